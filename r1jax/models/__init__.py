@@ -1,0 +1,1 @@
+"""Parameters and tokens to hidden states and log-probabilities."""

@@ -1,0 +1,103 @@
+"""The one door to `kernels/`: each op in plain JAX, its specification."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+BLOCK = 128  # Queries per block of `attention`.
+
+
+def attention(
+  queries: Float[Array, "B T N H"],
+  keys: Float[Array, "B T N H"],
+  values: Float[Array, "B T N Hv"],
+  *,
+  scale: float,
+  k_start: Int[Array, "B T"],
+  prefix_end: Int[Array, "B T"],
+) -> Float[Array, "B T N Hv"]:
+  """Softmax attention over packed rows.
+
+  Query t sees key s when k_start[t] <= s <= t, or s < prefix_end[t] <= t. That
+  covers packed texts and completions that share their prompt. Blocks of
+  queries skip the keys after them.
+  """
+  blocks = []
+  for start in range(0, queries.shape[1], BLOCK):
+    stop = min(start + BLOCK, queries.shape[1])
+    query, key = jnp.arange(start, stop)[:, None], jnp.arange(stop)[None, :]
+    first, shared = (
+      x[:, start:stop, None] for x in (k_start, prefix_end)
+    )
+    visible = (key <= query) & (key >= first) | (key < shared)
+    scores = scale * jnp.einsum(
+      "BTNH,BSNH->BNTS",
+      queries[:, start:stop],
+      keys[:, :stop],
+      preferred_element_type=jnp.float32,
+    )
+    weights = jax.nn.softmax(jnp.where(visible[:, None], scores, -1e30))
+    blocks.append(
+      jnp.einsum(
+        "BNTS,BSNH->BTNH", weights.astype(values.dtype), values[:, :stop]
+      )
+    )
+  return jnp.concatenate(blocks, axis=1)
+
+
+def experts(
+  x: Float[Array, "M D"],
+  gates: Float[Array, "M E"],
+  gate_up: Float[Array, "E D twoF"],
+  down: Float[Array, "E F D"],
+) -> Float[Array, "M D"]:
+  """sum_e gates[:, e] * swiglu_e(x): every expert reads every token.
+
+  Exact and dropless. Its cost is E experts per token where the model needs
+  only the chosen few: right while E * F is no wider than a dense layer.
+  """
+  gate, up = jnp.split(jnp.einsum("MD,EDF->MEF", x, gate_up), 2, axis=-1)
+  hidden = jax.nn.silu(gate) * up * gates[..., None].astype(x.dtype)
+  return jnp.einsum("MEF,EFD->MD", hidden, down)
+
+
+@functools.partial(jax.checkpoint, static_argnums=3)
+def _logprobs_of_chunk(hidden, unembed, targets, temperature):
+  logits = jnp.dot(hidden, unembed, preferred_element_type=jnp.float32)
+  logits = logits / temperature
+  log_normalizer = jax.nn.logsumexp(logits, axis=-1)
+  chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+  mean = jnp.sum(jax.nn.softmax(logits) * logits, axis=-1)
+  return chosen - log_normalizer, log_normalizer - mean
+
+
+def linear_logprobs(
+  hidden: Float[Array, "M D"],
+  unembed: Float[Array, "D V"],
+  targets: Int[Array, "M"],
+  *,
+  temperature: float = 1.0,
+  chunk: int = 4096,
+) -> tuple[Float[Array, "M"], Float[Array, "M"]]:
+  """log p(target) and entropy under softmax(hidden @ unembed / temperature).
+
+  Both in nats and float32. Logits exist for `chunk` tokens at a time, in the
+  gradient too, which makes them again.
+  """
+  count = hidden.shape[0]
+  if count <= chunk:
+    return _logprobs_of_chunk(hidden, unembed, targets, temperature)
+  padding = -count % chunk
+  hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(
+    -1, chunk, hidden.shape[-1]
+  )
+  targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk)
+
+  def step(_, inputs):
+    return None, _logprobs_of_chunk(inputs[0], unembed, inputs[1], temperature)
+
+  _, outputs = jax.lax.scan(step, None, (hidden, targets))
+  logprobs, entropy = (x.reshape(-1)[:count] for x in outputs)
+  return logprobs, entropy
