@@ -1,0 +1,258 @@
+"""From a file of experiments/ to a config that is known to fit its loop.
+
+A section of a config is the keyword arguments of one function, and a loop's
+module says of which one in its SECTIONS:
+
+    SECTIONS = {"loss": grpo_loss, "dataset": data.DATASETS, ...}
+
+A table stands for the entry that the section's `name` picks; without a `name`,
+the section's keys are themselves names in it. FIELDS, beside it, are the plain
+values that the loop reads, and `check(config)` its rules across sections.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import inspect
+import os
+import pathlib
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+LOOPS = {  # Imported on use: one loop must not wait for another's imports.
+  "grpo": "r1jax.training.grpo",
+  "sft": "r1jax.training.sft",
+}
+
+
+def loop(name: str) -> ModuleType:
+  """The module of a loop: `train(config, workdir)`, SECTIONS, FIELDS."""
+  if name not in LOOPS:
+    raise ValueError(unknown("loop", name, LOOPS))
+  return importlib.import_module(LOOPS[name])
+
+
+def load(path: str, overrides: Mapping[str, Any] = {}):
+  """The locked config of "experiments/demo.py" or "...demo.py:variant".
+
+  `overrides` replaces values by dotted key, as `--config.key=` does.
+  """
+  file, _, variant = path.partition(":")
+  module = _execute(file)
+  config = _guarded(file, module.get_config, *([variant] if variant else []))
+  config.lock()
+  override(config, overrides)
+  return config
+
+
+def sweep(path: str) -> list[dict[str, Any]]:
+  """The overrides that the `sweep()` of a config file yields, if it has one."""
+  file = path.partition(":")[0]
+  function = getattr(_execute(file), "sweep", tuple)
+  return [dict(setting) for setting in _guarded(file, function)]
+
+
+def override(
+  config: ml_collections.ConfigDict, overrides: Mapping[str, Any]
+) -> None:
+  """Replaces values by dotted key; unknown keys are refused."""
+  for key in overrides:
+    _find(config, key)
+  config.update_from_flattened_dict(dict(overrides))
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError unless every section fits the function that reads it."""
+  if "loop" not in config:
+    raise ValueError("the config does not say its 'loop'")
+  module = loop(config.loop)
+  sections = module.SECTIONS
+  fields = getattr(module, "FIELDS", None)
+  plain = config.to_dict()
+  known = {"loop", *sections, *(fields or ())}
+  for key, value in plain.items():
+    is_section = isinstance(value, dict)
+    if key not in known and (is_section or fields is not None):
+      raise ValueError(unknown("config key", key, known))
+    if is_section and key not in sections:
+      raise ValueError(
+        f"config key {key!r} is a section, but should be a value"
+      )
+  for key in known - plain.keys():
+    raise ValueError(f"config key {key!r} is missing")
+  for key, reader in sections.items():
+    if not isinstance(plain[key], dict):
+      raise ValueError(f"config key {key!r} should be a section (a dict)")
+    bind(key, plain[key], reader)
+  if hasattr(module, "check"):
+    module.check(config)
+
+
+def bind(
+  path: str, section: Mapping[str, Any], reader: Callable | Mapping[str, Any]
+) -> None:
+  """Raises ValueError unless `reader(**section)` has no wrong or missing key.
+
+  Keyword-only parameters without a default must be there; positional ones may
+  be what the loop passes itself. A reader that makes a dataclass is called, so
+  that values are checked too.
+  """
+  if isinstance(reader, Mapping):
+    if "name" in section:
+      rest = dict(section)
+      name = rest.pop("name")
+      if name not in reader:
+        raise ValueError(unknown(f"{path}.name", name, reader))
+      bind(path, rest, reader[name])
+      return
+    for key, value in section.items():
+      if key not in reader:
+        raise ValueError(unknown("config key", f"{path}.{key}", reader, path))
+      if isinstance(value, Mapping):
+        bind(f"{path}.{key}", value, reader[key])
+    return
+  signature = inspect.signature(reader)
+  makes = reader if inspect.isclass(reader) else signature.return_annotation
+  makes_dataclass = dataclasses.is_dataclass(makes)
+  accepted, required, anything = set(), set(), False
+  for name, parameter in signature.parameters.items():
+    if parameter.kind is parameter.VAR_KEYWORD:
+      anything = not makes_dataclass
+      if makes_dataclass:
+        accepted |= {field.name for field in dataclasses.fields(makes)}
+    elif parameter.kind in (
+      parameter.KEYWORD_ONLY,
+      parameter.POSITIONAL_OR_KEYWORD,
+    ):
+      accepted.add(name)
+      keyword_only = parameter.kind is parameter.KEYWORD_ONLY
+      if parameter.default is parameter.empty and (
+        keyword_only or makes_dataclass
+      ):
+        required.add(name)
+  for key in section:
+    if key not in accepted and not anything:
+      raise ValueError(unknown("config key", f"{path}.{key}", accepted, path))
+  for key in sorted(required - section.keys()):
+    raise ValueError(f"config key '{path}.{key}' is missing")
+  if makes_dataclass:
+    try:
+      reader(**section)
+    except (TypeError, ValueError) as error:
+      raise ValueError(f"config section {path!r}: {error}") from error
+
+
+def unknown(kind: str, name: Any, known: Iterable[str], prefix="") -> str:
+  """An error's text: "unknown <kind> 'x'; did you mean 'y'?"."""
+  known = sorted(f"{prefix}.{k}" if prefix else str(k) for k in known)
+  close = difflib.get_close_matches(str(name), known, 1, cutoff=0.6)
+  if close:
+    return f"unknown {kind} {name!r}; did you mean {close[0]!r}?"
+  return f"unknown {kind} {name!r}; there is {', '.join(known) or 'none'}"
+
+
+# The command line, for main and for the tools.
+
+
+def define_flag() -> flags.FlagHolder:
+  """Defines `--config` and its `--config.key=value`."""
+  return config_flags.DEFINE_config_file(
+    "config", help_string="A file of experiments/, or FILE:VARIANT."
+  )
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses `argv` for `absl.app.run`; a ValueError says what is wrong."""
+  path, keys = None, []
+  for argument, following in zip(argv[1:], [*argv[2:], ""]):
+    name, equals, value = argument.partition("=")
+    name = name.removeprefix("-").removeprefix("-")
+    if not argument.startswith("-"):
+      continue
+    if name == "config":
+      path = value if equals else following
+    elif name.startswith("config."):
+      keys.append(name.removeprefix("config."))
+  if path is not None:
+    config = load(path)
+    for key in keys:
+      _find(config, key)
+  elif keys:
+    raise ValueError(f"--config.{keys[0]} needs --config=FILE")
+  try:
+    return flags.FLAGS(argv)
+  except flags.UnrecognizedFlagError as error:
+    close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), 1)
+    hint = f"; did you mean --{close[0]}?" if close else "; see --help"
+    raise ValueError(f"unknown flag --{error.flagname}{hint}") from error
+  except flags.Error as error:
+    raise ValueError(one_line(error)) from error
+
+
+def from_flag(holder: flags.FlagHolder, *, sweep_index: int | None = None):
+  """The config of `--config`, a sweep's setting under the flags' own values."""
+  if holder.value is None:
+    raise ValueError("no --config; name a file of experiments/")
+  config, flag = holder.value, flags.FLAGS["config"]
+  if sweep_index is not None:
+    path = config_flags.get_config_filename(flag)
+    settings = sweep(path)
+    if not 0 <= sweep_index < len(settings):
+      raise ValueError(
+        f"--sweep={sweep_index}, but {path} has {len(settings)} settings"
+      )
+    override(config, settings[sweep_index])
+    override(config, config_flags.get_override_values(flag))
+  return config
+
+
+def one_line(error: BaseException) -> str:
+  """What an exception says, without its line breaks."""
+  if isinstance(error, FileNotFoundError) and error.filename is not None:
+    return f"no file {os.fspath(error.filename)!r}"
+  return " ".join(str(error).split())
+
+
+def _find(config: ml_collections.ConfigDict, key: str) -> None:
+  """Raises ValueError unless the dotted key exists."""
+  node: Any = config
+  done: list[str] = []
+  for part in key.split("."):
+    known = list(node.keys()) if hasattr(node, "keys") else []
+    if part not in known:
+      prefix = ".".join(done)
+      name = f"{prefix}.{part}" if prefix else part
+      raise ValueError(unknown("config key", name, known, prefix))
+    node = node[part]
+    done.append(part)
+
+
+def _execute(file: str) -> ModuleType:
+  path = pathlib.Path(file)
+  if not path.is_file():
+    raise FileNotFoundError(f"no config file {file!r}")
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  if spec is None or spec.loader is None:
+    raise ValueError(f"{file} is not a Python file")
+  module = importlib.util.module_from_spec(spec)
+  _guarded(file, spec.loader.exec_module, module)
+  return module
+
+
+def _guarded(file: str, function: Callable, *args):
+  """Calls what a config file defines; its errors name their line."""
+  try:
+    return function(*args)
+  except Exception as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if f.filename.endswith(file)]
+    where = f"{file}:{lines[-1]}" if lines else file
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    raise ValueError(f"{where}: {kind}{one_line(error)}") from error

@@ -1,0 +1,198 @@
+"""What a person sees of a run: one live line, and what happened above it.
+
+On a terminal the line is redrawn in place; elsewhere (a file, a pipe) plain
+lines come at most every two seconds. Text that a model wrote is shown as it is:
+never as markup, never as a terminal's control codes.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
+
+PERIOD = 2.0  # Seconds between plain progress lines.
+LIMIT = 2000  # Characters of a completion that are shown.
+
+
+class Console:
+  """Shows progress and events on `file`, by default standard output."""
+
+  def __init__(self, *, file: TextIO | None = None, quiet: bool = False):
+    self._file = file or sys.stdout
+    self._quiet = quiet
+    self._last = -PERIOD  # When the last plain line was printed.
+    self._phase = ""
+    self._first: tuple[float, int] | None = None  # For the time left.
+    self._bar: Any = None
+    self._live = (
+      not quiet
+      and self._file.isatty()
+      and os.environ.get("TERM", "dumb") != "dumb"
+    )
+    if hasattr(self._file, "reconfigure"):
+      self._file.reconfigure(errors="replace")  # A terminal without Unicode.
+
+  def progress(
+    self, done: int, total: int, *, unit: str = "round", **shown
+  ) -> None:
+    """Says that `done` of `total` rounds are done, and a few of their numbers.
+
+    Time left is reckoned from the second call on, so it leaves out compilation.
+    """
+    now = time.monotonic()
+    if self._first is None or done < self._first[1]:
+      self._first = (now, done)
+    began, first = self._first
+    left = ""
+    if done > first:
+      left = f"{duration((now - began) / (done - first) * (total - done))} left"
+    numbers = "  ".join([*(_number(k, v) for k, v in shown.items()), left])
+    if self._live:
+      self._draw(done, total, f"{unit} {done}/{total}  {numbers}")
+    elif now - self._last >= PERIOD or done == total:
+      self._print(f"{unit} {done}/{total}  {numbers}".rstrip())
+      self._last = now
+
+  def phase(self, name: str) -> None:
+    """Says what the run is doing now: "sampling", "learning", "evaluating"."""
+    self._phase = name
+    if self._live:
+      self._draw()
+    elif time.monotonic() - self._last >= 5 * PERIOD:
+      self._print(f"{name} ...")
+      self._last = time.monotonic()
+
+  def note(self, text: str) -> None:
+    """Prints an event; it stays above the live line."""
+    self._print(_printable(text))
+
+  @contextlib.contextmanager
+  def compiling(self, name: str) -> Iterator[None]:
+    """Says that a block compiles: "compiling the sampler ... 7.3 s"."""
+    began, phase = time.monotonic(), self._phase
+    text = f"compiling the {name} ... "
+    if self._live:
+      self.phase(text)
+    else:
+      self._print(text, end="")
+    end = "stopped"
+    try:
+      yield
+      end = f"{time.monotonic() - began:.1f} s"
+    finally:
+      if self._live:
+        self._phase = phase
+        self._print(text + end)
+      else:
+        self._print(end)
+
+  def show_completion(
+    self,
+    prompt: str,
+    completion: str,
+    rewards: Mapping[str, float],
+    *,
+    title: str = "a sampled completion",
+  ) -> None:
+    """Prints a prompt, what the policy wrote, and what each reward gave it."""
+    prompt, completion = _excerpt(prompt), _excerpt(completion)
+    scores = "  ".join(_number(k, v) for k, v in rewards.items())
+    if not self._live:
+      self._print(f"--- {title}\n{prompt}\n>>>\n{completion}\n--- {scores}")
+      return
+    from rich.panel import Panel
+    from rich.text import Text
+
+    text = Text(prompt.strip() + "\n", style="dim")
+    text.append(completion.strip(), style="default not dim")
+    self._start().console.print(
+      Panel(
+        text,
+        title=Text(title),
+        title_align="left",
+        subtitle=Text(scores),
+        subtitle_align="right",
+        border_style="cyan",
+      )
+    )
+
+  def close(self) -> None:
+    """Ends the live line."""
+    if self._bar is not None:
+      self._bar.stop()
+      self._bar = None
+
+  def _print(self, text: str, end: str = "\n") -> None:
+    if self._quiet:
+      return
+    if self._bar is not None:
+      self._bar.console.print(text, end=end, markup=False, highlight=False)
+    else:
+      print(text, end=end, file=self._file, flush=True)
+
+  def _start(self) -> Any:
+    """The live line, drawn from now on."""
+    if self._bar is None:
+      from rich.console import Console as RichConsole
+      from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+      self._bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[shown]}", markup=False),
+        console=RichConsole(file=self._file),
+        refresh_per_second=4,
+        transient=True,
+      )
+      self._bar.add_task("", total=None, shown="")
+      self._bar.start()
+    return self._bar
+
+  def _draw(
+    self, done: int | None = None, total: int | None = None, shown: str = ""
+  ) -> None:
+    bar = self._start()
+    fields = {} if done is None else dict(completed=done, shown=shown)
+    if total is not None:
+      fields["total"] = total
+    bar.update(bar.task_ids[0], description=self._phase, **fields)
+
+
+def duration(seconds: float) -> str:
+  """Seconds as 0:42, 12:03 or 1:02:03."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f"{hours}:{minutes:02}:{seconds:02}"
+  return f"{minutes}:{seconds:02}"
+
+
+def _number(name: str, value: Any) -> str:
+  if value is None or value != value:
+    text = "-"
+  elif float(value).is_integer() and abs(value) >= 10:
+    text = f"{int(value):,}"
+  else:
+    text = (
+      f"{value:,.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 3}f}"
+    )
+  if name == "tokens_per_second":
+    return f"{text} tokens/s"
+  return f"{name.replace('_', ' ')} {text}"
+
+
+def _excerpt(text: str) -> str:
+  if len(text) > LIMIT:
+    half = LIMIT // 2
+    text = f"{text[:half]}\n[... {len(text) - LIMIT} more ...]\n{text[-half:]}"
+  return _printable(text)
+
+
+def _printable(text: str) -> str:
+  """`text` without what could steer a terminal."""
+  return "".join(
+    c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text
+  )

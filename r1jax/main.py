@@ -1,0 +1,84 @@
+"""Runs one experiment; the same command goes on with it after a stop.
+
+    python -m r1jax.main --config=experiments/demo.py --workdir=runs/demo
+
+Any value of the config can be replaced: `--config.seed=1`. What is wrong with a
+command or its input is said in one line, with exit code 2; `--debug` adds the
+stack trace. Ctrl-C saves, and exits with code 130.
+"""
+
+import os
+import pathlib
+import shlex
+import sys
+import traceback
+
+from absl import app, flags
+
+from r1jax import checkpoint, config, interrupt
+
+_CONFIG = config.define_flag()
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where checkpoints, metrics and the report go."
+)
+_SWEEP = flags.DEFINE_integer(
+  "sweep", None, "Apply the i-th override of the config file's sweep()."
+)
+_DEBUG = flags.DEFINE_bool("debug", False, "Show stack traces.")
+
+
+def main(argv: list[str]) -> None:
+  """Hands the config to the loop that it names."""
+  if len(argv) > 1:
+    raise ValueError(f"unknown argument {argv[1]!r}; flags start with --")
+  if _WORKDIR.value is None:
+    raise ValueError("no --workdir; say where the run's files should go")
+  settings = config.from_flag(_CONFIG, sweep_index=_SWEEP.value)
+  config.check(settings)
+  enable_compilation_cache()
+  pathlib.Path(_WORKDIR.value).mkdir(parents=True, exist_ok=True)
+  config.loop(settings.loop).train(settings, _WORKDIR.value)
+
+
+def enable_compilation_cache() -> None:
+  """Keeps compiled programs on disk, so that the next start is quick."""
+  import jax
+
+  folder = os.environ.get(
+    "JAX_COMPILATION_CACHE_DIR",
+    os.path.join(os.path.expanduser("~"), ".cache", "r1jax", "xla"),
+  )
+  jax.config.update("jax_compilation_cache_dir", folder)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def run() -> None:
+  """`main` with its exit codes: 2 wrong input, 130 and 143 stopped."""
+  debug = any(a in ("--debug", "-debug", "--debug=true") for a in sys.argv)
+  try:
+    with interrupt.guard():
+      app.run(main, flags_parser=config.parse_flags)
+  except interrupt.Interrupted as stop:
+    print(f"\n{_farewell()}", file=sys.stderr, flush=True)
+    sys.exit(128 + stop.signum)
+  except KeyboardInterrupt:
+    sys.exit(130)
+  except (ValueError, FileNotFoundError, flags.Error) as error:
+    if debug:
+      traceback.print_exc()
+    print(f"error: {config.one_line(error)}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _farewell() -> str:
+  workdir = _WORKDIR.value if flags.FLAGS.is_parsed() else None
+  step = None if workdir is None else checkpoint.latest_step(workdir)
+  if step is None:
+    return "stopped before the first checkpoint; nothing is kept"
+  command = shlex.join(["python", "-m", "r1jax.main", *sys.argv[1:]])
+  return f"stopped at step {step}; to go on, run the same command: {command}"
+
+
+if __name__ == "__main__":
+  run()
