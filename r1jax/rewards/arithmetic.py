@@ -1,0 +1,52 @@
+"""Numbers and integer expressions that a policy wrote, read without `eval`."""
+
+import ast
+import re
+from fractions import Fraction
+
+MAX_LENGTH = 256  # Characters; longer text is not read.
+EXPRESSION = re.compile(r"[0-9+\-*/() ]+")
+NUMBER = re.compile(
+  r"([+-]?)((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]*)?)"
+  r"(?:/([0-9]+))?"
+)
+NODES = (ast.BinOp, ast.UnaryOp, ast.USub, ast.Add, ast.Sub, ast.Mult, ast.Div)
+
+
+def number(text: str) -> Fraction | None:
+  """The number that is the whole text: 12, +01.50, 1,000 or 3/4; or None."""
+  text = text.strip().replace("\N{MINUS SIGN}", "-")
+  match = NUMBER.fullmatch(text) if len(text) <= MAX_LENGTH else None
+  if not match or not match[2].strip("."):
+    return None
+  whole = Fraction(match[1] + match[2].replace(",", ""))
+  divisor = int(match[3] or 1)
+  return whole / divisor if divisor else None
+
+
+def parse(text: str) -> ast.expr | None:
+  """The tree of an expression of integers, + - * / and (); None for any other.
+
+  Powers, floor division, decimals, calls and names are refused, so that the
+  tree can be evaluated at no risk.
+  """
+  if len(text) > MAX_LENGTH or not EXPRESSION.fullmatch(text):
+    return None
+  try:
+    tree = ast.parse(text.strip(), mode="eval").body
+  except (SyntaxError, ValueError, MemoryError, RecursionError):
+    return None
+  nodes = (node for node in ast.walk(tree) if not isinstance(node, NODES))
+  return tree if all(isinstance(node, ast.Constant) for node in nodes) else None
+
+
+def terms(tree: ast.expr, sign: int = 1) -> list[str]:
+  """The signed terms of a sum, as written: 5 - (3 - 2*4) -> +5, -3, +2 * 4."""
+  match tree:
+    case ast.BinOp(left, ast.Add(), right):
+      return terms(left, sign) + terms(right, sign)
+    case ast.BinOp(left, ast.Sub(), right):
+      return terms(left, sign) + terms(right, -sign)
+    case ast.UnaryOp(ast.USub(), operand):
+      return terms(operand, -sign)
+  return ["-+"[sign > 0] + ast.unparse(tree)]
