@@ -1,0 +1,100 @@
+# Everything here makes its own environment first: GNU make, a shell and
+# Python 3.11 or newer are enough. Override with, for example,
+#
+#   make demo PYTHON=python3.12 VENV=.venv312
+#   make demo EXTRAS=dev,gpu
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= dev
+WORKDIRS ?= $(wildcard runs/*)
+
+RUN = "$(VENV)/bin/python"
+MAKEFLAGS += --no-print-directory
+
+# They would put other packages in front of the environment's own.
+unexport PYTHONPATH PYTHONHOME
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-base test lint soak report clean venv
+
+help:
+	@echo "make demo       R1-Zero from the shipped base model, then a report"
+	@echo "make demo-base  that base model, from nothing"
+	@echo "make test       the tests"
+	@echo "make lint       style"
+	@echo "make soak       the tests that take long"
+	@echo "make report     compare the runs in WORKDIRS ($(WORKDIRS))"
+	@echo "make clean      remove environments and caches; runs/ stays"
+
+demo: venv
+	@$(RUN) -m r1jax.main --config=experiments/demo.py --workdir=runs/demo
+
+demo-base: venv
+	@$(RUN) -m r1jax.main --config=experiments/demo_base.py \
+	  --workdir=runs/demo_base
+
+test: venv
+	@$(RUN) -m pytest -q
+
+lint: venv
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+
+soak: venv
+	@$(RUN) -m pytest -q -m soak
+
+report: venv
+	@$(RUN) -m r1jax.tools.report $(WORKDIRS)
+
+clean:
+	rm -rf .venv .venv3* build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment is stale when what it was made from has changed: the
+# interpreter, the requirements, the place of the repository. The stamp is
+# written last, so an install that fails leaves none.
+define IDENTITY
+import hashlib, os, sys
+if sys.version_info < (3, 11):
+  sys.exit(
+    "error: r1jax needs Python 3.11 or newer, and %s is %d.%d; name another: "
+    "make PYTHON=python3.12" % ((os.environ["PYTHON"],) + sys.version_info[:2])
+  )
+version = "py%d%d" % sys.version_info[:2]
+constraints = "constraints/%s.txt" % version
+made_from = [sys.version, os.path.realpath(sys.executable)]
+made_from += [os.getcwd(), os.environ["EXTRAS"]]
+for name in ("setup.py", "pyproject.toml", constraints):
+  if os.path.exists(name):
+    made_from.append(open(name, encoding="utf-8").read())
+print(version, hashlib.sha256(repr(made_from).encode()).hexdigest())
+endef
+export IDENTITY PYTHON EXTRAS
+
+venv:
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "error: there is no $(PYTHON); name a Python 3.11 or newer:" \
+	    "make PYTHON=python3.12" >&2; exit 1; }; \
+	identity=$$("$(PYTHON)" -c "$$IDENTITY") || exit 1; \
+	stamp="$(VENV)/.stamp"; \
+	if [ "$$(cat "$$stamp" 2>/dev/null)" = "$$identity" ]; then exit 0; fi; \
+	rm -f "$$stamp"; \
+	version=$${identity%% *}; \
+	began=$$(date +%s); \
+	echo "installing r1jax[$(EXTRAS)] for $$version into $(VENV)" \
+	  "(about a minute) ..."; \
+	has=$$($(RUN) -c 'import sys, pip; print("py%d%d" % sys.version_info[:2])' \
+	  2>/dev/null) || has=; \
+	if [ "$$has" != "$$version" ]; then \
+	  "$(PYTHON)" -m venv --clear "$(VENV)" || exit 1; fi; \
+	pins="constraints/$$version.txt"; \
+	if [ -e "$$pins" ]; then set -- -c "$$pins"; else set --; \
+	  echo "note: $$pins does not exist; taking the newest of everything"; fi; \
+	$(RUN) -m pip install -q --disable-pip-version-check "$$@" \
+	  -e ".[$(EXTRAS)]" || { \
+	  echo "error: the install failed; run the command again once the cause" \
+	    "above is gone" >&2; exit 1; }; \
+	echo "$$identity" > "$$stamp"; \
+	echo "installed in $$(( $$(date +%s) - began )) s"
