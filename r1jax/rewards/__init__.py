@@ -19,6 +19,8 @@ from r1jax.rewards import accuracy, format, random
 from r1jax.rewards.grader import Call, GraderPool
 from r1jax.types import Completion, Example
 
+logger = logging.getLogger(__name__)
+
 Reward = Callable[..., float | None]
 
 REWARDS: dict[str, Reward] = {
@@ -135,6 +137,8 @@ def _compute(name: str, call: Call, counts: Counter) -> float | None:
   try:
     return call.function(*call.args, **call.kwargs)
   except Exception as error:
+    if not counts["crashes"]:
+      example = call.args[0]
+      logger.warning("reward %s raised %r on %r", name, error, example.id)
     counts["crashes"] += 1
-    logging.warning("reward %s: %s on %s", name, error, call.args[0].id)
     return None

@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 from r1jax.rewards import accuracy, worker
 from r1jax.types import Completion, Example
 
+logger = logging.getLogger(__name__)
+
 START_TIMEOUT = 120.0  # Seconds that the graders may take to be imported.
 BATCH = 16  # Calls in one message to a worker.
 
@@ -66,6 +68,8 @@ class Grading:
       if isinstance(outcome, Exception):
         raise RuntimeError("the grader pool is not working") from outcome
       if failure := outcome.get("failure"):
+        if "error" in outcome and not self.counts["crashes"]:
+          logger.warning("a grader raised %s", outcome["error"])
         self.counts[failure] += 1
       yield index, outcome.get("value")
 
@@ -124,14 +128,15 @@ class GraderPool:
 
   def submit(self, calls: Sequence[Call]) -> Grading:
     """Starts the calls, and returns at once."""
-    if self._closed:
-      raise RuntimeError("the grader pool is closed")
     frames = [pickle.dumps(tuple(call)) for call in calls]
     grading = Grading(len(frames))
-    for start in range(0, len(frames), BATCH):
-      batch = frames[start : start + BATCH]
-      indices = range(start, start + len(batch))
-      self._jobs.put(_Job(grading, indices, batch))
+    with self._lock:
+      if self._closed:
+        raise RuntimeError("the grader pool is closed")
+      for start in range(0, len(frames), BATCH):
+        batch = frames[start : start + BATCH]
+        indices = range(start, start + len(batch))
+        self._jobs.put(_Job(grading, indices, batch))
     return grading
 
   def map(self, calls: Sequence[Call]) -> list:
@@ -193,18 +198,17 @@ class GraderPool:
   ) -> Iterator[dict]:
     """Yields an outcome per frame, and stops after one that ends the worker."""
     connection.settimeout(self._timeout)
-    lines = connection.makefile("rb")
     try:
-      connection.sendall(pickle.dumps(list(frames)))
-      for _ in frames:
-        line = lines.readline()
-        if not line.endswith(b"\n"):
-          raise ConnectionError("the worker has ended")
-        outcome = json.loads(line)
-        if "error" in outcome:
-          logging.warning("a grader raised %s", outcome["error"])
-          outcome["failure"] = "crashes"
-        yield outcome
+      with connection.makefile("rb") as lines:
+        connection.sendall(pickle.dumps(list(frames)))
+        for _ in frames:
+          line = lines.readline()
+          if not line.endswith(b"\n"):
+            raise ConnectionError("the worker has ended")
+          outcome = json.loads(line)
+          if "error" in outcome:
+            outcome["failure"] = "crashes"
+          yield outcome
     except TimeoutError:
       yield {"failure": "timeouts"}
     except (OSError, ValueError):

@@ -15,8 +15,11 @@ from r1jax.types import Example
 
 MAX_LENGTH, MAX_DEPTH = 512, 16  # Characters and nested braces, of an answer.
 
-# Powers of powers, exponents of 5 digits and factorials of 4 would be computed.
-HUGE = re.compile(r"\^\s*\{?[^{}]*\^|(\^|\*\*)[\s{(]*-?\d{5}|\d{4}[\s})]*!")
+# Powers of powers, exponents of 5 digits, and factorials of 4 or of factorials:
+# they would be computed.
+HUGE = re.compile(
+  r"\^\s*\{?[^{}]*\^|(\^|\*\*)[\s{(]*-?\d{5}|\d{4}[\s})]*!|!.*!", re.DOTALL
+)
 
 REWRITES = (
   (re.compile(r"\\left|\\right|\\[!,;: ]|[$\s]"), ""),
@@ -33,7 +36,7 @@ def last_boxed(text: str) -> str | None:
   r"""The content of the last \boxed{...}, stripped; None if it is open."""
   _, found, rest = text.rpartition(r"\boxed{")
   depth = 1
-  for i, char in enumerate(rest if found else ""):
+  for i, char in enumerate(rest[: MAX_LENGTH + 1] if found else ""):
     depth += (char == "{") - (char == "}")
     if not depth:
       return rest[:i].strip()
@@ -78,12 +81,13 @@ def normalise(text: str) -> str:
 
 def _readable(text: str) -> bool:
   """True if no parser should hang on it."""
+  if len(text) > MAX_LENGTH or HUGE.search(text):
+    return False
   depth = deepest = 0
   for char in text:
     depth += (char in "{([") - (char in "})]")
     deepest = max(deepest, depth)
-  short = len(text) <= MAX_LENGTH and deepest <= MAX_DEPTH
-  return short and not HUGE.search(text)
+  return deepest <= MAX_DEPTH
 
 
 @functools.lru_cache(4096)

@@ -17,5 +17,5 @@ def reward(
   A function of (example.id, text, seed), so equal completions are paid alike.
   """
   text = f"{seed}\0{example.id}\0{completion.text}"
-  digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8)
+  digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
   return float(int.from_bytes(digest.digest()) < probability * 2**64)
