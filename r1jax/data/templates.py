@@ -1,0 +1,25 @@
+"""Prompt templates: a question to the text that the policy is given."""
+
+# arXiv:2501.12948, Table 1, word for word; "prompt" is the question's place.
+R1_ZERO = (
+  "A conversation between User and Assistant. The user asks a question, and "
+  "the Assistant solves it. The assistant first thinks about the reasoning "
+  "process in the mind and then provides the user with the answer. The "
+  "reasoning process and answer are enclosed within <think> </think> and "
+  "<answer> </answer> tags, respectively, i.e., <think> reasoning process here "
+  "</think> <answer> answer here </answer>. User: prompt. Assistant:"
+)
+
+
+def r1_zero(question: str) -> str:
+  """The paper's template around `question`."""
+  before, _, after = R1_ZERO.rpartition("prompt")
+  return before + question.strip() + after
+
+
+def plain(question: str) -> str:
+  """No template: the question and a line break."""
+  return question.strip() + "\n"
+
+
+TEMPLATES = {"r1_zero": r1_zero, "plain": plain}
