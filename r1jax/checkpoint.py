@@ -18,13 +18,14 @@ import jax
 import numpy as np
 from absl import logging
 
+Path = str | os.PathLike
 Tree = TypeVar("Tree")
 
 FOLDER = "checkpoints"  # Of a workdir.
 _LOCKS: dict[str, Any] = {}  # Held until the process ends.
 
 
-def save(workdir: str, step: int, tree: Any, *, keep: int = 2) -> None:
+def save(workdir: Path, step: int, tree: Any, *, keep: int = 2) -> None:
   """Writes `tree` as the checkpoint of `step`, and drops all but `keep`.
 
   It is durable when this returns, and the buffers of `tree` may be donated.
@@ -38,7 +39,7 @@ def save(workdir: str, step: int, tree: Any, *, keep: int = 2) -> None:
     manager.wait_until_finished()
 
 
-def restore(workdir: str, like: Tree) -> Tree | None:
+def restore(workdir: Path, like: Tree) -> Tree | None:
   """The newest checkpoint that can be read, or None if there is none at all.
 
   Leaves come back as those of `like` are: on its devices and shardings, or as
@@ -85,12 +86,12 @@ def restore(workdir: str, like: Tree) -> Tree | None:
   return None
 
 
-def latest_step(workdir: str) -> int | None:
+def latest_step(workdir: Path) -> int | None:
   """The step of the newest checkpoint, or None."""
   return max(_steps(workdir), default=None)
 
 
-def load_params(path: str, prefix: str = "train.params") -> Any:
+def load_params(path: Path, prefix: str = "train.params") -> Any:
   """The parameters in the newest checkpoint of a workdir, as nested dicts.
 
   For programs that only read a run: they need not build its optimizer. The
@@ -128,7 +129,7 @@ def load_params(path: str, prefix: str = "train.params") -> Any:
 
 
 def claim(
-  workdir: str, config: Mapping[str, Any], *, ignore: tuple[str, ...] = ()
+  workdir: Path, config: Mapping[str, Any], *, ignore: tuple[str, ...] = ()
 ) -> None:
   """Makes `workdir` the place of this config, or finds that it is another's.
 
@@ -160,11 +161,11 @@ def claim(
   os.replace(draft, file)
 
 
-def _folder(workdir: str) -> pathlib.Path:
+def _folder(workdir: Path) -> pathlib.Path:
   return pathlib.Path(workdir).absolute() / FOLDER
 
 
-def _steps(workdir: str) -> list[int]:
+def _steps(workdir: Path) -> list[int]:
   names = (p.name for p in _folder(workdir).glob("[0-9]*") if p.is_dir())
   return [int(name) for name in names if name.isdigit()]
 
@@ -186,7 +187,7 @@ def _manager(folder: str, keep: int | None):
   )
 
 
-def _reader(workdir: str):
+def _reader(workdir: Path):
   return _manager(str(_folder(workdir)), None)
 
 
@@ -230,7 +231,7 @@ def _describe(leaf) -> str:
   return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
 
-def _set_aside(workdir: str, steps: list[int]) -> None:
+def _set_aside(workdir: Path, steps: list[int]) -> None:
   """Renames checkpoints, and forgets the managers that knew them."""
   if steps and jax.process_index() == 0:
     for step in steps:

@@ -22,11 +22,13 @@ import numpy as np
 
 from r1jax.console import Console
 
+Path = str | os.PathLike
+
 
 class TensorBoard:
   """Scalars for TensorBoard, in WORKDIR/tensorboard; lists are skipped."""
 
-  def __init__(self, workdir: str, step: int | None):
+  def __init__(self, workdir: Path, step: int | None):
     from tensorboardX import SummaryWriter
 
     self._writer = SummaryWriter(
@@ -57,7 +59,7 @@ class Writer:
 
   def __init__(
     self,
-    workdir: str,
+    workdir: Path,
     *,
     step: int | None = None,
     sinks: Iterable[str] = ("tensorboard",),
@@ -118,7 +120,7 @@ class Writer:
     self._files[name].flush()
 
 
-def read(workdir: str, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+def read(workdir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
   """The rows of a run so far; a last line cut short by a crash is left out."""
   path = pathlib.Path(workdir) / name
   return [row for row, _ in _lines(path)] if path.exists() else []

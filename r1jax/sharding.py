@@ -54,14 +54,14 @@ def assemble(mesh: Mesh, tree: Tree) -> Tree:
   """The global batch whose rows of this host are `tree`.
 
   Every leaf has this host's rows on axis 0; all hosts bring equally many, and
-  the global order is the order of the hosts.
+  the global order is the order of the hosts. The leaves are copied.
 
   Raises ValueError when the rows do not divide the devices that share them.
   """
   shards = len(mesh.local_devices)
 
   def one(leaf):
-    leaf = np.asarray(leaf)
+    leaf = np.array(leaf)  # A copy: CPU devices would share the caller's.
     if leaf.ndim == 0 or len(leaf) % shards:
       raise ValueError(
         f"{len(leaf) if leaf.ndim else 'no'} rows do not divide over the "
@@ -96,11 +96,14 @@ def local(tree: Tree) -> Tree:
 def replicate(mesh: Mesh, tree: Tree) -> Tree:
   """`tree` with a copy of every leaf on every device of the mesh.
 
-  All hosts must bring the same values.
+  All hosts must bring the same values. A JAX array that is there already is
+  returned as it is: donating it takes it from whoever else holds it.
   """
   sharding = whole(mesh)
 
   def one(leaf):
+    if not isinstance(leaf, jax.Array):
+      leaf = np.array(leaf)
     if jax.process_count() == 1:
       return jax.device_put(leaf, sharding)
     leaf = np.asarray(leaf)

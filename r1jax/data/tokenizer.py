@@ -5,9 +5,9 @@
 """
 
 import collections
-import functools
 import gzip
 import io
+import itertools
 import json
 import pathlib
 import re
@@ -118,14 +118,27 @@ def fit(texts: Iterable[str], path: pathlib.Path, *, word_share: float) -> None:
     minloglevel=2,
   )
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(model.getvalue())
+  draft = path.with_suffix(".tmp")
+  draft.write_bytes(model.getvalue())
+  draft.replace(path)
 
 
-@functools.lru_cache(maxsize=65536)
-def _encoded(tokenizer, text: str) -> tuple[int, ...]:
-  return tuple(tokenizer.encode(text))
+def fit_once(
+  texts: Iterable[str],
+  directory: pathlib.Path,
+  *,
+  documents: int,
+  word_share: float,
+) -> SentencePiece:
+  """The tokenizer in `directory`; first trained there if there is none.
 
-
-def encode_prompt(tokenizer, text: str) -> tuple[int, ...]:
-  """Token ids of a prompt, remembered: epochs ask for the same ones."""
-  return _encoded(tokenizer, text)
+  Args:
+    texts: what to train on.
+    directory: where it is, or will be.
+    documents: how many of `texts` to read.
+    word_share: see `fit`.
+  """
+  path = directory / "tokenizer.model"
+  if not path.exists():
+    fit(itertools.islice(texts, documents), path, word_share=word_share)
+  return SentencePiece(path)

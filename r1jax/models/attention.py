@@ -131,22 +131,21 @@ def attend_cached(
   absorbed = jnp.concatenate(
     [jnp.einsum("BTNH,RNH->BTNR", plain, key_up), turned], axis=-1
   )
-  scores = jnp.concatenate(
-    [
-      jnp.einsum("BTNC,SC->BTNS", absorbed, prefix),
-      jnp.einsum("BTNC,BSC->BTNS", absorbed, rows),
-    ],
-    axis=-1,
-  ) * softmax_scale(config)
+  absorbed *= softmax_scale(config)
+  to_prefix = jnp.einsum("BTNC,SC->BTNS", absorbed, prefix)
+  to_rows = jnp.einsum("BTNC,BSC->BTNS", absorbed, rows)
   last = lengths[:, None] + jnp.arange(x.shape[1])  # [B, T]
-  slot = jnp.arange(-prefix.shape[0], rows.shape[1])  # Negative: the prefix.
-  visible = slot <= last[..., None]
-  weights = jax.nn.softmax(
-    jnp.where(visible[:, :, None], scores.astype(jnp.float32), -1e30)
-  ).astype(x.dtype)
-  of_prefix, of_rows = jnp.split(weights, [prefix.shape[0]], axis=-1)
-  rank = config.kv_rank
-  mixed = jnp.einsum("BTNS,SR->BTNR", of_prefix, prefix[:, :rank])
-  mixed += jnp.einsum("BTNS,BSR->BTNR", of_rows, rows[..., :rank])
+  visible = jnp.arange(rows.shape[1]) <= last[..., None]
+  to_rows = jnp.where(visible[:, :, None], to_rows, -1e30)
+  # One softmax over both parts, which are never joined.
+  largest = jnp.maximum(
+    to_prefix.max(-1, keepdims=True, initial=-1e30),
+    to_rows.max(-1, keepdims=True),
+  )
+  of_prefix, of_rows = jnp.exp(to_prefix - largest), jnp.exp(to_rows - largest)
+  mixed = jnp.einsum("BTNS,SC->BTNC", of_prefix, prefix)
+  mixed += jnp.einsum("BTNS,BSC->BTNC", of_rows, rows)
+  total = of_prefix.sum(-1, keepdims=True) + of_rows.sum(-1, keepdims=True)
+  mixed = (mixed / total)[..., : config.kv_rank]
   heads = jnp.einsum("BTNR,RNH->BTNH", mixed, value_up)
   return jnp.einsum("BTNH,NHD->BTD", heads, params["out"]), rows

@@ -24,27 +24,29 @@ def attention(
   covers packed texts and completions that share their prompt. Blocks of
   queries skip the keys after them.
   """
+  queries, keys, values = (
+    jnp.swapaxes(x, 1, 2) for x in (queries * scale, keys, values)
+  )
   blocks = []
-  for start in range(0, queries.shape[1], BLOCK):
-    stop = min(start + BLOCK, queries.shape[1])
+  for start in range(0, queries.shape[2], BLOCK):
+    stop = min(start + BLOCK, queries.shape[2])
     query, key = jnp.arange(start, stop)[:, None], jnp.arange(stop)[None, :]
-    first, shared = (
-      x[:, start:stop, None] for x in (k_start, prefix_end)
-    )
+    first, shared = (x[:, start:stop, None] for x in (k_start, prefix_end))
     visible = (key <= query) & (key >= first) | (key < shared)
-    scores = scale * jnp.einsum(
-      "BTNH,BSNH->BNTS",
-      queries[:, start:stop],
-      keys[:, :stop],
+    scores = jnp.einsum(
+      "BNTH,BNSH->BNTS",
+      queries[:, :, start:stop],
+      keys[:, :, :stop],
       preferred_element_type=jnp.float32,
     )
-    weights = jax.nn.softmax(jnp.where(visible[:, None], scores, -1e30))
-    blocks.append(
-      jnp.einsum(
-        "BNTS,BSNH->BTNH", weights.astype(values.dtype), values[:, :stop]
-      )
+    scores = jnp.where(visible[:, None], scores, -1e30)
+    scores -= jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores)
+    mixed = jnp.einsum(
+      "BNTS,BNSH->BNTH", weights.astype(values.dtype), values[:, :, :stop]
     )
-  return jnp.concatenate(blocks, axis=1)
+    blocks.append(mixed / weights.sum(axis=-1, keepdims=True))
+  return jnp.swapaxes(jnp.concatenate(blocks, axis=2), 1, 2)
 
 
 def experts(
@@ -63,14 +65,23 @@ def experts(
   return jnp.einsum("MEF,EFD->MD", hidden, down)
 
 
-@functools.partial(jax.checkpoint, static_argnums=3)
-def _logprobs_of_chunk(hidden, unembed, targets, temperature):
+@functools.partial(jax.checkpoint, static_argnums=(3, 4))
+def _logprobs_of_chunk(hidden, unembed, targets, temperature, vocab_size):
   logits = jnp.dot(hidden, unembed, preferred_element_type=jnp.float32)
-  logits = logits / temperature
+  logits = mask_padding(logits / temperature, vocab_size)
   log_normalizer = jax.nn.logsumexp(logits, axis=-1)
   chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
   mean = jnp.sum(jax.nn.softmax(logits) * logits, axis=-1)
   return chosen - log_normalizer, log_normalizer - mean
+
+
+def mask_padding(
+  logits: Float[Array, "*B V"], vocab_size: int | None
+) -> Float[Array, "*B V"]:
+  """Logits of ids that no tokenizer makes are out of reach: -1e30."""
+  if vocab_size is None or vocab_size == logits.shape[-1]:
+    return logits
+  return jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, -1e30)
 
 
 def linear_logprobs(
@@ -79,25 +90,28 @@ def linear_logprobs(
   targets: Int[Array, "M"],
   *,
   temperature: float = 1.0,
+  vocab_size: int | None = None,
   chunk: int = 4096,
 ) -> tuple[Float[Array, "M"], Float[Array, "M"]]:
   """log p(target) and entropy under softmax(hidden @ unembed / temperature).
 
   Both in nats and float32. Logits exist for `chunk` tokens at a time, in the
-  gradient too, which makes them again.
+  gradient too, which makes them again. Ids from `vocab_size` on are padding of
+  V and have no probability.
   """
+  of_chunk = lambda h, t: _logprobs_of_chunk(
+    h, unembed, t, temperature, vocab_size
+  )
   count = hidden.shape[0]
   if count <= chunk:
-    return _logprobs_of_chunk(hidden, unembed, targets, temperature)
+    return of_chunk(hidden, targets)
   padding = -count % chunk
   hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(
     -1, chunk, hidden.shape[-1]
   )
   targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk)
-
-  def step(_, inputs):
-    return None, _logprobs_of_chunk(inputs[0], unembed, inputs[1], temperature)
-
-  _, outputs = jax.lax.scan(step, None, (hidden, targets))
+  _, outputs = jax.lax.scan(
+    lambda _, inputs: (None, of_chunk(*inputs)), None, (hidden, targets)
+  )
   logprobs, entropy = (x.reshape(-1)[:count] for x in outputs)
   return logprobs, entropy

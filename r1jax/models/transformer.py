@@ -176,6 +176,13 @@ def pack_rows(tokens: Int[np.ndarray, "B T"]) -> Packed:
   )
 
 
+def following(packed: Packed) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
+  """The targets of the MTP block, token t + 2, and True where there is one."""
+  roll = lambda x: jnp.roll(x, -1, axis=1)
+  follows = (packed.origin >= 0) & (roll(packed.origin) == packed.origin + 1)
+  return roll(packed.targets), follows
+
+
 def token_logprobs(
   model: Transformer, params: Params, tokens: Int[Array, "B T"]
 ) -> Float[Array, "B T"]:

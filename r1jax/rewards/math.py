@@ -50,7 +50,10 @@ def grade(example: Example, answer: str) -> float | None:
     return 1.0
   values = arithmetic.number(gold), arithmetic.number(given)
   if None not in values:
-    return float(values[0] == values[1])
+    if values[0] == values[1]:
+      return 1.0
+    if all(value.denominator == 1 for value in values):
+      return 0.0  # Others may be equal when rounded.
   if not _readable(answer):
     return 0.0
   parsed = _parse_gold(example.answer)
@@ -80,14 +83,16 @@ def normalise(text: str) -> str:
 
 
 def _readable(text: str) -> bool:
-  """True if no parser should hang on it."""
+  """True if no parser should hang on it, or see more than one box."""
   if len(text) > MAX_LENGTH or HUGE.search(text):
     return False
-  depth = deepest = 0
-  for char in text:
+  depth = braces = 0
+  for char in text.replace(r"\{", "(").replace(r"\}", ")"):
+    braces += (char == "{") - (char == "}")
     depth += (char in "{([") - (char in "})]")
-    deepest = max(deepest, depth)
-  return deepest <= MAX_DEPTH
+    if braces < 0 or depth > MAX_DEPTH:
+      return False
+  return braces == 0
 
 
 @functools.lru_cache(4096)

@@ -77,12 +77,12 @@ def charts(runs: Runs) -> list[Chart]:
     Chart(
       "accuracy", "Accuracy",
       "Accuracy on held-out problems. Solid: pass@1, the mean over samples, "
-      "with a band of one standard error. Dashed: cons@k, the majority vote "
-      "of k samples.",
+      "with a band of one standard error. Dashed, or diamonds: cons@k, the "
+      "majority vote of k samples.",
       _accuracy(runs, trained),
     ),
     Chart(
-      "larger", "Accuracy beyond the training sizes",
+      "larger", "Larger problems",
       "The same measures on problems larger than any in the training set.",
       _accuracy(runs, larger),
     ),
@@ -92,7 +92,7 @@ def charts(runs: Runs) -> list[Chart]:
       "problems of each task. " + smooth,
       pick([
         ("completions/mean_length", "training, mean"),
-        *((f"eval/{task}/mean_length", task) for task in names),
+        *((f"eval/{task}/mean_length", task) for task in trained + larger),
         ("completions/max_length", "training, longest"),
         ("completions/clipped_ratio", "share cut at the limit"),
       ]),
@@ -109,9 +109,9 @@ def charts(runs: Runs) -> list[Chart]:
       "per task; and the share of groups whose equal rewards teach nothing.",
       pick([
         ("reward/mean", "reward"),
-        *_matching(runs, r"reward/(.+)/mean"),
-        *_matching(runs, r"completions/tasks/(.+)/accuracy"),
-        ("reward/std", "standard deviation"),
+        *_matching(runs, r"reward/(.+)/mean", "{} reward"),
+        *_matching(runs, r"completions/tasks/(.+)/accuracy", "{}, accuracy"),
+        ("reward/std", "reward, standard deviation"),
         ("reward/frac_zero_std", "groups without signal"),
         ("advantage/std", "advantage, standard deviation"),
       ]),
@@ -155,16 +155,12 @@ def charts(runs: Runs) -> list[Chart]:
       + _expert_loads(runs),
     ),
     Chart(
-      "throughput", "Throughput", "Speed of training. " + smooth,
+      "throughput", "Throughput",
+      "Speed of training, and the seconds of each round by phase. " + smooth,
       pick([
         ("perf/tokens_per_s", "tokens per second"),
         ("perf/step_time", "seconds per round"),
-      ]),
-    ),
-    Chart(
-      "time", "Where the time goes",
-      "Seconds of each round by phase.",
-      _phases(runs),
+      ]) + _phases(runs),
     ),
   ]  # fmt: skip
   return [chart for chart in result if chart.panels]
@@ -179,10 +175,12 @@ def _scalars(runs: Runs, wanted: Iterable[tuple[str, str]]):
   )
 
 
-def _matching(runs: Runs, pattern: str) -> list[tuple[str, str]]:
+def _matching(
+  runs: Runs, pattern: str, title: str = "{}"
+) -> list[tuple[str, str]]:
   keys = sorted({key for m in runs.values() for key in m})
   matches = ((key, re.fullmatch(pattern, key)) for key in keys)
-  return [(key, match[1]) for key, match in matches if match]
+  return [(key, title.format(match[1])) for key, match in matches if match]
 
 
 def _accuracy(runs: Runs, names: Sequence[str]) -> tuple[Panel, ...]:
@@ -235,7 +233,9 @@ def _phases(runs: Runs) -> tuple[Panel, ...]:
       if figures.is_scalar(metrics.get(key))
     }
     if found:
-      title = name if len(runs) > 1 else "seconds per round"
+      title = (
+        f"{name}, seconds by phase" if len(runs) > 1 else "seconds by phase"
+      )
       draw = functools.partial(figures.draw_phases, found)
       panels.append(Panel(title, draw, tuple(PHASES)))
   return tuple(panels)

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -106,26 +107,27 @@ def draw_accuracy(runs: Runs, task: str, ax: Axes) -> None:
   for i, (name, metrics) in enumerate(runs.items()):
     color = SERIES[i % len(SERIES)]
     prefix = f"eval/{task}/"
+    if prefix + "pass@1" in metrics:
+      steps, values = metrics[prefix + "pass@1"]
+      error = metrics.get(prefix + "pass@1_stderr")
+      if error is not None:
+        error = np.interp(steps, *error)
+        ax.fill_between(steps, values - error, values + error,
+                        color=color, alpha=0.18, linewidth=0)  # fmt: skip
+      ax.plot(steps, values, color=color, marker="o", markersize=3,
+              label=name if many else "pass@1", zorder=3)  # fmt: skip
     votes = [key for key in metrics if key.startswith(prefix + "cons@")]
-    votes.sort(key=lambda key: (-len(metrics[key].steps), key))
-    for key, dash in zip(votes, ("--", ":", "-."), strict=False):
-      steps, values = metrics[key]
+    for key in sorted(votes, key=lambda key: -len(metrics[key].steps)):
       label = key.removeprefix(prefix)
+      # Two points, as before and after training, make no line.
+      sparse = len(metrics[key].steps) <= 2
+      style = {"linestyle": "none" if sparse else "--", "linewidth": 1.2}
+      style |= {"marker": "D", "markersize": 4 if sparse else 2.2}
+      style |= {"markerfacecolor": "none"} if sparse else {}
       if many:
-        ax.plot([], [], color=MUTED, linestyle=dash, label=label)
-      ax.plot(steps, values, dash, linewidth=1.3, marker="D", markersize=2.5,
-              color=color if many else SERIES[1],
-              label=None if many else label)  # fmt: skip
-    if prefix + "pass@1" not in metrics:
-      continue
-    steps, values = metrics[prefix + "pass@1"]
-    error = metrics.get(prefix + "pass@1_stderr")
-    if error is not None:
-      error = np.interp(steps, *error)
-      ax.fill_between(steps, values - error, values + error,
-                      color=color, alpha=0.18, linewidth=0)  # fmt: skip
-    ax.plot(steps, values, color=color, marker="o", markersize=3,
-            label=name if many else "pass@1", zorder=3)  # fmt: skip
+        ax.plot([], [], color=MUTED, label=label, **style)
+      ax.plot(*metrics[key], color=color if many else SERIES[1],
+              label=None if many else label, **style)  # fmt: skip
   ax.set_ylim(-0.02, 1.04)
   ax.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
 
@@ -134,18 +136,21 @@ def draw_load(curve: Curve, ax: Axes) -> None:
   """Each expert's share of tokens over steps, in multiples of an even share."""
   steps, load = curve
   num_experts = load.shape[1]
+  cmap = LinearSegmentedColormap.from_list(
+    "load", [SERIES[1], "#ffffff", SERIES[0]]
+  )
   middles = (steps[1:] + steps[:-1]) / 2
   gap = (steps[-1] - steps[0]) / max(len(steps) - 1, 1) or 1
   edges = [steps[0] - gap / 2, *middles, steps[-1] + gap / 2]
   mesh = ax.pcolormesh(
     edges, np.arange(num_experts + 1) - 0.5, load.T * num_experts,
-    cmap="cividis", vmin=0, vmax=2, rasterized=True,
+    cmap=cmap, vmin=0, vmax=2, rasterized=True,
   )  # fmt: skip
   ax.grid(False)
   ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
   ax.set_ylabel("expert", labelpad=2)
   box = ax.get_position()
-  ax.set_position([box.x0, box.y0, 0.9 * box.width, box.height])
+  ax.set_position([box.x0, box.y0, 0.87 * box.width, box.height])
   bar = ax.figure.colorbar(mesh, cax=ax.inset_axes([1.03, 0, 0.035, 1]))
   bar.set_ticks([0, 1, 2], labels=["0", "even", "2x+"])
   bar.solids.set(rasterized=True, edgecolor="face")
@@ -157,7 +162,7 @@ def draw_phases(phases: Mapping[str, Curve], ax: Axes) -> None:
   steps = next(iter(phases.values())).steps
   heights = [np.interp(steps, *curve) for curve in phases.values()]
   ax.stackplot(steps, heights, labels=phases.keys(), linewidth=0,
-               colors=SERIES, alpha=0.85)  # fmt: skip
+               colors=SERIES[2:], alpha=0.85)  # fmt: skip
 
 
 def _tick(value: float, _: int = 0) -> str:
@@ -186,12 +191,14 @@ def figure(
         (WIDTH - LEFT - RIGHT) / width, (HEIGHT - TOP - BOTTOM) / height,
       ))  # fmt: skip
       ax.set_facecolor("none")
-      ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-      ax.yaxis.set_major_locator(MaxNLocator(5))
+      ax.xaxis.set_major_locator(
+        MaxNLocator(5, steps=[1, 2, 5, 10], integer=True)
+      )
+      ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
       panel.draw(ax)
       for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(FuncFormatter(_tick))
-      ax.set_title(panel.title)
+      ax.set_title(panel.title, x=-LEFT / (width * ax.get_position().width))
       ax.set_xlabel("optimizer steps", loc="right", labelpad=2)
     handles = _handles(fig)
     if legend and handles:
@@ -202,25 +209,29 @@ def figure(
 
 
 def _handles(fig: Figure) -> dict[str, Any]:
-  """The first artist of each label."""
+  """The first artist of each label; those of no run, in grey, come last."""
   found: dict[str, Any] = {}
   for ax in fig.axes:
     for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
       found.setdefault(label, handle)
-  return found
+  return dict(sorted(found.items(), key=lambda item: _color(item[1]) == MUTED))
+
+
+def _color(handle: Any) -> str:
+  if hasattr(handle, "get_color"):
+    return handle.get_color()
+  return to_hex(handle.get_facecolor()[0])
 
 
 def legend(fig: Figure) -> list[tuple[str, str, str]]:
-  """(label, CSS colour, "solid" | "dashed" | "dotted" | "area") per entry."""
-  dashes = {"-": "solid", "--": "dashed"}
+  """(label, CSS colour, "solid" | "dashed" | "points" | "area") per entry."""
+  kinds = {"-": "solid", "--": "dashed", "None": "points"}
   entries = []
   for label, handle in _handles(fig).items():
-    if hasattr(handle, "get_linestyle") and hasattr(handle, "get_color"):
-      color, kind = handle.get_color(), handle.get_linestyle()
-      kind = dashes.get(kind, "dotted")
-    else:
-      color = matplotlib.colors.to_hex(handle.get_facecolor()[0])
-      kind = "area"
+    kind = "area"
+    if hasattr(handle, "get_marker"):
+      kind = kinds.get(handle.get_linestyle(), "solid")
+    color = _color(handle)
     entries.append((label, VARIABLES.get(color, color), kind))
   return entries
 

@@ -1,0 +1,1 @@
+"""Objectives: arrays in, scalar out. No model, no sampling, no config."""

@@ -1,0 +1,1 @@
+"""The loops, one page each: `train(config, workdir)`."""

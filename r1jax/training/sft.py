@@ -1,0 +1,191 @@
+"""Supervised fine-tuning: the demo's base from nothing, and later the cold
+start and distillation. They differ in data, not in code.
+"""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from r1jax import checkpoint, data, interrupt, metrics, sharding
+from r1jax.data import packing, tokenizer
+from r1jax.losses.sft import sft_loss
+from r1jax.models import convert, ops, transformer
+from r1jax.models.config import preset
+from r1jax.training.update import (
+  init_state,
+  make_optimizer,
+  make_update,
+  microbatches,
+)
+from r1jax.types import Packed, TrainState
+
+
+def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
+  """Runs `config.num_steps` updates, from the newest checkpoint if any."""
+  checkpoint.claim(workdir, config.to_dict(), ignore=CHANGEABLE)
+  mesh = sharding.make_mesh(**config.mesh)
+  dataset = data.load(**config.dataset)
+  words = tokenizer.fit_once(
+    (example.answer for example in dataset),
+    pathlib.Path(workdir) / "tokenizer",
+    **config.tokenizer,
+  )
+  model = transformer.Transformer(preset(**config.model))
+  optimizer = make_optimizer(**config.optimizer)
+  loss = functools.partial(objective, model, words.vocab_size, **config.loss)
+  update = make_update(
+    loss, optimizer, router_bias_speed=config.router_bias_speed
+  )
+  params = transformer.init(model, jax.random.key(config.seed))
+  state = sharding.replicate(mesh, init_state(params, optimizer))
+  restored = checkpoint.restore(workdir, state)
+  state = state if restored is None else restored
+
+  with metrics.Writer(
+    workdir, step=None if restored is None else int(state.step)
+  ) as writer:
+    try:
+      while (step := int(state.step)) < config.num_steps:
+        examples = data.draw(
+          dataset, config.batch_examples, seed=config.seed, step=step
+        )
+        packed, count, tokens = batch(examples, words, **config.rows)
+        with interrupt.deferred():
+          packed = sharding.assemble(mesh, packed)
+          state, numbers = update(state, packed, count, 1.0 / tokens)
+          step += 1
+          if step % config.metrics_every == 0:
+            report(writer, step, numbers, config.num_steps)
+          if step % config.checkpoint_every == 0:
+            checkpoint.save(workdir, step, state)
+    except interrupt.Interrupted:
+      with interrupt.deferred():
+        checkpoint.save(workdir, int(state.step), state)
+      raise
+    with interrupt.deferred():
+      checkpoint.save(workdir, int(state.step), state)
+      convert.save(
+        pathlib.Path(workdir) / "model",
+        model.config,
+        jax.device_get(state.params),
+        tokenizer=pathlib.Path(workdir) / "tokenizer",
+        provenance=dict(config=config.to_dict(), step=int(state.step)),
+      )
+    writer.console.note(f"the model is in {workdir}/model")
+  return state
+
+
+def objective(
+  model, vocab_size, params, packed: Packed, token_weight, *, mtp, balance
+):
+  """Next-token loss, the MTP block's, and the experts' balance, weighted.
+
+  Args:
+    model: its architecture.
+    vocab_size: of the tokenizer; the model's may be padded.
+    params: of the model.
+    packed: one microbatch.
+    token_weight: 1 / number of tokens of the whole batch.
+    mtp: weight of the loss on token t + 2 (arXiv:2412.19437, eq. 25).
+    balance: weight of the sequence-wise balance loss (eq. 17), per row.
+  """
+  logprobs_of = functools.partial(
+    logprobs, unembed=params["unembed"], vocab_size=vocab_size
+  )
+  forward = transformer.forward(model, params, packed, mtp=mtp > 0)
+  counted = packed.origin >= 0
+  weights = counted * token_weight
+  nll = sft_loss(logprobs_of(forward.hidden, packed.targets), weights)
+  share = jnp.sum(weights)
+  total = nll + balance * share * forward.balance_loss
+  numbers = {
+    "loss/nll": nll,
+    "loss/balance": share * forward.balance_loss,
+    "router/load": forward.expert_load,
+  }
+  if mtp:
+    further, follows = transformer.following(packed)
+    numbers["loss/mtp"] = sft_loss(
+      logprobs_of(forward.mtp_hidden, further), follows * token_weight
+    )
+    total += mtp * numbers["loss/mtp"]
+  return total, numbers
+
+
+def logprobs(hidden, targets, *, unembed, vocab_size):
+  """log p(targets) [B, T]."""
+  values, _ = ops.linear_logprobs(
+    hidden.reshape(-1, hidden.shape[-1]),
+    unembed,
+    targets.reshape(-1),
+    vocab_size=vocab_size,
+  )
+  return values.reshape(targets.shape)
+
+
+def batch(examples, words, *, width: int, max_rows: int, microbatch_rows: int):
+  """Packed microbatches [B, M, T], how many are used, and their token count.
+
+  Args:
+    examples: prompts, which are read, and answers, which are imitated.
+    words: the tokenizer.
+    width: tokens of a row.
+    max_rows: of the batch; unused ones cost nothing.
+    microbatch_rows: rows that go through the model at once.
+  """
+  pieces = []
+  for i, example in enumerate(examples):
+    prompt = words.encode(example.prompt) if example.prompt else []
+    answer = [*words.encode(example.answer), words.eos_ids[0]]
+    pieces.append(packing.Piece(prompt, [answer], [i * width]))
+  packed = packing.pack(pieces, width, rows=max_rows)
+  tokens = int(np.sum(packed.origin >= 0))
+  packed, count = microbatches(packed, microbatch_rows)
+  return packed, count, tokens
+
+
+def report(writer, step, numbers, num_steps) -> None:
+  """Writes a row, and shows it."""
+  numbers = jax.device_get(numbers)
+  load = numbers.pop("router/load")
+  for layer, tokens in enumerate(load):
+    numbers[f"router/load/{layer}"] = tokens / tokens.sum()
+  numbers["router/load_cv"] = np.mean(load.std(-1) / load.mean(-1))
+  writer.write(step, **numbers)
+  writer.console.progress(
+    step, num_steps, unit="step", nll=float(numbers["loss/nll"])
+  )
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for settings that cannot go together."""
+  rows = config.rows
+  if rows.max_rows % rows.microbatch_rows:
+    raise ValueError(
+      f"rows.max_rows {rows.max_rows} is not a multiple of "
+      f"rows.microbatch_rows {rows.microbatch_rows}"
+    )
+
+
+SECTIONS = {
+  "mesh": sharding.make_mesh,
+  "model": preset,
+  "tokenizer": tokenizer.fit_once,
+  "dataset": data.DATASETS,
+  "rows": batch,
+  "loss": objective,
+  "optimizer": make_optimizer,
+}
+FIELDS = (
+  "seed",
+  "num_steps",
+  "batch_examples",
+  "router_bias_speed",
+  "metrics_every",
+  "checkpoint_every",
+)
+CHANGEABLE = ("num_steps", "metrics_every", "checkpoint_every")

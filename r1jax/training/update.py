@@ -1,0 +1,187 @@
+"""The optimizer step that every loop shares."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from r1jax.models.moe import rebalance
+from r1jax.types import Packed, Params, TrainState
+
+
+def make_optimizer(
+  *,
+  learning_rate: float,
+  warmup_steps: int,
+  decay_steps: int,
+  final_share: float,
+  b1: float,
+  b2: float,
+  weight_decay: float,
+  max_grad_norm: float,
+  frozen: Sequence[str] = (),
+) -> optax.GradientTransformation:
+  """AdamW (arXiv:1711.05101) behind one clip of the global gradient norm.
+
+  Args:
+    learning_rate: its peak.
+    warmup_steps: of linear growth from 0 to the peak; 0 starts at the peak.
+    decay_steps: of cosine decay after that; 0 keeps the peak for good.
+    final_share: of the peak, where the decay ends.
+    b1: decay of the mean of gradients.
+    b2: decay of the mean of their squares.
+    weight_decay: of matrices; norms, biases and embeddings have none.
+    max_grad_norm: the gradient, all trained weights together, is scaled down to
+      this length.
+    frozen: top-level names of parameters that do not move. The balancing bias
+      of the router never moves here: it has its own rule.
+  """
+  schedule = learning_rate
+  if decay_steps:
+    schedule = optax.cosine_decay_schedule(
+      learning_rate, decay_steps, final_share
+    )
+  if warmup_steps:
+    if not decay_steps:
+      schedule = optax.constant_schedule(learning_rate)
+    schedule = optax.join_schedules(
+      [optax.linear_schedule(0.0, learning_rate, warmup_steps), schedule],
+      [warmup_steps],
+    )
+  trained = optax.chain(
+    optax.clip_by_global_norm(max_grad_norm),
+    optax.adamw(
+      schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed
+    ),
+  )
+
+  def labels(params: Params) -> Params:
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: "frozen"
+      if path[0].key in frozen or path[-1].key == "router_bias"
+      else "trained",
+      params,
+    )
+
+  return optax.multi_transform(
+    {"trained": trained, "frozen": optax.set_to_zero()}, labels
+  )
+
+
+def decayed(params: Params) -> Params:
+  """True for the weights that decay: matrices, embeddings left out."""
+
+  def is_matrix(path, leaf):
+    name = path[-1].key
+    return not (name.endswith(("norm", "bias")) or name.endswith("embed"))
+
+  return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+
+def init_state(
+  params: Params, optimizer: optax.GradientTransformation
+) -> TrainState:
+  """A state at step 0."""
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    optimizer_state=optimizer.init(params),
+    skipped=jnp.zeros((), jnp.int32),
+  )
+
+
+def make_update(
+  loss: Callable,
+  optimizer: optax.GradientTransformation,
+  *,
+  router_bias_speed: float = 0.0,
+) -> Callable:
+  """Turns a loss into one jitted step over microbatches.
+
+  `loss(params, packed, batch) -> (scalar, metrics)` sees one microbatch, rows
+  of `packed`, and all of `batch`. Its scalar and its metrics are shares of the
+  whole, which add up; metrics whose name ends in "max" are maxima instead. If
+  the metrics hold "router/load" [L, E] of the layers with experts, the
+  balancing biases move by `router_bias_speed` against it.
+
+  The step is `update(state, packed, count, batch) -> (state, metrics)` with
+  leaves of `packed` [B, M, T], of which the first `count` microbatches count.
+  B comes first because it is what the mesh splits.
+  It donates its state. A step whose gradient is not finite changes nothing and
+  is counted in `state.skipped`.
+  """
+
+  @functools.partial(jax.jit, donate_argnames="state")
+  def update(state: TrainState, packed: Packed, count, batch):
+    part = jax.value_and_grad(loss, has_aux=True)
+
+    def add(i, carry):
+      rows = jax.tree.map(lambda x: jnp.take(x, i, axis=1), packed)
+      (value, metrics), grads = part(state.params, rows, batch)
+      metrics = metrics | {"loss/total": value}
+      total_grads, total = carry
+      total = {
+        name: jnp.maximum(total[name], metrics[name])
+        if name.endswith("max")
+        else total[name] + metrics[name]
+        for name in metrics
+      }
+      return jax.tree.map(jnp.add, total_grads, grads), total
+
+    first = jax.tree.map(lambda x: x[:, 0], packed)
+    shapes = jax.eval_shape(part, state.params, first, batch)
+    (_, metrics), grads = jax.tree.map(
+      lambda s: jnp.zeros(s.shape, s.dtype), shapes
+    )
+    grads, metrics = jax.lax.fori_loop(
+      0, count, add, (grads, metrics | {"loss/total": jnp.zeros(())})
+    )
+    updates, optimizer_state = optimizer.update(
+      grads, state.optimizer_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    if router_bias_speed:
+      params = move_biases(params, metrics["router/load"], router_bias_speed)
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(norm)
+    keep = functools.partial(
+      jax.tree.map, lambda new, old: jnp.where(finite, new, old)
+    )
+    new = TrainState(
+      step=state.step + 1,
+      params=keep(params, state.params),
+      optimizer_state=keep(optimizer_state, state.optimizer_state),
+      skipped=jnp.where(finite, 0, state.skipped + 1),
+    )
+    return new, metrics | {
+      "optim/grad_norm": norm,
+      "optim/update_norm": optax.tree.norm(updates),
+      "optim/skipped": 1.0 - finite,
+    }
+
+  return update
+
+
+def move_biases(params: Params, load: jax.Array, speed: float) -> Params:
+  """The parameters with the balancing biases moved against `load` [L, E]."""
+  layers = params["moe"]["router_bias"].shape[0]
+  bias = rebalance(params["moe"]["router_bias"], load[:layers], speed)
+  params = params | {"moe": params["moe"] | {"router_bias": bias}}
+  if "mtp" in params and load.shape[0] > layers:
+    block = params["mtp"]["block"]
+    bias = rebalance(block["router_bias"], load[layers], speed)
+    block = block | {"router_bias": bias}
+    params = params | {"mtp": params["mtp"] | {"block": block}}
+  return params
+
+
+def microbatches(packed: Packed, rows: int) -> tuple[Packed, int]:
+  """Rows as [rows, M, T], and how many of the M hold anything."""
+  width = packed.tokens.shape[1]
+  used = (packed.positions >= 0).any(axis=1).reshape(-1, rows).any(axis=1)
+  count = int(used.nonzero()[0].max(initial=-1)) + 1
+  split = lambda x: np.swapaxes(x.reshape(-1, rows, width), 0, 1)
+  return jax.tree.map(split, packed), count
