@@ -203,7 +203,7 @@ def figure(
     handles = _handles(fig)
     if legend and handles:
       fig.legend(handles.values(), handles.keys(), ncols=6, loc="lower left",
-                 bbox_to_anchor=(LEFT / width, 1.0), borderaxespad=0,
+                 bbox_to_anchor=(0, 1.0), borderaxespad=0,
                  borderpad=0.2)  # fmt: skip
     return fig
 

@@ -10,7 +10,7 @@
   const shown = data.columns.filter(
     (name) => !["answer", "finish"].includes(name) && (many || name !== "run"));
   const texts = new Set(["run", "task", "prompt", "completion"]);
-  const widths = { run: "9%", step: "60px", task: "11%", prompt: "21%" };
+  const widths = { run: "9%", step: "60px", task: "10%", prompt: "22%" };
   const steps = [...new Set(data.rows.map((row) => row[at.step]))];
   steps.sort((a, b) => a - b);
   const state = { page: 0, sort: "step", descending: false, open: new Set() };
@@ -35,6 +35,25 @@
     if (name === "step" || name === "length") return String(it);
     if (typeof it !== "number") return String(it);
     return it.toFixed(2).replace("-", "\u2212");
+  }
+
+  // What every prompt shares, the template, says nothing in a table.
+  function shared(texts) {
+    let size = texts.length > 1 ? texts[0].length : 0;
+    for (const text of texts) {
+      let i = 0;
+      while (i < size && text[i] === texts[0][i]) i += 1;
+      size = i;
+    }
+    return size;
+  }
+  const start = data.prompts.length
+    ? data.prompts[0].slice(0, shared(data.prompts)).search(/\S*$/) : 0;
+  const backward = data.prompts.map((it) => [...it].reverse().join(""));
+  const end = shared(backward);
+  function distinct(prompt) {
+    const middle = prompt.slice(start, Math.max(start, prompt.length - end));
+    return middle.trim() || prompt;
   }
 
   // Spans of a completion: inside <think>, inside <answer>, or neither.
@@ -109,7 +128,7 @@
     rows.slice(first, first + PAGE).forEach((row, i) => {
       const open = state.open.has(row);
       const tr = element("tr", open ? "row open" : "row");
-      const button = element("button", "expand", "›");
+      const button = element("button", "expand", open ? "▾" : "▸");
       button.type = "button";
       button.setAttribute("aria-expanded", String(open));
       button.setAttribute("aria-controls", `whole-${i}`);
@@ -118,7 +137,8 @@
       head.append(button);
       tr.append(head);
       for (const name of shown) {
-        const text = written(row, name);
+        const text = name === "prompt" ? distinct(written(row, name))
+          : written(row, name);
         const cut = text.length > 400 ? text.slice(0, 400) + "…" : text;
         tr.append(element("td", texts.has(name) ? "" : "number", cut));
       }
@@ -163,7 +183,8 @@
     const th = element("th", texts.has(name) ? "" : "number");
     th.scope = "col";
     th.dataset.name = name;
-    th.style.width = widths[name] || (texts.has(name) ? "" : "86px");
+    const narrow = texts.has(name) ? "" : `${8 * name.length + 20}px`;
+    th.style.width = widths[name] || narrow;
     const button = element("button", "", name);
     button.type = "button";
     button.addEventListener("click", () => {
