@@ -54,7 +54,8 @@ clean:
 
 # The environment is stale when what it was made from has changed: the
 # interpreter, the requirements, the place of the repository. The stamp is
-# written last, so an install that fails leaves none.
+# written last, so an install that fails leaves none. pip compiles on one core,
+# compileall on all of them.
 define IDENTITY
 import hashlib, os, sys
 if sys.version_info < (3, 11):
@@ -92,9 +93,10 @@ venv:
 	pins="constraints/$$version.txt"; \
 	if [ -e "$$pins" ]; then set -- -c "$$pins"; else set --; \
 	  echo "note: $$pins does not exist; taking the newest of everything"; fi; \
-	$(RUN) -m pip install -q --disable-pip-version-check "$$@" \
+	$(RUN) -m pip install -q --no-compile --disable-pip-version-check "$$@" \
 	  -e ".[$(EXTRAS)]" || { \
 	  echo "error: the install failed; run the command again once the cause" \
 	    "above is gone" >&2; exit 1; }; \
+	$(RUN) -W ignore -m compileall -qq -j 0 "$(VENV)/lib" || true; \
 	echo "$$identity" > "$$stamp"; \
 	echo "installed in $$(( $$(date +%s) - began )) s"

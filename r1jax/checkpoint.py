@@ -22,7 +22,7 @@ Path = str | os.PathLike
 Tree = TypeVar("Tree")
 
 FOLDER = "checkpoints"  # Of a workdir.
-_LOCKS: dict[str, Any] = {}  # Held until the process ends.
+_LOCKS: dict[str, int] = {}  # File descriptors, held until the process ends.
 
 
 def save(workdir: Path, step: int, tree: Any, *, keep: int = 2) -> None:
@@ -73,11 +73,9 @@ def restore(workdir: Path, like: Tree) -> Tree | None:
     if difference:
       raise ValueError(f"checkpoint of another model: {difference}")
     _set_aside(workdir, unreadable)
-    leaves = [
-      read[name] if _on_device(leaf) else np.asarray(read[name])
-      for name, leaf in names.items()
-    ]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return jax.tree_util.tree_map_with_path(
+      lambda path, leaf, read=read: _place(read.get(_name(path)), leaf), like
+    )
   if unreadable:
     raise ValueError(
       f"no checkpoint in {_folder(workdir)} can be read; delete that folder to "
@@ -191,13 +189,18 @@ def _reader(workdir: Path):
   return _manager(str(_folder(workdir)), None)
 
 
+def _name(path) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
 def _named(tree: Any) -> dict[str, Any]:
-  """The leaves of a tree by dotted path; None and empty states vanish."""
+  """The leaves of a tree by dotted path.
+
+  None and empty states vanish; so do arrays of no elements, which Orbax
+  refuses. The tree that they are restored into brings them back.
+  """
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="."): leaf
-    for path, leaf in leaves
-  }
+  return {_name(path): leaf for path, leaf in leaves if np.size(leaf)}
 
 
 def _abstract(leaf):
@@ -208,8 +211,13 @@ def _abstract(leaf):
   return np.asarray(leaf)
 
 
-def _on_device(leaf) -> bool:
-  return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+def _place(value, leaf):
+  """A restored value as `leaf` is: on its devices, or as NumPy."""
+  on_device = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+  if value is None:
+    value = np.zeros(leaf.shape, leaf.dtype)
+    return jax.device_put(value, leaf.sharding) if on_device else value
+  return value if on_device else np.asarray(value)
 
 
 def _compare(found: Mapping[str, Any], names: Mapping[str, Any]) -> str | None:
@@ -257,15 +265,15 @@ def _lock(path: pathlib.Path) -> None:
   name = str(path.absolute())
   if name in _LOCKS:
     return
-  file = open(path / ".lock", "a+")
+  lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
   try:
-    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
-    file.close()
+    os.close(lock)
     raise ValueError(
       f"{path} is in use by another process; wait for it, or choose another "
       "--workdir"
     ) from None
   except OSError:  # A file system without locks.
     pass
-  _LOCKS[name] = file
+  _LOCKS[name] = lock

@@ -1,0 +1,287 @@
+"""What was saved comes back bit for bit, whenever the process dies."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+
+from r1jax import checkpoint
+from r1jax.types import RLState, TrainState
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+# Orbax leaves threads behind when it fails to read.
+UNREADABLE = pytest.mark.filterwarnings(
+  "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+def make_state(seed, *, width=8, reference=True):
+  keys = jax.random.split(jax.random.key(seed), 3)
+  params = {
+    "blocks": {
+      "w": jax.random.normal(keys[0], (3, width, width)),
+      "bias": jax.random.normal(keys[1], (3, width)).astype(jnp.bfloat16),
+    },
+    "embed": jax.random.normal(keys[2], (16, width)),
+  }
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.masked(
+      optax.adamw(1e-3),
+      {"blocks": {"w": True, "bias": False}, "embed": True},
+    ),
+  )
+  optimizer_state = optimizer.init(params)
+  _, optimizer_state = optimizer.update(params, optimizer_state, params)
+  return RLState(
+    train=TrainState(
+      step=jnp.int32(seed),
+      params=params,
+      optimizer_state=optimizer_state,
+      skipped=jnp.int32(0),
+    ),
+    reference=params if reference else None,
+    reference_step=jnp.int32(seed),
+  )
+
+
+def assert_same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+    assert x.dtype == y.dtype
+    assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_a_state_comes_back_bit_for_bit(tmp_path, reference):
+  state = make_state(7, reference=reference)
+  checkpoint.save(tmp_path, 7, state)
+  like = make_state(0, reference=reference)
+  assert_same(checkpoint.restore(tmp_path, like), state)
+  shapes = jax.eval_shape(lambda: make_state(0, reference=reference))
+  assert_same(checkpoint.restore(tmp_path, shapes), state)
+
+
+def test_odd_bits_survive(tmp_path):
+  tree = {
+    "nan": np.array([np.nan, -0.0, np.inf, 1e-45], np.float32),
+    "int": np.array([-(2**31), 2**31 - 1], np.int32),
+    "bool": np.array([True, False]),
+    "half": np.array([1.5, -0.0], ml_dtypes.bfloat16),
+    "empty": np.zeros((0, 3), np.float32),
+    "empty on a device": jnp.zeros((0, 3), jnp.bfloat16),
+    "none": None,
+    "tuple": (np.uint8(255), [np.float32(3.25)]),
+  }
+  checkpoint.save(tmp_path, 0, tree)
+  assert_same(checkpoint.restore(tmp_path, tree), tree)
+
+
+def test_nothing_is_none(tmp_path):
+  assert checkpoint.restore(tmp_path, make_state(0)) is None
+  assert checkpoint.restore(tmp_path / "nowhere", make_state(0)) is None
+  assert checkpoint.latest_step(tmp_path / "nowhere") is None
+  assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_newest_wins_and_old_ones_go(tmp_path):
+  for step in (9, 10, 11):  # Not in the order of their names.
+    checkpoint.save(tmp_path, step, make_state(step))
+    assert int(checkpoint.restore(tmp_path, make_state(0)).train.step) == step
+  assert checkpoint.latest_step(tmp_path) == 11
+  folders = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+  assert folders == ["10", "11"]
+
+
+def test_saving_a_step_twice_is_saving_it_once(tmp_path):
+  checkpoint.save(tmp_path, 3, make_state(3))
+  checkpoint.save(tmp_path, 3, make_state(3))
+  assert checkpoint.latest_step(tmp_path) == 3
+
+
+def test_saved_buffers_may_be_donated(tmp_path):
+  state = make_state(1, reference=False)
+  expected = jax.tree.map(np.array, state)
+  step = jax.jit(lambda t: jax.tree.map(lambda x: x + 1, t), donate_argnums=0)
+  checkpoint.save(tmp_path, 1, state)
+  jax.block_until_ready(step(state))
+  like = make_state(0, reference=False)
+  assert_same(checkpoint.restore(tmp_path, like), expected)
+
+
+@UNREADABLE
+def test_an_unreadable_checkpoint_is_passed_over(tmp_path, caplog):
+  for step in (1, 2, 3):
+    checkpoint.save(tmp_path, step, make_state(step), keep=3)
+  for path in (tmp_path / "checkpoints" / "3").rglob("*"):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  (tmp_path / "checkpoints" / "2" / "default" / "manifest.ocdbt").unlink()
+  restored = checkpoint.restore(tmp_path, make_state(0))
+  assert_same(restored, make_state(1))
+  assert checkpoint.latest_step(tmp_path) == 1
+  checkpoint.save(tmp_path, 3, make_state(3))
+  assert_same(checkpoint.restore(tmp_path, make_state(0)), make_state(3))
+
+
+@UNREADABLE
+def test_no_readable_checkpoint_is_an_error(tmp_path):
+  checkpoint.save(tmp_path, 1, make_state(1))
+  (tmp_path / "checkpoints" / "1" / "default" / "manifest.ocdbt").unlink()
+  for _ in range(2):  # It stays one.
+    with pytest.raises(ValueError, match="can be read; delete that folder"):
+      checkpoint.restore(tmp_path, make_state(0))
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (
+      lambda like: make_state(0, width=16),
+      r"reference\.blocks\.bias: checkpoint has bfloat16\[3, 8\], "
+      r"this config wants bfloat16\[3, 16\]; use another --workdir",
+    ),
+    (
+      lambda like: like.replace(reference=None),
+      r"reference\.blocks\.bias: .* this config wants nothing",
+    ),
+    (
+      lambda like: like.replace(reference=like.reference | {"extra": 0.5}),
+      r"reference\.extra: checkpoint has nothing, .* wants float64\[\]",
+    ),
+    (
+      lambda like: like.replace(
+        reference=like.reference | {"embed": jnp.zeros((16, 8), jnp.int8)}
+      ),
+      r"reference\.embed: checkpoint has float32\[16, 8\], .* int8\[16, 8\]",
+    ),
+  ],
+  ids=["shape", "missing", "extra", "dtype"],
+)
+def test_another_model_is_refused(tmp_path, change, message):
+  checkpoint.save(tmp_path, 1, make_state(1))
+  message = f"^checkpoint of another model: {message}"
+  with pytest.raises(ValueError, match=message):
+    checkpoint.restore(tmp_path, change(make_state(0)))
+  assert_same(checkpoint.restore(tmp_path, make_state(0)), make_state(1))
+
+
+def test_params_alone(tmp_path):
+  state = make_state(5)
+  checkpoint.save(tmp_path, 5, state)
+  assert_same(
+    jax.tree.map(jnp.asarray, checkpoint.load_params(tmp_path)),
+    state.train.params,
+  )
+  assert_same(
+    checkpoint.load_params(tmp_path, "reference"),
+    jax.tree.map(np.asarray, state.reference),
+  )
+  with pytest.raises(ValueError, match="holds no 'teacher'"):
+    checkpoint.load_params(tmp_path, "teacher")
+  with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+    checkpoint.load_params(tmp_path / "nowhere")
+
+
+def test_a_workdir_belongs_to_one_config(tmp_path):
+  config = {"seed": 0, "loss": {"clip": 0.2}, "sizes": (1, 2), "num_steps": 3}
+  ignore = ("num_steps", "evaluation")
+  checkpoint.claim(tmp_path, config, ignore=ignore)
+  checkpoint.claim(tmp_path, config | {"num_steps": 9}, ignore=ignore)
+  saved = json.loads((tmp_path / "config.json").read_text())
+  assert saved["num_steps"] == 9
+  checkpoint.claim(
+    tmp_path, config | {"evaluation": {"every": 2}}, ignore=ignore
+  )
+  with pytest.raises(
+    ValueError,
+    match=r"loss\.clip was 0\.2, is 0\.3; choose another --workdir, or delete",
+  ):
+    checkpoint.claim(tmp_path, config | {"loss": {"clip": 0.3}}, ignore=ignore)
+  with pytest.raises(ValueError, match="seed was 0, is 'absent'"):
+    checkpoint.claim(
+      tmp_path, {k: v for k, v in config.items() if k != "seed"}, ignore=ignore
+    )
+
+
+def test_a_workdir_has_one_process(tmp_path, python):
+  checkpoint.claim(tmp_path, {"seed": 0})
+  code = (
+    f"from r1jax import checkpoint; checkpoint.claim({str(tmp_path)!r}, {{}})"
+  )
+  done = python("-c", code)
+  assert "is in use by another process" in done.stderr
+
+
+SAVES = """
+  import sys, numpy as np
+  from r1jax import checkpoint
+  step = checkpoint.latest_step(sys.argv[1]) or 0
+  while True:
+    step += 1
+    x = np.full((200, 500), step, np.float32)
+    checkpoint.save(sys.argv[1], step, {"step": np.int32(step), "x": x, "y": x})
+    print(step, flush=True)
+"""
+
+
+def kill_while_saving(workdir, delay):
+  """The last step that a process saved before it was killed."""
+  with subprocess.Popen(
+    [sys.executable, "-c", textwrap.dedent(SAVES), str(workdir)],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as process:
+    last = int(process.stdout.readline())
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    rest = process.stdout.read().split()
+  return max([last, *map(int, rest)])
+
+
+def torture(workdir, times):
+  random_delay = random.Random(0)
+  like = {"step": np.int32(0), "x": np.zeros((200, 500), np.float32)}
+  like["y"] = like["x"]
+  for _ in range(times):
+    durable = kill_while_saving(workdir, random_delay.uniform(0, 0.3))
+    tree = checkpoint.restore(workdir, like)
+    assert tree["step"] >= durable
+    assert (tree["x"] == tree["step"]).all()
+    assert (tree["y"] == tree["step"]).all()
+    assert tree["step"] == checkpoint.latest_step(workdir)
+  left = {p.name for p in (workdir / "checkpoints").iterdir()}
+  assert len(left) <= 4, "drafts of killed saves pile up"
+  assert not [name for name in left if "unreadable" in name]
+
+
+def test_killed_five_times_while_saving(tmp_path):
+  torture(tmp_path, 5)
+
+
+@pytest.mark.soak
+def test_killed_fifty_times_while_saving(tmp_path):
+  torture(tmp_path, 50)
+
+
+def test_saving_is_quick(tmp_path):
+  tree = {f"w{i}": np.ones((100, 1000), np.float32) for i in range(10)}
+  checkpoint.save(tmp_path, 0, tree)
+  began = time.monotonic()
+  checkpoint.save(tmp_path, 1, tree)
+  assert time.monotonic() - began < float(os.environ.get("SAVE_LIMIT", 2))

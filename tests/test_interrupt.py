@@ -1,0 +1,135 @@
+"""A run stops between two updates, never within one."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from r1jax import interrupt
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def send(signum=signal.SIGINT):
+  os.kill(os.getpid(), signum)
+  time.sleep(0)  # Python handles it between two bytecodes.
+
+
+@pytest.mark.parametrize("signum", interrupt.SIGNALS)
+def test_a_signal_interrupts_at_once(signum):
+  before = signal.getsignal(signum)
+  with pytest.raises(interrupt.Interrupted) as stop:
+    with interrupt.guard():
+      send(signum)
+      pytest.fail("went on")
+  assert stop.value.signum == signum
+  assert signal.getsignal(signum) is before
+
+
+def test_a_block_is_finished_first():
+  done = []
+  with pytest.raises(interrupt.Interrupted):
+    with interrupt.guard():
+      with interrupt.deferred():
+        with interrupt.deferred():
+          send()
+        done.append("inner")
+        done.append("outer")
+      done.append("after")
+  assert done == ["inner", "outer"]
+
+
+def test_saving_after_an_interrupt_is_left_in_peace():
+  saved = []
+  with pytest.raises(interrupt.Interrupted):
+    with interrupt.guard():
+      try:
+        send()
+      except interrupt.Interrupted:
+        with interrupt.deferred():
+          saved.append(1)
+        raise
+  assert saved
+
+
+def test_what_a_destructor_swallowed_shows_at_the_next_block(monkeypatch):
+  swallowed = []
+  monkeypatch.setattr(sys, "unraisablehook", swallowed.append)
+
+  class Sends:
+    def __del__(self):
+      send()
+
+  with pytest.raises(interrupt.Interrupted):
+    with interrupt.guard():
+      Sends()
+      assert swallowed[0].exc_type is interrupt.Interrupted
+      with interrupt.deferred():
+        pytest.fail("an update after the interrupt")
+
+
+def test_an_error_in_a_block_goes_first():
+  with pytest.raises(KeyError):
+    with interrupt.guard():
+      with interrupt.deferred():
+        send()
+        raise KeyError("x")
+
+
+def test_guards_nest_and_start_afresh():
+  for _ in range(2):
+    with pytest.raises(interrupt.Interrupted):
+      with interrupt.guard():
+        with interrupt.guard():
+          pass
+        send()
+
+
+def test_without_a_guard_nothing_is_deferred():
+  with pytest.raises(KeyboardInterrupt):
+    with interrupt.deferred():
+      send()
+
+
+def test_no_library_swallows_it():
+  with pytest.raises(interrupt.Interrupted):
+    with interrupt.guard():
+      try:
+        send()
+      except Exception:
+        pytest.fail("swallowed")
+
+
+TWICE = """
+  import time
+  from r1jax import interrupt
+  with interrupt.guard():
+    try:
+      print("ready", flush=True)
+      time.sleep(60)
+    except interrupt.Interrupted:
+      with interrupt.deferred():
+        print("saving", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_the_second_signal_ends_it_at_once():
+  process = subprocess.Popen(
+    [sys.executable, "-c", textwrap.dedent(TWICE)],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  with process:
+    for line in ("ready", "saving"):
+      assert process.stdout.readline().strip() == line
+      process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 128 + signal.SIGINT
+    assert "work since the last one is lost" in process.stderr.read()
