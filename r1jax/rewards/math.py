@@ -15,10 +15,13 @@ from r1jax.types import Example
 
 MAX_LENGTH, MAX_DEPTH = 512, 16  # Characters and nested braces, of an answer.
 
-# Powers of powers, exponents of 5 digits, and factorials of 4 or of factorials:
-# they would be computed.
+# Numbers that the library would compute, digit by digit.
 HUGE = re.compile(
-  r"\^\s*\{?[^{}]*\^|(\^|\*\*)[\s{(]*-?\d{5}|\d{4}[\s})]*!|!.*!", re.DOTALL
+  r"\^\s*\{?[^{}]*\^"  # 9^{9^9}
+  r"|\^[^()]*\d{3}[^()]*\)\s*\^\s*\{?\d{3}"  # (9^{999})^{999}
+  r"|(\^|\*\*)[\s{(]*-?\d{5}"  # 9^{99999}
+  r"|\d{4}[\s})]*!|!.*!",  # 9999!, (99!)!
+  re.DOTALL,
 )
 
 REWRITES = (
