@@ -21,11 +21,12 @@ def synthetic_workdir(
   num_rounds: int = 60,
   seed: int = 0,
   gain: float = 1.0,
-  hostile: bool = True,
+  keep: str = "",
 ) -> Path:
   """A workdir as a run of R1-Zero leaves it, with made-up numbers.
 
   The curves rise by `gain` times what a good run's do; 0 looks like a control.
+  Only metrics whose name matches `keep` are written.
   """
   random = np.random.default_rng(seed)
   folder.mkdir(parents=True, exist_ok=True)
@@ -86,11 +87,14 @@ def synthetic_workdir(
     metrics.append(row)
     if number % 3 == 0:
       completions += _completions(random, step, number, accuracy)
-  if hostile:
-    for text in HOSTILE:
-      completions[1]["prompt"] += text
-      completions[2] |= {"answer": text, "task": text}
-      completions[3]["completion"] += text
+  for text in HOSTILE:
+    completions[1]["prompt"] += text
+    completions[2] |= {"answer": text, "task": text}
+    completions[3]["completion"] += text
+  metrics = [
+    {k: v for k, v in row.items() if k == "step" or re.search(keep, k)}
+    for row in metrics
+  ]
   _write_lines(folder / "metrics.jsonl", metrics)
   _write_lines(folder / "completions.jsonl", completions)
   config = {"seed": seed, "loss": {"clip_epsilon": 0.2}, "note": HOSTILE[0]}
@@ -201,9 +205,11 @@ def test_every_chart_is_a_png_too(workdir, page):
   assert all(f'id="{name}"' in page for name in names)
 
 
-def test_the_same_files_give_the_same_page(workdir, page, tmp_path):
-  again = report.build([workdir], tmp_path / "again.html")
-  assert again.read_text("utf-8") == page
+def test_the_same_files_give_the_same_page(tmp_path):
+  keep = "eval/chain_sum/|load/1|perf"
+  workdir = synthetic_workdir(tmp_path / "demo", 8, keep=keep)
+  pages = [report.build([workdir], tmp_path / name) for name in ("a", "b")]
+  assert pages[0].read_bytes() == pages[1].read_bytes()
 
 
 def test_headlines_are_the_first_and_last_evaluation(workdir):
@@ -225,12 +231,13 @@ def test_a_summary_wins_over_metrics(workdir):
 
 
 def test_several_runs_overlay(tmp_path):
-  good = synthetic_workdir(tmp_path / "a" / "demo", 8)
-  control = synthetic_workdir(tmp_path / "b" / "demo", 8, seed=1, gain=0.0)
+  keep = "eval/chain_sum/|reward/mean|load/1"
+  good = synthetic_workdir(tmp_path / "a" / "demo", 8, keep=keep)
+  control = synthetic_workdir(tmp_path / "b" / "demo", 8, 1, 0.0, keep)
   page = report.build([good, control], tmp_path / "both.html").read_text()
   assert _data(page)["runs"] == ["a/demo", "b/demo"]
-  assert page.count(">a/demo</li>") >= 5
-  assert page.count(">b/demo</li>") >= 5
+  assert page.count(">a/demo</li>") == 3
+  assert page.count(">b/demo</li>") == 3
   assert (tmp_path / "figures" / "accuracy.png").exists()
   assert not (good / "report.html").exists()
 
