@@ -46,7 +46,7 @@ def score(
   completions: Sequence[Completion | str],
   *,
   pool: GraderPool | None = None,
-  **spec: float | Mapping[str, Any],
+  **spec: Any,
 ) -> Scores:
   """The named rewards of each completion, and their weighted sum.
 
@@ -67,7 +67,7 @@ def submit(
   completions: Sequence[Completion | str],
   *,
   pool: GraderPool | None = None,
-  **spec: float | Mapping[str, Any],
+  **spec: Any,
 ) -> Callable[[], Scores]:
   """Starts what `score` does; call the result, once, to wait for the scores."""
   spec = check(**spec)
@@ -104,9 +104,7 @@ def submit(
   return finish
 
 
-def check(
-  **spec: float | Mapping[str, Any],
-) -> dict[str, tuple[float, dict[str, Any]]]:
+def check(**spec: Any) -> dict[str, tuple[float, dict[str, Any]]]:
   """The weight and the own arguments of each reward that a spec names.
 
   Raises ValueError for a reward that does not exist, an argument it does not

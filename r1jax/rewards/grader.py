@@ -171,27 +171,33 @@ class GraderPool:
     self.close()
 
   def _attend(self, slot: int) -> None:
-    """The life of the thread that looks after one worker."""
+    """The life of the thread that looks after one slot's workers."""
     try:
-      connection = self._fork(slot)
-      self._try_canaries(connection)
-      self._ready[slot].set_result(None)
-      for job in iter(self._jobs.get, None):
-        done = 0
-        for outcome in self._converse(connection, job.frames):
-          job.grading._finished.put((job.indices[done], outcome))
-          done += 1
-        if done < len(job.frames):  # For any worker, and a fresh one here.
-          rest = _Job(job.grading, job.indices[done:], job.frames[done:])
-          self._jobs.put(rest)
-        if outcome.get("failure") and "error" not in outcome:
-          connection.close()
-          connection = self._fork(slot)
-      connection.close()
+      while self._grade(slot):
+        pass
     except Exception as error:
       if not self._ready[slot].done():
         self._ready[slot].set_exception(error)
       self._abandon(error, until_closed=True)
+
+  def _grade(self, slot: int) -> bool:
+    """Starts a worker and grades with it: True if it is lost, False if done."""
+    with self._fork(slot) as connection:
+      if not self._ready[slot].done():
+        self._try_canaries(connection)
+        self._ready[slot].set_result(None)
+      for job in iter(self._jobs.get, None):
+        lost, done = False, 0
+        for outcome in self._converse(connection, job.frames):
+          lost = "failure" in outcome and "error" not in outcome
+          job.grading._finished.put((job.indices[done], outcome))
+          done += 1
+        if done < len(job.frames):
+          rest = _Job(job.grading, job.indices[done:], job.frames[done:])
+          self._jobs.put(rest)
+        if lost:
+          return True
+    return False
 
   def _converse(
     self, connection: socket.socket, frames: Sequence[bytes]
@@ -246,17 +252,21 @@ class GraderPool:
   def _fork(self, slot: int) -> socket.socket:
     """A connection to a fresh worker; ends the one that had the slot."""
     ours, theirs = socket.socketpair()
-    with theirs, self._lock:
-      if self._closed:
-        raise RuntimeError("the grader pool is closed")
-      if self._server.poll() is not None and self._ready[slot].done():
-        self._control.close()
-        self._log.close()
-        self._launch()
-      socket.send_fds(self._control, [bytes([slot])], [theirs.fileno()])
-    ours.settimeout(START_TIMEOUT)
-    if ours.recv(1) != b"\n":
-      raise RuntimeError(f"graders cannot start: {self._last_words()}")
+    try:
+      with theirs, self._lock:
+        if self._closed:
+          raise RuntimeError("the grader pool is closed")
+        if self._server.poll() is not None and self._ready[slot].done():
+          self._control.close()
+          self._log.close()
+          self._launch()
+        socket.send_fds(self._control, [bytes([slot])], [theirs.fileno()])
+      ours.settimeout(START_TIMEOUT)
+      if ours.recv(1) != b"\n":
+        raise RuntimeError(f"graders cannot start: {self._last_words()}")
+    except BaseException:
+      ours.close()
+      raise
     return ours
 
   def _last_words(self) -> str:
