@@ -6,11 +6,12 @@ never as markup, never as a terminal's control codes.
 """
 
 import contextlib
+import io
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, TextIO
+from typing import Any
 
 PERIOD = 2.0  # Seconds between plain progress lines.
 LIMIT = 2000  # Characters of a completion that are shown.
@@ -19,7 +20,7 @@ LIMIT = 2000  # Characters of a completion that are shown.
 class Console:
   """Shows progress and events on `file`, by default standard output."""
 
-  def __init__(self, *, file: TextIO | None = None, quiet: bool = False):
+  def __init__(self, *, file: io.TextIOBase | None = None, quiet: bool = False):
     self._file = file or sys.stdout
     self._quiet = quiet
     self._last = -PERIOD  # When the last plain line was printed.
