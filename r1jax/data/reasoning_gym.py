@@ -20,7 +20,7 @@ MAX_DRAWS = 1000  # In a row, none of which can be used.
 
 def load(
   *, tasks: Mapping[str, Mapping[str, Any]], split: str, size: int, seed: int
-) -> Sequence[Example]:
+) -> "Problems":
   """`size` examples, one of each task in turn; made when they are read.
 
   Args:
