@@ -23,7 +23,9 @@ class Console:
   def __init__(self, *, file: io.TextIOBase | None = None, quiet: bool = False):
     self._file = file or sys.stdout
     self._quiet = quiet
-    self._last = -PERIOD  # When the last plain line was printed.
+    self._printed = time.monotonic()  # When anything was.
+    self._progressed = -PERIOD  # When a plain line of progress was.
+    self._shown = ""
     self._phase = ""
     self._first: tuple[float, int] | None = None  # For the time left.
     self._bar: Any = None
@@ -49,21 +51,25 @@ class Console:
     left = ""
     if done > first:
       left = f"{duration((now - began) / (done - first) * (total - done))} left"
-    numbers = "  ".join([*(_number(k, v) for k, v in shown.items()), left])
+    numbers = [_number(name, value) for name, value in shown.items()]
+    parts = [f"{unit} {done}/{total}", *([left] if left else []), *numbers]
+    self._shown = "  ".join(parts)
     if self._live:
-      self._draw(done, total, f"{unit} {done}/{total}  {numbers}")
-    elif now - self._last >= PERIOD or done == total:
-      self._print(f"{unit} {done}/{total}  {numbers}".rstrip())
-      self._last = now
+      self._draw(completed=done, total=total)
+    elif now - self._progressed >= PERIOD or done == total:
+      self._print(self._shown)
+      self._progressed = now
 
   def phase(self, name: str) -> None:
-    """Says what the run is doing now: "sampling", "learning", "evaluating"."""
+    """Says what the run is doing now: "sampling", "learning", "evaluating".
+
+    Plain lines leave it out, unless there was none for a while.
+    """
     self._phase = name
     if self._live:
       self._draw()
-    elif time.monotonic() - self._last >= 5 * PERIOD:
+    elif time.monotonic() - self._printed >= 5 * PERIOD:
       self._print(f"{name} ...")
-      self._last = time.monotonic()
 
   def note(self, text: str) -> None:
     """Prints an event; it stays above the live line."""
@@ -120,14 +126,16 @@ class Console:
     )
 
   def close(self) -> None:
-    """Ends the live line."""
+    """Ends the live line; what it last said stays."""
     if self._bar is not None:
       self._bar.stop()
       self._bar = None
+      self._print(self._shown)
 
   def _print(self, text: str, end: str = "\n") -> None:
     if self._quiet:
       return
+    self._printed = time.monotonic()
     if self._bar is not None:
       self._bar.console.print(text, end=end, markup=False, highlight=False)
     else:
@@ -139,27 +147,27 @@ class Console:
       from rich.console import Console as RichConsole
       from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-      self._bar = Progress(
+      console = RichConsole(file=self._file)
+      columns = [
         SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=16),
+        TextColumn("{task.description:<10}", markup=False),
+        BarColumn(bar_width=12),
         TextColumn("{task.fields[shown]}", markup=False),
-        console=RichConsole(file=self._file),
-        refresh_per_second=4,
-        transient=True,
+      ]
+      if console.width < 100:
+        columns = [columns[3], columns[1]]
+      self._bar = Progress(
+        *columns, console=console, refresh_per_second=4, transient=True
       )
       self._bar.add_task("", total=None, shown="")
       self._bar.start()
     return self._bar
 
-  def _draw(
-    self, done: int | None = None, total: int | None = None, shown: str = ""
-  ) -> None:
+  def _draw(self, **fields) -> None:
     bar = self._start()
-    fields = {} if done is None else dict(completed=done, shown=shown)
-    if total is not None:
-      fields["total"] = total
-    bar.update(bar.task_ids[0], description=self._phase, **fields)
+    bar.update(
+      bar.task_ids[0], description=self._phase, shown=self._shown, **fields
+    )
 
 
 def duration(seconds: float) -> str:
@@ -174,12 +182,10 @@ def duration(seconds: float) -> str:
 def _number(name: str, value: Any) -> str:
   if value is None or value != value:
     text = "-"
-  elif float(value).is_integer() and abs(value) >= 10:
-    text = f"{int(value):,}"
+  elif abs(value) >= 100 or float(value).is_integer():
+    text = f"{value:,.0f}"
   else:
-    text = (
-      f"{value:,.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 3}f}"
-    )
+    text = f"{value:.3g}"
   if name == "tokens_per_second":
     return f"{text} tokens/s"
   return f"{name.replace('_', ' ')} {text}"
