@@ -188,7 +188,7 @@ class GraderPool:
         self._ready[slot].set_result(None)
       for job in iter(self._jobs.get, None):
         lost, done = False, 0
-        for outcome in self._converse(connection, job.frames):
+        for outcome in self._converse(connection, job.frames, self._timeout):
           lost = "failure" in outcome and "error" not in outcome
           job.grading._finished.put((job.indices[done], outcome))
           done += 1
@@ -200,10 +200,10 @@ class GraderPool:
     return False
 
   def _converse(
-    self, connection: socket.socket, frames: Sequence[bytes]
+    self, connection: socket.socket, frames: Sequence[bytes], timeout: float
   ) -> Iterator[dict]:
     """Yields an outcome per frame, and stops after one that ends the worker."""
-    connection.settimeout(self._timeout)
+    connection.settimeout(timeout)
     try:
       with connection.makefile("rb") as lines:
         connection.sendall(pickle.dumps(list(frames)))
@@ -223,7 +223,7 @@ class GraderPool:
   def _try_canaries(self, connection: socket.socket) -> None:
     frames = [pickle.dumps(tuple(call)) for call, _ in self._canaries]
     expected = [value for _, value in self._canaries]
-    outcomes = [*self._converse(connection, frames)]
+    outcomes = [*self._converse(connection, frames, START_TIMEOUT)]
     values = [outcome.get("value") for outcome in outcomes]
     if values != expected:
       raise RuntimeError(

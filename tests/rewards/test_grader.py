@@ -35,14 +35,15 @@ def grade(example: Example, answer: str) -> Call:
 
 @pytest.fixture(scope="module")
 def pool():
-  with GraderPool(num_workers=2, timeout=1.0) as pool:
+  with GraderPool(num_workers=2, timeout=1.5) as pool:
     pool.warm()
     yield pool
 
 
 @pytest.fixture
 def light_pool():
-  with GraderPool(num_workers=2, timeout=0.5, **LIGHT) as pool:
+  with GraderPool(num_workers=2, timeout=1.0, **LIGHT) as pool:
+    pool.warm()
     yield pool
 
 
@@ -153,7 +154,7 @@ def test_calls_do_not_wait_behind_one_that_hangs(light_pool):
   hang = light_pool.submit([Call(time.sleep, (1000,))] + [FINE] * 8)
   start = time.monotonic()
   assert light_pool.map([FINE]) == [7]
-  assert time.monotonic() - start < 0.4
+  assert time.monotonic() - start < 0.9
   assert hang.values() == [None] + [7] * 8
 
 
