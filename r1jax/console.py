@@ -155,7 +155,8 @@ class Console:
         TextColumn("{task.fields[shown]}", markup=False),
       ]
       if console.width < 100:
-        columns = [columns[3], columns[1]]
+        phase = TextColumn("{task.description}", markup=False)
+        columns = [columns[3], phase]
       self._bar = Progress(
         *columns, console=console, refresh_per_second=4, transient=True
       )

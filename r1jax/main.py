@@ -15,7 +15,7 @@ import traceback
 
 from absl import app, flags
 
-from r1jax import checkpoint, config, interrupt
+from r1jax import config, interrupt
 
 _CONFIG = config.define_flag()
 _WORKDIR = flags.DEFINE_string(
@@ -31,10 +31,10 @@ def main(argv: list[str]) -> None:
   """Hands the config to the loop that it names."""
   if len(argv) > 1:
     raise ValueError(f"unknown argument {argv[1]!r}; flags start with --")
-  if _WORKDIR.value is None:
-    raise ValueError("no --workdir; say where the run's files should go")
   settings = config.from_flag(_CONFIG, sweep_index=_SWEEP.value)
   config.check(settings)
+  if _WORKDIR.value is None:
+    raise ValueError("no --workdir; say where the run's files should go")
   enable_compilation_cache()
   pathlib.Path(_WORKDIR.value).mkdir(parents=True, exist_ok=True)
   config.loop(settings.loop).train(settings, _WORKDIR.value)
@@ -72,11 +72,16 @@ def run() -> None:
 
 
 def _farewell() -> str:
+  from r1jax import checkpoint  # A wrong command need not wait for JAX.
+
   workdir = _WORKDIR.value if flags.FLAGS.is_parsed() else None
   step = None if workdir is None else checkpoint.latest_step(workdir)
   if step is None:
     return "stopped before the first checkpoint; nothing is kept"
-  command = shlex.join(["python", "-m", "r1jax.main", *sys.argv[1:]])
+  python = os.path.relpath(sys.executable)
+  if python.startswith(".."):
+    python = "python"
+  command = shlex.join([python, "-m", "r1jax.main", *sys.argv[1:]])
   return f"stopped at step {step}; to go on, run the same command: {command}"
 
 
