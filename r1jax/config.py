@@ -120,7 +120,12 @@ def bind(
     return
   signature = inspect.signature(reader)
   makes = reader if inspect.isclass(reader) else signature.return_annotation
-  makes_dataclass = dataclasses.is_dataclass(makes)
+  forwards = any(
+    p.kind is p.VAR_KEYWORD for p in signature.parameters.values()
+  )
+  makes_dataclass = dataclasses.is_dataclass(makes) and (
+    forwards or inspect.isclass(reader)
+  )
   accepted, required, anything = set(), set(), False
   for name, parameter in signature.parameters.items():
     if parameter.kind is parameter.VAR_KEYWORD:

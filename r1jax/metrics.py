@@ -151,6 +151,7 @@ class Writer:
     sinks: Iterable[str] = ("tensorboard",),
     console: Console | None = None,
   ):
+    self.workdir = workdir
     self._folder = pathlib.Path(workdir)
     self._first = jax.process_index() == 0
     self._files: dict[str, Any] = {}

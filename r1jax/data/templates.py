@@ -1,5 +1,7 @@
 """Prompt templates: a question to the text that the policy is given."""
 
+from r1jax.types import Tokenizer
+
 # arXiv:2501.12948, Table 1, word for word; "prompt" is the question's place.
 R1_ZERO = (
   "A conversation between User and Assistant. The user asks a question, and "
@@ -23,3 +25,19 @@ def plain(question: str) -> str:
 
 
 TEMPLATES = {"r1_zero": r1_zero, "plain": plain}
+
+
+def shared_tokens(template: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+  """The token ids with which every prompt in this template begins.
+
+  Found by trying questions that have nothing in common. The last shared token
+  is left out: what follows may still be joined to it.
+  """
+  first, *others = (
+    tokenizer.encode(TEMPLATES[template](question))
+    for question in ("What", "0", "(x", "\u8ba1\u7b97")
+  )
+  size = 0
+  while all(size < len(o) and o[size] == first[size] for o in others):
+    size += 1
+  return tuple(first[: max(size - 1, 0)])

@@ -92,4 +92,7 @@ def preset(name: str, **overrides) -> ModelConfig:
     raise ValueError(
       f"unknown model {name!r}; PRESETS has {', '.join(sorted(PRESETS))}"
     )
+  fields = {field.name for field in dataclasses.fields(ModelConfig)}
+  for key in overrides.keys() - fields:
+    raise ValueError(f"a model has no {key!r}; it has {', '.join(fields)}")
   return ModelConfig(**PRESETS[name] | overrides)

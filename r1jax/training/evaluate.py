@@ -1,0 +1,218 @@
+"""Measuring a policy: k completions of every problem, and what they are worth."""
+
+import collections
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from r1jax import rewards
+from r1jax.data import worked
+from r1jax.data.templates import TEMPLATES
+from r1jax.rewards import accuracy
+from r1jax.rewards.grader import GraderPool
+from r1jax.rollouts.engine import Engine
+from r1jax.types import (
+  FINISH_STOP,
+  Completion,
+  Example,
+  Params,
+  Rollout,
+  Tokenizer,
+)
+
+MIN_STYLE_SHARE = 0.05  # Of the samples, for a style to be rated.
+
+
+class Problems(NamedTuple):
+  """A named set of test problems, and how often each is tried."""
+
+  name: str
+  examples: Sequence[Example]
+  samples: int
+
+
+def evaluate(
+  engine: Engine,
+  params: Params,
+  problems: Sequence[Problems],
+  tokenizer: Tokenizer,
+  pool: GraderPool,
+  *,
+  template: str,
+  seed: int,
+  progress: Callable[[int, int], None] = lambda done, tokens: None,
+) -> dict[str, float]:
+  """The numbers of every set, named "eval/<set>/<number>"; see `measure`.
+
+  Samples are drawn from `seed`'s own stream, the same at every evaluation, so
+  that training does not depend on whether one took place.
+  """
+  numbers = {}
+  for index, (name, examples, samples) in enumerate(problems):
+    prompts = [tokenizer.encode(TEMPLATES[template](e.prompt)) for e in examples]
+    rollout = engine(
+      params, prompts, samples, seed=seed, round=index, progress=progress
+    )
+    flat, written = completions(rollout, examples, tokenizer, engine.max_tokens)
+    scores = rewards.score(flat, written, pool=pool, accuracy=1.0, format=0.0)
+    shape = (len(examples), samples)
+    measured = measure(
+      examples,
+      [written[i : i + samples] for i in range(0, len(written), samples)],
+      scores.parts["accuracy"].reshape(shape),
+      scores.parts["format"].reshape(shape),
+    )
+    numbers |= {f"eval/{name}/{key}": v for key, v in measured.items()}
+  return numbers
+
+
+def completions(
+  rollout: Rollout,
+  examples: Sequence[Example],
+  tokenizer: Tokenizer,
+  max_tokens: int,
+) -> tuple[list[Example], list[Completion]]:
+  """Every completion as text, group after group, and the example of each."""
+  flat, written = [], []
+  for p, example in enumerate(examples):
+    for g in range(rollout.lengths.shape[1]):
+      length = int(rollout.lengths[p, g])
+      stopped = rollout.finish[p, g] == FINISH_STOP
+      flat.append(example)
+      written.append(
+        Completion(
+          text=tokenizer.decode(rollout.completions[p, g, :length].tolist()),
+          num_tokens=length,
+          max_tokens=max_tokens,
+          finish="stop" if stopped else "length",
+        )
+      )
+  return flat, written
+
+
+def measure(
+  examples: Sequence[Example],
+  written: Sequence[Sequence[Completion]],
+  correct: np.ndarray,
+  formatted: np.ndarray,
+) -> dict[str, float]:
+  """What k completions of each of P problems show.
+
+  Args:
+    examples: [P]
+    written: [P][k]
+    correct: [P, k] 1, 0, or NaN where it could not be graded; NaN counts as 0.
+    formatted: [P, k]
+
+  Returns:
+    pass@1, the mean over all; its standard error, over problems; pass@k, the
+    share of problems solved at least once; cons@k, the share whose most frequent
+    answer is right; the mean length in tokens; shares truncated, unparsed and
+    well formatted; share and pass@1 of bare guesses and of the best style among
+    those with at least 5% of the samples.
+  """
+  samples = correct.shape[1]
+  correct = np.nan_to_num(correct)
+  per_problem = correct.mean(axis=1)
+  flat = [c for group in written for c in group]
+  answers = [[accuracy.extract(c) for c in group] for group in written]
+  styles = np.array([worked.style(thought(c.text)) for c in flat])
+  by_style = {
+    name: correct.reshape(-1)[styles == name].mean()
+    for name in sorted(set(styles))
+    if np.mean(styles == name) >= MIN_STYLE_SHARE
+  }
+  error = per_problem.std(ddof=1) / math.sqrt(len(per_problem))
+  return {
+    "pass@1": per_problem.mean(),
+    "pass@1_stderr": error if len(per_problem) > 1 else math.nan,
+    f"pass@{samples}": correct.any(axis=1).mean(),
+    f"cons@{samples}": np.mean(
+      [consensus(*row) for row in zip(examples, answers, correct, strict=True)]
+    ),
+    "mean_length": np.mean([c.num_tokens for c in flat]),
+    "truncated": np.mean([c.finish == "length" for c in flat]),
+    "unparsed": np.mean([a is None for group in answers for a in group]),
+    "format": np.nan_to_num(formatted).mean(),
+    "guess_share": np.mean(styles == "guess"),
+    "best_style_pass@1": max(by_style.values(), default=math.nan),
+  }
+
+
+def consensus(
+  example: Example, answers: Sequence[str | None], correct: Sequence[float]
+) -> float:
+  """1 if the most frequent answer is right; answers that mean the same count
+  together, none at all do not vote, and of equally frequent ones the first
+  counts."""
+  votes = collections.Counter()
+  worth = {}
+  for answer, value in zip(answers, correct, strict=True):
+    if answer is not None:
+      key = accuracy.canonical(example, answer)
+      votes[key] += 1
+      worth[key] = max(worth.get(key, 0.0), float(value))
+  if not votes:
+    return 0.0
+  return worth[votes.most_common(1)[0][0]]
+
+
+def thought(text: str) -> str:
+  """What stands between the tags of thinking."""
+  return text.partition("<think>")[2].partition("</think>")[0]
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+  """The chance that k of the samples, drawn without return, hold a right one.
+
+  1 - C(n - c, k) / C(n, k), unbiased (arXiv:2107.03374, eq. 1).
+  """
+  if not 1 <= k <= samples:
+    raise ValueError(f"pass@{k} needs 1 <= k <= {samples} samples")
+  return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def summarise(rows: Sequence[dict], **totals) -> dict:
+  """The demo's summary.json from the rows of metrics.jsonl.
+
+  The first evaluation is the base's, the last R1-Zero's. Sets whose name ends
+  in "+1" are larger problems than any trained on, and stand apart.
+  """
+  evaluations = [
+    row for row in rows if any(key.startswith("eval/") for key in row)
+  ]
+  base, zero = evaluations[0], evaluations[-1]
+  names = [
+    key.split("/")[1] for key in zero if key.endswith("/pass@1")
+  ]
+  tasks, larger = {}, {}
+  for name in names:
+    of = lambda row, key, name=name: row.get(f"eval/{name}/{key}")
+    many = lambda row, kind, name=name: next(
+      value
+      for key, value in row.items()
+      if key.startswith(f"eval/{name}/{kind}@")
+      and key != f"eval/{name}/pass@1"
+      and not key.endswith("stderr")
+    )
+    (larger if name.endswith("+1") else tasks)[name] = {
+      "base_pass_at_1": of(base, "pass@1"),
+      "zero_pass_at_1": of(zero, "pass@1"),
+      "base_pass_at_1_stderr": of(base, "pass@1_stderr"),
+      "zero_pass_at_1_stderr": of(zero, "pass@1_stderr"),
+      "base_cons_at_16": many(base, "cons"),
+      "zero_cons_at_16": many(zero, "cons"),
+      "base_pass_at_16": many(base, "pass"),
+      "base_guess_share": of(base, "guess_share"),
+      "base_best_style_pass_at_1": of(base, "best_style_pass@1"),
+      "base_mean_length": of(base, "mean_length"),
+      "zero_mean_length": of(zero, "mean_length"),
+    }
+  means = {
+    key: float(np.mean([task[key] for task in tasks.values()]))
+    for key in next(iter(tasks.values()))
+    if not key.endswith("stderr")
+  }
+  return {"tasks": tasks, "larger": larger} | means | totals
