@@ -114,15 +114,13 @@ def bind(
       return
     for key, value in section.items():
       if key not in reader:
-        raise ValueError(unknown("config key", f"{path}.{key}", reader, path))
+        raise ValueError(unknown("config key", key, reader, path))
       if isinstance(value, Mapping):
         bind(f"{path}.{key}", value, reader[key])
     return
   signature = inspect.signature(reader)
   makes = reader if inspect.isclass(reader) else signature.return_annotation
-  forwards = any(
-    p.kind is p.VAR_KEYWORD for p in signature.parameters.values()
-  )
+  forwards = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
   makes_dataclass = dataclasses.is_dataclass(makes) and (
     forwards or inspect.isclass(reader)
   )
@@ -144,7 +142,7 @@ def bind(
         required.add(name)
   for key in section:
     if key not in accepted and not anything:
-      raise ValueError(unknown("config key", f"{path}.{key}", accepted, path))
+      raise ValueError(unknown("config key", key, accepted, path))
   for key in sorted(required - section.keys()):
     raise ValueError(f"config key '{path}.{key}' is missing")
   if makes_dataclass:
@@ -156,11 +154,12 @@ def bind(
 
 def unknown(kind: str, name: Any, known: Iterable[str], prefix="") -> str:
   """An error's text: "unknown <kind> 'x'; did you mean 'y'?"."""
-  known = sorted(f"{prefix}.{k}" if prefix else str(k) for k in known)
-  close = difflib.get_close_matches(str(name), known, 1, cutoff=0.6)
-  if close:
-    return f"unknown {kind} {name!r}; did you mean {close[0]!r}?"
-  return f"unknown {kind} {name!r}; there is {', '.join(known) or 'none'}"
+  dotted = f"{prefix}." if prefix else ""
+  known = sorted(map(str, known))
+  text = f"unknown {kind} {dotted + str(name)!r}"
+  if close := difflib.get_close_matches(str(name), known, 1):
+    return f"{text}; did you mean {dotted + close[0]!r}?"
+  return f"{text}; there is {', '.join(dotted + k for k in known) or 'none'}"
 
 
 # The command line, for main and for the tools.
@@ -232,9 +231,7 @@ def _find(config: ml_collections.ConfigDict, key: str) -> None:
   for part in key.split("."):
     known = list(node.keys()) if hasattr(node, "keys") else []
     if part not in known:
-      prefix = ".".join(done)
-      name = f"{prefix}.{part}" if prefix else part
-      raise ValueError(unknown("config key", name, known, prefix))
+      raise ValueError(unknown("config key", part, known, ".".join(done)))
     node = node[part]
     done.append(part)
 
