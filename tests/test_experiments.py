@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from r1jax import config
+from r1jax.models import transformer
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "experiments").rglob("*.py"))
@@ -39,19 +40,18 @@ def test_sections_are_keyword_arguments(path):
 
 @pytest.mark.parametrize("path", RUNS, ids=short)
 def test_models_can_be_built(path):
-  from r1jax.models import transformer
-  from r1jax.models.config import preset
-
   c = config.load(path)
-  if "model" in c:
-    model = transformer.Transformer(preset(**c.model))
+  section, reader = dict(c.model), config.loop(c.loop).SECTIONS["model"]
+  if isinstance(reader, dict):
+    build = reader[section.pop("name")]
+    params = jax.eval_shape(lambda: build(**section)[1])
+  else:
+    model = transformer.Transformer(reader(**section))
     params = jax.eval_shape(
       lambda key: transformer.init(model, key), jax.random.key(0)
     )
-    assert all(
-      jnp.issubdtype(leaf.dtype, jnp.floating)
-      for leaf in jax.tree.leaves(params)
-    )
+  for leaf in jax.tree.leaves(params):
+    assert jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 @pytest.mark.parametrize("file", FILES, ids=short)
