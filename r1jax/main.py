@@ -13,7 +13,7 @@ import shlex
 import sys
 import traceback
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from r1jax import config, interrupt
 
@@ -24,13 +24,17 @@ _WORKDIR = flags.DEFINE_string(
 _SWEEP = flags.DEFINE_integer(
   "sweep", None, "Apply the i-th override of the config file's sweep()."
 )
-_DEBUG = flags.DEFINE_bool("debug", False, "Show stack traces.")
+_DEBUG = flags.DEFINE_bool(
+  "debug", False, "Show stack traces and what libraries log."
+)
 
 
 def main(argv: list[str]) -> None:
   """Hands the config to the loop that it names."""
   if len(argv) > 1:
     raise ValueError(f"unknown argument {argv[1]!r}; flags start with --")
+  if not _DEBUG.value:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells a lot.
   settings = config.from_flag(_CONFIG, sweep_index=_SWEEP.value)
   config.check(settings)
   if _WORKDIR.value is None:

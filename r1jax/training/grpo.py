@@ -132,19 +132,20 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
               place(sharding.local(values), packed, reference_logprobs)
 
         # Learn from each completion once.
-        with interrupt.deferred(), observer.phase("learning"):
+        with interrupt.deferred():
           numbers, new = [], state.train
-          for part, (packed, count) in zip(parts, batches, strict=True):
-            experience = Experience(
-              rollout=rollout,
-              old_logprobs=rollout.logprobs,
-              reference_logprobs=reference_logprobs,
-              advantages=advantages,
-              weights=minibatch_weights(rollout, np.isfinite(total), part),
-            )
-            batch = sharding.replicate(mesh, token_arrays(experience))
-            new, measured = update(new, packed, count, batch)
-            numbers.append(jax.device_get(measured))
+          with observer.phase("learning"):
+            for part, (packed, count) in zip(parts, batches, strict=True):
+              experience = Experience(
+                rollout=rollout,
+                old_logprobs=rollout.logprobs,
+                reference_logprobs=reference_logprobs,
+                advantages=advantages,
+                weights=minibatch_weights(rollout, np.isfinite(total), part),
+              )
+              batch = sharding.replicate(mesh, token_arrays(experience))
+              new, measured = update(new, packed, count, batch)
+              numbers.append(jax.device_get(measured))
           step = int(new.step)
           state = state.replace(train=new)
           if state.reference is not None and step % config.reference_every == 0:
@@ -152,8 +153,16 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
               reference=jax.tree.map(jnp.copy, new.params),
               reference_step=jnp.copy(new.step),
             )
-          observer.write(step, rollout, flat, written, scores, advantages,
-                         numbers, reference_step=state.reference_step)
+          observer.write(
+            step,
+            rollout,
+            flat,
+            written,
+            scores,
+            advantages,
+            numbers,
+            reference_step=state.reference_step,
+          )
           if int(new.skipped) >= config.max_skipped:
             raise ValueError(
               f"{config.max_skipped} updates in a row had a gradient that is "
