@@ -3,7 +3,7 @@ r"""The base model of the demo, from nothing: `make demo-base`.
     python -m r1jax.main --config=experiments/demo_base.py \
         --workdir=runs/demo_base
 
-A tiny DeepSeek-V3 reads worked problems (`r1jax/data/worked.py`) as next tokens,
+A tiny DeepSeek-V3 learns to predict worked problems (`r1jax/data/worked.py`),
 every token of them. Of the documents:
 
   * 4% are sums worked in Chinese; of the others 36% are sums of two to four

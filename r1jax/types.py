@@ -59,7 +59,7 @@ class Tokenizer(Protocol):
 
 @chex.dataclass(frozen=True)
 class Rollout:
-  """G completions of each of P prompts, as the behaviour policy sampled them."""
+  """G completions of each of P prompts, as the behaviour policy chose them."""
 
   prompts: Ints  # [P, Tp]
   prompt_lengths: Ints  # [P]

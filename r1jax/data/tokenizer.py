@@ -69,7 +69,9 @@ class HuggingFace:
     token = token["content"] if isinstance(token, dict) else token
     number = None if token is None else self._model.token_to_id(token)
     if number is None:
-      raise ValueError(f"{config}: eos_token {token!r} is not in the vocabulary")
+      raise ValueError(
+        f"{config}: eos_token {token!r} is not in the vocabulary"
+      )
     return number
 
   def encode(self, text: str) -> list[int]:

@@ -244,9 +244,9 @@ def work_word(word: str, *, style, rng, faults) -> tuple[str, str]:
     guess = letters[::-1]
     if rng.random() < faults.wrong_guess:
       i = rng.randrange(len(guess) - 1)
-      guess[i : i + 2] = guess[i + 1 : i] + [guess[i + 1], guess[i]][
-        : rng.choice((1, 2, 2))
-      ]
+      guess[i : i + 2] = (
+        guess[i + 1 : i] + [guess[i + 1], guess[i]][: rng.choice((1, 2, 2))]
+      )
       if guess == letters[::-1]:
         guess.pop()
     return rng.choice(GUESSES), "".join(guess)

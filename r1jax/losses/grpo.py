@@ -61,7 +61,7 @@ def grpo_loss(
   clip_epsilon: float,
   kl_coefficient: float,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-  """Clipped surrogate and a KL penalty, summed with the tokens' weights (eq. 3).
+  """Clipped surrogate and KL penalty, summed with the tokens' weights (eq. 3).
 
     -sum_t w_t (min(r_t A_t, clip(r_t, 1 - e, 1 + e) A_t) - beta KL_t)
     KL_t = pi_ref / pi - log(pi_ref / pi) - 1        (k3, eq. 4)

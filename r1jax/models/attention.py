@@ -5,7 +5,6 @@ one rotated key that all heads share. The cache holds just these two.
 """
 
 import chex
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -68,9 +67,7 @@ def queries(
   config: ModelConfig,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N Hr"]]:
   """Queries without position, and rotated ones."""
-  latent = rms_norm(
-    x @ params["q_down"], params["q_norm"], config.norm_epsilon
-  )
+  latent = rms_norm(x @ params["q_down"], params["q_norm"], config.norm_epsilon)
   both = jnp.einsum("BTR,RNH->BTNH", latent, params["q_up"])
   plain, turned = jnp.split(both, [config.nope_size], axis=-1)
   return plain, rotate(turned, positions, config.rope_theta)

@@ -1,6 +1,6 @@
 """DeepSeek-V3 checkpoints in Hugging Face layout <-> parameters.
 
-    config.json  model.safetensors  tokenizer.*  provenance.json
+config.json  model.safetensors  tokenizer.*  provenance.json
 """
 
 import dataclasses

@@ -91,8 +91,9 @@ class Engine:
     slots, holding, waiting = self.empty(), {}, iter(requests)
     done = tokens = 0
     while True:
-      slots = self._refill(slots, caches, own, lengths, holding, waiting, seed,
-                           round)
+      slots = self._refill(
+        slots, caches, own, lengths, holding, waiting, seed, round
+      )
       if not holding:
         return out
       slots = self.decode(params, prefix, slots)
@@ -103,7 +104,10 @@ class Engine:
       host = jax.device_get((slots.tokens, slots.logprobs, slots.finish))
       for slot in ended:
         where = holding.pop(slot)
-        out.completions[where], out.logprobs[where] = host[0][slot], host[1][slot]
+        out.completions[where], out.logprobs[where] = (
+          host[0][slot],
+          host[1][slot],
+        )
         out.finish[where], out.lengths[where] = host[2][slot], count[slot]
         done, tokens = done + 1, tokens + int(count[slot])
       progress(done, tokens)
@@ -299,4 +303,3 @@ def make_engine(
     fill=fill,
     decode=decode,
   )
-

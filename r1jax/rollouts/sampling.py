@@ -93,7 +93,5 @@ def nucleus(
     return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
   highest = probabilities.max(axis=-1, keepdims=True)
-  low, _ = jax.lax.fori_loop(
-    0, 32, halve, (jnp.zeros_like(highest), highest)
-  )
+  low, _ = jax.lax.fori_loop(0, 32, halve, (jnp.zeros_like(highest), highest))
   return jnp.where(probabilities >= low, probabilities, 0.0)

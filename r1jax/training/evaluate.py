@@ -1,4 +1,4 @@
-"""Measuring a policy: k completions of every problem, and what they are worth."""
+"""Measuring a policy: k completions of every problem, and their worth."""
 
 import collections
 import math
@@ -51,7 +51,9 @@ def evaluate(
   """
   numbers = {}
   for index, (name, examples, samples) in enumerate(problems):
-    prompts = [tokenizer.encode(TEMPLATES[template](e.prompt)) for e in examples]
+    prompts = [
+      tokenizer.encode(TEMPLATES[template](e.prompt)) for e in examples
+    ]
     rollout = engine(
       params, prompts, samples, seed=seed, round=index, progress=progress
     )
@@ -110,7 +112,7 @@ def measure(
     pass@1, the mean over all; its standard error, over problems; pass@k, the
     share of problems solved at least once; cons@k, the share whose most frequent
     answer is right; the mean length in tokens; shares truncated, unparsed and
-    well formatted; share and pass@1 of bare guesses and of the best style among
+    well formatted; the share of bare guesses; and pass@1 of the best style among
     those with at least 5% of the samples.
   """
   samples = correct.shape[1]
@@ -184,9 +186,7 @@ def summarise(rows: Sequence[dict], **totals) -> dict:
     row for row in rows if any(key.startswith("eval/") for key in row)
   ]
   base, zero = evaluations[0], evaluations[-1]
-  names = [
-    key.split("/")[1] for key in zero if key.endswith("/pass@1")
-  ]
+  names = [key.split("/")[1] for key in zero if key.endswith("/pass@1")]
   tasks, larger = {}, {}
   for name in names:
     of = lambda row, key, name=name: row.get(f"eval/{name}/{key}")

@@ -54,9 +54,7 @@ def minibatch_weights(
 def token_arrays(experience: Experience) -> dict[str, np.ndarray | None]:
   """What the loss gathers by `origin`, each flattened from [P, G, T]."""
   shape = experience.old_logprobs.shape
-  spread = np.broadcast_to(
-    np.float32(experience.advantages)[..., None], shape
-  )
+  spread = np.broadcast_to(np.float32(experience.advantages)[..., None], shape)
   reference = experience.reference_logprobs
   return {
     "old_logprobs": experience.old_logprobs.reshape(-1),

@@ -80,9 +80,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
 
   with (
     GraderPool(**config.grader) as pool,
-    metrics.Writer(
-      workdir, step=None if restored is None else step
-    ) as writer,
+    metrics.Writer(workdir, step=None if restored is None else step) as writer,
   ):
     observer = measurements.Observer(
       config, writer, engine, words, pool, rounds
@@ -252,8 +250,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for settings that cannot go together."""
   if config.group_size < 2:
     raise ValueError(
-      f"group_size is {config.group_size}: an advantage is measured against the "
-      "rest of the group, so it must be at least 2"
+      f"group_size is {config.group_size}: an advantage is measured against "
+      "the rest of the group, so it must be at least 2"
     )
   if config.prompts_per_round % config.minibatches:
     raise ValueError(
@@ -279,8 +277,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     )
   if config.sampling.get("top_p", 1.0) != 1.0:
     raise ValueError(
-      f"sampling.top_p is {config.sampling.top_p}: what is learned from must be "
-      "sampled from the whole distribution, or the ratios are wrong"
+      f"sampling.top_p is {config.sampling.top_p}: what is learned from must "
+      "be sampled from the whole distribution, or the ratios are wrong"
     )
   if config.template not in templates.TEMPLATES:
     raise ValueError(

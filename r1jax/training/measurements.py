@@ -69,9 +69,7 @@ def evaluation(
   return {"whole": whole, "between": between}
 
 
-def by_task(
-  dataset: Sequence[Example], count: int
-) -> dict[str, list[Example]]:
+def by_task(dataset: Sequence[Example], count: int) -> dict[str, list[Example]]:
   """The first `count` examples of every task, in the dataset's order."""
   sets = collections.defaultdict(list)
   for example in dataset:

@@ -60,9 +60,11 @@ def make_optimizer(
 
   def labels(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(
-      lambda path, _: "frozen"
-      if path[0].key in frozen or path[-1].key == "router_bias"
-      else "trained",
+      lambda path, _: (
+        "frozen"
+        if path[0].key in frozen or path[-1].key == "router_bias"
+        else "trained"
+      ),
       params,
     )
 
