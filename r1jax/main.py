@@ -42,6 +42,20 @@ def main(argv: list[str]) -> None:
   enable_compilation_cache()
   pathlib.Path(_WORKDIR.value).mkdir(parents=True, exist_ok=True)
   config.loop(settings.loop).train(settings, _WORKDIR.value)
+  conclude(_WORKDIR.value)
+
+
+def conclude(workdir: str) -> None:
+  """Makes the report of a run that has ended, and prints its summary."""
+  import jax
+
+  from r1jax.tools import report  # matplotlib takes a second to import.
+
+  if jax.process_index() == 0:
+    print(f"report: {report.build([workdir])}", flush=True)
+    summary = pathlib.Path(workdir) / "summary.json"
+    if summary.exists():
+      print(summary.read_text(), end="", flush=True)
 
 
 def enable_compilation_cache() -> None:

@@ -110,10 +110,10 @@ def measure(
 
   Returns:
     pass@1, the mean over all; its standard error, over problems; pass@k, the
-    share of problems solved at least once; cons@k, the share whose most frequent
-    answer is right; the mean length in tokens; shares truncated, unparsed and
-    well formatted; the share of bare guesses; and pass@1 of the best style among
-    those with at least 5% of the samples.
+    share of problems solved at least once; cons@k, the share whose most
+    frequent answer is right; the mean length in tokens; shares truncated,
+    unparsed and well formatted; the share of bare guesses; and pass@1 of the
+    best style among those with at least 5% of the samples.
   """
   samples = correct.shape[1]
   correct = np.nan_to_num(correct)

@@ -213,7 +213,7 @@ class Observer:
       )
 
   def summarise(self, workdir: str, step: int) -> None:
-    """Writes and prints summary.json."""
+    """Writes summary.json: what the run began with, and what it reached."""
     rows = self._rows()
     rounds = [row for row in rows if "round" in row]
     evaluating = sum(row.get("perf/eval_time", 0.0) for row in rows)
@@ -227,10 +227,8 @@ class Observer:
       seconds_rl=sum(row["perf/step_time"] for row in rounds),
       completion_tokens_per_second=sampled / max(sampling, 1e-9),
     )
-    text = json.dumps(summary, indent=2)
     path = pathlib.Path(workdir) / "summary.json"
-    path.write_text(text + "\n")
-    self._writer.console.note(text)
+    path.write_text(json.dumps(summary, indent=2) + "\n")
 
   def _rows(self) -> list[dict]:
     return metrics.read(self._writer.workdir)
