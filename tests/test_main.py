@@ -35,6 +35,11 @@ def train(config, workdir):
   if config.mode == "cache":
     import jax
     print(jax.config.jax_compilation_cache_dir)
+  if config.mode == "ok":
+    from r1jax import metrics
+    with metrics.Writer(workdir) as writer:
+      writer.write(1, **{"loss/total": 0.5})
+    (pathlib.Path(workdir) / "summary.json").write_text('{"rl_steps": 1}\\n')
   if config.mode == "stop":
     import numpy as np
     try:
@@ -166,6 +171,13 @@ def test_overrides_go_over_the_sweep(command):
   assert '"seed": 2' in done.stdout
   assert '"learning_rate": 0.25' in done.stdout
   assert '"mode": "ok"' in done.stdout
+
+
+def test_a_run_ends_with_its_report_and_its_summary(command, tmp_path):
+  done = command("--config=c.py:ok", "--workdir=w")
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / "w" / "report.html").exists()
+  assert done.stdout.splitlines()[-1] == '{"rl_steps": 1}'
 
 
 def test_programs_are_cached_between_starts(command, tmp_path):
