@@ -88,8 +88,9 @@ venv:
 	  "(about a minute) ..."; \
 	has=$$($(RUN) -c 'import sys, pip; print("py%d%d" % sys.version_info[:2])' \
 	  2>/dev/null) || has=; \
-	if [ "$$has" != "$$version" ]; then \
+	if [ "$$has" != "$$version" ] || [ -e "$(VENV)/.unfinished" ]; then \
 	  "$(PYTHON)" -m venv --clear "$(VENV)" || exit 1; fi; \
+	touch "$(VENV)/.unfinished"; \
 	pins="constraints/$$version.txt"; \
 	if [ -e "$$pins" ]; then set -- -c "$$pins"; else set --; \
 	  echo "note: $$pins does not exist; taking the newest of everything"; fi; \
@@ -98,5 +99,6 @@ venv:
 	  echo "error: the install failed; run the command again once the cause" \
 	    "above is gone" >&2; exit 1; }; \
 	$(RUN) -W ignore -m compileall -qq -j 0 "$(VENV)/lib" || true; \
+	rm "$(VENV)/.unfinished"; \
 	echo "$$identity" > "$$stamp"; \
 	echo "installed in $$(( $$(date +%s) - began )) s"
