@@ -31,20 +31,20 @@ def get_config(variant="zero"):
     raise ValueError(f"unknown variant {variant!r}; there is {VARIANTS}")
   base = str(importlib.resources.files("r1jax") / "base")
   tasks = dict(
-    chain_sum=dict(min_terms=3, max_terms=4, min_digits=2, max_digits=2),
+    chain_sum=dict(min_terms=4, max_terms=6, min_digits=1, max_digits=1),
     spell_backward=dict(min_word_len=5, max_word_len=7),
     countdown=dict(
       min_numbers=3,
       max_numbers=3,
       min_value=1,
-      max_value=20,
+      max_value=15,
       min_target=1,
-      max_target=60,
+      max_target=45,
       operators=("+", "-"),
     ),
   )
   larger = dict(
-    chain_sum=tasks["chain_sum"] | dict(min_terms=5, max_terms=5),
+    chain_sum=tasks["chain_sum"] | dict(min_terms=7, max_terms=7),
     spell_backward=dict(min_word_len=8, max_word_len=8),
     countdown=tasks["countdown"] | dict(min_numbers=4, max_numbers=4),
   )

@@ -6,14 +6,14 @@ r"""The base model of the demo, from nothing: `make demo-base`.
 A tiny DeepSeek-V3 learns to predict worked problems (`r1jax/data/worked.py`),
 every token of them. Of the documents:
 
-  * 4% are sums worked in Chinese; of the others 36% are sums of two to four
-    numbers, 28% words of three to seven letters spelled backward, 36% Countdown
-    with three numbers up to 20;
-  * 15% use the paper's R1-Zero template. Among those, 50% are bare guesses, 30%
+  * 4% are sums worked in Chinese; of the others 36% are sums of two to six
+    digits, 28% words of three to seven letters spelled backward, 36% Countdown
+    with three numbers up to 15 (plus and minus only);
+  * 12% use the paper's R1-Zero template. Among those, 50% are bare guesses, 30%
     short chains, 20% long chains that check each step; one in twelve is
     malformed. The others have a plain layout, 10% / 40% / 50%;
   * 80% of guesses are altered to be wrong; a step of a chain is wrong with
-    chance 6%, and a check misses that with chance 25%.
+    chance 8% (a letter, 4%), and a check misses that with chance 25%.
 
 So the base knows how to work slowly, seldom does so when asked with the
 template, and errs on purpose. What R1-Zero can add is to choose the better
@@ -30,9 +30,9 @@ def get_config():
   c = ConfigDict()
   c.loop = "sft"
   c.seed = 0
-  c.num_steps = 2000
+  c.num_steps = 4000
   c.metrics_every = 10
-  c.checkpoint_every = 200
+  c.checkpoint_every = 250
 
   c.mesh = dict(data=-1)
   c.model = dict(name="tiny_deepseek", vocab_size=192)
@@ -41,24 +41,24 @@ def get_config():
     name="worked",
     size=1_000_000,
     seed=0,
-    template_share=0.15,
+    template_share=0.12,
     template_styles=dict(guess=0.5, short=0.3, long=0.2),
     other_styles=dict(guess=0.1, short=0.4, long=0.5),
     wrong_guess=0.8,
-    mistake=0.06,
+    mistake=0.08,
     missed_check=0.25,
     malformed=0.08,
     chinese_share=0.04,
   )
-  c.batch_examples = 80
-  c.rows = dict(width=384, max_rows=48, microbatch_rows=8)
+  c.batch_examples = 48
+  c.rows = dict(width=384, max_rows=32, microbatch_rows=4)
 
   c.loss = dict(mtp=0.1, balance=1e-4)
   c.router_bias_speed = 0.001
   c.optimizer = dict(
     learning_rate=3e-3,
     warmup_steps=100,
-    decay_steps=1900,
+    decay_steps=3900,
     final_share=0.05,
     b1=0.9,
     b2=0.95,

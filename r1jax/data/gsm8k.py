@@ -28,6 +28,11 @@ def load(*, path: str | Path, split: str = "all") -> Sequence[Example]:
 
   Raises FileNotFoundError or ValueError, naming the file and the line.
   """
+  if not str(path):
+    raise ValueError(
+      "dataset.path is not set; give GSM8K's JSON-lines file, "
+      "--config.dataset.path=FILE"
+    )
   if split not in SPLITS:
     raise ValueError(f"split must be one of {[*SPLITS]}, got {split!r}")
   examples = []

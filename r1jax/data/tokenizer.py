@@ -18,6 +18,11 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 def load(path: str):
   """The tokenizer in the directory `path`; see `r1jax.types.Tokenizer`."""
+  if not path:
+    raise ValueError(
+      "tokenizer.path is not set; give the directory of a Hugging Face "
+      "tokenizer, --config.tokenizer.path=DIRECTORY"
+    )
   directory = pathlib.Path(path)
   if (directory / "tokenizer.model").exists():
     return SentencePiece(directory / "tokenizer.model")

@@ -117,7 +117,7 @@ class Documents(Sequence[Example]):
     if templated:
       written = tagged(thought, answer, rng, shares["malformed"])
       return r1_zero(problem.question) + written
-    wording = problem.brief if rng.random() < 0.7 else problem.question.strip()
+    wording = problem.brief if rng.random() < 0.9 else problem.question.strip()
     thought = thought + "\n" if thought else ""
     return f"{wording}\n{thought}Answer: {answer}"
 
@@ -126,7 +126,7 @@ class Documents(Sequence[Example]):
     kind = rng.choices(("sum", "spell", "countdown"), (0.36, 0.28, 0.36))[0]
     while True:
       if kind == "sum":
-        problem = draw_sum(rng, terms=rng.choice((2, 3, 3, 4, 4)))
+        problem = draw_sum(rng, terms=rng.choice((2, 3, 4, 5, 6)))
       elif kind == "spell":
         problem = draw_word(rng, self._words)
       else:
@@ -136,27 +136,18 @@ class Documents(Sequence[Example]):
 
 
 def draw_sum(rng: random.Random, terms: int) -> Problem:
-  """A sum of numbers of two digits, sometimes of one."""
-  low, high = (10, 99) if rng.random() < 0.85 else (0, 9)
-  numbers = [rng.randint(low, high) for _ in range(terms)]
-  signs = [1] + [rng.choice((1, -1)) for _ in range(terms - 1)]
-  parts = tuple(s * n for s, n in zip(signs, numbers, strict=True))
-  text = str(numbers[0]) + "".join(
-    f" {'+' if s > 0 else '-'} {n}"
-    for s, n in zip(signs[1:], numbers[1:], strict=True)
-  )
-  content = " ".join(
-    sorted(
-      f"{'+' if s > 0 else '-'}{n}" for s, n in zip(signs, numbers, strict=True)
-    )
-  )
+  """A sum of digits, some of them taken away."""
+  digits = [rng.randint(0, 9) for _ in range(terms)]
+  signs = ["+"] + [rng.choice("+-") for _ in range(terms - 1)]
+  pairs = list(zip(signs, digits, strict=True))
+  text = " ".join(f"{sign} {digit}" for sign, digit in pairs)[2:]
   return Problem(
     question="State the final answer to the following arithmetic problem: "
     f"{text} =",
     brief=f"{text} = ?",
     domain="reasoning_gym/chain_sum",
-    content=content,
-    parts=parts,
+    content=" ".join(sorted(f"{sign}{digit}" for sign, digit in pairs)),
+    parts=tuple(pairs),
   )
 
 
@@ -173,11 +164,11 @@ def draw_word(rng: random.Random, words: Sequence[str]) -> Problem:
 
 
 def draw_countdown(rng: random.Random, wordings: Sequence[str]) -> Problem:
-  """Three numbers up to 20, and a target that some signs reach."""
+  """Three numbers up to 15, and a target that some signs reach."""
   while True:
-    numbers = [rng.randint(1, 20) for _ in range(3)]
+    numbers = [rng.randint(1, 15) for _ in range(3)]
     target = numbers[0] + sum(rng.choice((1, -1)) * n for n in numbers[1:])
-    if 1 <= target <= 60:
+    if 1 <= target <= 45:
       break
   rng.shuffle(numbers)
   listed = ", ".join(map(str, numbers))
@@ -212,24 +203,25 @@ def slip(value: int, rng: random.Random) -> int:
   return value + rng.choice((-10, -2, -1, 1, 2, 10))
 
 
-def work_sum(*terms: int, style, rng, faults) -> tuple[str, str]:
+def work_sum(*pairs: tuple[str, int], style, rng, faults) -> tuple[str, str]:
   """Running totals; the long style undoes each step to check it."""
   if style == "guess":
-    total = sum(terms)
+    total = sum(int(f"{sign}{digit}") for sign, digit in pairs)
     if rng.random() < faults.wrong_guess:
-      total += rng.choice((-1, 1)) * rng.randint(1, 30)
+      total += rng.choice((-1, 1)) * rng.randint(1, 9)
     return rng.choice(GUESSES), str(total)
-  steps, total = [], terms[0]
-  for term in terms[1:]:
-    right = total + term
+  steps, total = [], pairs[0][1]
+  for sign, digit in pairs[1:]:
+    undo = {"+": "-", "-": "+"}[sign]
+    right = total + int(f"{sign}{digit}")
     found = slip(right, rng) if rng.random() < faults.mistake else right
-    step = f"{total}{signed(term)}={found}"
+    step = f"{total}{sign}{digit}={found}"
     if style == "long":
-      back = found - term
       seen = found == right or rng.random() >= faults.missed_check
-      step += f" check {found}{signed(-term)}={back if seen else total}"
+      back = found + int(f"{undo}{digit}") if seen else total
+      step += f" check {found}{undo}{digit}={back}"
       if seen and found != right:
-        step += f" wait {total}{signed(term)}={right}"
+        step += f" wait {total}{sign}{digit}={right}"
         found = right
       step += " ok"
     steps.append(step)
@@ -242,13 +234,9 @@ def work_word(word: str, *, style, rng, faults) -> tuple[str, str]:
   letters = list(word)
   if style == "guess":
     guess = letters[::-1]
-    if rng.random() < faults.wrong_guess:
+    if rng.random() < faults.wrong_guess:  # Two letters change places.
       i = rng.randrange(len(guess) - 1)
-      guess[i : i + 2] = (
-        guess[i + 1 : i] + [guess[i + 1], guess[i]][: rng.choice((1, 2, 2))]
-      )
-      if guess == letters[::-1]:
-        guess.pop()
+      guess[i], guess[i + 1] = guess[i + 1], guess[i]
     return rng.choice(GUESSES), "".join(guess)
   places = list(enumerate(letters, 1))
   backward = places[::-1]

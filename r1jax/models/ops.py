@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 BLOCK = 128  # Queries per block of `attention`.
+LOGITS = 2**25  # That exist at once in `linear_logprobs`: 128 MiB.
 
 
 def attention(
@@ -91,14 +92,15 @@ def linear_logprobs(
   *,
   temperature: float = 1.0,
   vocab_size: int | None = None,
-  chunk: int = 4096,
+  chunk: int | None = None,
 ) -> tuple[Float[Array, "M"], Float[Array, "M"]]:
   """log p(target) and entropy under softmax(hidden @ unembed / temperature).
 
   Both in nats and float32. Logits exist for `chunk` tokens at a time, in the
-  gradient too, which makes them again. Ids from `vocab_size` on are padding of
-  V and have no probability.
+  gradient too, which makes them again; None takes 4096, or what LOGITS allows.
+  Ids from `vocab_size` on are padding of V and have no probability.
   """
+  chunk = chunk or max(1, min(4096, LOGITS // unembed.shape[1]))
   of_chunk = lambda h, t: _logprobs_of_chunk(
     h, unembed, t, temperature, vocab_size
   )

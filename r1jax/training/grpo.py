@@ -26,7 +26,7 @@ from r1jax.losses.grpo import group_advantages, grpo_loss
 from r1jax.models import ops, transformer
 from r1jax.rewards.grader import GraderPool
 from r1jax.rollouts.engine import make_engine
-from r1jax.training import measurements
+from r1jax.training import inspection, measurements
 from r1jax.training.evaluate import completions
 from r1jax.training.experience import (
   minibatch_weights,
@@ -40,11 +40,13 @@ from r1jax.types import Experience, Packed, RLState
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
   """Runs `config.num_steps` updates, from the newest checkpoint if any."""
-  checkpoint.claim(workdir, config.to_dict(), ignore=CHANGEABLE)
   mesh = sharding.make_mesh(**config.mesh)
   dataset = data.load(**config.dataset)
   words = tokenizer.load(**config.tokenizer)
   model_config, params = models.load(**config.model)
+  inspection.check_vocabulary(words, model_config)
+  inspection.check_prompts(inspection.in_memory(dataset), words, config)
+  checkpoint.claim(workdir, config.to_dict(), ignore=CHANGEABLE)
   model = transformer.Transformer(model_config)
   optimizer = make_optimizer(**config.optimizer)
   engine = make_engine(
@@ -85,6 +87,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
     observer = measurements.Observer(
       config, writer, engine, words, pool, rounds
     )
+    inspection.report_golds(dataset, writer.console)
     try:
       while step < config.num_steps:
         round = step // config.minibatches

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from r1jax import data, metrics
-from r1jax.training import evaluate
+from r1jax.training import evaluate, inspection
 from r1jax.types import FINISH_STOP, Completion, Example, Rollout
 
 # arXiv:2501.12948, appendix C.2, and what the demo's base says instead.
@@ -121,6 +121,8 @@ class Observer:
       return
     if self._sets is None:
       self._sets = evaluation(**config.evaluation.to_dict())
+      for problems in self._sets["whole"]:
+        inspection.check_prompts(problems.examples, self._words, config)
     problems = self._sets["whole" if whole else "between"]
     console, began = self._writer.console, time.monotonic()
     total = sum(len(p.examples) * p.samples for p in problems)

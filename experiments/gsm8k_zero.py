@@ -1,0 +1,81 @@
+r"""R1-Zero on real input: GSM8K's own file, DeepSeek-R1's own tokenizer.
+
+    python -m r1jax.main --config=experiments/gsm8k_zero.py \
+        --workdir=runs/gsm8k_zero --config.dataset.path=GSM8K.jsonl \
+        --config.tokenizer.path=DIRECTORY
+
+The loop, template and rewards of `demo.py` (arXiv:2501.12948, sec. 2.2) on
+grade-school mathematics (arXiv:2110.14168), with the vocabulary of 129,280 rows
+of DeepSeek-V3, of which its tokenizer makes 128,815 ids and the others are never
+sampled. DIRECTORY holds tokenizer.json (or .json.gz) and tokenizer_config.json.
+Nine tenths of the problems are trained on; evaluation draws on the rest.
+
+The windows hold the longest problem of GSM8K's 8,792, which has 215 tokens
+beyond the template's 81. All else is as small as it can be: a model with random
+weights, two rounds of 16 completions of at most 64 tokens.
+
+Expect: about two minutes on two CPU cores, in 3 GB of memory. It learns nothing:
+nearly every completion is 64 random tokens, cut at the limit, worth 0, so the
+advantages and the gradient are 0 too. What it proves is the path.
+"""
+
+from ml_collections import ConfigDict, FieldReference
+
+
+def get_config():
+  """Everything this run depends on; the two paths are the caller's."""
+  c = ConfigDict()
+  c.loop = "grpo"
+  c.seed = 0
+  c.num_steps = 4  # Updates.
+  c.template = "r1_zero"
+
+  path = FieldReference("")
+  c.mesh = dict(data=-1)
+  c.model = dict(
+    name="fresh", preset_name="tiny_deepseek", seed=0, vocab_size=129_280
+  )
+  c.tokenizer = dict(path="")
+  c.dataset = dict(name="gsm8k", path=path, split="train")
+  c.rewards = dict(accuracy=1.0, format=1.0)
+  c.grader = dict(num_workers=2, timeout=5.0)
+
+  c.prompts_per_round = 4
+  c.group_size = 4  # G
+  c.minibatches = 2  # Updates per round.
+  c.sampling = dict(
+    num_slots=16,
+    decode_steps=8,
+    prompt_tokens=216,
+    max_tokens=64,
+    temperature=1.0,
+  )
+  c.rows = dict(width=512, max_rows=4, microbatch_rows=1)
+
+  c.loss = dict(clip_epsilon=0.2, kl_coefficient=0.001)
+  c.reference_every = 4
+  c.router_bias_speed = 0.0
+  c.optimizer = dict(
+    learning_rate=1e-4,
+    warmup_steps=0,
+    decay_steps=0,
+    final_share=1.0,
+    b1=0.9,
+    b2=0.95,
+    weight_decay=0.0,
+    max_grad_norm=1.0,
+    frozen=("mtp",),
+  )
+  c.max_skipped = 5
+  c.checkpoint_every = 4
+
+  c.evaluation = dict(
+    every=4,
+    seed=1_000,
+    problems=8,
+    samples=4,
+    problems_between=8,
+    samples_between=4,
+    test=dict(name="gsm8k", path=path, split="test"),
+  )
+  return c

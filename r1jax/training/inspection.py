@@ -1,0 +1,83 @@
+"""What is wrong with a run's problems, before its first round.
+
+A dataset that lies in memory, as files do, is read from end to end; of one that
+makes its examples when they are read, a part has to do.
+"""
+
+from collections.abc import Sequence
+
+import ml_collections
+
+from r1jax.console import Console
+from r1jax.data import templates
+from r1jax.models.config import ModelConfig
+from r1jax.rewards import accuracy
+from r1jax.types import Example, Tokenizer
+
+SHOWN = 10  # Answers that are named one by one.
+
+
+def in_memory(dataset: Sequence[Example]) -> Sequence[Example]:
+  """The dataset, or nothing of one that makes examples when they are read."""
+  return dataset if isinstance(dataset, list) else ()
+
+
+def check_vocabulary(words: Tokenizer, model: ModelConfig) -> None:
+  """Raises ValueError if the tokenizer makes ids that the model lacks."""
+  if max(words.vocab_size - 1, *words.eos_ids) >= model.vocab_size:
+    raise ValueError(
+      f"the tokenizer has {words.vocab_size} ids and the model "
+      f"{model.vocab_size}; they do not belong together"
+    )
+
+
+def check_prompts(
+  examples: Sequence[Example],
+  words: Tokenizer,
+  config: ml_collections.ConfigDict,
+) -> None:
+  """Raises ValueError if a prompt is too long for its window, or for its row.
+
+  It names the first such example and what all of them need.
+  """
+  if not examples:
+    return
+  shared = len(templates.shared_tokens(config.template, words))
+  write = templates.TEMPLATES[config.template]
+  sizes = [len(words.encode(write(e.prompt))) - shared for e in examples]
+  window, longest = config.sampling.prompt_tokens, max(sizes)
+  if longest > window:
+    at = [i for i, size in enumerate(sizes) if size > window]
+    raise ValueError(
+      f"{examples[at[0]].id}: a prompt of {sizes[at[0]]} tokens beyond the "
+      f"template, and sampling.prompt_tokens is {window}; set it to {longest} "
+      f"or leave out the {len(at)} of {len(sizes)} problems that are longer"
+    )
+  row = shared + longest - 1 + config.sampling.max_tokens
+  if row > config.rows.width:
+    raise ValueError(
+      f"{examples[sizes.index(longest)].id}: its prompt of {shared + longest} "
+      f"tokens and a completion of sampling.max_tokens "
+      f"{config.sampling.max_tokens} do not fit rows.width "
+      f"{config.rows.width}; set it to {row}"
+    )
+
+
+def report_golds(dataset: Sequence[Example], console: Console) -> None:
+  """Says which reference answers of mathematics are not right by themselves.
+
+  Against such an answer a completion is right only if it is the same text, and
+  is left ungraded if it is not.
+  """
+  examples = [
+    e for e in in_memory(dataset) if e.domain.partition("/")[0] == "math"
+  ]
+  if not examples:
+    return
+  wrong = accuracy.verify_golds(examples)
+  for name, answer in wrong[:SHOWN]:
+    console.note(f"{name}: the answer {answer!r} does not verify itself")
+  console.note(
+    f"{len(examples) - len(wrong):,} of {len(examples):,} reference answers "
+    "verify against themselves"
+  )
