@@ -33,6 +33,8 @@ demo: venv
 demo-base: venv
 	@$(RUN) -m r1jax.main --config=experiments/demo_base.py \
 	  --workdir=runs/demo_base
+	@cp runs/demo_base/model/* r1jax/base/
+	@echo "it is what r1jax/base ships now"
 
 test: venv
 	@$(RUN) -m pytest -q

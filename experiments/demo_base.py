@@ -30,9 +30,9 @@ def get_config():
   c = ConfigDict()
   c.loop = "sft"
   c.seed = 0
-  c.num_steps = 4000
+  c.num_steps = 2800
   c.metrics_every = 10
-  c.checkpoint_every = 250
+  c.checkpoint_every = 200
 
   c.mesh = dict(data=-1)
   c.model = dict(name="tiny_deepseek", vocab_size=192)
@@ -58,7 +58,7 @@ def get_config():
   c.optimizer = dict(
     learning_rate=3e-3,
     warmup_steps=100,
-    decay_steps=3900,
+    decay_steps=2700,
     final_share=0.05,
     b1=0.9,
     b2=0.95,

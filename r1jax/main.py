@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
   config.check(settings)
   if _WORKDIR.value is None:
     raise ValueError("no --workdir; say where the run's files should go")
-  enable_compilation_cache()
+  config.enable_compilation_cache()
   pathlib.Path(_WORKDIR.value).mkdir(parents=True, exist_ok=True)
   config.loop(settings.loop).train(settings, _WORKDIR.value)
   conclude(_WORKDIR.value)
@@ -56,19 +56,6 @@ def conclude(workdir: str) -> None:
     summary = pathlib.Path(workdir) / "summary.json"
     if summary.exists():
       print(summary.read_text(), end="", flush=True)
-
-
-def enable_compilation_cache() -> None:
-  """Keeps compiled programs on disk, so that the next start is quick."""
-  import jax
-
-  folder = os.environ.get(
-    "JAX_COMPILATION_CACHE_DIR",
-    os.path.join(os.path.expanduser("~"), ".cache", "r1jax", "xla"),
-  )
-  jax.config.update("jax_compilation_cache_dir", folder)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def run() -> None:

@@ -10,7 +10,7 @@ is padding is known from lengths, never from comparing with a pad id.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import chex
 import numpy as np
@@ -44,6 +44,7 @@ class Completion(NamedTuple):
   prefill: str = ""  # The part of `text` that the template had written.
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
   """Text to token ids and back; see `r1jax.data.tokenizer`."""
 

@@ -53,6 +53,10 @@ class SentencePiece:
     """The text of `ids`, EOS dropped."""
     return self._model.decode([int(i) for i in ids if i not in self.eos_ids])
 
+  def piece(self, token: int) -> str:
+    """The token as the vocabulary spells it."""
+    return self._model.id_to_piece(token)
+
 
 class HuggingFace:
   """A `tokenizer.json`; EOS is what `tokenizer_config.json` beside it says."""
@@ -87,6 +91,10 @@ class HuggingFace:
     """The text of `ids`, EOS dropped; other special tokens are shown."""
     ids = [int(i) for i in ids if i not in self.eos_ids]
     return self._model.decode(ids, skip_special_tokens=False)
+
+  def piece(self, token: int) -> str:
+    """The token as the vocabulary spells it."""
+    return self._model.id_to_token(token)
 
 
 def fit(texts: Iterable[str], path: pathlib.Path, *, word_share: float) -> None:

@@ -162,9 +162,12 @@ def extend(
   return model.apply({"params": params}, tokens, cache, method=model.extend)
 
 
-def pack_rows(tokens: Int[np.ndarray, "B T"]) -> Packed:
+def pack_rows(
+  tokens: Int[Array, "B T"] | Int[np.ndarray, "B T"],
+) -> Packed:
   """Whole rows as `Packed`: one text per row, a value for all but the first."""
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+  origin = jnp.arange(tokens.size).reshape(tokens.shape) + 1
   zeros = jnp.zeros(tokens.shape, jnp.int32)
   return Packed(
     tokens=jnp.asarray(tokens),
@@ -172,14 +175,16 @@ def pack_rows(tokens: Int[np.ndarray, "B T"]) -> Packed:
     k_start=zeros,
     prefix_end=zeros,
     targets=jnp.roll(jnp.asarray(tokens), -1, axis=1),
-    origin=jnp.arange(tokens.size).reshape(tokens.shape) + 1,
+    origin=origin.at[:, -1].set(-1),
   )
 
 
 def following(packed: Packed) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
   """The targets of the MTP block, token t + 2, and True where there is one."""
   roll = lambda x: jnp.roll(x, -1, axis=1)
+  # A text may begin where another one ends, in the row and in `origin`.
   follows = (packed.origin >= 0) & (roll(packed.origin) == packed.origin + 1)
+  follows &= roll(packed.positions) == packed.positions + 1
   return roll(packed.targets), follows
 
 

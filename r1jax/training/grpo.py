@@ -78,6 +78,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
   )
   restored = checkpoint.restore(workdir, state)
   state = state if restored is None else restored
+  spec = config.rewards.to_dict()
   step, rounds = int(state.train.step), config.num_steps // config.minibatches
 
   with (
@@ -112,7 +113,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
           flat, written = completions(
             rollout, examples, words, config.sampling.max_tokens
           )
-          scores = rewards.score(flat, written, pool=pool, **config.rewards)
+          scores = rewards.score(flat, written, pool=pool, **spec)
           total = scores.total.reshape(len(examples), config.group_size)
           advantages = group_advantages(total)
 
@@ -288,7 +289,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"unknown template {config.template!r}; there is "
       f"{', '.join(templates.TEMPLATES)}"
     )
-  rewards.check(**config.rewards)
+  rewards.check(**config.rewards.to_dict())
 
 
 SECTIONS = {

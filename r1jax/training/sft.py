@@ -4,6 +4,7 @@ start and distillation. They differ in data, not in code.
 
 import functools
 import pathlib
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from r1jax.data import packing, tokenizer
 from r1jax.losses.sft import sft_loss
 from r1jax.models import convert, ops, transformer
 from r1jax.models.config import preset
+from r1jax.training import inspection
 from r1jax.training.update import (
   init_state,
   make_optimizer,
@@ -35,6 +37,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     **config.tokenizer,
   )
   model = transformer.Transformer(preset(**config.model))
+  inspection.check_vocabulary(words, model.config)
   optimizer = make_optimizer(**config.optimizer)
   loss = functools.partial(objective, model, words.vocab_size, **config.loss)
   update = make_update(
@@ -73,7 +76,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
         model.config,
         jax.device_get(state.params),
         tokenizer=pathlib.Path(workdir) / "tokenizer",
-        provenance=dict(config=config.to_dict(), step=int(state.step)),
+        provenance=dict(
+          config=config.to_dict(), step=int(state.step), commit=commit()
+        ),
       )
     writer.console.note(f"the model is in {workdir}/model")
   return state
@@ -159,6 +164,21 @@ def report(writer, step, numbers, num_steps) -> None:
   writer.console.progress(
     step, num_steps, unit="step", nll=float(numbers["loss/nll"])
   )
+
+
+def commit() -> str | None:
+  """The commit of the repository that this file is in, if it is in one."""
+  folder = pathlib.Path(__file__).parent
+  try:
+    found = subprocess.run(
+      ["git", "-C", str(folder), "rev-parse", "HEAD"],
+      capture_output=True,
+      text=True,
+      timeout=10,
+    )
+  except (OSError, subprocess.TimeoutExpired):
+    return None
+  return found.stdout.strip() or None
 
 
 def check(config: ml_collections.ConfigDict) -> None:
