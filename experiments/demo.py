@@ -76,7 +76,7 @@ def get_config(variant="zero"):
     max_tokens=160,
     temperature=1.0,
   )
-  c.rows = dict(width=512, max_rows=96, microbatch_rows=4)
+  c.rows = dict(width=512, max_rows=192, microbatch_rows=4)
 
   c.loss = dict(clip_epsilon=0.2, kl_coefficient=0.001)
   c.reference_every = 40

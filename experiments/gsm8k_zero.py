@@ -5,16 +5,17 @@ r"""R1-Zero on real input: GSM8K's own file, DeepSeek-R1's own tokenizer.
         --config.tokenizer.path=DIRECTORY
 
 The loop, template and rewards of `demo.py` (arXiv:2501.12948, sec. 2.2) on
-grade-school mathematics (arXiv:2110.14168), with the vocabulary of 129,280 rows
-of DeepSeek-V3, of which its tokenizer makes 128,815 ids and the others are never
-sampled. DIRECTORY holds tokenizer.json (or .json.gz) and tokenizer_config.json.
-Nine tenths of the problems are trained on; evaluation draws on the rest.
+grade-school mathematics (arXiv:2110.14168), with the vocabulary of DeepSeek-V3:
+129,280 rows, of which its tokenizer makes 128,815 ids and the others are never
+sampled. DIRECTORY holds tokenizer.json or tokenizer.json.gz, and
+tokenizer_config.json. Nine tenths of the problems are trained on; evaluation
+draws on the rest.
 
-The windows hold the longest problem of GSM8K's 8,792, which has 215 tokens
-beyond the template's 81. All else is as small as it can be: a model with random
-weights, two rounds of 16 completions of at most 64 tokens.
+The windows hold the longest of GSM8K's 8,792 problems: 215 tokens beyond the
+template's 81. All else is as small as it can be: a model with random weights,
+two rounds of 16 completions of at most 64 tokens.
 
-Expect: about two minutes on two CPU cores, in 3 GB of memory. It learns nothing:
+Expect: one to two minutes on two CPU cores, 3 GB of memory. It learns nothing:
 nearly every completion is 64 random tokens, cut at the limit, worth 0, so the
 advantages and the gradient are 0 too. What it proves is the path.
 """

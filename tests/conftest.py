@@ -1,5 +1,6 @@
 """What tests of every kind share."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -11,6 +12,39 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def write_tokenizer():
+  """Writes a byte-level Hugging Face tokenizer that knows R1-Zero's template.
+
+  `write_tokenizer(directory, eos="<eos>")` gives the directory back; whatever
+  `eos` names, only "<eos>" is a special token.
+  """
+
+  def write(directory, eos="<eos>"):
+    import tokenizers
+
+    from r1jax.data.templates import R1_ZERO
+
+    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = byte_level
+    model.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+      vocab_size=480,
+      special_tokens=["<eos>"],
+      initial_alphabet=byte_level.alphabet(),
+      show_progress=False,
+    )
+    model.train_from_iterator([R1_ZERO] * 9, trainer)
+    directory.mkdir(parents=True, exist_ok=True)
+    model.save(str(directory / "tokenizer.json"))
+    config = directory / "tokenizer_config.json"
+    config.write_text(json.dumps(dict(eos_token=eos)))
+    return directory
+
+  return write
 
 
 @pytest.fixture

@@ -52,4 +52,10 @@ def load(*, path: str | Path, split: str = "all") -> Sequence[Example]:
     )
   if not examples:
     raise ValueError(f"{path}: no problems in it")
-  return [example for example in examples if SPLITS[split](example.prompt)]
+  chosen = [example for example in examples if SPLITS[split](example.prompt)]
+  if not chosen:
+    raise ValueError(
+      f"{path}: of its {len(examples)} problems none is for {split!r}; give a "
+      "longer file"
+    )
+  return chosen

@@ -6,6 +6,7 @@ config.json  model.safetensors  tokenizer.*  provenance.json
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
@@ -124,6 +125,9 @@ def load(directory: str) -> tuple[ModelConfig, Params]:
         f"{path}/config.json: {key} is {settings.get(key)!r}; this reader "
         f"knows {value!r}"
       )
+  for theirs in CONFIG_KEYS.values():
+    if theirs not in settings:
+      raise ValueError(f"{path}/config.json does not say {theirs}")
   config = ModelConfig(
     **{ours: settings[theirs] for ours, theirs in CONFIG_KEYS.items()}
   )
@@ -162,13 +166,13 @@ def from_tensors(config: ModelConfig, tensors: dict) -> Params:
       raise ValueError(f"tensor {name} is missing")
     array, axis = tensors.pop(name), _inputs(like)
     wanted = (
-      (np.prod(like.shape[axis:]), np.prod(like.shape[:axis]))
+      (math.prod(like.shape[axis:]), math.prod(like.shape[:axis]))
       if len(like.shape) > 1
       else like.shape
     )
-    if array.shape != tuple(wanted):
-      raise ValueError(f"{name} is {array.shape}, not {tuple(wanted)}")
-    return np.ascontiguousarray(array.T).reshape(like.shape)
+    if array.shape != wanted:
+      raise ValueError(f"{name} is {array.shape}, not {wanted}")
+    return np.ascontiguousarray(array.T, np.float32).reshape(like.shape)
 
   params = {
     "embed": take(

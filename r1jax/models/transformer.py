@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from r1jax.models import ops, weights
 from r1jax.models.attention import Cache, attend_cached, attend_packed
@@ -179,7 +179,7 @@ def pack_rows(
   )
 
 
-def following(packed: Packed) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
+def following(packed: Packed) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
   """The targets of the MTP block, token t + 2, and True where there is one."""
   roll = lambda x: jnp.roll(x, -1, axis=1)
   # A text may begin where another one ends, in the row and in `origin`.

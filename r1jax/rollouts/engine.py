@@ -26,6 +26,7 @@ from r1jax.rollouts.sampling import completion_keys, sample, token_keys
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Params, Rollout, Tokenizer
 
 PREFILL = 16  # Prompts that are read at once.
+REFILL = 32  # Slots that are filled at once.
 
 
 @chex.dataclass(frozen=True)
@@ -141,18 +142,28 @@ class Engine:
     return tuple(jnp.concatenate(layer) for layer in zip(*parts, strict=True))
 
   def _refill(self, slots, caches, own, lengths, holding, waiting, seed, round):
-    """Puts waiting requests into free slots."""
+    """Puts waiting requests into free slots, `REFILL` at a time."""
     free = [slot for slot in range(self.num_slots) if slot not in holding]
-    taken = dict(zip(free, waiting))
-    if not taken:
-      return slots
+    taken = list(zip(free, waiting, strict=False))
     holding |= taken
-    source = np.full(self.num_slots, -1, np.int32)
-    member = np.zeros(self.num_slots, np.int32)
-    for slot, (p, g) in taken.items():
-      source[slot], member[slot] = p, g
     last = own[np.arange(len(own)), lengths - 1]
-    return self.fill(slots, caches, source, member, last, lengths, seed, round)
+    for start in range(0, len(taken), REFILL):
+      part = taken[start : start + REFILL]
+      # Slots beyond the last are dropped.
+      slot = np.full(REFILL, self.num_slots, np.int32)
+      source, member = np.zeros((2, REFILL), np.int32)
+      for i, (where, (p, g)) in enumerate(part):
+        slot[i], source[i], member[i] = where, p, g
+      slots = self.fill(
+        slots,
+        caches,
+        slot,
+        source,
+        last[source],
+        lengths[source],
+        completion_keys(seed, round, source, member),
+      )
+    return slots
 
 
 def make_engine(
@@ -221,32 +232,23 @@ def make_engine(
     return transformer.extend(model, params, own, cache)[1].rows
 
   @functools.partial(jax.jit, donate_argnames="slots")
-  def fill(slots, caches, source, member, last, lengths, seed, round):
-    new = source >= 0
-    pick = lambda x, old: jnp.where(
-      new.reshape(-1, *[1] * (old.ndim - 1)), x, old
-    )
+  def fill(slots, caches, slot, source, last, lengths, keys):
+    put = lambda old, new: old.at[slot].set(new, mode="drop")
+    keys = put(jax.random.key_data(slots.keys), jax.random.key_data(keys))
     rows = tuple(
-      pick(jnp.pad(cache[source], ((0, 0), (0, max_tokens), (0, 0))), old)
+      old.at[slot, :prompt_tokens].set(cache[source], mode="drop")
       for cache, old in zip(caches, slots.cache.rows, strict=True)
     )
-    zeros = jnp.zeros_like(slots.count)
-    keys = completion_keys(seed, round, source, member)
+    lengths = put(slots.cache.lengths, lengths - 1)
     return slots.replace(
-      cache=Cache(
-        prefix=(),
-        rows=rows,
-        lengths=pick(lengths[source] - 1, slots.cache.lengths),
-      ),
-      token=pick(last[source], slots.token),
-      count=pick(zeros, slots.count),
-      finish=pick(zeros, slots.finish),
-      active=slots.active | new,
-      keys=jax.random.wrap_key_data(
-        pick(jax.random.key_data(keys), jax.random.key_data(slots.keys))
-      ),
-      tokens=pick(jnp.zeros_like(slots.tokens), slots.tokens),
-      logprobs=pick(jnp.zeros_like(slots.logprobs), slots.logprobs),
+      cache=Cache(prefix=(), rows=rows, lengths=lengths),
+      token=put(slots.token, last),
+      count=put(slots.count, 0),
+      finish=put(slots.finish, 0),
+      active=put(slots.active, True),
+      keys=jax.random.wrap_key_data(keys),
+      tokens=put(slots.tokens, 0),
+      logprobs=put(slots.logprobs, 0.0),
     )
 
   def step(params, prefix_cache, slots):

@@ -63,6 +63,17 @@ def check_prompts(
     )
 
 
+def rows_needed(config: ml_collections.ConfigDict, longest: int) -> int:
+  """Rows for an update of prompts of `longest` tokens and completions of
+  `max_tokens`; 0 if not even one such completion fits a row."""
+  room = config.rows.width - (longest - 1)
+  in_row = room // config.sampling.max_tokens
+  if in_row < 1:
+    return 0
+  prompts = config.prompts_per_round // config.minibatches
+  return prompts * -(-config.group_size // in_row)
+
+
 def report_golds(dataset: Sequence[Example], console: Console) -> None:
   """Says which reference answers of mathematics are not right by themselves.
 

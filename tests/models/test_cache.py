@@ -1,0 +1,129 @@
+"""What was read into the cache is as good as what is read at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.models import transformer
+from r1jax.models.attention import append, empty_cache
+
+ROWS, LENGTH, ROOM = 3, 9, 12
+TOKENS = np.random.default_rng(0).integers(0, 40, (ROWS, LENGTH), np.int32)
+
+
+@pytest.fixture(scope="module")
+def whole(toy):
+  """States of all tokens, read at once without a cache."""
+  return toy.forward(toy.params, transformer.pack_rows(TOKENS)).hidden
+
+
+@pytest.fixture(scope="module")
+def read(toy):
+  """`read(cache, tokens)` in the toy; `tokens` [B, T]."""
+  return lambda cache, tokens: toy.extend(
+    toy.params, jnp.asarray(tokens), cache
+  )
+
+
+def close(got, expected):
+  np.testing.assert_allclose(got, expected, atol=5e-5)
+
+
+def test_reading_all_at_once(toy, read, whole):
+  hidden, cache = read(empty_cache(toy.config, ROWS, ROOM), TOKENS)
+  close(hidden, whole)
+  np.testing.assert_array_equal(cache.lengths, [LENGTH] * ROWS)
+
+
+def test_reading_one_by_one(toy, read, whole):
+  cache = empty_cache(toy.config, ROWS, ROOM)
+  for t in range(LENGTH):
+    hidden, cache = read(cache, TOKENS[:, t : t + 1])
+    close(hidden[:, 0], whole[:, t])
+
+
+def test_reading_many_then_several_then_one(toy, read, whole):
+  cache = empty_cache(toy.config, ROWS, ROOM)
+  for start, stop in ((0, 5), (5, 8), (8, 9)):
+    hidden, cache = read(cache, TOKENS[:, start:stop])
+    close(hidden, whole[:, start:stop])
+
+
+def test_reading_after_a_prefix_that_all_rows_share(toy, read):
+  prefix = TOKENS[0, :4]
+  rows = np.concatenate([np.tile(prefix, (ROWS, 1)), TOKENS[:, 4:]], axis=1)
+  expected = toy.forward(toy.params, transformer.pack_rows(rows)).hidden
+  _, alone = read(empty_cache(toy.config, 1, 4), prefix[None])
+  shared = tuple(layer[0] for layer in alone.rows)
+  cache = empty_cache(toy.config, ROWS, ROOM, shared)
+  for t in range(4, LENGTH):
+    hidden, cache = read(cache, rows[:, t : t + 1])
+    close(hidden[:, 0], expected[:, t])
+  for before, after in zip(shared, cache.prefix):
+    np.testing.assert_array_equal(before, after)
+
+
+LENGTHS = np.array([2, 5, 4], np.int32)  # Of rows that differ.
+
+
+@pytest.fixture(scope="module")
+def ragged(toy, read):
+  """A cache whose rows hold the first LENGTHS tokens, then garbage."""
+  _, cache = read(empty_cache(toy.config, ROWS, ROOM), TOKENS[:, :5])
+  return cache.replace(lengths=jnp.asarray(LENGTHS))
+
+
+def test_rows_of_different_lengths_in_one_batch(read, ragged, whole):
+  cache = ragged
+  for step in range(4):
+    at = LENGTHS + step
+    hidden, cache = read(cache, TOKENS[np.arange(ROWS), at][:, None])
+    close(hidden[:, 0], whole[np.arange(ROWS), at])
+  np.testing.assert_array_equal(cache.lengths, LENGTHS + 4)
+
+
+def test_what_lies_beyond_the_length_has_no_influence(read, ragged):
+  beyond = jnp.arange(ROOM)[None, :, None] >= LENGTHS[:, None, None]
+  new = TOKENS[np.arange(ROWS), LENGTHS][:, None]
+  expected, _ = read(ragged, new)
+  for garbage in (1e30, -1e30, 0.0):
+    spoiled = ragged.replace(
+      rows=tuple(jnp.where(beyond, garbage, rows) for rows in ragged.rows)
+    )
+    hidden, _ = read(spoiled, new)
+    np.testing.assert_array_equal(hidden, expected)
+
+
+def test_a_row_does_not_know_its_neighbours(read, ragged):
+  new = TOKENS[np.arange(ROWS), LENGTHS][:, None]
+  expected, _ = read(ragged, new)
+  others = ragged.replace(
+    rows=tuple(rows.at[1:].add(1.0) for rows in ragged.rows)
+  )
+  hidden, _ = read(others, np.concatenate([new[:1], new[1:] + 1]) % 40)
+  np.testing.assert_array_equal(hidden[0], expected[0])
+  assert np.abs(hidden[1:] - expected[1:]).max() > 0.01
+
+
+def test_other_weights_make_another_cache(toy, ragged):
+  other = jax.tree.map(lambda w: w * 1.01, toy.params)
+  cache = empty_cache(toy.config, ROWS, ROOM)
+  _, cache = toy.extend(other, jnp.asarray(TOKENS[:, :5]), cache)
+  for old, new in zip(ragged.rows, cache.rows):
+    assert np.abs(old[:, :5] - new[:, :5]).max() > 1e-3
+
+
+def test_append_writes_behind_each_row_and_never_beyond_the_room():
+  rows = jnp.zeros((3, 4, 1))
+  latents = jnp.asarray([[[1.0], [2.0]], [[3.0], [4.0]], [[5.0], [6.0]]])
+  got = append(rows, latents, jnp.asarray([0, 2, 3]))
+  np.testing.assert_array_equal(
+    got[..., 0], [[1, 2, 0, 0], [0, 0, 3, 4], [0, 0, 0, 5]]
+  )
+
+
+def test_the_cache_holds_a_latent_and_one_key_per_token(toy):
+  cache = empty_cache(toy.config, ROWS, ROOM)
+  numbers = toy.config.kv_rank + toy.config.rope_size
+  assert [rows.shape for rows in cache.rows] == 3 * [(ROWS, ROOM, numbers)]

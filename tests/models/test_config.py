@@ -1,0 +1,98 @@
+"""Sizes that no model can have are refused; weights begin as they should."""
+
+import jax
+import numpy as np
+import pytest
+
+from r1jax.models import convert, transformer
+from r1jax.models.config import ModelConfig, preset
+from r1jax.models.weights import Weight, initialise, is_weight, weights
+
+
+def test_the_tiny_model_has_between_0_4_and_1_million_weights():
+  config = preset("tiny_deepseek")
+  params = jax.eval_shape(
+    lambda: transformer.init(transformer.Transformer(config), jax.random.key(0))
+  )
+  count = sum(leaf.size for leaf in jax.tree.leaves(params))
+  assert 400_000 < count < 1_000_000
+  assert convert.sizes(config)["total"] == count
+  assert convert.sizes(config)["mtp"] == sum(
+    leaf.size for leaf in jax.tree.leaves(params["mtp"])
+  )
+
+
+def test_every_dimension_of_every_weight_has_a_name(toy):
+  for weight in jax.tree.leaves(weights(toy.config), is_leaf=is_weight):
+    assert len(weight.axes) == len(weight.shape)
+
+
+def test_the_parameters_are_those_of_the_table(toy):
+  params = jax.eval_shape(
+    lambda: transformer.init(toy.model, jax.random.key(0))
+  )
+  shapes = jax.tree.map(
+    lambda w: w.shape, weights(toy.config), is_leaf=is_weight
+  )
+  assert jax.tree.map(lambda leaf: leaf.shape, params) == shapes
+
+
+def test_weights_begin_as_their_table_says():
+  table = {
+    "one": Weight((60, 50), (None, None)),
+    "two": Weight((60, 50), (None, None)),
+    "norm": Weight((50,), (None,), "ones"),
+    "bias": Weight((50,), (None,), "zeros"),
+  }
+  begin = lambda seed: initialise(jax.random.key(seed), table, 0.3)
+  first, same, other = begin(1), begin(1), begin(2)
+  assert np.all(first["norm"] == 1) and np.all(first["bias"] == 0)
+  for name in ("one", "two"):
+    assert abs(first[name].std() - 0.3) < 0.02
+    assert abs(first[name].mean()) < 0.02
+    np.testing.assert_array_equal(first[name], same[name])
+    assert np.abs(first[name] - other[name]).max() > 0.3
+  assert np.abs(first["one"] - first["two"]).max() > 0.3
+
+
+@pytest.mark.parametrize(
+  "sizes, message",
+  [
+    (dict(rope_size=5), "rope_size 5 is odd"),
+    (dict(experts_per_token=9), "experts_per_token 9"),
+    (dict(experts_per_token=0), "experts_per_token 0"),
+    (dict(num_dense_layers=9), "num_dense_layers 9"),
+    (dict(mtp_depth=2), "mtp_depth 2"),
+    (dict(heads=2), "no 'heads'"),
+  ],
+)
+def test_impossible_sizes_are_refused(sizes, message):
+  with pytest.raises(ValueError, match=message):
+    preset("tiny_deepseek", **sizes)
+
+
+def test_an_unknown_model_is_refused_with_those_there_are():
+  with pytest.raises(ValueError, match="'gpt'.*tiny_deepseek"):
+    preset("gpt")
+
+
+def test_configs_compare_and_hash_by_value():
+  one, same = preset("tiny_deepseek"), preset("tiny_deepseek")
+  assert isinstance(one, ModelConfig)
+  assert one == same and hash(one) == hash(same)
+  assert one != preset("tiny_deepseek", width=64)
+  assert one.cache_size == one.kv_rank + one.rope_size
+
+
+@pytest.mark.parametrize("dense", [0, 2])
+def test_all_layers_may_be_of_one_kind(dense):
+  config = preset("tiny_deepseek", num_layers=2, num_dense_layers=dense)
+  tree = weights(config)
+  assert ("dense" in tree, "moe" in tree) == (dense == 2, dense == 0)
+  model = transformer.Transformer(config)
+  params = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
+  packed = transformer.pack_rows(np.zeros((1, 4), np.int32))
+  made = jax.eval_shape(
+    lambda p: transformer.forward(model, p, packed, mtp=True), params
+  )
+  assert made.expert_load.shape == (0 if dense else 3, config.num_experts)

@@ -1,0 +1,78 @@
+"""Norms, rotary positions and the gated feed-forward, against NumPy."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from r1jax.models.layers import rms_norm, rotate, swiglu
+
+RNG = np.random.default_rng(0)
+NORMAL = RNG.normal(size=(2, 5, 3, 8)).astype(np.float32)
+
+
+def test_rms_norm_divides_by_the_root_mean_square():
+  x, scale = NORMAL[0, 0], NORMAL[1, 0, 0]
+  expected = [
+    row / np.sqrt(np.mean(row.astype(np.float64) ** 2) + 1e-6) * scale
+    for row in x
+  ]
+  got = rms_norm(jnp.asarray(x), jnp.asarray(scale), 1e-6)
+  np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_rms_norm_of_nothing_is_finite():
+  got = rms_norm(jnp.zeros((2, 8)), jnp.ones(8), 1e-6)
+  np.testing.assert_array_equal(got, np.zeros((2, 8)))
+
+
+def test_rms_norm_computes_in_float32_whatever_comes_in():
+  x = jnp.full((1, 4096), 300.0, jnp.bfloat16)  # Squares sum beyond 2^24.
+  got = rms_norm(x, jnp.ones(4096), 0.0)
+  assert got.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(got.astype(np.float32), 1.0)
+
+
+def turn(x, position, theta):
+  """Pairs as complex numbers, turned one by one."""
+  out = np.zeros(len(x))
+  for i in range(0, len(x), 2):
+    angle = position * theta ** (-i / len(x))
+    turned = complex(x[i], x[i + 1]) * np.exp(1j * angle)
+    out[i // 2], out[len(x) // 2 + i // 2] = turned.real, turned.imag
+  return out
+
+
+def test_rotate_turns_interleaved_pairs():
+  positions = np.array([[0, 1, 2, 3, 40], [7, 7, 0, 900, 5]], np.int32)
+  got = rotate(jnp.asarray(NORMAL), jnp.asarray(positions), 100.0)
+  for b, t, n in np.ndindex(2, 5, 3):
+    expected = turn(NORMAL[b, t, n], positions[b, t], 100.0)
+    np.testing.assert_allclose(got[b, t, n], expected, atol=1e-4)
+
+
+def test_rotate_takes_keys_without_heads():
+  positions = jnp.asarray(RNG.integers(0, 50, (2, 5)), jnp.int32)
+  with_heads = rotate(jnp.asarray(NORMAL), positions, 100.0)
+  for n in range(3):
+    alone = rotate(jnp.asarray(NORMAL[:, :, n]), positions, 100.0)
+    np.testing.assert_array_equal(alone, with_heads[:, :, n])
+
+
+def test_products_of_rotated_vectors_know_only_their_distance():
+  query, key = jnp.asarray(NORMAL[:1, :1]), jnp.asarray(NORMAL[1:, :1])
+  at = lambda x, p: np.asarray(rotate(x, jnp.array([[p]]), 1e4))
+  product = lambda m, n: np.sum(at(query, m) * at(key, n), -1)
+  np.testing.assert_allclose(product(13, 4), product(109, 100), rtol=1e-4)
+  assert np.abs(product(13, 4) - product(14, 4)).max() > 0.1
+
+
+def test_swiglu_is_down_of_silu_gate_times_up():
+  x = NORMAL[0, :, 0]
+  gate, up = RNG.normal(size=(2, 8, 6)).astype(np.float32)
+  down = RNG.normal(size=(6, 8)).astype(np.float32)
+  hidden = x @ gate / (1 + np.exp(-(x @ gate))) * (x @ up)
+  got = swiglu(
+    jnp.asarray(x),
+    jnp.asarray(np.concatenate([gate, up], axis=1)),
+    jnp.asarray(down),
+  )
+  np.testing.assert_allclose(got, hidden @ down, rtol=1e-4, atol=1e-5)

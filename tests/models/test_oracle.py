@@ -1,0 +1,219 @@
+"""The whole model against the papers' equations, one number at a time.
+
+NumPy in float64, loops over tokens, heads and experts, no cache, no packing.
+Attention: arXiv:2405.04434, sec. 2.1 and app. C. Experts and MTP:
+arXiv:2412.19437, sec. 2.1.2 and 2.2.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.models import transformer
+from r1jax.models.attention import attend_cached, attend_packed, softmax_scale
+
+TOKENS = np.array([3, 17, 17, 8, 0, 39, 22, 5], np.int32)
+
+
+def norm(x, scale, epsilon=1e-6):
+  return x / np.sqrt(np.mean(x * x) + epsilon) * scale
+
+
+def silu(x):
+  return x / (1 + np.exp(-x))
+
+
+def feed_forward(x, gate_up, down):
+  gate, up = np.split(gate_up, 2, axis=1)
+  return (silu(x @ gate) * (x @ up)) @ down
+
+
+def turned(x, position, theta):
+  """RoPE on pairs (x0, x1), (x2, x3), ...; the pairs stay where they are."""
+  out = np.zeros(len(x))
+  for i in range(0, len(x), 2):
+    angle = position * theta ** (-i / len(x))
+    cos, sin = np.cos(angle), np.sin(angle)
+    out[i] = x[i] * cos - x[i + 1] * sin
+    out[i + 1] = x[i] * sin + x[i + 1] * cos
+  return out
+
+
+def attention(w, x, positions, c):
+  """u_t of every token: equations 37 to 47 of app. C, head by head."""
+  out = np.zeros((len(x), c.width))
+  latents = [norm((t @ w["kv_down"])[: c.kv_rank], w["kv_norm"]) for t in x]
+  shared = [
+    turned((t @ w["kv_down"])[c.kv_rank :], p, c.rope_theta)
+    for t, p in zip(x, positions)
+  ]
+  for t in range(len(x)):
+    query_latent = norm(x[t] @ w["q_down"], w["q_norm"])
+    for head in range(c.num_heads):
+      query = query_latent @ w["q_up"][:, head]
+      plain, rope = query[: c.nope_size], query[c.nope_size :]
+      rope = turned(rope, positions[t], c.rope_theta)
+      scores, values = [], []
+      for s in range(t + 1):
+        key_value = latents[s] @ w["kv_up"][:, head]
+        key = np.concatenate([key_value[: c.nope_size], shared[s]])
+        score = np.concatenate([plain, rope]) @ key
+        scores.append(score / np.sqrt(c.nope_size + c.rope_size))
+        values.append(key_value[c.nope_size :])
+      weights = np.exp(scores) / np.sum(np.exp(scores))
+      out[t] += weights @ values @ w["out"][head]
+  return out
+
+
+def experts(w, x, c):
+  """Shared and routed experts of one token, and which were chosen."""
+  scores = 1 / (1 + np.exp(-(x @ w["router"])))
+  chosen = np.argsort(-(scores + w["router_bias"]))[: c.experts_per_token]
+  out = feed_forward(x, w["shared_gate_up"], w["shared_down"])
+  for e in chosen:
+    gate = c.routed_scale * scores[e] / sum(scores[chosen])
+    out = out + gate * feed_forward(x, w["gate_up"][e], w["down"][e])
+  return out, chosen
+
+
+def block(w, x, positions, c, chosen):
+  x = x + attention(
+    w, np.array([norm(t, w["attention_norm"]) for t in x]), positions, c
+  )
+  rows = []
+  for t in x:
+    h = norm(t, w["feed_forward_norm"])
+    if "router" in w:
+      out, experts_of_t = experts(w, h, c)
+      chosen.append(experts_of_t)
+    else:
+      out = feed_forward(h, w["gate_up"], w["down"])
+    rows.append(t + out)
+  return np.array(rows)
+
+
+def run(params, tokens, c):
+  """Normalised states, those of the MTP block, and the experts chosen."""
+  params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+  positions = np.arange(len(tokens))
+  x = params["embed"][tokens]
+  chosen = []
+  for name, count in (("dense", c.num_dense_layers), ("moe", c.num_moe_layers)):
+    for i in range(count):
+      w = jax.tree.map(lambda leaf, i=i: leaf[i], params[name])
+      x = block(w, x, positions, c, chosen)
+  mtp = params["mtp"]
+  following = params["embed"][np.roll(tokens, -1)]
+  joined = [
+    np.concatenate([norm(h, mtp["hidden_norm"]), norm(e, mtp["embed_norm"])])
+    for h, e in zip(x, following)
+  ]
+  further = block(
+    mtp["block"], np.array(joined) @ mtp["project"], positions, c, chosen
+  )
+  final = lambda rows, scale: np.array([norm(t, scale) for t in rows])
+  return (
+    final(x, params["final_norm"]),
+    final(further, mtp["final_norm"]),
+    np.array(chosen).reshape(-1, len(tokens), c.experts_per_token),
+  )
+
+
+@pytest.fixture(scope="module")
+def oracle(toy):
+  return run(toy.params, TOKENS, toy.config)
+
+
+@pytest.fixture(scope="module")
+def forward(toy):
+  return toy.forward(toy.params, transformer.pack_rows(TOKENS[None]))
+
+
+def test_the_trunk_is_the_papers(oracle, forward):
+  np.testing.assert_allclose(forward.hidden[0], oracle[0], atol=2e-4)
+  assert np.abs(oracle[0]).max() > 1
+
+
+def test_the_mtp_block_reads_the_next_token_and_the_state(oracle, forward):
+  np.testing.assert_allclose(forward.mtp_hidden[0], oracle[1], atol=2e-4)
+
+
+def test_every_layer_counts_the_tokens_of_its_experts(toy, oracle, forward):
+  load = [
+    np.bincount(layer.ravel(), minlength=toy.config.num_experts)
+    for layer in oracle[2]
+  ]
+  np.testing.assert_array_equal(forward.expert_load, load)
+  assert np.sum(load) == 3 * len(TOKENS) * toy.config.experts_per_token
+  assert np.all(np.max(load, axis=1) < len(TOKENS))  # They do choose.
+
+
+def test_the_mtp_block_leaves_the_trunk_alone(toy, forward):
+  packed = transformer.pack_rows(TOKENS[None])
+  alone = jax.jit(lambda p: transformer.forward(toy.model, p, packed))
+  made = alone(toy.params)
+  np.testing.assert_allclose(made.hidden, forward.hidden, atol=1e-5)
+  assert made.mtp_hidden is None
+  np.testing.assert_array_equal(made.expert_load, forward.expert_load[:-1])
+
+
+def test_logprobs_are_those_of_the_logits(toy, oracle):
+  logits = oracle[0] @ np.asarray(toy.params["unembed"], np.float64)
+  normalised = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  expected = [0.0] + [normalised[t, TOKENS[t + 1]] for t in range(7)]
+  got = jax.jit(lambda p, t: transformer.token_logprobs(toy.model, p, t))(
+    toy.params, TOKENS[None]
+  )
+  np.testing.assert_allclose(got[0], expected, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def layer(toy):
+  """One attention layer: its weights, inputs, and both ways to run it."""
+  c = toy.config
+  w = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), toy.params["dense"])
+  x = np.random.default_rng(1).normal(size=(2, 6, c.width)).astype(np.float32)
+
+  @jax.jit
+  def packed(x, positions):
+    zeros = jnp.zeros_like(positions)
+    return attend_packed(w, x, positions, zeros, zeros, c)
+
+  @jax.jit
+  def cached(x, positions):
+    nothing, empty = jnp.zeros((0, c.cache_size)), jnp.zeros(2, jnp.int32)
+    rows = jnp.zeros((2, 9, c.cache_size))
+    return attend_cached(w, x, positions, nothing, rows, empty, c)[0]
+
+  return w, jnp.asarray(x), packed, cached
+
+
+POSITIONS = jnp.asarray([[0, 1, 2, 3, 4, 5], [3, 4, 5, 6, 7, 8]])
+
+
+@pytest.mark.parametrize("way", ["packed", "cached"])
+def test_one_layer_of_attention_is_the_papers(toy, layer, way):
+  w, x, packed, cached = layer
+  got = {"packed": packed, "cached": cached}[way](x, POSITIONS)
+  w = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), w)
+  for row in range(2):
+    expected = attention(
+      w, np.float64(x[row]), np.asarray(POSITIONS[row]), toy.config
+    )
+    np.testing.assert_allclose(got[row], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["packed", "cached"])
+def test_attention_knows_only_how_far_apart_tokens_are(layer, way):
+  _, x, packed, cached = layer
+  attend = {"packed": packed, "cached": cached}[way]
+  here, there = attend(x, POSITIONS), attend(x, POSITIONS + 37)
+  np.testing.assert_allclose(here, there, atol=2e-5)
+  # Distances do matter.
+  stretched = attend(x, POSITIONS * 2)
+  assert np.abs(here - stretched)[:, 1:].max() > 1e-3
+
+
+def test_scores_are_divided_by_the_root_of_the_whole_key(toy):
+  assert softmax_scale(toy.config) == pytest.approx(1 / np.sqrt(6 + 4))

@@ -1,0 +1,184 @@
+"""Rows that hold several texts say of each what it says alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.data.packing import Piece, pack
+from r1jax.models import ops, transformer
+
+WIDTH, ROWS = 24, 6
+RNG = np.random.default_rng(0)
+
+
+def draw(size):
+  return RNG.integers(0, 40, size).tolist()
+
+
+TEXTS = [Piece([], [draw(n)], [100 * i]) for i, n in enumerate((9, 8, 5, 11))]
+PROMPTED = [Piece(draw(4), [draw(n)], [40 * n]) for n in (3, 6, 8)]
+PROMPT, COMPLETIONS = draw(6), [draw(n) for n in (4, 7, 5)]
+
+
+def piles(pieces, rows=ROWS):
+  """The pieces packed together, and each in a row of its own."""
+  together = pack(pieces, WIDTH, rows=rows)
+  singles = [pack([piece], WIDTH, rows=1) for piece in pieces]
+  singles += [pack([], WIDTH, rows=rows - len(pieces))]
+  alone = jax.tree.map(lambda *x: np.concatenate(x), *singles)
+  return together, alone
+
+
+@pytest.fixture(scope="module")
+def evaluate(toy):
+  """Values at their origin, the MTP block's too, and a weighted loss's
+  gradient: what training needs of packed rows."""
+
+  def values(params, packed):
+    made = transformer.forward(toy.model, params, packed, mtp=True)
+    of = lambda hidden, targets: ops.linear_logprobs(
+      hidden.reshape(-1, hidden.shape[-1]), params["unembed"], targets.ravel()
+    )[0].reshape(targets.shape)
+    further, follows = transformer.following(packed)
+    return (
+      of(made.hidden, packed.targets),
+      of(made.mtp_hidden, further),
+      follows,
+    )
+
+  @jax.jit
+  def run(params, packed, weights):
+    def loss(params):
+      next_one, further, follows = values(params, packed)
+      at = weights[jnp.maximum(packed.origin, 0)]
+      loss = jnp.sum(jnp.where(packed.origin >= 0, at * next_one, 0.0))
+      return loss + jnp.sum(jnp.where(follows, at * further, 0.0))
+
+    return values(params, packed), jax.grad(loss)(params)
+
+  def at_origin(packed):
+    (next_one, further, follows), grads = run(
+      toy.params, jax.tree.map(jnp.asarray, packed), WEIGHTS
+    )
+    table = {}
+    for row, slot in np.argwhere(packed.origin >= 0):
+      two = float(further[row, slot]) if follows[row, slot] else None
+      table[int(packed.origin[row, slot])] = float(next_one[row, slot]), two
+    return table, grads
+
+  return at_origin
+
+
+WEIGHTS = jnp.asarray(RNG.uniform(0.5, 1.5, 1000).astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", ["texts", "prompted", "shared"])
+def test_packed_rows_say_what_single_texts_say(evaluate, kind):
+  if kind == "shared":  # One prompt, its completions beside each other.
+    origins = [100, 200, 300]
+    together = pack([Piece(PROMPT, COMPLETIONS, origins)], WIDTH, rows=ROWS)
+    _, alone = piles(
+      [Piece(PROMPT, [c], [o]) for c, o in zip(COMPLETIONS, origins)]
+    )
+    assert (together.positions >= 0).any(axis=1).sum() == 1
+  else:
+    together, alone = piles({"texts": TEXTS, "prompted": PROMPTED}[kind])
+    used = [(p.positions >= 0).any(axis=1).sum() for p in (together, alone)]
+    assert used[0] < used[1]
+  one, one_grads = evaluate(together)
+  other, other_grads = evaluate(alone)
+  assert one.keys() == other.keys()
+  for origin, (next_one, further) in one.items():
+    assert next_one == pytest.approx(other[origin][0], abs=1e-4)
+    assert (further is None) == (other[origin][1] is None)
+    if further is not None:
+      assert further == pytest.approx(other[origin][1], abs=1e-4)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3, rtol=1e-3),
+    one_grads,
+    other_grads,
+  )
+  assert np.abs(one_grads["moe"]["kv_up"]).max() > 0.1
+
+
+def test_what_unused_slots_hold_has_no_influence(evaluate):
+  clean, _ = piles(PROMPTED)
+  unused = clean.positions < 0
+  dirty = clean.replace(
+    tokens=np.where(unused, 17, clean.tokens).astype(np.int32),
+    targets=np.where(unused, 9, clean.targets).astype(np.int32),
+  )
+  (one, one_grads), (other, other_grads) = evaluate(clean), evaluate(dirty)
+  assert one == other
+  jax.tree.map(np.testing.assert_array_equal, one_grads, other_grads)
+
+
+def test_the_future_has_no_influence(toy):
+  """Not of later tokens, and not of the texts beside."""
+  tokens = np.asarray([draw(WIDTH) for _ in range(ROWS)], np.int32)
+  changed = tokens.copy()
+  changed[:, 10:] = (changed[:, 10:] + 7) % 40
+  one, other = (
+    toy.forward(toy.params, transformer.pack_rows(t)) for t in (tokens, changed)
+  )
+  np.testing.assert_array_equal(one.hidden[:, :10], other.hidden[:, :10])
+  assert np.abs(one.hidden[:, 10:] - other.hidden[:, 10:]).max() > 0.1
+  # The MTP block knows one token more.
+  np.testing.assert_array_equal(one.mtp_hidden[:, :9], other.mtp_hidden[:, :9])
+  assert np.abs(one.mtp_hidden[:, 9] - other.mtp_hidden[:, 9]).max() > 0.01
+
+
+def test_every_earlier_token_has_influence(toy):
+  tokens = np.asarray([draw(WIDTH) for _ in range(ROWS)], np.int32)
+  before = toy.forward(toy.params, transformer.pack_rows(tokens)).hidden
+  for t in range(3):
+    tokens[t, t] = (tokens[t, t] + 1) % 40
+  after = toy.forward(toy.params, transformer.pack_rows(tokens)).hidden
+  for t in range(3):
+    assert np.abs(before[t, -1] - after[t, -1]).max() > 1e-4
+
+
+def test_unused_rows_and_slots_load_no_expert(toy):
+  packed, _ = piles(TEXTS)
+  load = toy.forward(toy.params, packed).expert_load
+  used = (packed.positions >= 0).sum()
+  each = used * toy.config.experts_per_token
+  np.testing.assert_array_equal(load.sum(axis=1), [each] * 3)
+
+
+def test_following_is_the_token_after_the_next_of_the_same_text():
+  full = [draw(4), draw(4)]  # Completions that fill their [P, G, Tc].
+  packed = pack([Piece(draw(3), full, [0, 4])], WIDTH, rows=1)
+  more = pack(TEXTS, WIDTH, rows=3)
+  packed = jax.tree.map(lambda *x: np.concatenate(x), packed, more)
+  targets, follows = map(np.asarray, transformer.following(packed))
+  texts = {}  # By row: slots of each text in order.
+  for row, slot in np.argwhere(packed.origin >= 0):
+    last = texts.get((row, slot - 1))
+    texts[row, slot] = (
+      last
+      if last is not None
+      and packed.positions[row, slot] == packed.positions[row, slot - 1] + 1
+      else (row, slot)
+    )
+  for row, slot in np.ndindex(packed.tokens.shape):
+    text = texts.get((row, slot))
+    expected = text is not None and texts.get((row, slot + 1)) == text
+    assert follows[row, slot] == expected, (row, slot)
+    if expected:
+      assert targets[row, slot] == packed.targets[row, slot + 1]
+  # Each text but its last token.
+  assert follows.sum() == 2 * 3 + sum(len(p.completions[0]) - 2 for p in TEXTS)
+
+
+def test_pack_rows_is_pack_of_whole_rows():
+  tokens = np.asarray([draw(7), draw(7)], np.int32)
+  by_hand = transformer.pack_rows(tokens)
+  packed = pack([Piece([], [row], [7 * i]) for i, row in enumerate(tokens)], 7)
+  counted = packed.origin >= 0
+  np.testing.assert_array_equal(by_hand.origin, packed.origin)
+  np.testing.assert_array_equal(
+    by_hand.targets[counted], packed.targets[counted]
+  )
+  np.testing.assert_array_equal(by_hand.tokens[counted], packed.tokens[counted])
