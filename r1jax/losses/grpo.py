@@ -35,7 +35,7 @@ def group_advantages(
   deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / count)
   highest = np.where(graded, rewards, -np.inf).max(axis=1, keepdims=True)
   lowest = np.where(graded, rewards, np.inf).min(axis=1, keepdims=True)
-  apart = highest > lowest
+  apart = (highest > lowest) & (deviation > 0)  # Squares may underflow.
   return np.where(apart, centred / np.where(apart, deviation, 1.0), 0.0)
 
 

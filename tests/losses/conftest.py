@@ -1,0 +1,10 @@
+"""Losses never rely on shapes that happen to broadcast."""
+
+import jax
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def no_rank_promotion():
+  with jax.numpy_rank_promotion("raise"):
+    yield
