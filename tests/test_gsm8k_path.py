@@ -183,7 +183,7 @@ def test_padding_of_the_vocabulary_is_never_sampled(r1, toy):
   for row, length, example in zip(
     rollout.prompts, rollout.prompt_lengths, examples
   ):
-    assert r1.decode(row[:length]) == templates.r1_zero(example.prompt)
+    assert r1.decode(row[:length].tolist()) == templates.r1_zero(example.prompt)
 
 
 @needs_data

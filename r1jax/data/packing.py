@@ -99,7 +99,11 @@ def _lay_out(bins: list[list[Piece]], width: int, rows: int) -> Packed:
 
 
 def pack_rollout(
-  rollout: Rollout, width: int, *, chosen: Sequence[int], rows: int
+  rollout: Rollout,
+  width: int,
+  *,
+  chosen: Sequence[int] | np.ndarray,
+  rows: int,
 ) -> Packed:
   """Packs all completions of the `chosen` prompts; each prompt is shared.
 

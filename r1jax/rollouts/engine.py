@@ -161,7 +161,7 @@ class Engine:
         source,
         last[source],
         lengths[source],
-        completion_keys(seed, round, source, member),
+        completion_keys(seed, round, jnp.array(source), jnp.array(member)),
       )
     return slots
 
@@ -202,21 +202,20 @@ def make_engine(
   prefix = tuple(int(i) for i in prefix)
 
   def empty() -> Slots:
-    b = num_slots
-    zeros = np.zeros(b, np.int32)
-    slots = Slots(
-      cache=empty_cache(c, b, prompt_tokens + max_tokens),
-      token=zeros,
-      count=zeros,
-      active=np.zeros(b, bool),
-      finish=zeros,
-      keys=np.zeros((b, 2), np.uint32),
-      tokens=np.zeros((b, max_tokens), np.int32),
-      logprobs=np.zeros((b, max_tokens), np.float32),
+    def zeros(*shape, dtype=np.int32):
+      return sharding.assemble(mesh, np.zeros((num_slots, *shape), dtype))
+
+    cache = empty_cache(c, num_slots, prompt_tokens + max_tokens)
+    return Slots(
+      cache=sharding.assemble(mesh, cache.replace(prefix=())),
+      token=zeros(),
+      count=zeros(),
+      active=zeros(dtype=bool),
+      finish=zeros(),
+      keys=jax.random.wrap_key_data(zeros(2, dtype=np.uint32)),
+      tokens=zeros(max_tokens),
+      logprobs=zeros(max_tokens, dtype=np.float32),
     )
-    slots = slots.replace(cache=slots.cache.replace(prefix=()))
-    slots = sharding.assemble(mesh, slots)
-    return slots.replace(keys=jax.random.wrap_key_data(slots.keys))
 
   @jax.jit
   def read_prefix(params):

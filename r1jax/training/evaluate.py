@@ -144,7 +144,9 @@ def measure(
 
 
 def consensus(
-  example: Example, answers: Sequence[str | None], correct: Sequence[float]
+  example: Example,
+  answers: Sequence[str | None],
+  correct: Sequence[float] | np.ndarray,
 ) -> float:
   """1 if the most frequent answer is right; answers that mean the same count
   together, none at all do not vote, and of equally frequent ones the first

@@ -23,7 +23,7 @@ def minibatches(
 
 def pack_minibatch(
   rollout: Rollout,
-  chosen: Sequence[int],
+  chosen: Sequence[int] | np.ndarray,
   *,
   width: int,
   max_rows: int,
@@ -43,7 +43,7 @@ def pack_minibatch(
 
 
 def minibatch_weights(
-  rollout: Rollout, graded: np.ndarray, chosen: Sequence[int]
+  rollout: Rollout, graded: np.ndarray, chosen: Sequence[int] | np.ndarray
 ) -> np.ndarray:
   """Each token's share in the update on the chosen prompts: [P, G, T]."""
   counted = np.zeros_like(graded)
