@@ -116,14 +116,18 @@ def fit(texts: Iterable[str], path: pathlib.Path, *, word_share: float) -> None:
     for word, count in counts.items()
     if count >= word_share * len(texts)
   )
+  bare = re.sub("|".join(TAGS), "", "".join(texts))
+  characters = {c for c in set(bare) if not c.isspace()}
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter(texts),
     model_writer=model,
     model_type="char",
-    vocab_size=4 + len(TAGS) + len(words) + len(set("".join(texts))),
+    vocab_size=6 + len(TAGS) + len(words) + len(characters),
     hard_vocab_limit=False,
     character_coverage=1.0,
+    # Also those that stand in words alone, where words are tokens.
+    required_chars="".join(sorted(characters)),
     user_defined_symbols=[*TAGS, "\n", *words],
     normalization_rule_name="identity",
     add_dummy_prefix=False,

@@ -1,0 +1,97 @@
+"""The paper's template, word for word, and what all prompts share."""
+
+import pathlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r1jax.data import templates, tokenizer
+
+DEEPSEEK = (
+  pathlib.Path(__file__).parents[3] / "shared/data/reference/deepseek_r1"
+)
+# arXiv:2501.12948, Table 1, with a question in the place of "prompt".
+FILLED = (
+  "A conversation between User and Assistant. "
+  "The user asks a question, and the Assistant solves it. "
+  "The assistant first thinks about the reasoning process in the mind and then "
+  "provides the user with the answer. "
+  "The reasoning process and answer are enclosed within <think> </think> and "
+  "<answer> </answer> tags, respectively, i.e., "
+  "<think> reasoning process here </think> "
+  "<answer> answer here </answer>. "
+  "User: What is 1 + 1?. Assistant:"
+)
+
+
+def test_the_template_is_the_papers():
+  assert templates.r1_zero("What is 1 + 1?") == FILLED
+  assert templates.R1_ZERO == FILLED.replace("What is 1 + 1?", "prompt")
+
+
+def test_a_question_is_set_in_as_it_is():
+  for question in ("{prompt} %s \\1", "the prompt. Assistant:", "<think>", ""):
+    text = templates.r1_zero(f"\n {question} ")
+    assert text == FILLED.replace("What is 1 + 1?", question)
+  assert templates.plain(" 1 + 1 = \n") == "1 + 1 =\n"
+
+
+class Characters:
+  """A tokenizer that knows characters alone."""
+
+  vocab_size, eos_ids = 2**21, (0,)
+
+  def encode(self, text):
+    return [*map(ord, text)]
+
+  def decode(self, ids):
+    return "".join(map(chr, ids))
+
+
+@pytest.fixture(scope="module", params=["characters", "bytes", "deepseek"])
+def words(request, write_tokenizer, tmp_path_factory):
+  if request.param == "characters":
+    return Characters()
+  if request.param == "bytes":
+    folder = write_tokenizer(tmp_path_factory.mktemp("words"))
+    return tokenizer.load(str(folder))
+  if not DEEPSEEK.exists():
+    pytest.skip(f"{DEEPSEEK} is absent")
+  return tokenizer.load(str(DEEPSEEK))
+
+
+QUESTIONS = st.text() | st.sampled_from(
+  [
+    "What",
+    "0",
+    "\u8ba1\u7b97",
+    "?",
+    ". Assistant:",
+    ":",
+    "\n\n",
+    "'s",
+    "_",
+    "(",
+  ]
+)
+
+
+def test_every_prompt_begins_with_what_all_share(words):
+  shared = templates.shared_tokens("r1_zero", words)
+  assert words.decode(shared) in FILLED
+  assert len(words.decode(shared)) > FILLED.index("User: What") - 2
+
+  @settings(max_examples=300, deadline=None)
+  @given(QUESTIONS)
+  def begins(question):
+    question = question.encode("utf-8", "ignore").decode()
+    prompt = words.encode(templates.r1_zero(question))
+    assert tuple(prompt[: len(shared)]) == shared
+    assert len(prompt) > len(shared)
+
+  begins()
+
+
+def test_prompts_without_a_template_share_nothing(words):
+  assert templates.shared_tokens("plain", words) == ()

@@ -1,0 +1,183 @@
+"""Text to ids and back, for the demo's tokenizer and for released ones."""
+
+import gzip
+import json
+import pathlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r1jax.data import templates, tokenizer
+from r1jax.types import Tokenizer
+
+DEEPSEEK = (
+  pathlib.Path(__file__).parents[3] / "shared/data/reference/deepseek_r1"
+)
+TEXTS = [
+  templates.r1_zero(f"{a} + {b} =")
+  + f" <think> {a}+{b}={a + b} check {a + b}-{b}={a} ok </think>"
+  + f" <answer> {a + b} </answer>"
+  for a in range(40)
+  for b in (7, 23)
+] + [
+  "计算3 + 4\n先算3+4=7。答案是7",
+  "  two  spaces \n\n",
+  "wxyz rare seldom\n",
+]
+ALPHABET = sorted({*"".join(TEXTS)} - {*"</>"})  # Those stand in tags alone.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp("words")
+  tokenizer.fit(TEXTS, path / "tokenizer.model", word_share=0.5)
+  return path
+
+
+@pytest.fixture(scope="module")
+def words(folder):
+  return tokenizer.load(str(folder))
+
+
+def test_texts_come_back_as_they_were(words):
+  assert isinstance(words, Tokenizer)
+  for text in TEXTS:
+    ids = words.encode(text)
+    assert words.decode(ids) == text
+    assert all(0 < i < words.vocab_size for i in ids)  # 0 is unknown.
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(st.sampled_from(ALPHABET)))
+def test_any_text_of_known_characters_comes_back(words, text):
+  ids = words.encode(text)
+  assert words.decode(ids) == text
+  assert not {*ids} & {0, 1, 2}
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text())
+def test_no_text_is_refused_and_none_holds_an_end(words, text):
+  ids = words.encode(text)
+  assert all(0 <= i < words.vocab_size for i in ids)
+  assert not {*ids} & {*words.eos_ids}
+  words.decode(ids)
+
+
+def test_unknown_characters_leave_their_neighbours_alone(words):
+  ids = words.encode("a\u2603b")
+  assert ids[1] == 0 and len(ids) == 3
+  text = words.decode(ids)
+  assert text.startswith("a") and text.endswith("b") and text != "ab"
+
+
+def test_digits_stand_alone(words):
+  ids = words.encode("1203+45=1248")
+  assert [words.decode([i]) for i in ids] == [*"1203+45=1248"]
+
+
+def test_tags_are_single_tokens(words):
+  ids = [words.encode(tag) for tag in tokenizer.TAGS]
+  assert {len(one) for one in ids} == {1}
+  assert len({one[0] for one in ids}) == len(tokenizer.TAGS)
+  inside = words.encode("x<think>5</think><answer>")
+  assert inside[1] == ids[0][0] and inside[3:] == [ids[1][0], ids[2][0]]
+
+
+def test_frequent_words_are_tokens_and_rare_ones_are_spelled(words):
+  pieces = lambda text: [words.piece(i) for i in words.encode(text)]
+  assert pieces("7 check 3") == ["7", "\u2581check", "\u2581", "3"]
+  assert pieces(" seldom") == ["\u2581", *"seldom"]
+  assert "\u2581Assistant" in pieces("the Assistant")
+
+
+def test_an_end_is_no_text(words):
+  (end,) = words.eos_ids
+  ids = words.encode("7 ok")
+  assert words.decode([*ids, end]) == "7 ok"
+  assert words.decode([end]) == words.decode([]) == ""
+  for text in ("</s>", "<s>", "<unk>", "<pad>"):
+    assert not {*words.encode(text)} & {1, 2}
+
+
+def test_the_same_texts_make_the_same_tokenizer(folder, tmp_path):
+  again = tmp_path / "deeper" / "tokenizer.model"
+  tokenizer.fit(iter(TEXTS), again, word_share=0.5)
+  assert again.read_bytes() == (folder / "tokenizer.model").read_bytes()
+  assert [path.name for path in again.parent.iterdir()] == ["tokenizer.model"]
+
+
+def test_a_tokenizer_is_trained_once(tmp_path):
+  asked = []
+
+  def texts():
+    for text in TEXTS * 9:
+      asked.append(text)
+      yield text
+
+  make = lambda: tokenizer.fit_once(
+    texts(), tmp_path, documents=50, word_share=0.5
+  )
+  first = make()
+  assert len(asked) == 50
+  second = make()
+  assert len(asked) == 50
+  assert first.encode(TEXTS[0]) == second.encode(TEXTS[0])
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+  with pytest.raises(ValueError, match=f"{tmp_path} holds no tokenizer.model"):
+    tokenizer.load(str(tmp_path))
+
+
+def test_a_hugging_face_tokenizer_may_be_zipped(write_tokenizer, tmp_path):
+  plain = write_tokenizer(tmp_path / "plain")
+  zipped = write_tokenizer(tmp_path / "zipped")
+  data = (zipped / "tokenizer.json").read_bytes()
+  (zipped / "tokenizer.json.gz").write_bytes(gzip.compress(data))
+  (zipped / "tokenizer.json").unlink()
+  one, other = tokenizer.load(str(plain)), tokenizer.load(str(zipped))
+  assert isinstance(one, Tokenizer)
+  for text in ("the Assistant", "\u8ba1\u7b97 \U0001f600\n", ""):
+    assert one.encode(text) == other.encode(text)
+    assert one.decode([*one.encode(text), *one.eos_ids]) == text
+
+
+def test_a_hugging_face_tokenizer_must_name_its_end(write_tokenizer, tmp_path):
+  folder = write_tokenizer(tmp_path, eos="<nothing>")
+  with pytest.raises(ValueError, match="'<nothing>' is not in the vocabulary"):
+    tokenizer.load(str(folder))
+  config = folder / "tokenizer_config.json"
+  config.write_text(json.dumps(dict(eos_token={"content": "<eos>"})))
+  assert tokenizer.load(str(folder)).eos_ids == (0,)
+  config.unlink()
+  with pytest.raises(ValueError, match="tokenizer_config.json is missing"):
+    tokenizer.load(str(folder))
+
+
+@pytest.fixture(scope="module")
+def deepseek():
+  if not DEEPSEEK.exists():
+    pytest.skip(f"{DEEPSEEK} is absent")
+  return tokenizer.load(str(DEEPSEEK))
+
+
+def test_deepseek_r1_encodes_as_released(deepseek):
+  lines = (DEEPSEEK / "tokenizer_golden.jsonl").read_text().splitlines()
+  assert len(lines) > 100
+  for line in lines:
+    row = json.loads(line)
+    assert deepseek.encode(row["text"]) == row["ids"], row["id"]
+    if row["round_trip"] and deepseek.eos_ids[0] not in row["ids"]:
+      assert deepseek.decode(row["ids"]) == row["text"], row["id"]
+
+
+def test_deepseek_r1_has_no_bos_and_one_end(deepseek):
+  facts = json.loads((DEEPSEEK / "facts.json").read_text())
+  special = facts["special_tokens"]
+  assert deepseek.eos_ids == (special[facts["eos"]],)
+  assert deepseek.vocab_size <= facts["embedding_rows"]
+  ids = deepseek.encode("<think>\n1</think>")
+  assert ids[0] == special["<think>"] and ids[-1] == special["</think>"]
+  assert deepseek.decode(ids) == "<think>\n1</think>"
