@@ -37,9 +37,9 @@ def get_config(variant="zero"):
       min_numbers=3,
       max_numbers=3,
       min_value=1,
-      max_value=15,
+      max_value=16,
       min_target=1,
-      max_target=45,
+      max_target=48,
       operators=("+", "-"),
     ),
   )
@@ -52,7 +52,7 @@ def get_config(variant="zero"):
   c = ConfigDict()
   c.loop = "grpo"
   c.seed = 0
-  c.num_steps = 120  # Updates.
+  c.num_steps = 88  # Updates.
   c.template = "r1_zero"
 
   c.mesh = dict(data=-1)
@@ -70,8 +70,8 @@ def get_config(variant="zero"):
   c.group_size = 16  # G
   c.minibatches = 2  # Updates per round.
   c.sampling = dict(
-    num_slots=128,
-    decode_steps=8,
+    num_slots=64,
+    decode_steps=16,
     prompt_tokens=144,
     max_tokens=160,
     temperature=1.0,
@@ -79,10 +79,10 @@ def get_config(variant="zero"):
   c.rows = dict(width=512, max_rows=192, microbatch_rows=4)
 
   c.loss = dict(clip_epsilon=0.2, kl_coefficient=0.001)
-  c.reference_every = 40
+  c.reference_every = 22
   c.router_bias_speed = 0.0  # Frozen in RL.
   c.optimizer = dict(
-    learning_rate=1e-3,
+    learning_rate=2e-4,
     warmup_steps=4,
     decay_steps=0,
     final_share=1.0,
@@ -93,10 +93,10 @@ def get_config(variant="zero"):
     frozen=("mtp",),
   )
   c.max_skipped = 5
-  c.checkpoint_every = 20
+  c.checkpoint_every = 10
 
   c.evaluation = dict(
-    every=40,
+    every=22,
     seed=1_000,
     problems=256,
     samples=16,

@@ -54,7 +54,7 @@ class Context:
   @functools.cached_property
   def dataset(self):
     """All that the config trains on."""
-    return data.load(**self.config.dataset)
+    return data.load(**self.config.dataset.to_dict())
 
   @functools.cached_property
   def examples(self):
@@ -168,15 +168,15 @@ def prompts(context: Context) -> Iterator[Line]:
       )
   tags = [f"{tag} {len(words.encode(tag))}" for tag in tokenizer.TAGS]
   yield Line(OK, f"EOS is {eos}; tokens of the tags: {', '.join(tags)}")
-  declared = _declared(c.model, "config.json").get("eos_token_id")
+  declared = _declared(c.model.get("path"), "config.json").get("eos_token_id")
   if declared is not None and declared not in words.eos_ids:
     yield Line(WRONG, f"EOS is {declared} in the model's config.json")
-  if _declared(c.tokenizer, "tokenizer_config.json").get("add_bos_token"):
+  if _declared(c.tokenizer.path, "tokenizer_config.json").get("add_bos_token"):
     yield Line(NOTE, "the tokenizer asks for a BOS, which prompts here lack")
 
 
-def _declared(section: Mapping[str, Any], name: str) -> dict:
-  file = pathlib.Path(section.get("path", "")) / name
+def _declared(folder: str | None, name: str) -> dict:
+  file = pathlib.Path(folder or os.devnull) / name
   return json.loads(file.read_text()) if file.is_file() else {}
 
 
@@ -199,7 +199,8 @@ def problems(context: Context) -> Iterator[Line]:
     OK if enough else WRONG,
     f"an update of prompts of {longest} tokens and completions of "
     f"{c.sampling.max_tokens} needs {needed or 'wider'} rows, and there are "
-    f"{c.rows.max_rows} of {c.rows.width} tokens ({size:.1f} MiB a round)",
+    f"{c.rows.max_rows} of {c.rows.width} tokens ({size:.1f} MiB a round)"
+    + ("" if enough else "; unused rows cost nothing"),
   )
 
 
@@ -224,7 +225,7 @@ def answers(context: Context) -> Iterator[Line]:
   for what, worth in (("the reference answer", 1), ("no answer", 0)):
     written = [tagged(e.answer if worth else "") for e in tested]
     scores = rewards.score(tested, written, **context.config.rewards.to_dict())
-    parts = {k: float(np.nanmean(v)) for k, v in scores.parts.items()}
+    parts = {k: np.nan_to_num(v).mean() for k, v in scores.parts.items()}
     good = parts.get("accuracy", worth) == worth
     shown = ", ".join(f"{k} {v:g}" for k, v in parts.items())
     yield Line(OK if good else WRONG, f"{what} in its tags earns: {shown}")
@@ -258,7 +259,10 @@ def one_round(context: Context) -> Iterator[Line]:
   with tempfile.TemporaryDirectory() as workdir:
     with contextlib.redirect_stdout(io.StringIO()):
       params = grpo.train(context.brief, workdir).train.params
-    base, row, again = metrics.read(workdir)
+    base, row, again = (
+      {name: math.nan if value is None else value for name, value in r.items()}
+      for r in metrics.read(workdir)
+    )
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
   yield Line(
     OK,

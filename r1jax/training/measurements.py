@@ -64,7 +64,8 @@ def evaluation(
   if larger is not None:
     beside = by_task(data.load(**larger), problems_between)
     whole += [
-      evaluate.Problems(n + "+1", e, samples) for n, e in beside.items()
+      evaluate.Problems(n + "+1", e, samples_between)
+      for n, e in beside.items()
     ]
   return {"whole": whole, "between": between}
 

@@ -1,0 +1,57 @@
+"""A toy model and a tokenizer that leaves some of its ids unused."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from r1jax.models import transformer
+from r1jax.models.config import preset
+from r1jax.models.weights import is_weight, weights
+
+
+class Words:
+  """The model has 40 ids, the tokenizer 37; two of them end a text."""
+
+  vocab_size, eos_ids = 37, (2, 5)
+
+  def encode(self, text):
+    return [ord(character) % 37 for character in text]
+
+  def decode(self, ids):
+    return " ".join(str(i) for i in ids if i not in self.eos_ids)
+
+
+class Toy(NamedTuple):
+  model: transformer.Transformer
+  params: dict
+  words: Words
+
+
+@pytest.fixture(scope="session")
+def toy():
+  config = preset(
+    "tiny_deepseek",
+    vocab_size=40,
+    width=16,
+    num_layers=2,
+    num_heads=2,
+    q_rank=8,
+    kv_rank=8,
+    nope_size=4,
+    rope_size=4,
+    value_size=4,
+    dense_width=16,
+    expert_width=8,
+    num_experts=4,
+    mtp_depth=0,
+  )
+  rng = np.random.default_rng(0)
+
+  def draw(weight):
+    centre = 1.0 if weight.init == "ones" else 0.0
+    return rng.normal(centre, 0.25, weight.shape).astype(np.float32)
+
+  params = jax.tree.map(draw, weights(config), is_leaf=is_weight)
+  return Toy(transformer.Transformer(config), params, Words())

@@ -1,0 +1,224 @@
+"""Completions do not know their neighbours, and their numbers are right."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax import sharding
+from r1jax.data.packing import pack_rollout, unpack
+from r1jax.rollouts.engine import make_engine
+from r1jax.training import grpo
+from r1jax.types import FINISH_LENGTH, FINISH_STOP
+
+PREFIX = (7, 30, 7, 9)
+WINDOW, MOST, GROUP = 6, 12, 4
+RNG = np.random.default_rng(0)
+
+
+def prompt(size):
+  return [*PREFIX, *RNG.integers(0, 37, size).tolist()]
+
+
+PROMPTS = [prompt(size) for size in (3, 1, 6, 4, 6)]
+OTHERS = [prompt(size) for size in (6, 5, 1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def engine(toy):
+  @functools.cache
+  def make(temperature=1.0, prefix=PREFIX, **kwargs):
+    sizes = dict(
+      num_slots=8, decode_steps=3, prompt_tokens=WINDOW, max_tokens=MOST
+    )
+    return make_engine(
+      toy.model,
+      toy.words,
+      sharding.make_mesh(),
+      prefix,
+      temperature=temperature,
+      **sizes | kwargs,
+    )
+
+  return make
+
+
+@pytest.fixture(scope="module")
+def rollout(toy, engine):
+  return engine()(toy.params, PROMPTS, GROUP, seed=3, round=2)
+
+
+def assert_same(one, other):
+  """Bit for bit; each argument is a pair of rollout and index."""
+  for name in ("completions", "lengths", "finish", "logprobs"):
+    a, b = (getattr(rollout, name)[index] for rollout, index in (one, other))
+    assert a.tobytes() == b.tobytes(), name
+
+
+def test_the_rollout_says_what_it_was_given(rollout):
+  for p, expected in enumerate(PROMPTS):
+    length = rollout.prompt_lengths[p]
+    assert rollout.prompts[p, :length].tolist() == expected
+  assert rollout.completions.shape == (5, GROUP, MOST)
+
+
+def test_a_completion_ends_with_its_first_end_or_at_the_limit(toy, rollout):
+  kinds = set()
+  for p, g in np.ndindex(5, GROUP):
+    length, finish = rollout.lengths[p, g], rollout.finish[p, g]
+    ids = rollout.completions[p, g]
+    ends = np.isin(ids[:length], toy.words.eos_ids)
+    assert 1 <= length <= MOST
+    assert not ends[:-1].any()
+    assert ends[-1] == (finish == FINISH_STOP)
+    assert finish in (FINISH_STOP, FINISH_LENGTH)
+    if finish == FINISH_LENGTH:
+      assert length == MOST
+    assert np.all(ids[length:] == 0)
+    assert np.all(rollout.logprobs[p, g, length:] == 0)
+    assert np.all(rollout.logprobs[p, g, :length] < 0)
+    kinds.add((int(finish), int(ids[length - 1]) if ends[-1] else None))
+  assert kinds == {(FINISH_STOP, 2), (FINISH_STOP, 5), (FINISH_LENGTH, None)}
+
+
+def test_the_sampled_mask_covers_the_end_and_no_more(rollout):
+  mask = rollout.sampled_mask
+  np.testing.assert_array_equal(mask.sum(-1), rollout.lengths)
+  np.testing.assert_array_equal(mask, rollout.logprobs < 0)
+
+
+@pytest.fixture(scope="module")
+def score(toy):
+  """`score(params, rollout, temperature)`: the trainer's log-probabilities."""
+
+  @functools.cache
+  def jitted(temperature):
+    return jax.jit(functools.partial(grpo.logprobs, toy.model, 37, temperature))
+
+  def run(params, rollout, temperature):
+    packed = pack_rollout(rollout, 32, chosen=range(5), rows=20)
+    values, _ = jitted(temperature)(params, jax.tree.map(jnp.asarray, packed))
+    return unpack(np.asarray(values), packed, rollout.logprobs.shape)
+
+  return run
+
+
+@pytest.mark.parametrize("weights", ["first", "later"])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_trainer_says_what_the_sampler_said(
+  toy, engine, score, temperature, weights
+):
+  """At the temperature of sampling, of the weights as they are now, with the
+  template read once for all prompts or with each."""
+  scale = {"first": 1.0, "later": 1.1}[weights]
+  params = jax.tree.map(lambda w: jnp.asarray(w * scale), toy.params)
+  sampler = engine()
+  if temperature != 1:
+    sampler = engine(temperature, (), prompt_tokens=WINDOW + len(PREFIX))
+  rollout = sampler(params, PROMPTS, GROUP, seed=0, round=0)
+  got = score(params, rollout, temperature)
+  np.testing.assert_allclose(got, rollout.logprobs, atol=1e-4)
+  # It would show if one of the two were of another policy.
+  for wrong in (
+    score(toy.params, rollout, temperature) if scale != 1 else None,
+    score(params, rollout, 1.0) if temperature != 1 else None,
+  ):
+    if wrong is not None:
+      assert np.abs(wrong - rollout.logprobs).max() > 0.05
+
+
+def test_the_same_seed_and_round_give_the_same_bits(toy, engine, rollout):
+  again = engine()(toy.params, PROMPTS, GROUP, seed=3, round=2)
+  assert_same((again, ...), (rollout, ...))
+
+
+def test_members_rounds_and_seeds_differ(toy, engine, rollout):
+  run = functools.partial(engine(), toy.params, PROMPTS, GROUP)
+  many = [rollout, run(seed=3, round=3), run(seed=4, round=2)]
+  # Told by their first tokens, which no length can hide.
+  texts = [
+    rollout.completions[p, g, :3].tobytes() + rollout.logprobs[p, g].tobytes()
+    for rollout in many
+    for p, g in np.ndindex(5, GROUP)
+  ]
+  assert len(set(texts)) == len(texts)
+
+
+def test_a_completion_does_not_know_its_neighbours(toy, engine, rollout):
+  """Its prompt's row and its own number alone decide, not slot or order."""
+  for p in range(5):
+    prompts = [*OTHERS]
+    prompts[p] = PROMPTS[p]
+    other = engine()(toy.params, prompts, GROUP, seed=3, round=2)
+    assert_same((other, p), (rollout, p))
+    q = (p + 1) % 5
+    assert other.completions[q].tobytes() != rollout.completions[q].tobytes()
+
+
+def test_a_completion_does_not_know_its_slot(toy, engine, rollout):
+  few = engine()(toy.params, PROMPTS[:3], 2, seed=3, round=2)
+  for p in range(3):
+    assert_same((few, p), (rollout, (p, slice(0, 2))))
+  many = engine()(toy.params, PROMPTS, 7, seed=3, round=2)
+  for p in range(5):
+    assert_same((many, (p, slice(0, GROUP))), (rollout, p))
+
+
+def test_more_prompts_than_are_read_at_once(toy, engine, rollout):
+  many = engine()(toy.params, PROMPTS + OTHERS * 3, 1, seed=3, round=2)
+  for p in range(5):
+    assert_same((many, p), (rollout, (p, slice(0, 1))))
+  assert np.all(many.lengths > 0)
+
+
+def test_ids_that_the_tokenizer_lacks_are_never_drawn(toy, engine):
+  tempting = toy.params["unembed"].copy()
+  tempting[:, 37:] = 30 * RNG.normal(size=(16, 3))
+  params = toy.params | {"unembed": tempting}
+  got = engine()(params, PROMPTS, GROUP, seed=0, round=0)
+  assert got.completions.max() < 37
+  expected = engine()(toy.params, PROMPTS, GROUP, seed=0, round=0)
+  assert_same((got, ...), (expected, ...))
+
+
+def test_progress_counts_completions_and_tokens(toy, engine, rollout):
+  calls = []
+  engine()(
+    toy.params,
+    PROMPTS,
+    GROUP,
+    seed=3,
+    round=2,
+    progress=lambda done, tokens: calls.append((done, tokens)),
+  )
+  assert calls == sorted(calls) and len(calls) > 1
+  assert calls[-1] == (5 * GROUP, rollout.lengths.sum())
+
+
+def test_a_prompt_longer_than_the_window_is_refused(toy, engine):
+  with pytest.raises(
+    ValueError, match="prompt 1 has 7 tokens.*prompt_tokens is 6"
+  ):
+    engine()(toy.params, [prompt(6), prompt(7)], 2, seed=0, round=0)
+
+
+@pytest.mark.parametrize("bad", [[7, 30, 1, 9, 4], [7, 30], [*PREFIX], []])
+def test_a_prompt_without_the_template_is_refused(toy, engine, bad):
+  with pytest.raises(ValueError, match="prompt 1 does not begin with the"):
+    engine()(toy.params, [prompt(2), bad], 2, seed=0, round=0)
+
+
+@pytest.mark.parametrize(
+  "setting, message",
+  [
+    (dict(temperature=0.0), "temperature 0.0 must be above 0"),
+    (dict(temperature=-1.0), "temperature -1.0"),
+    (dict(top_p=0.0), "top_p 0.0"),
+    (dict(top_p=1.5), "top_p 1.5"),
+  ],
+)
+def test_settings_that_cannot_sample_are_refused(engine, setting, message):
+  with pytest.raises(ValueError, match=message):
+    engine(**setting)
