@@ -101,13 +101,20 @@ class Context:
     c.evaluation.samples = c.evaluation.samples_between = SAMPLES
     if "larger" in c.evaluation:
       del c.evaluation.larger
+    if "tasks" in c.evaluation.test:  # In turn: no more need be made.
+      c.evaluation.test.size = PROBLEMS * len(c.evaluation.test.tasks)
     return c
+
+  @functools.cached_property
+  def sets(self) -> list[evaluate.Problems]:
+    """All problems that the run measures itself on."""
+    return measurements.evaluation(**self.config.evaluation.to_dict())["whole"]
 
   @functools.cached_property
   def tested(self):
     """A few test problems of each task."""
-    sets = measurements.evaluation(**self.brief.evaluation.to_dict())
-    return [example for part in sets["whole"] for example in part.examples]
+    sets = [part for part in self.sets if not part.name.endswith("+1")]
+    return [example for part in sets for example in part.examples[:PROBLEMS]]
 
 
 def resolved(context: Context) -> Iterator[Line]:
@@ -135,7 +142,7 @@ def batch(context: Context) -> Iterator[Line]:
   yield Line(
     OK,
     f"{c.num_steps:,} steps = {rounds:,} rounds = {prompts:,} prompts, "
-    f"{prompts / problems:.2f} of {problems:,} problems; the reference is "
+    f"{prompts / problems:.3g} of {problems:,} problems; the reference is "
     f"copied every {c.reference_every // c.minibatches:,} rounds",
   )
 
@@ -183,7 +190,8 @@ def _declared(folder: str | None, name: str) -> dict:
 def problems(context: Context) -> Iterator[Line]:
   """Prompts fit the window, and updates their rows."""
   c, sizes = context.config, context.sizes
-  inspection.check_prompts(context.examples, context.words, c)
+  evaluated = [example for part in context.sets for example in part.examples]
+  inspection.check_prompts([*context.examples, *evaluated], context.words, c)
   window = c.sampling.prompt_tokens
   yield Line(
     OK,
@@ -376,6 +384,6 @@ def documents(context: Context) -> Iterator[Line]:
   yield Line(
     OK,
     f"{c.num_steps:,} steps = {read:,} documents = "
-    f"{read / len(context.dataset):.2f} of the dataset, about "
+    f"{read / len(context.dataset):.3g} of the dataset, about "
     f"{c.num_steps * tokens // first:,} tokens",
   )
