@@ -99,7 +99,7 @@ class Experience:
 
   rollout: Rollout
   old_logprobs: Floats  # [P, G, Tc]: what the ratio divides by.
-  reference_logprobs: Floats  # [P, G, Tc]
+  reference_logprobs: Floats | None  # [P, G, Tc]; None leaves the KL out.
   advantages: Floats  # [P, G]
   weights: Floats  # [P, G, Tc]: each token's share in the loss; sums to 1.
 

@@ -42,8 +42,8 @@ def moe(
 
   Returns:
     The output; the load, the number of masked-in tokens that each expert got;
-    and the balance loss, sum_e f_e P_e of every row (eq. 17-20, without alpha),
-    averaged over rows that hold a token.
+    and the balance loss, sum_e f_e P_e of every row (eq. 17-20, without alpha)
+    times the row's tokens, summed over rows.
   """
   flat = x.reshape(-1, x.shape[-1])
   gates, chosen, affinity = route(params, flat, config)
@@ -53,9 +53,7 @@ def moe(
   by_row = lambda y: jnp.sum(y.reshape(*mask.shape, -1) * mask[..., None], 1)
   counts, tokens = by_row(chosen), jnp.maximum(mask.sum(1, keepdims=True), 1)
   frequency = counts / tokens * (config.num_experts / config.experts_per_token)
-  balance = jnp.sum(frequency * by_row(affinity) / tokens, axis=-1)
-  rows = jnp.any(mask > 0, axis=1)
-  balance = jnp.sum(balance * rows) / jnp.maximum(rows.sum(), 1)
+  balance = jnp.sum(frequency * by_row(affinity))  # A sum is tokens * P.
   return out.reshape(x.shape), counts.sum(0), balance
 
 

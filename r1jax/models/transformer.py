@@ -28,7 +28,7 @@ class Forward:
   hidden: Float[Array, "B T D"]  # Normalised: one matmul from the logits.
   mtp_hidden: Float[Array, "B T D"] | None  # Of token t + 2, when asked for.
   expert_load: Float[Array, "L E"]  # Tokens per expert; the MTP block last.
-  balance_loss: Float[Array, ""]  # Mean over the layers with experts.
+  balance_loss: Float[Array, ""]  # Sum over tokens, mean over layers.
 
 
 class Transformer(nn.Module):

@@ -126,10 +126,12 @@ def measure(
     for name in sorted(set(styles))
     if np.mean(styles == name) >= MIN_STYLE_SHARE
   }
-  error = per_problem.std(ddof=1) / math.sqrt(len(per_problem))
+  error = math.nan
+  if len(per_problem) > 1:
+    error = per_problem.std(ddof=1) / math.sqrt(len(per_problem))
   return {
     "pass@1": per_problem.mean(),
-    "pass@1_stderr": error if len(per_problem) > 1 else math.nan,
+    "pass@1_stderr": error,
     f"pass@{samples}": correct.any(axis=1).mean(),
     f"cons@{samples}": np.mean(
       [consensus(*row) for row in zip(examples, answers, correct, strict=True)]

@@ -7,7 +7,6 @@ import pathlib
 import subprocess
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -96,7 +95,8 @@ def objective(
     packed: one microbatch.
     token_weight: 1 / number of tokens of the whole batch.
     mtp: weight of the loss on token t + 2 (arXiv:2412.19437, eq. 25).
-    balance: weight of the sequence-wise balance loss (eq. 17), per row.
+    balance: weight of the sequence-wise balance loss (eq. 17), where a row
+      counts as much as its tokens.
   """
   logprobs_of = functools.partial(
     logprobs, unembed=params["unembed"], vocab_size=vocab_size
@@ -105,11 +105,11 @@ def objective(
   counted = packed.origin >= 0
   weights = counted * token_weight
   nll = sft_loss(logprobs_of(forward.hidden, packed.targets), weights)
-  share = jnp.sum(weights)
-  total = nll + balance * share * forward.balance_loss
+  balance_loss = token_weight * forward.balance_loss
+  total = nll + balance * balance_loss
   numbers = {
     "loss/nll": nll,
-    "loss/balance": share * forward.balance_loss,
+    "loss/balance": balance_loss,
     "router/load": forward.expert_load,
   }
   if mtp:

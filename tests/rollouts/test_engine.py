@@ -105,28 +105,28 @@ def score(toy):
   return run
 
 
-@pytest.mark.parametrize("weights", ["first", "later"])
+@pytest.mark.parametrize("scale", [1.0, 1.1])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_the_trainer_says_what_the_sampler_said(
-  toy, engine, score, temperature, weights
+  toy, engine, score, temperature, scale
 ):
   """At the temperature of sampling, of the weights as they are now, with the
   template read once for all prompts or with each."""
-  scale = {"first": 1.0, "later": 1.1}[weights]
   params = jax.tree.map(lambda w: jnp.asarray(w * scale), toy.params)
   sampler = engine()
   if temperature != 1:
     sampler = engine(temperature, (), prompt_tokens=WINDOW + len(PREFIX))
   rollout = sampler(params, PROMPTS, GROUP, seed=0, round=0)
-  got = score(params, rollout, temperature)
-  np.testing.assert_allclose(got, rollout.logprobs, atol=1e-4)
+  said = functools.partial(score, rollout=rollout)
+  np.testing.assert_allclose(
+    said(params, temperature=temperature), rollout.logprobs, atol=1e-4
+  )
   # It would show if one of the two were of another policy.
-  for wrong in (
-    score(toy.params, rollout, temperature) if scale != 1 else None,
-    score(params, rollout, 1.0) if temperature != 1 else None,
-  ):
-    if wrong is not None:
-      assert np.abs(wrong - rollout.logprobs).max() > 0.05
+  others = [(toy.params, temperature)] * (scale != 1)
+  others += [(params, 1.0)] * (temperature != 1)
+  for weights, t in others:
+    gap = said(weights, temperature=t) - rollout.logprobs
+    assert np.abs(gap).max() > 0.05
 
 
 def test_the_same_seed_and_round_give_the_same_bits(toy, engine, rollout):

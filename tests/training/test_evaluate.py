@@ -1,0 +1,191 @@
+"""What k completions of a problem show, and what they do not."""
+
+import math
+
+import numpy as np
+import pytest
+
+from r1jax.training.evaluate import (
+  completions,
+  consensus,
+  measure,
+  pass_at_k,
+  summarise,
+  thought,
+)
+from r1jax.types import (
+  FINISH_LENGTH,
+  FINISH_STOP,
+  Completion,
+  Example,
+  Rollout,
+)
+
+SUM = Example("1 + 1 =", "2", "reasoning_gym/chain_sum")
+
+
+def say(answer, thinking="1+1=2", tokens=10, finish="stop"):
+  text = f"<think> {thinking} </think> <answer> {answer} </answer>"
+  return Completion(text, num_tokens=tokens, max_tokens=20, finish=finish)
+
+
+@pytest.mark.parametrize(
+  "k, expected", [(1, 0.25), (2, 0.45), (4, 0.728022), (8, 0.961538), (16, 1.0)]
+)
+def test_pass_at_k_is_unbiased(k, expected):
+  assert pass_at_k(16, 4, k) == pytest.approx(expected, abs=1e-6)
+
+
+def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one():
+  rng = np.random.default_rng(0)
+  samples = np.array([1] * 3 + [0] * 7)
+  draws = [rng.permutation(samples)[:4].any() for _ in range(20_000)]
+  assert pass_at_k(10, 3, 4) == pytest.approx(np.mean(draws), abs=0.02)
+
+
+def test_pass_at_k_of_none_and_of_all():
+  assert pass_at_k(5, 0, 5) == 0.0
+  assert pass_at_k(5, 5, 1) == 1.0
+  for k in (0, 6):
+    with pytest.raises(ValueError, match=f"pass@{k} needs"):
+      pass_at_k(5, 2, k)
+
+
+@pytest.mark.parametrize(
+  "answers, correct, expected",
+  [
+    (["2", "3", "2"], [1, 0, 1], 1.0),
+    (["3", "3", "2"], [0, 0, 1], 0.0),
+    ([None, None, None, "2"], [0, 0, 0, 1], 1.0),  # None does not vote.
+    ([None, None], [0, 0], 0.0),
+    (["02", "3", "+2.0", "3", " 2 "], [1, 0, 1, 0, 1], 1.0),  # Equal by value.
+    (["2", "3"], [1, 0], 1.0),  # The first of equally many.
+    (["3", "2"], [0, 1], 0.0),
+    (["2", "2", "3"], [np.nan, 1, 0], 1.0),
+  ],
+)
+def test_the_most_frequent_answer_counts(answers, correct, expected):
+  assert consensus(SUM, answers, np.nan_to_num(correct)) == expected
+
+
+def test_the_numbers_of_a_small_evaluation():
+  examples = [SUM, SUM._replace(answer="5")]
+  written = [
+    [say("2"), say("2", "check wait", 20), say("3", ""), say("2")],
+    [say("4", tokens=4), say("5"), say("4"), Completion("5", 20, 20, "length")],
+  ]
+  correct = np.array([[1, 1, 0, 1], [0, 1, 0, np.nan]])
+  formatted = np.array([[1, 1, 1, 1], [1, 1, 1, 0]], float)
+  got = measure(examples, written, correct, formatted)
+  expected = {
+    "pass@1": (3 / 4 + 1 / 4) / 2,
+    "pass@1_stderr": np.std([3 / 4, 1 / 4], ddof=1) / math.sqrt(2),
+    "pass@4": 1.0,
+    "cons@4": 0.5,
+    "mean_length": (10 + 20 + 10 + 10 + 4 + 10 + 10 + 20) / 8,
+    "truncated": 1 / 8,
+    "unparsed": 1 / 8,
+    "format": 7 / 8,
+    "guess_share": 2 / 8,
+    # One long, right; five short, three right; two guesses, none right.
+    "best_style_pass@1": 1.0,
+  }
+  assert got.keys() == expected.keys()
+  for name, number in expected.items():
+    assert got[name] == pytest.approx(number), name
+
+
+def test_rare_styles_are_not_rated():
+  written = [[say("2", "check")] + [say("3")] * 39]
+  correct = np.array([[1.0] + [0.0] * 39])
+  got = measure([SUM] * 2, written * 2, np.tile(correct, (2, 1)), correct)
+  assert got["best_style_pass@1"] == 0.0
+
+
+def test_one_problem_alone_has_no_standard_error():
+  got = measure([SUM], [[say("2"), say("3")]], np.array([[1.0, 0]]), np.ones(2))
+  assert got["pass@1"] == 0.5
+  assert math.isnan(got["pass@1_stderr"])
+
+
+def test_one_sample_each_is_enough():
+  got = measure([SUM] * 2, [[say("2")]] * 2, np.ones((2, 1)), np.ones((2, 1)))
+  assert got["pass@1"] == got["cons@1"] == 1.0
+
+
+def test_completions_are_told_by_length_and_finish():
+  """Never by looking for an id, and EOS is no text."""
+
+  class Words:
+    vocab_size, eos_ids = 9, (2,)
+
+    def encode(self, text):
+      return []
+
+    def decode(self, ids):
+      return "".join(str(i) for i in ids if i != 2)
+
+  rollout = Rollout(
+    prompts=np.zeros((2, 1), np.int32),
+    prompt_lengths=np.ones(2, np.int32),
+    completions=np.array([[[5, 0, 2], [0, 2, 7]], [[8, 8, 8], [2, 1, 1]]]),
+    lengths=np.array([[3, 2], [3, 1]]),
+    finish=np.array([[FINISH_STOP, FINISH_STOP], [FINISH_LENGTH, FINISH_STOP]]),
+    logprobs=np.zeros((2, 2, 3), np.float32),
+  )
+  examples = [SUM, SUM._replace(id="second")]
+  flat, written = completions(rollout, examples, Words(), 3)
+  assert flat == [examples[0]] * 2 + [examples[1]] * 2
+  assert written == [
+    Completion("50", 3, 3, "stop"),
+    Completion("0", 2, 3, "stop"),
+    Completion("888", 3, 3, "length"),
+    Completion("", 1, 3, "stop"),
+  ]
+
+
+def test_a_thought_stands_between_its_tags():
+  assert thought("<think> a </think> <answer> 1 </answer>") == " a "
+  assert thought("no tags") == ""
+  assert thought("<think> cut") == " cut"
+
+
+def row(step, tasks, **numbers):
+  keys = ("pass@1_stderr", "cons@4", "pass@4", "guess_share", "mean_length")
+  keys += ("best_style_pass@1",)
+  return {"step": step} | {
+    f"eval/{task}/{key}": numbers.get(key, 0.5)
+    for task in tasks
+    for key in ("pass@1", *keys)
+  }
+
+
+def test_the_summary_compares_first_and_last():
+  rows = [
+    row(0, ["a", "b"], **{"pass@1": 0.1, "mean_length": 10.0}),
+    {"step": 2, "reward/mean": 0.5},
+    row(4, ["a", "b"], **{"pass@1": 0.4}),
+    row(8, ["a", "b"], **{"pass@1": 0.9, "mean_length": 30.0}),
+  ]
+  rows[0] |= row(0, ["a+1"], **{"pass@1": 0.0})
+  rows[-1] |= row(8, ["a+1"], **{"pass@1": 0.2})
+  got = summarise(rows, rl_steps=8)
+  assert {*got["tasks"]} == {"a", "b"} and {*got["larger"]} == {"a+1"}
+  assert got["tasks"]["a"]["base_pass_at_1"] == 0.1
+  assert got["tasks"]["b"]["zero_pass_at_1"] == 0.9
+  assert got["larger"]["a+1"]["zero_pass_at_1"] == 0.2
+  assert got["zero_pass_at_1"] == pytest.approx(0.9)
+  assert got["zero_mean_length"] == 30.0 and got["rl_steps"] == 8
+  needed = {
+    "base_pass_at_1",
+    "zero_pass_at_1",
+    "base_cons_at_16",
+    "zero_cons_at_16",
+    "base_pass_at_16",
+    "base_guess_share",
+    "base_best_style_pass_at_1",
+    "base_mean_length",
+    "zero_mean_length",
+  }
+  assert needed <= got["tasks"]["a"].keys()
+  assert needed <= got.keys()

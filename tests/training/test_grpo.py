@@ -1,0 +1,267 @@
+"""The whole loop on a task that a toy learns in seconds, and its resumption."""
+
+import functools
+import json
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from r1jax import checkpoint, data, metrics, rewards
+from r1jax.training import grpo
+from r1jax.types import Example
+
+STEPS, STOP = 24, 16
+
+
+def load_letters(*, size):
+  """Problems that ask for letters; there are two kinds."""
+  return [
+    Example(f"{'abcdefgh'[i % 8]} {i} ?", "a", f"toy/{'xy'[i % 2]}", str(i))
+    for i in range(size)
+  ]
+
+
+def praise(example, completion):
+  """The share of the letter a among the tokens: easy to find, easy to earn."""
+  return completion.text.count("a") / max(completion.num_tokens, 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy_task():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(data.DATASETS, "letters", load_letters)
+    patch.setitem(rewards.REWARDS, "praise", praise)
+    yield
+
+
+@pytest.fixture(scope="module")
+def make_config(base):
+  def make(**changes):
+    c = ml_collections.ConfigDict()
+    c.loop = "grpo"
+    c.seed = 3
+    c.num_steps = STEPS
+    c.template = "plain"
+    c.mesh = dict(data=1)
+    c.model = dict(name="pretrained", path=base)
+    c.tokenizer = dict(path=base)
+    c.dataset = dict(name="letters", size=40)
+    c.rewards = dict(praise=1.0, format=0.0)
+    c.grader = dict(
+      num_workers=1, timeout=60.0, preload=("r1jax.rewards",), canaries=()
+    )
+    c.prompts_per_round = 4
+    c.group_size = 8
+    c.minibatches = 2
+    c.sampling = dict(
+      num_slots=16,
+      decode_steps=4,
+      prompt_tokens=8,
+      max_tokens=8,
+      temperature=1.0,
+    )
+    c.rows = dict(width=48, max_rows=8, microbatch_rows=4)
+    c.loss = dict(clip_epsilon=0.2, kl_coefficient=0.001)
+    c.reference_every = STOP
+    c.router_bias_speed = 0.0
+    c.optimizer = dict(
+      learning_rate=0.03,
+      warmup_steps=2,
+      decay_steps=0,
+      final_share=1.0,
+      b1=0.9,
+      b2=0.95,
+      weight_decay=0.01,
+      max_grad_norm=1.0,
+      frozen=("mtp",),
+    )
+    c.max_skipped = 3
+    c.checkpoint_every = 8
+    c.evaluation = dict(
+      every=1000,
+      seed=5,
+      problems=2,
+      samples=2,
+      problems_between=2,
+      samples_between=2,
+      test=dict(name="letters", size=8),
+      larger=None,
+    )
+    c.update_from_flattened_dict(changes)
+    return c
+
+  return make
+
+
+def host(state):
+  return jax.tree.map(np.array, state)
+
+
+@pytest.fixture(scope="module")
+def runs(make_config, compiled_once, tmp_path_factory):
+  """One run straight to the end, and one in two parts that looks around."""
+  straight, parted = (
+    tmp_path_factory.mktemp(n) for n in ("straight", "parted")
+  )
+  whole = host(grpo.train(make_config(), str(straight)))
+  curious = functools.partial(make_config, **{"evaluation.every": 6})
+  half = host(grpo.train(curious(num_steps=STOP), str(parted)))
+  rest = host(grpo.train(curious(), str(parted)))
+  return dict(
+    whole=whole, half=half, rest=rest, straight=straight, parted=parted
+  )
+
+
+def rows_of(workdir):
+  """Rows of rounds, without what depends on the clock."""
+  return [
+    {k: v for k, v in row.items() if not k.startswith(("perf/", "time"))}
+    for row in metrics.read(workdir)
+    if "reward/mean" in row
+  ]
+
+
+def assert_same(one, other):
+  assert jax.tree.structure(one) == jax.tree.structure(other)
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other)):
+    assert a.tobytes() == b.tobytes()
+
+
+def test_a_short_run_learns(runs):
+  rewards = [row["reward/mean"] for row in rows_of(runs["straight"])]
+  assert len(rewards) == STEPS // 2
+  assert np.mean(rewards[:2]) < 0.2
+  assert np.mean(rewards[-2:]) > 0.6, rewards
+
+
+def test_a_resumed_run_is_the_straight_run_bit_for_bit(runs):
+  """Parameters, optimizer, reference, and every number of every round."""
+  assert runs["half"].train.step == STOP
+  assert_same(runs["rest"], runs["whole"])
+  assert rows_of(runs["parted"]) == rows_of(runs["straight"])
+  completions = [
+    (runs[name] / "completions.jsonl").read_text()
+    for name in ("parted", "straight")
+  ]
+  assert completions[0] == completions[1] != ""
+
+
+def test_evaluation_leaves_training_alone(runs):
+  """The two runs, equal in every bit, were evaluated at different steps."""
+  evaluated = {
+    name: [
+      row["step"] for row in metrics.read(runs[name]) if "eval/x/pass@1" in row
+    ]
+    for name in ("straight", "parted")
+  }
+  assert evaluated == {
+    "straight": [0, STEPS],
+    "parted": [0, 6, 12, STOP, 18, STEPS],
+  }
+  assert_same(runs["rest"].train.params, runs["whole"].train.params)
+
+
+def test_the_reference_is_a_copy_made_every_so_many_steps(runs):
+  """And it stays, whatever becomes of the policy and of the process."""
+  half, whole = runs["half"], runs["whole"]
+  assert half.reference_step == STOP
+  assert_same(half.reference, half.train.params)
+  assert whole.reference_step == STOP
+  assert_same(whole.reference, half.train.params)
+  gap = np.abs(whole.reference["unembed"] - whole.train.params["unembed"])
+  assert gap.max() > 1e-3
+  steps = [row["reference_step"] for row in rows_of(runs["straight"])]
+  assert steps == [0] * 7 + [STOP] * 5
+
+
+def test_the_kl_begins_anew_with_a_new_reference(runs):
+  kl = {row["step"]: row["kl/ref"] for row in rows_of(runs["straight"])}
+  assert 0 <= kl[2] < 0.1 * kl[STOP]  # Its second minibatch has moved.
+  assert kl[STOP + 2] < 0.5 * kl[STOP]
+
+
+def test_what_is_frozen_does_not_move(runs, make_config):
+  _, first = grpo.models.load(**make_config().model)
+  last = runs["whole"].train.params
+  assert_same(jax.tree.map(np.array, first["mtp"]), last["mtp"])
+  bias = "router_bias"
+  np.testing.assert_array_equal(first["moe"][bias], last["moe"][bias])
+  assert np.abs(first["moe"]["router"] - last["moe"]["router"]).max() > 0
+
+
+def test_the_trainer_agrees_with_the_sampler_in_every_round(runs):
+  for row in rows_of(runs["straight"]):
+    # The second of the two minibatches is one update behind.
+    assert row["ratio/mean"] == pytest.approx(1.0, abs=0.2)
+  # While the learning rate warms up from 0, the policy has not moved yet.
+  first = rows_of(runs["straight"])[0]
+  assert first["sampling/logp_diff_max"] < 1e-4
+  assert first["clip_ratio/region"] == 0
+
+
+def test_rows_add_up(runs):
+  for i, row in enumerate(rows_of(runs["straight"]), 1):
+    assert row["step"] == 2 * i
+    assert row["loss/total"] == pytest.approx(
+      row["loss/policy"] + row["loss/kl"], abs=1e-6
+    )
+    assert row["reward/mean"] == pytest.approx(row["reward/praise/mean"])
+    assert row["data/tokens"] == pytest.approx(
+      row["completions/mean_length"] * 32, abs=1e-3
+    )
+    assert row["optim/skipped"] == 0
+
+
+def test_the_summary_is_written_and_is_json(runs):
+  summary = json.loads((runs["straight"] / "summary.json").read_text())
+  assert {*summary["tasks"]} == {"x", "y"}
+  assert summary["rl_steps"] == STEPS
+
+
+def test_the_last_step_is_saved(runs):
+  assert checkpoint.latest_step(runs["straight"]) == STEPS
+  saved = checkpoint.load_params(runs["straight"])
+  assert_same(saved, runs["whole"].train.params)
+
+
+def test_a_run_that_is_done_does_nothing_more(runs, make_config, compiled_once):
+  before = metrics.read(runs["straight"])
+  again = grpo.train(make_config(), str(runs["straight"]))
+  assert_same(host(again), runs["whole"])
+  assert metrics.read(runs["straight"]) == before
+
+
+def test_a_workdir_of_another_config_is_refused(runs, make_config):
+  other = make_config(group_size=4)
+  with pytest.raises(ValueError, match="group_size was 8, is 4"):
+    grpo.train(other, str(runs["straight"]))
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"group_size": 1}, "group_size is 1.*at least 2"),
+    ({"minibatches": 3}, "minibatches 3 does not divide prompts_per_round 4"),
+    ({"rows.microbatch_rows": 3}, "microbatch_rows 3 does not divide"),
+    ({"num_steps": 25}, "num_steps 25 is not a multiple of minibatches 2"),
+    ({"reference_every": 7}, "reference_every 7 is not a multiple"),
+    ({"checkpoint_every": 9}, "checkpoint_every 9 is not a multiple"),
+    ({"evaluation.every": 5}, "evaluation.every 5 is not a multiple"),
+    ({"template": "r1"}, "unknown template 'r1'"),
+  ],
+)
+def test_settings_that_do_not_go_together_are_refused(
+  make_config, changes, message
+):
+  grpo.check(make_config())
+  with pytest.raises(ValueError, match=message):
+    grpo.check(make_config(**changes))
+
+
+def test_what_is_learned_from_is_sampled_from_all_tokens(make_config):
+  config = make_config()
+  config.sampling.top_p = 0.9
+  with pytest.raises(ValueError, match="top_p is 0.9"):
+    grpo.check(config)

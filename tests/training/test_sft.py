@@ -1,0 +1,168 @@
+"""The loop of imitation: what it counts, and that it resumes."""
+
+import json
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from r1jax import checkpoint, data, metrics
+from r1jax.data import tokenizer
+from r1jax.models import convert, transformer
+from r1jax.training import sft
+from r1jax.types import Example
+
+STEPS = 6
+
+
+def load_sums(*, size):
+  return [
+    Example("" if i % 2 else f"{i % 7}+{i % 5}=", f"{i % 7 + i % 5} ok\n")
+    for i in range(size)
+  ]
+
+
+class Words:
+  vocab_size, eos_ids = 37, (2,)
+
+  def encode(self, text):
+    return [3 + ord(character) % 30 for character in text]
+
+  def decode(self, ids):
+    return ""
+
+
+def test_prompts_are_read_and_answers_with_their_end_are_imitated():
+  examples = [Example("ab", "cde"), Example("", "xyz"), Example("a", "b")]
+  packed, count, tokens = sft.batch(
+    examples, Words(), width=8, max_rows=6, microbatch_rows=2
+  )
+  imitated = lambda i, text: {
+    i * 8 + j + (not examples[i].prompt): token for j, token in enumerate(text)
+  }
+  encode = Words().encode
+  expected = (
+    imitated(0, [*encode("cde"), 2])
+    | imitated(1, [*encode("yz"), 2])  # Nothing precedes the first.
+    | imitated(2, [*encode("b"), 2])
+  )
+  counted = packed.origin >= 0
+  got = dict(zip(packed.origin[counted].tolist(), packed.targets[counted]))
+  assert got == expected
+  assert tokens == len(expected) == 4 + 3 + 2
+  assert packed.tokens.shape == (2, 3, 8) and count == 1
+
+
+def test_a_document_longer_than_a_row_is_refused():
+  with pytest.raises(ValueError, match="9 tokens does not fit rows of 8"):
+    sft.batch(
+      [Example("ab", "cdefghi")],
+      Words(),
+      width=8,
+      max_rows=2,
+      microbatch_rows=2,
+    )
+
+
+def test_rows_must_divide_into_microbatches():
+  config = ml_collections.ConfigDict(
+    dict(rows=dict(width=8, max_rows=6, microbatch_rows=4))
+  )
+  with pytest.raises(ValueError, match="max_rows 6 is not a multiple"):
+    sft.check(config)
+
+
+@pytest.fixture(scope="module")
+def runs(toy, toy_config, compiled_once, tmp_path_factory):
+  """One run straight to the end, and one in two parts."""
+
+  def config(num_steps):
+    sizes = dict(name="tiny_deepseek", num_layers=1, num_dense_layers=0)
+    names = "vocab_size width num_heads q_rank kv_rank nope_size rope_size"
+    names += " value_size expert_width num_experts"
+    return ml_collections.ConfigDict(
+      dict(
+        loop="sft",
+        seed=1,
+        num_steps=num_steps,
+        metrics_every=2,
+        checkpoint_every=4,
+        mesh=dict(data=1),
+        model=sizes | {n: getattr(toy_config, n) for n in names.split()},
+        tokenizer=dict(documents=40, word_share=0.9),
+        dataset=dict(name="sums", size=40),
+        batch_examples=8,
+        rows=dict(width=16, max_rows=8, microbatch_rows=4),
+        loss=dict(mtp=0.3, balance=0.01),
+        router_bias_speed=0.01,
+        optimizer=dict(
+          learning_rate=0.03,
+          warmup_steps=0,
+          decay_steps=0,
+          final_share=1.0,
+          b1=0.9,
+          b2=0.95,
+          weight_decay=0.1,
+          max_grad_norm=1.0,
+        ),
+      )
+    )
+
+  def begin(model, key):
+    """The toy's weights: those of JAX take long to compile."""
+    del model, key
+    return {name: w for name, w in toy[1].items() if name != "dense"}
+
+  straight, parted = (
+    tmp_path_factory.mktemp(n) for n in ("straight", "parted")
+  )
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(data.DATASETS, "sums", load_sums)
+    patch.setattr(transformer, "init", begin)
+    whole = sft.train(config(STEPS), str(straight))
+    sft.train(config(2), str(parted))
+    rest = sft.train(config(STEPS), str(parted))
+  return whole, rest, straight, parted
+
+
+def test_a_resumed_run_is_the_straight_run_bit_for_bit(runs):
+  whole, rest, straight, parted = runs
+  assert whole.step == STEPS
+  jax.tree.map(np.testing.assert_array_equal, rest, whole)
+  rows = [
+    [{**row, "time": 0} for row in metrics.read(folder)]
+    for folder in (straight, parted)
+  ]
+  assert rows[0] == rows[1]
+  assert [row["step"] for row in rows[0]] == [2, 4, 6]
+
+
+def test_the_loss_falls(runs):
+  rows = metrics.read(runs[2])
+  assert rows[-1]["loss/nll"] < 0.8 * rows[0]["loss/nll"]
+  assert rows[-1]["loss/mtp"] < rows[0]["loss/mtp"]
+
+
+def test_the_load_of_every_layer_is_told_in_shares(runs):
+  row = metrics.read(runs[2])[-1]
+  for layer in (0, 1):  # The MTP block's is the last.
+    assert sum(row[f"router/load/{layer}"]) == pytest.approx(1.0)
+  assert row["router/load_cv"] > 0
+
+
+def test_the_balancing_bias_has_moved(runs, toy):
+  before = toy[1]["moe"]["router_bias"]
+  moved = np.abs(runs[0].params["moe"]["router_bias"] - before)
+  assert 0.01 <= moved.max() <= STEPS * 0.01 + 1e-6
+
+
+def test_the_model_is_left_in_hugging_face_layout(runs):
+  whole, _, straight, _ = runs
+  _, params = convert.load(str(straight / "model"))
+  jax.tree.map(np.testing.assert_array_equal, params, whole.params)
+  words = tokenizer.load(str(straight / "model"))
+  assert words.decode(words.encode("10 ok")) == "10 ok"
+  provenance = json.loads((straight / "model/provenance.json").read_text())
+  assert provenance["step"] == STEPS and provenance["config"]["seed"] == 1
+  assert checkpoint.latest_step(straight) == STEPS

@@ -1,0 +1,354 @@
+"""One optimizer step: however the batch is split, whatever it holds."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from r1jax.data.packing import Piece, pack, pack_rollout
+from r1jax.losses.grpo import group_advantages
+from r1jax.models import transformer
+from r1jax.training import grpo, sft
+from r1jax.training.experience import minibatch_weights, token_arrays
+from r1jax.training.update import (
+  decayed,
+  init_state,
+  make_optimizer,
+  make_update,
+  microbatches,
+)
+from r1jax.types import Experience, Rollout
+
+OPTIMIZER = dict(
+  learning_rate=0.1,
+  warmup_steps=0,
+  decay_steps=0,
+  final_share=1.0,
+  b1=0.9,
+  b2=0.95,
+  weight_decay=0.0,
+  max_grad_norm=1.0,
+)
+RNG = np.random.default_rng(0)
+
+
+def copied(tree):
+  return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+
+# The optimizer.
+
+
+def steps(gradient, count, **settings):
+  """The updates of `count` equal gradients."""
+  optimizer = make_optimizer(**OPTIMIZER | settings)
+  params = jax.tree.map(jnp.zeros_like, gradient)
+  state, updates = optimizer.init(params), []
+  for _ in range(count):
+    update, state = optimizer.update(gradient, state, params)
+    updates.append(update)
+  return updates
+
+
+def rates(count, **settings):
+  """The learning rate of each step: Adam's own part of it is 1."""
+  updates = steps({"w": jnp.array([[3.0]])}, count, **settings)
+  return [-float(update["w"][0, 0]) for update in updates]
+
+
+@pytest.mark.parametrize(
+  "settings, expected",
+  [
+    (dict(), [0.1] * 6),
+    (dict(warmup_steps=4), [0, 0.025, 0.05, 0.075, 0.1, 0.1]),
+    (
+      dict(decay_steps=4, final_share=0.2),
+      [0.1]
+      + [0.02 + 0.04 * (1 + np.cos(np.pi * i / 4)) for i in (1, 2, 3, 4)]
+      + [0.02],
+    ),
+    (
+      dict(warmup_steps=2, decay_steps=2, final_share=0.0),
+      [0, 0.05, 0.1, 0.05, 0, 0],
+    ),
+  ],
+)
+def test_the_learning_rate_warms_up_then_decays(settings, expected):
+  np.testing.assert_allclose(rates(6, **settings), expected, atol=1e-6)
+
+
+TREE = {
+  "embed": jnp.ones((4, 3)),
+  "unembed": jnp.ones((3, 4)),
+  "moe": {
+    "router": jnp.ones((3, 2)),
+    "router_bias": jnp.ones((1, 2)),
+    "q_norm": jnp.ones((1, 3)),
+    "down": jnp.ones((1, 3, 2)),
+  },
+  "mtp": {"project": jnp.ones((6, 3)), "block": {"down": jnp.ones((3, 2))}},
+}
+
+
+def test_frozen_weights_and_the_routers_bias_do_not_move():
+  gradient = jax.tree.map(jnp.ones_like, TREE)
+  settings = dict(frozen=("mtp",), weight_decay=0.5)
+  optimizer = make_optimizer(**OPTIMIZER | settings)
+  updates, _ = optimizer.update(gradient, optimizer.init(TREE), TREE)
+  moved = jax.tree.map(lambda u: bool(jnp.any(u != 0)), updates)
+  assert moved == {
+    "embed": True,
+    "unembed": True,
+    "moe": {"router": True, "router_bias": False, "q_norm": True, "down": True},
+    "mtp": {"project": False, "block": {"down": False}},
+  }
+
+
+def test_matrices_decay_and_norms_biases_and_embeddings_do_not():
+  nothing = jax.tree.map(jnp.zeros_like, TREE)
+  optimizer = make_optimizer(**OPTIMIZER | dict(weight_decay=0.5))
+  updates, _ = optimizer.update(nothing, optimizer.init(TREE), TREE)
+  shrunk = jax.tree.map(lambda u: round(float(u.ravel()[0]), 6), updates)
+  assert shrunk == {
+    "embed": 0,
+    "unembed": 0,
+    "moe": {"router": -0.05, "router_bias": 0, "q_norm": 0, "down": -0.05},
+    "mtp": {"project": -0.05, "block": {"down": -0.05}},
+  }
+  assert decayed(TREE)["moe"]["down"] and not decayed(TREE)["moe"]["q_norm"]
+
+
+def test_the_gradient_is_clipped_as_one():
+  """Two weights of norm 3 and 4 make 5; Adam's memory shows the scale."""
+  optimizer = make_optimizer(**OPTIMIZER | dict(max_grad_norm=1.0))
+  gradient = {"a": jnp.array([[3.0]]), "b": jnp.array([[4.0]])}
+  _, state = optimizer.update(gradient, optimizer.init(gradient), gradient)
+  mean = optax.tree_utils.tree_get(state, "mu")
+  assert float(mean["a"][0, 0]) == pytest.approx(0.1 * 3 / 5)
+  assert float(mean["b"][0, 0]) == pytest.approx(0.1 * 4 / 5)
+  short = jax.tree.map(lambda g: g / 100, gradient)  # Not made longer.
+  _, state = optimizer.update(short, optimizer.init(gradient), gradient)
+  mean = optax.tree_utils.tree_get(state, "mu")
+  assert float(mean["a"][0, 0]) == pytest.approx(0.1 * 0.03)
+
+
+# The step, on a loss that needs no model.
+
+
+def linear(params, packed, batch):
+  """Its gradient is the sum of (tokens that count) * batch."""
+  counted = packed.origin >= 0
+  value = jnp.sum(params["w"] * jnp.where(counted, packed.tokens, 0) * batch)
+  load = jnp.zeros((1, 2)).at[0, 0].set(jnp.sum(counted))
+  return value, {
+    "sum": jnp.sum(counted) * 1.0,
+    "largest/max": jnp.max(jnp.where(counted, packed.tokens, -1)) * 1.0,
+    "router/load": load,
+  }
+
+
+TEXTS = [
+  Piece([], [[3] * size], [20 * i]) for i, size in enumerate((9, 8, 7, 9))
+]
+ROWS = pack(TEXTS, 10, rows=8)
+
+
+def fresh(optimizer, params=None):
+  params = params or {"w": jnp.array([[2.0]])}
+  return init_state(copied(params), optimizer)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_sums_and_maxima_do_not_depend_on_the_split(size):
+  optimizer = optax.sgd(1.0)
+  packed, count = microbatches(ROWS, size)
+  assert packed.tokens.shape == (size, 8 // size, 10)
+  state, metrics = make_update(linear, optimizer)(
+    fresh(optimizer), packed, count, 0.5
+  )
+  gradient = 3 * (9 + 8 + 7 + 9 - 4) * 0.5
+  assert metrics["sum"] == 9 + 8 + 7 + 9 - 4
+  assert metrics["largest/max"] == 3
+  assert metrics["loss/total"] == pytest.approx(2 * gradient)
+  assert metrics["optim/grad_norm"] == pytest.approx(gradient)
+  assert metrics["optim/update_norm"] == pytest.approx(gradient)
+  assert state.params["w"][0, 0] == pytest.approx(2 - gradient)
+  assert (
+    state.step == 1 and state.skipped == 0 and metrics["optim/skipped"] == 0
+  )
+
+
+def test_microbatches_beyond_the_count_cost_and_change_nothing():
+  packed, count = microbatches(ROWS, 2)
+  assert count == 2  # Of four; the others are empty.
+  optimizer = optax.sgd(1.0)
+  poisoned = packed.replace(
+    tokens=np.where(packed.positions < 0, 10**6, packed.tokens),
+    origin=np.where(np.arange(4)[:, None] >= count, 0, packed.origin),
+  )
+  results = [
+    make_update(linear, optimizer)(fresh(optimizer), rows, count, 0.5)[0]
+    for rows in (packed, poisoned)
+  ]
+  assert results[0].params["w"] == results[1].params["w"]
+
+
+def test_an_empty_batch_changes_nothing_and_is_finite():
+  packed, count = microbatches(pack([], 10, rows=4), 2)
+  assert count == 0
+  optimizer = make_optimizer(**OPTIMIZER)
+  state, metrics = make_update(linear, optimizer)(
+    fresh(optimizer), packed, count, 1.0
+  )
+  assert state.params["w"] == 2.0
+  assert all(np.all(np.isfinite(x)) for x in metrics.values())
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
+  optimizer = make_optimizer(**OPTIMIZER)
+  packed, count = microbatches(ROWS, 2)
+  params = {"w": jnp.array([[2.0]]), "moe": {"router_bias": jnp.zeros((1, 2))}}
+  update = make_update(linear, optimizer, router_bias_speed=0.1)
+  state = fresh(optimizer, params)
+  first, _ = update(state, packed, count, 0.5)
+  kept = jax.tree.map(np.array, (first.params, first.optimizer_state))
+  bias = kept[0]["moe"]["router_bias"]
+  np.testing.assert_allclose(bias, [[-0.1, 0.1]], rtol=1e-6)
+  state = first
+  for skipped, bad in enumerate((jnp.nan, jnp.inf, -jnp.inf), 1):
+    state, metrics = update(state, packed, count, bad)
+    assert state.skipped == skipped and metrics["optim/skipped"] == 1
+    assert state.step == 1 + skipped
+    now = (state.params, state.optimizer_state)
+    jax.tree.map(np.testing.assert_array_equal, now, kept)
+  state, metrics = update(state, packed, count, 0.5)
+  assert state.skipped == 0 and metrics["optim/skipped"] == 0
+  assert state.params["w"] != kept[0]["w"]
+
+
+def test_the_balancing_biases_move_by_their_own_rule():
+  optimizer = make_optimizer(**OPTIMIZER)
+  bias = lambda *shape: {"router_bias": jnp.zeros(shape)}
+  params = {"w": jnp.ones((1, 1)), "moe": bias(1, 2), "mtp": {"block": bias(2)}}
+
+  def loss(params, packed, batch):
+    value, metrics = linear(params, packed, batch)
+    load = jnp.array([[4.0, 2.0], [1.0, 5.0]])  # The MTP block's is the last.
+    return value, metrics | {"router/load": load}
+
+  packed, count = microbatches(ROWS, 2)
+  state, _ = make_update(loss, optimizer, router_bias_speed=0.01)(
+    fresh(optimizer, params), packed, count, 1.0
+  )
+  np.testing.assert_allclose(
+    state.params["moe"]["router_bias"], [[-0.01, 0.01]]
+  )
+  np.testing.assert_allclose(
+    state.params["mtp"]["block"]["router_bias"], [0.01, -0.01]
+  )
+
+
+# The step on the losses of the loops.
+
+P, G, T = 4, 3, 6
+LENGTHS = RNG.integers(1, T + 1, (P, G)).astype(np.int32)
+ROLLOUT = Rollout(
+  prompts=RNG.integers(0, 40, (P, 5)).astype(np.int32),
+  prompt_lengths=np.array([5, 3, 1, 4], np.int32),
+  completions=RNG.integers(0, 40, (P, G, T)).astype(np.int32),
+  lengths=LENGTHS,
+  finish=np.ones((P, G), np.int32),
+  logprobs=RNG.uniform(-5, -3, (P, G, T)).astype(np.float32),
+)
+
+
+def gradient_of(loss, params, packed, size, batch):
+  """The gradient, negated, and the metrics of one step."""
+  optimizer = optax.sgd(1.0)
+  rows, count = microbatches(packed, size)
+  state, metrics = make_update(loss, optimizer)(
+    init_state(copied(params), optimizer), rows, count, batch
+  )
+  return jax.tree.map(lambda new, old: new - old, state.params, params), metrics
+
+
+def close(one, other):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6),
+    one,
+    other,
+  )
+
+
+@pytest.fixture(scope="module")
+def layer(toy):
+  """The toy's layer of experts and its MTP block alone: quick to compile."""
+  model, params = toy
+  sizes = dict(num_layers=1, num_dense_layers=0)
+  config = dataclasses.replace(model.config, **sizes)
+  params = {name: w for name, w in params.items() if name != "dense"}
+  return transformer.Transformer(config), params
+
+
+@pytest.fixture(scope="module")
+def grpo_steps(layer):
+  """{microbatch rows: (gradient, metrics)} of one GRPO minibatch."""
+  model, params = layer
+  rewards = RNG.integers(0, 2, (P, G)).astype(float)
+  rewards[0] = [0, 1, np.nan]
+  experience = Experience(
+    rollout=ROLLOUT,
+    old_logprobs=np.where(ROLLOUT.sampled_mask, ROLLOUT.logprobs, np.nan),
+    reference_logprobs=ROLLOUT.logprobs - 0.1,
+    advantages=group_advantages(rewards),
+    weights=minibatch_weights(ROLLOUT, np.isfinite(rewards), range(P)),
+  )
+  batch = jax.tree.map(jnp.asarray, token_arrays(experience))
+  packed = pack_rollout(ROLLOUT, 16, chosen=range(P), rows=8)
+  assert (packed.positions >= 0).any(axis=1).sum() > 4
+  forward = functools.partial(grpo.logprobs, model, 37, 0.9)
+  loss = functools.partial(
+    grpo.objective, forward, clip_epsilon=0.2, kl_coefficient=0.1
+  )
+  return {
+    size: gradient_of(loss, params, packed, size, batch) for size in (1, 2, 4)
+  }
+
+
+def test_any_split_of_a_grpo_minibatch_gives_the_same_gradient(grpo_steps):
+  gradient, metrics = grpo_steps[1]
+  assert metrics["optim/grad_norm"] > 0.01
+  for size in (2, 4):
+    close(grpo_steps[size][0], gradient)
+    close(grpo_steps[size][1], metrics)
+
+
+def test_in_grpo_the_mtp_block_gets_no_gradient(grpo_steps):
+  gradient, _ = grpo_steps[1]
+  for leaf in jax.tree.leaves(gradient["mtp"]):
+    np.testing.assert_array_equal(leaf, 0)
+  np.testing.assert_array_equal(gradient["moe"]["router_bias"], 0)
+  for name in ("embed", "unembed", "final_norm"):
+    assert np.abs(gradient[name]).max() > 0
+
+
+def test_any_split_of_an_sft_batch_gives_the_same_gradient(layer):
+  """With all its parts: next token, the one after, balance, expert load."""
+  model, params = layer
+  draw = lambda size: RNG.integers(0, 37, size).tolist()
+  pieces = [
+    Piece(draw(head), [draw(size)], [30 * i])
+    for i, (head, size) in enumerate([(3, 9), (0, 14), (1, 5), (2, 4), (6, 7)])
+  ]
+  packed = pack(pieces, 16, rows=8)
+  weight = 1.0 / np.sum(packed.origin >= 0)
+  loss = functools.partial(sft.objective, model, 37, mtp=0.3, balance=0.5)
+  gradient, metrics = gradient_of(loss, params, packed, 1, weight)
+  other_gradient, other_metrics = gradient_of(loss, params, packed, 4, weight)
+  assert metrics["loss/mtp"] > 0 and metrics["loss/balance"] > 0
+  close(other_metrics, metrics)
+  close(other_gradient, gradient)
