@@ -37,9 +37,9 @@ def get_config(variant="zero"):
       min_numbers=3,
       max_numbers=3,
       min_value=1,
-      max_value=16,
+      max_value=15,
       min_target=1,
-      max_target=48,
+      max_target=45,
       operators=("+", "-"),
     ),
   )
@@ -71,7 +71,7 @@ def get_config(variant="zero"):
   c.minibatches = 2  # Updates per round.
   c.sampling = dict(
     num_slots=64,
-    decode_steps=16,
+    decode_steps=8,
     prompt_tokens=144,
     max_tokens=160,
     temperature=1.0,
@@ -98,12 +98,12 @@ def get_config(variant="zero"):
   c.evaluation = dict(
     every=22,
     seed=1_000,
-    problems=256,
+    problems=250,
     samples=16,
     problems_between=64,
     samples_between=4,
     test=dict(
-      name="reasoning_gym", tasks=tasks, split="test", size=768, seed=0
+      name="reasoning_gym", tasks=tasks, split="test", size=750, seed=0
     ),
     larger=dict(
       name="reasoning_gym", tasks=larger, split="test", size=192, seed=0

@@ -30,7 +30,7 @@ def get_config():
   c = ConfigDict()
   c.loop = "sft"
   c.seed = 0
-  c.num_steps = 2800
+  c.num_steps = 4100
   c.metrics_every = 10
   c.checkpoint_every = 200
 
@@ -60,6 +60,8 @@ def get_config():
     warmup_steps=100,
     decay_steps=2700,
     final_share=0.05,
+    restart_rate=1e-3,
+    restart_steps=1300,
     b1=0.9,
     b2=0.95,
     weight_decay=0.1,

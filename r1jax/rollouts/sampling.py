@@ -18,8 +18,12 @@ def token_keys(
   return jax.vmap(jax.random.fold_in)(keys, positions)
 
 
+@jax.jit
 def completion_keys(
-  seed: int, round: int, prompts: Int[Array, "B"], members: Int[Array, "B"]
+  seed: int | Int[Array, ""],
+  round: int | Int[Array, ""],
+  prompts: Int[Array, "B"],
+  members: Int[Array, "B"],
 ) -> Key[Array, "B"]:
   """The keys of completions: prompt's row in the round, member of its group."""
   key = jax.random.fold_in(jax.random.key(seed), round)

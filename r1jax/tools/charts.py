@@ -204,7 +204,12 @@ def _reflection(runs: Runs) -> tuple[Panel, ...]:
   def last(word):
     return max(m[word[0]].values[-1] for m in runs.values() if word[0] in m)
 
-  words = sorted(words, key=lambda word: (-last(word), word))
+  said = [
+    word
+    for word in words
+    if any(word[0] in m and m[word[0]].values.any() for m in runs.values())
+  ]
+  words = sorted(said or words, key=lambda word: (-last(word), word))
   return _scalars(runs, words[:MAX_WORDS])
 
 

@@ -190,17 +190,18 @@ def encode_prompts(examples, template: str, words) -> list[list[int]]:
 
 
 def logprobs(model, vocab_size, temperature, params, packed: Packed):
-  """log p(target) and entropy of the tempered policy at every slot, [B, T]."""
-  hidden = transformer.forward(model, params, packed).hidden
+  """log p(target) and entropy of the tempered policy at every slot [B, T], and
+  the tokens that each expert got [L, E]."""
+  forward = transformer.forward(model, params, packed)
   values, entropy = ops.linear_logprobs(
-    hidden.reshape(-1, hidden.shape[-1]),
+    forward.hidden.reshape(-1, forward.hidden.shape[-1]),
     params["unembed"],
     packed.targets.reshape(-1),
     temperature=temperature,
     vocab_size=vocab_size,
   )
   shape = packed.targets.shape
-  return values.reshape(shape), entropy.reshape(shape)
+  return values.reshape(shape), entropy.reshape(shape), forward.expert_load
 
 
 def make_score(forward):
@@ -228,7 +229,7 @@ def objective(
   forward, params, packed: Packed, batch, *, clip_epsilon, kl_coefficient
 ):
   """`grpo_loss` on one microbatch; what it reads is gathered by origin."""
-  values, entropy = forward(params, packed)
+  values, entropy, load = forward(params, packed)
   at = jnp.maximum(packed.origin, 0)
   take = lambda name: jnp.take(batch[name], at)
   weights = jnp.where(packed.origin >= 0, take("weights"), 0.0)
@@ -245,6 +246,7 @@ def objective(
   gap = jnp.where(weights > 0, jnp.abs(values - take("old_logprobs")), 0.0)
   return loss, numbers | {
     "entropy/mean": jnp.sum(weights * entropy),
+    "router/load": load,
     "sampling/logp_diff_mean": jnp.sum(weights * gap),
     "sampling/logp_diff_max": jnp.max(gap),
   }

@@ -64,8 +64,7 @@ def evaluation(
   if larger is not None:
     beside = by_task(data.load(**larger), problems_between)
     whole += [
-      evaluate.Problems(n + "+1", e, samples_between)
-      for n, e in beside.items()
+      evaluate.Problems(n + "+1", e, samples_between) for n, e in beside.items()
     ]
   return {"whole": whole, "between": between}
 
@@ -171,6 +170,7 @@ class Observer:
     """Writes the row of a round, its completions, and shows progress."""
     config = self._config
     numbers = merge(updates)
+    numbers |= of_experts(numbers.pop("router/load"))
     numbers |= of_rewards(scores, advantages, examples)
     numbers |= of_lengths(rollout)
     numbers |= of_words(written)
@@ -275,6 +275,16 @@ def of_rewards(scores, advantages: np.ndarray, examples) -> dict:
         correct[tasks == task]
       )
   return numbers
+
+
+def of_experts(load: np.ndarray) -> dict:
+  """Each expert's share of the tokens, by layer, and how uneven they are."""
+  if not load.size:
+    return {}
+  shares = load / load.sum(axis=-1, keepdims=True)
+  numbers = {f"router/load/{i}": share for i, share in enumerate(shares)}
+  unevenness = shares.std(axis=-1) / shares.mean(axis=-1)
+  return numbers | {"router/load_cv": unevenness.mean()}
 
 
 def of_lengths(rollout: Rollout) -> dict:

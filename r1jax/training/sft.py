@@ -16,6 +16,7 @@ from r1jax.losses.sft import sft_loss
 from r1jax.models import convert, ops, transformer
 from r1jax.models.config import preset
 from r1jax.training import inspection
+from r1jax.training.measurements import of_experts
 from r1jax.training.update import (
   init_state,
   make_optimizer,
@@ -156,10 +157,7 @@ def batch(examples, words, *, width: int, max_rows: int, microbatch_rows: int):
 def report(writer, step, numbers, num_steps) -> None:
   """Writes a row, and shows it."""
   numbers = jax.device_get(numbers)
-  load = numbers.pop("router/load")
-  for layer, tokens in enumerate(load):
-    numbers[f"router/load/{layer}"] = tokens / tokens.sum()
-  numbers["router/load_cv"] = np.mean(load.std(-1) / load.mean(-1))
+  numbers |= of_experts(numbers.pop("router/load"))
   writer.write(step, **numbers)
   writer.console.progress(
     step, num_steps, unit="step", nll=float(numbers["loss/nll"])

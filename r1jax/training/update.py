@@ -22,6 +22,8 @@ def make_optimizer(
   b2: float,
   weight_decay: float,
   max_grad_norm: float,
+  restart_rate: float = 0.0,
+  restart_steps: int = 0,
   frozen: Sequence[str] = (),
 ) -> optax.GradientTransformation:
   """AdamW (arXiv:1711.05101) behind one clip of the global gradient norm.
@@ -36,21 +38,27 @@ def make_optimizer(
     weight_decay: of matrices; norms, biases and embeddings have none.
     max_grad_norm: the gradient, all trained weights together, is scaled down to
       this length.
+    restart_rate: where a second cosine decay begins, after the first.
+    restart_steps: of that second decay, to the same end; 0 for none.
     frozen: top-level names of parameters that do not move. The balancing bias
       of the router never moves here: it has its own rule.
   """
-  schedule = learning_rate
-  if decay_steps:
-    schedule = optax.cosine_decay_schedule(
-      learning_rate, decay_steps, final_share
-    )
-  if warmup_steps:
-    if not decay_steps:
-      schedule = optax.constant_schedule(learning_rate)
-    schedule = optax.join_schedules(
-      [optax.linear_schedule(0.0, learning_rate, warmup_steps), schedule],
-      [warmup_steps],
-    )
+  parts = [
+    (warmup_steps, optax.linear_schedule(0.0, learning_rate, warmup_steps))
+  ]
+  end = learning_rate * final_share
+  for peak, steps in (
+    (learning_rate, decay_steps),
+    (restart_rate, restart_steps),
+  ):
+    if steps:
+      cosine = optax.cosine_decay_schedule(peak, steps, end / peak)
+      parts.append((steps, cosine))
+  if not decay_steps:
+    parts.append((0, optax.constant_schedule(learning_rate)))
+  parts = [part for part in parts if part[0] or part is parts[-1]]
+  boundaries = np.cumsum([steps for steps, _ in parts])[:-1]
+  schedule = optax.join_schedules([part for _, part in parts], boundaries)
   trained = optax.chain(
     optax.clip_by_global_norm(max_grad_norm),
     optax.adamw(

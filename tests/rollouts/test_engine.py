@@ -99,7 +99,7 @@ def score(toy):
 
   def run(params, rollout, temperature):
     packed = pack_rollout(rollout, 32, chosen=range(5), rows=20)
-    values, _ = jitted(temperature)(params, jax.tree.map(jnp.asarray, packed))
+    values, *_ = jitted(temperature)(params, jax.tree.map(jnp.asarray, packed))
     return unpack(np.asarray(values), packed, rollout.logprobs.shape)
 
   return run
