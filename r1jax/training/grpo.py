@@ -92,7 +92,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
     try:
       while step < config.num_steps:
         round = step // config.minibatches
-        observer.evaluate_if_due(step, state.train.params)
+        if step:
+          observer.evaluate_if_due(step, state.train.params)
 
         # Sample G completions of each prompt from the policy.
         with observer.phase("sampling"):
@@ -172,6 +173,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
             )
           if step % config.checkpoint_every == 0:
             checkpoint.save(workdir, step, state)
+        # The base is measured once a first round has shown that all is well.
+        observer.evaluate_if_due(0, jax.tree.map(jnp.asarray, params))
       observer.evaluate_if_due(step, state.train.params)
     except interrupt.Interrupted:
       with interrupt.deferred():

@@ -86,6 +86,9 @@ class Observer:
     self._config, self._writer, self._engine = config, writer, engine
     self._words, self._pool, self._rounds = words, pool, rounds
     self._sets = None
+    self._evaluated = {
+      row["step"] for row in self._rows() if "perf/eval_time" in row
+    }
     self._seconds = collections.Counter()
     self._tokens_seen = 0
     self._warm = set()
@@ -116,8 +119,7 @@ class Observer:
     whole = step == 0 or last
     if not (whole or step % config.evaluation.every == 0):
       return
-    done = [row for row in self._rows() if row["step"] == step]
-    if any(key.startswith("eval/") for row in done for key in row):
+    if step in self._evaluated:
       return
     if self._sets is None:
       self._sets = evaluation(**config.evaluation.to_dict())
@@ -144,6 +146,7 @@ class Observer:
     )
     numbers["perf/eval_time"] = time.monotonic() - began
     self._writer.write(step, **numbers)
+    self._evaluated.add(step)
     for problem in problems:
       of = lambda key, name=problem.name: numbers[f"eval/{name}/{key}"]
       console.note(
