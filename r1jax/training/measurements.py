@@ -241,9 +241,15 @@ class Observer:
 
 
 def merge(updates: Sequence[Mapping]) -> dict:
-  """The mean over a round's updates; the largest of maxima."""
+  """The mean over a round's updates; the largest of maxima.
+
+  How far sampler and trainer differ ("sampling/...") is what the first update
+  saw: there both have the same weights.
+  """
   return {
-    name: np.max([u[name] for u in updates])
+    name: updates[0][name]
+    if name.startswith("sampling/")
+    else np.max([u[name] for u in updates])
     if name.endswith("max")
     else np.mean([u[name] for u in updates], axis=0)
     for name in updates[0]
