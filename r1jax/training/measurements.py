@@ -6,7 +6,7 @@ import json
 import pathlib
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -260,8 +260,8 @@ def of_rewards(scores, advantages: np.ndarray, examples) -> dict:
   """Means and deviations of the rewards, over completions and over groups."""
   total = scores.total.reshape(advantages.shape)
   numbers = {
-    "reward/mean": np.nanmean(total),
-    "reward/std": np.nanstd(total),
+    "reward/mean": of_known(np.mean, total),
+    "reward/std": of_known(np.std, total),
     "reward/frac_zero_std": np.mean(np.all(advantages == 0, axis=1)),
     "advantage/std": advantages.std(),
     "advantage/min": advantages.min(),
@@ -270,8 +270,8 @@ def of_rewards(scores, advantages: np.ndarray, examples) -> dict:
     "reward_infra/crash_count": scores.counts["crashes"],
   }
   for name, values in scores.parts.items():
-    numbers[f"reward/{name}/mean"] = np.nanmean(values)
-    numbers[f"reward/{name}/std"] = np.nanstd(values)
+    numbers[f"reward/{name}/mean"] = of_known(np.mean, values)
+    numbers[f"reward/{name}/std"] = of_known(np.std, values)
     numbers[f"reward/{name}/none_frac"] = np.mean(np.isnan(values))
   tasks = np.array([example.domain.rpartition("/")[2] for example in examples])
   if "accuracy" in scores.parts:
@@ -280,10 +280,16 @@ def of_rewards(scores, advantages: np.ndarray, examples) -> dict:
     numbers["reward/frac_all_correct"] = np.mean(groups.min(axis=1) == 1)
     numbers["reward/frac_all_wrong"] = np.mean(groups.max(axis=1) == 0)
     for task in sorted(set(tasks)):
-      numbers[f"completions/tasks/{task}/accuracy"] = np.nanmean(
-        correct[tasks == task]
+      numbers[f"completions/tasks/{task}/accuracy"] = of_known(
+        np.mean, correct[tasks == task]
       )
   return numbers
+
+
+def of_known(statistic: Callable, values: np.ndarray) -> float:
+  """A statistic of the values that are not NaN; NaN if there is none."""
+  known = values[~np.isnan(values)]
+  return statistic(known) if known.size else np.nan
 
 
 def of_experts(load: np.ndarray) -> dict:

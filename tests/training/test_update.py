@@ -36,6 +36,14 @@ OPTIMIZER = dict(
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+  """Nothing here needs speed, nor bits that compare with those of a run."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 def copied(tree):
   return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
@@ -315,16 +323,15 @@ def grpo_steps(layer):
     grpo.objective, forward, clip_epsilon=0.2, kl_coefficient=0.1
   )
   return {
-    size: gradient_of(loss, params, packed, size, batch) for size in (1, 2, 4)
+    size: gradient_of(loss, params, packed, size, batch) for size in (1, 4)
   }
 
 
 def test_any_split_of_a_grpo_minibatch_gives_the_same_gradient(grpo_steps):
   gradient, metrics = grpo_steps[1]
   assert metrics["optim/grad_norm"] > 0.01
-  for size in (2, 4):
-    close(grpo_steps[size][0], gradient)
-    close(grpo_steps[size][1], metrics)
+  close(grpo_steps[4][0], gradient)
+  close(grpo_steps[4][1], metrics)
 
 
 def test_in_grpo_the_mtp_block_gets_no_gradient(grpo_steps):

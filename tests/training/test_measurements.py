@@ -1,0 +1,149 @@
+"""What a round's numbers say, also of rounds in which little went right."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from r1jax.rewards import Scores
+from r1jax.training import measurements
+from r1jax.types import FINISH_LENGTH, FINISH_STOP, Completion, Example, Rollout
+
+GROUP = 3
+EXAMPLES = [
+  Example("1 + 1 =", "2", f"toy/{task}", str(i))
+  for i, task in enumerate("xyy")
+  for _ in range(GROUP)
+]
+WRITTEN = [Completion(f"Wait, {i}: wait. Check", i + 1, 9) for i in range(9)]
+
+
+def scores(accuracy, format=None, **counts):
+  accuracy = np.array(accuracy, float)
+  format = np.ones(9) if format is None else np.array(format, float)
+  return Scores(
+    accuracy + format,
+    {"accuracy": accuracy, "format": format},
+    dict(timeouts=0, crashes=0) | counts,
+  )
+
+
+def of_rewards(scores, advantages=None):
+  advantages = np.zeros((3, GROUP)) if advantages is None else advantages
+  return measurements.of_rewards(scores, advantages, EXAMPLES)
+
+
+def test_rewards_are_told_by_rule_and_by_task():
+  advantages = np.array([[0, 0, 0], [-1, -1, 2], [0, 0, 0.0]])
+  got = of_rewards(
+    scores([1, 1, 1, 0, 0, 1, 0, 0, 0], [0] + [1] * 8, timeouts=2), advantages
+  )
+  expected = {
+    "reward/mean": 4 / 9 + 8 / 9,
+    "reward/accuracy/mean": 4 / 9,
+    "reward/format/mean": 8 / 9,
+    "reward/accuracy/none_frac": 0,
+    "reward/frac_zero_std": 2 / 3,
+    "reward/frac_all_correct": 1 / 3,
+    "reward/frac_all_wrong": 1 / 3,
+    "completions/tasks/x/accuracy": 1.0,
+    "completions/tasks/y/accuracy": 1 / 6,
+    "advantage/max": 2,
+    "advantage/min": -1,
+    "reward_infra/timeout_count": 2,
+  }
+  for name, number in expected.items():
+    assert got[name] == pytest.approx(number), name
+
+
+def test_what_could_not_be_graded_is_counted_and_not_averaged():
+  nan = math.nan
+  got = of_rewards(scores([1, nan, 0, nan, nan, nan, 1, 1, 1]))
+  assert got["reward/accuracy/mean"] == pytest.approx(4 / 5)
+  assert got["reward/accuracy/none_frac"] == pytest.approx(4 / 9)
+  assert got["reward/mean"] == pytest.approx(4 / 5 + 1)
+
+
+def test_a_round_without_any_grade_is_told_without_a_warning():
+  got = of_rewards(scores([math.nan] * 9))
+  assert math.isnan(got["reward/mean"])
+  assert math.isnan(got["reward/accuracy/mean"])
+  assert got["reward/accuracy/none_frac"] == 1.0
+
+
+def rollout(lengths, finish):
+  shape = np.shape(lengths)
+  return Rollout(
+    prompts=np.zeros((shape[0], 1), np.int32),
+    prompt_lengths=np.ones(shape[0], np.int32),
+    completions=np.zeros((*shape, 9), np.int32),
+    lengths=np.array(lengths),
+    finish=np.array(finish),
+    logprobs=np.zeros((*shape, 9), np.float32),
+  )
+
+
+def test_lengths_are_told_with_and_without_those_cut_short():
+  got = measurements.of_lengths(
+    rollout([[2, 9], [5, 9]], [[FINISH_STOP] * 2, [FINISH_STOP, FINISH_LENGTH]])
+  )
+  assert got == {
+    "completions/mean_length": 6.25,
+    "completions/min_length": 2,
+    "completions/max_length": 9,
+    "completions/clipped_ratio": 0.25,
+    "completions/eos_frac": 0.75,
+    "completions/terminated_mean_length": pytest.approx(16 / 3),
+  }
+  cut = measurements.of_lengths(rollout([[9, 9]], [[FINISH_LENGTH] * 2]))
+  assert math.isnan(cut["completions/terminated_mean_length"])
+
+
+def test_words_of_reflection_are_counted_per_completion():
+  got = measurements.of_words(WRITTEN + [Completion("checked awaits")])
+  assert got["reflection/wait"] == pytest.approx(1.8)
+  assert got["reflection/check"] == pytest.approx(0.9)  # Whole words.
+  assert got["reflection/mistake"] == 0
+
+
+def test_updates_of_a_round_are_averaged_and_maxima_are_not():
+  updates = [
+    {"loss": np.float32(1), "ratio/max": np.float32(5)},
+    {"loss": np.float32(3), "ratio/max": np.float32(2)},
+  ]
+  assert measurements.merge(updates) == {"loss": 2.0, "ratio/max": 5.0}
+
+
+def test_completions_are_shown_with_their_own_numbers():
+  told = scores([1, 0, 0, 0, 0, 1, 0, 0, 0])
+  advantages = np.arange(9.0).reshape(3, GROUP)
+  rows = [
+    *measurements.completion_rows(
+      4, 2, EXAMPLES, WRITTEN, told, advantages, GROUP
+    )
+  ]
+  assert [row["completion"] for row in rows] == [
+    WRITTEN[i].text for i in (0, 1, 3, 4, 6, 7)
+  ]
+  assert rows[3] == {
+    "step": 4,
+    "round": 2,
+    "task": "y",
+    "prompt": "1 + 1 =",
+    "completion": WRITTEN[4].text,
+    "answer": "2",
+    "rewards": {"accuracy": 0.0, "format": 1.0},
+    "reward": 1.0,
+    "advantage": 4.0,
+    "length": 5,
+    "finish": "stop",
+  }
+  json.dumps(rows)
+
+
+def test_tasks_are_told_apart_in_the_datasets_order():
+  sets = measurements.by_task(EXAMPLES, 4)
+  assert [*sets] == ["x", "y"]
+  assert [e.id for e in sets["y"]] == ["1", "1", "1", "2"]
+  assert len(sets["x"]) == 3
