@@ -233,6 +233,35 @@ def test_a_run_that_is_done_does_nothing_more(runs, make_config, compiled_once):
   assert metrics.read(runs["straight"]) == before
 
 
+def test_a_round_that_nobody_could_grade_teaches_nothing(
+  make_config, compiled_once, monkeypatch, tmp_path
+):
+  """It does not end the run either."""
+  monkeypatch.setitem(rewards.REWARDS, "praise", lambda *_: None)
+  state = grpo.train(make_config(num_steps=2), str(tmp_path))
+  (row,) = rows_of(tmp_path)
+  assert row["reward/mean"] is None
+  assert row["reward/praise/none_frac"] == 1.0
+  assert row["loss/total"] == row["optim/grad_norm"] == 0.0
+  assert state.train.skipped == 0
+  for leaf in jax.tree.leaves(state.train.params):
+    assert np.all(np.isfinite(leaf))
+
+
+def test_without_a_kl_there_is_no_reference(make_config, tmp_path):
+  """None is kept, none is scored, and none is said to be 0 nats away."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  try:
+    config = make_config(num_steps=2, **{"loss.kl_coefficient": 0.0})
+    state = grpo.train(config, str(tmp_path))
+  finally:
+    jax.config.update("jax_disable_most_optimizations", False)
+  (row,) = rows_of(tmp_path)
+  assert state.reference is None
+  assert not {"kl/ref", "loss/kl"} & row.keys()
+  assert row["loss/total"] == row["loss/policy"]
+
+
 def test_a_workdir_of_another_config_is_refused(runs, make_config):
   other = make_config(group_size=4)
   with pytest.raises(ValueError, match="group_size was 8, is 4"):
