@@ -193,7 +193,8 @@ def test_a_round_with_r1s_vocabulary(r1, toy, rollouts, tmp_path, capsys):
   assert int(state.train.step) == 2
   assert state.train.params["embed"].shape == (VOCABULARY, TOY["width"])
   assert "6,764 of 6,764 reference answers verify" in capsys.readouterr().out
-  before, during, after = rollouts
+  during, *evaluated = rollouts
+  assert len(evaluated) == 2
   for rollout in rollouts:
     check_rollout(rollout, r1)
   row = next(row for row in metrics.read(tmp_path) if "round" in row)

@@ -267,10 +267,12 @@ def one_round(context: Context) -> Iterator[Line]:
   with tempfile.TemporaryDirectory() as workdir:
     with contextlib.redirect_stdout(io.StringIO()):
       params = grpo.train(context.brief, workdir).train.params
-    base, row, again = (
+    written = [
       {name: math.nan if value is None else value for name, value in r.items()}
       for r in metrics.read(workdir)
-    )
+    ]
+  (row,) = (r for r in written if "round" in r)
+  base, again = (r for r in written if "round" not in r)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
   yield Line(
     OK,

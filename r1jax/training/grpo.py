@@ -44,6 +44,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
   dataset = data.load(**config.dataset)
   words = tokenizer.load(**config.tokenizer)
   model_config, params = models.load(**config.model)
+  params = jax.tree.map(np.array, params)  # On the host: updates donate theirs.
   inspection.check_vocabulary(words, model_config)
   inspection.check_prompts(inspection.in_memory(dataset), words, config)
   checkpoint.claim(workdir, config.to_dict(), ignore=CHANGEABLE)
