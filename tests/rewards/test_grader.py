@@ -229,7 +229,8 @@ def test_closing_ends_everything_at_once():
 
 
 ENDLESS = """
-import os, time
+import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # If ignored.
 from r1jax.rewards.grader import Call, GraderPool
 with GraderPool(num_workers=2, timeout=1000., preload=(), canaries=()) as pool:
   pids = {*pool.map([Call(os.getpid)] * 64), pool._server.pid}
