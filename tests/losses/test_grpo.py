@@ -181,7 +181,8 @@ def test_padding_changes_nothing():
   value, grads = value_and_grad(*inputs)
   padded, padded_grads = value_and_grad(*longer)
   assert padded == pytest.approx(float(value), rel=1e-6)
-  np.testing.assert_array_equal(padded_grads[..., :T], grads)
+  # Another shape is compiled anew: equal but for rounding.
+  np.testing.assert_allclose(padded_grads[..., :T], grads, rtol=1e-6)
   np.testing.assert_array_equal(padded_grads[..., T:], 0.0)
 
 
