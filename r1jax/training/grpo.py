@@ -175,7 +175,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
           if step % config.checkpoint_every == 0:
             checkpoint.save(workdir, step, state)
         # The base is measured once a first round has shown that all is well.
-        observer.evaluate_if_due(0, jax.tree.map(jnp.asarray, params))
+        observer.evaluate_if_due(0, sharding.replicate(mesh, params))
       observer.evaluate_if_due(step, state.train.params)
     except interrupt.Interrupted:
       with interrupt.deferred():
