@@ -46,7 +46,7 @@ def test_inverse_cdf_is_a_search_in_the_cumulative_sum(size):
 
 def test_the_ends_of_the_unit_interval_are_tokens_that_can_be_drawn():
   probabilities = distributions(300, 100, zeros=0.9)
-  for uniform, pick in ((0.0, 0), (BELOW_ONE, -1), (np.float32(1e-45), 0)):
+  for uniform, pick in ((0, 0), (1e-45, 0), (BELOW_ONE, -1), (1, -1)):
     got = draw_inverse(
       jnp.asarray(probabilities), jnp.full(300, uniform, jnp.float32)
     )
