@@ -15,6 +15,31 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
+def random_params():
+  """`random_params(sizes)`: a model's first parameters, without compiling."""
+
+  def make(sizes, seed=0):
+    import jax
+    import numpy as np
+
+    from r1jax.models.weights import is_weight, weights
+
+    draw = np.random.default_rng(seed).normal
+    kinds = dict(
+      normal=lambda shape: draw(0, sizes.init_scale, shape),
+      ones=np.ones,
+      zeros=np.zeros,
+    )
+    return jax.tree.map(
+      lambda w: kinds[w.init](w.shape).astype(np.float32),
+      weights(sizes),
+      is_leaf=is_weight,
+    )
+
+  return make
+
+
+@pytest.fixture(scope="session")
 def write_tokenizer():
   """Writes a byte-level Hugging Face tokenizer that knows R1-Zero's template.
 

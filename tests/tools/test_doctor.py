@@ -3,12 +3,11 @@
 import dataclasses
 import json
 
-import jax
 import pytest
 
 from r1jax import config
 from r1jax.data import tokenizer
-from r1jax.models import convert, transformer
+from r1jax.models import convert
 from r1jax.models.config import PRESETS, ModelConfig
 from r1jax.tools import checks, doctor
 from r1jax.training import grpo
@@ -61,11 +60,11 @@ def write_problems(path, numbers, answer="{}"):
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory, write_tokenizer):
+def path(tmp_path_factory, write_tokenizer, random_params):
   """A config with which nothing is wrong."""
   tmp = tmp_path_factory.mktemp("doctor")
   words = write_tokenizer(tmp / "tokenizer")
-  params = transformer.init(transformer.Transformer(SIZES), jax.random.key(0))
+  params = random_params(SIZES)
   convert.save(tmp / "model", SIZES, params, tokenizer=words, provenance={})
   paths = dict(
     folder=tmp / "model",
@@ -195,9 +194,11 @@ def test_characters_that_the_tokenizer_lacks_are_noticed(path, tmp_path):
   assert len(lines) == 3 and "the tokenizer does not know it" in lines[0]
 
 
-def test_a_model_of_another_vocabulary_is_noticed(path, tmp_path):
+def test_a_model_of_another_vocabulary_is_noticed(
+  path, tmp_path, random_params
+):
   sizes = dataclasses.replace(SIZES, vocab_size=300)
-  params = transformer.init(transformer.Transformer(sizes), jax.random.key(0))
+  params = random_params(sizes)
   words = path.parent / "tokenizer"
   convert.save(tmp_path, sizes, params, tokenizer=words, provenance={})
   (line,) = wrong(path, {"model.path": str(tmp_path)}, until="problems")
