@@ -192,12 +192,12 @@ def test_the_server_may_die_and_come_back(light_pool):
 
 
 def test_canaries_catch_graders_that_are_broken():
-  canaries = [(FINE, 7), (grade(SUM, "12"), 0.0)]
+  canaries = [(FINE, 7.0), (grade(SUM, "12"), 0.0)]
   with GraderPool(
     num_workers=1, timeout=30.0, preload=(), canaries=canaries
   ) as pool:
     with pytest.raises(
-      RuntimeError, match=r"graded \[7, 1.0\].* not \[7, 0.0\]"
+      RuntimeError, match=r"graded \[7, 1.0\].* not \[7.0, 0.0\]"
     ):
       pool.warm()
     with pytest.raises(RuntimeError, match="not working"):
