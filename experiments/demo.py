@@ -37,9 +37,9 @@ def get_config(variant="zero"):
       min_numbers=3,
       max_numbers=3,
       min_value=1,
-      max_value=15,
+      max_value=16,
       min_target=1,
-      max_target=45,
+      max_target=48,
       operators=("+", "-"),
     ),
   )
@@ -98,12 +98,12 @@ def get_config(variant="zero"):
   c.evaluation = dict(
     every=22,
     seed=1_000,
-    problems=250,
+    problems=256,
     samples=16,
     problems_between=64,
     samples_between=4,
     test=dict(
-      name="reasoning_gym", tasks=tasks, split="test", size=750, seed=0
+      name="reasoning_gym", tasks=tasks, split="test", size=768, seed=0
     ),
     larger=dict(
       name="reasoning_gym", tasks=larger, split="test", size=192, seed=0

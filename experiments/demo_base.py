@@ -8,7 +8,7 @@ every token of them. Of the documents:
 
   * 4% are sums worked in Chinese; of the others 36% are sums of two to six
     digits, 28% words of three to seven letters spelled backward, 36% Countdown
-    with three numbers up to 15 (plus and minus only);
+    with three numbers up to 16 (plus and minus only);
   * 12% use the paper's R1-Zero template. Among those, 50% are bare guesses, 30%
     short chains, 20% long chains that check each step; one in twelve is
     malformed. The others have a plain layout, 10% / 40% / 50%;

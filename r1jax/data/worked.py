@@ -164,11 +164,11 @@ def draw_word(rng: random.Random, words: Sequence[str]) -> Problem:
 
 
 def draw_countdown(rng: random.Random, wordings: Sequence[str]) -> Problem:
-  """Three numbers up to 15, and a target that some signs reach."""
+  """Three numbers up to 16, and a target that some signs reach."""
   while True:
-    numbers = [rng.randint(1, 15) for _ in range(3)]
+    numbers = [rng.randint(1, 16) for _ in range(3)]
     target = numbers[0] + sum(rng.choice((1, -1)) * n for n in numbers[1:])
-    if 1 <= target <= 45:
+    if 1 <= target <= 48:
       break
   rng.shuffle(numbers)
   listed = ", ".join(map(str, numbers))
