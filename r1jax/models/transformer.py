@@ -61,12 +61,14 @@ class Transformer(nn.Module):
       x, load, balance = run_block(block, layer, x, mask, attend, c)
       loads += load
       balances += balance
+    hidden = rms_norm(x, params["final_norm"], c.norm_epsilon)
     mtp_hidden = None
     if mtp:
-      mtp_hidden, load, balance = self.predict_further(x, packed, mask, attend)
+      mtp_hidden, load, balance = self.predict_further(
+        hidden, packed, mask, attend
+      )
       loads += load
       balances += balance
-    hidden = rms_norm(x, params["final_norm"], c.norm_epsilon)
     return Forward(
       hidden=hidden,
       mtp_hidden=mtp_hidden,
@@ -74,15 +76,16 @@ class Transformer(nn.Module):
       balance_loss=jnp.mean(jnp.stack(balances)) if balances else jnp.zeros(()),
     )
 
-  def predict_further(self, x, packed, mask, attend):
+  def predict_further(self, hidden, packed, mask, attend):
     """The MTP block (arXiv:2412.19437, sec. 2.2): states of token t + 2.
 
-    h'_t = W [norm(h_t); norm(embed(token t + 1))], then one block.
+    h'_t = W [norm(h_t); norm(embed(token t + 1))], then one block. The paper
+    leaves open which h it is; the released weights expect the final norm's.
     """
     c, p = self.config, self.tree["mtp"]
     following = self.tree["embed"][packed.targets]
     both = [
-      rms_norm(x, p["hidden_norm"], c.norm_epsilon),
+      rms_norm(hidden, p["hidden_norm"], c.norm_epsilon),
       rms_norm(following, p["embed_norm"], c.norm_epsilon),
     ]
     x = jnp.concatenate(both, axis=-1) @ p["project"]

@@ -103,7 +103,8 @@ def run(params, tokens, c):
     for i in range(count):
       w = jax.tree.map(lambda leaf, i=i: leaf[i], params[name])
       x = block(w, x, positions, c, chosen)
-  mtp = params["mtp"]
+  final = lambda rows, scale: np.array([norm(t, scale) for t in rows])
+  mtp, x = params["mtp"], final(x, params["final_norm"])
   following = params["embed"][np.roll(tokens, -1)]
   joined = [
     np.concatenate([norm(h, mtp["hidden_norm"]), norm(e, mtp["embed_norm"])])
@@ -112,9 +113,8 @@ def run(params, tokens, c):
   further = block(
     mtp["block"], np.array(joined) @ mtp["project"], positions, c, chosen
   )
-  final = lambda rows, scale: np.array([norm(t, scale) for t in rows])
   return (
-    final(x, params["final_norm"]),
+    x,
     final(further, mtp["final_norm"]),
     np.array(chosen).reshape(-1, len(tokens), c.experts_per_token),
   )
