@@ -6,7 +6,8 @@ MODELS says where a run's first parameters come from.
 import jax
 
 from r1jax.models import convert, transformer
-from r1jax.models.config import ModelConfig, preset
+from r1jax.models.config import ModelConfig
+from r1jax.models.presets import preset
 from r1jax.types import Params
 
 

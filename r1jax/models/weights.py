@@ -1,11 +1,12 @@
 """Every weight of a model: its shape, its logical axes, how it begins."""
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from r1jax.models.config import ModelConfig
+from r1jax.models.config import Experts, Latent, ModelConfig
 from r1jax.types import Params
 
 
@@ -22,65 +23,104 @@ def weights(config: ModelConfig) -> dict:
   c = config
   tree = {
     "embed": Weight((c.vocab_size, c.width), ("vocab", "width")),
-    "unembed": Weight((c.width, c.vocab_size), ("width", "vocab")),
-    "final_norm": Weight((c.width,), ("width",), "ones"),
+    "final_norm": _norm(c.width),
   }
-  dense = attention_weights(c) | dense_weights(c)
-  sparse = attention_weights(c) | moe_weights(c)
+  if not c.tied:
+    tree["unembed"] = Weight((c.width, c.vocab_size), ("width", "vocab"))
+  attention = attention_weights(c)
+  dense = attention | dense_weights(c)
   if c.num_dense_layers:
     tree["dense"] = stacked(dense, c.num_dense_layers)
   if c.num_moe_layers:
+    sparse = attention | moe_weights(c.width, c.experts)
     tree["moe"] = stacked(sparse, c.num_moe_layers)
   if c.mtp_depth:
-    tree["mtp"] = {
-      "hidden_norm": Weight((c.width,), ("width",), "ones"),
-      "embed_norm": Weight((c.width,), ("width",), "ones"),
+    block = sparse if c.num_moe_layers else dense
+    module = {
+      "hidden_norm": _norm(c.width),
+      "embed_norm": _norm(c.width),
       "project": Weight((2 * c.width, c.width), (None, "width")),
-      "block": sparse if c.num_moe_layers else dense,
-      "final_norm": Weight((c.width,), ("width",), "ones"),
+      "block": block,
+      "final_norm": _norm(c.width),
     }
+    tree["mtp"] = stacked(module, c.mtp_depth)
   return tree
 
 
-def attention_weights(c: ModelConfig) -> dict:
-  """Latent attention, and the norms before it and before the feed-forward."""
-  head = c.nope_size + c.rope_size
-  up = c.nope_size + c.value_size
+def attention_weights(config: ModelConfig) -> dict:
+  """Attention, and the norms before it and before the feed-forward."""
+  make = latent_weights if isinstance(config.attention, Latent) else qkv_weights
   return {
-    "attention_norm": Weight((c.width,), ("width",), "ones"),
-    "q_down": Weight((c.width, c.q_rank), ("width", "rank")),
-    "q_norm": Weight((c.q_rank,), ("rank",), "ones"),
-    "q_up": Weight((c.q_rank, c.num_heads, head), ("rank", "heads", None)),
-    "kv_down": Weight((c.width, c.cache_size), ("width", None)),
-    "kv_norm": Weight((c.kv_rank,), (None,), "ones"),
-    "kv_up": Weight((c.kv_rank, c.num_heads, up), (None, "heads", None)),
-    "out": Weight(
-      (c.num_heads, c.value_size, c.width), ("heads", None, "width")
+    "attention_norm": _norm(config.width),
+    "feed_forward_norm": _norm(config.width),
+  } | make(config.width, config.attention)
+
+
+def latent_weights(d: int, a) -> dict:
+  """Latent attention; `qkv_down` makes the latents of queries, keys and values."""
+  latents = a.kv_rank + a.rope_size
+  up = a.nope_size + a.value_size
+  tree = {
+    "qkv_down": Weight((d, (a.q_rank or 0) + latents), ("width", None)),
+    "kv_norm": _norm(a.kv_rank, None),
+    "kv_up": Weight((a.kv_rank, a.num_heads, up), (None, "heads", None)),
+    "out": Weight((a.num_heads, a.value_size, d), ("heads", None, "width")),
+  }
+  if a.q_rank is None:
+    query = (d, a.num_heads, a.key_size)
+    return tree | {"q": Weight(query, ("width", "heads", None))}
+  return tree | {
+    "q_norm": _norm(a.q_rank, None),
+    "q_up": Weight(
+      (a.q_rank, a.num_heads, a.key_size), (None, "heads", None)
     ),
-    "feed_forward_norm": Weight((c.width,), ("width",), "ones"),
   }
 
 
-def dense_weights(c: ModelConfig) -> dict:
+def qkv_weights(d: int, a) -> dict:
+  """Grouped-query attention.
+
+  By key/value head: its queries, its key, its value, so that one matmul makes
+  all of them and a split over heads keeps each group together.
+  """
+  heads, per_head = a.num_kv_heads, a.num_heads // a.num_kv_heads + 2
+  tree = {
+    "qkv": Weight(
+      (d, heads, per_head, a.head_size), ("width", "kv_heads", None, None)
+    ),
+    "out": Weight(
+      (heads, per_head - 2, a.head_size, d), ("kv_heads", None, None, "width")
+    ),
+  }
+  if a.bias:
+    tree["qkv_bias"] = Weight(
+      (heads, per_head, a.head_size), ("kv_heads", None, None), "zeros"
+    )
+  return tree
+
+
+def dense_weights(config: ModelConfig) -> dict:
   """One gated feed-forward."""
+  d, f = config.width, config.dense_width
   return {
-    "gate_up": Weight((c.width, 2 * c.dense_width), ("width", "hidden")),
-    "down": Weight((c.dense_width, c.width), ("hidden", "width")),
+    "gate_up": Weight((d, 2 * f), ("width", "hidden")),
+    "down": Weight((f, d), ("hidden", "width")),
   }
 
 
-def moe_weights(c: ModelConfig) -> dict:
+def moe_weights(d: int, e: Experts) -> dict:
   """The router, the routed experts and the shared ones, fused into one."""
-  e, d, f = c.num_experts, c.width, c.expert_width
-  shared = c.num_shared_experts * f
-  return {
-    "router": Weight((d, e), ("width", None)),
-    "router_bias": Weight((e,), (None,), "zeros"),
-    "gate_up": Weight((e, d, 2 * f), ("expert", "width", "hidden")),
-    "down": Weight((e, f, d), ("expert", "hidden", "width")),
+  count, f, shared = e.num_routed, e.width, e.num_shared * e.width
+  tree = {
+    "router": Weight((d, count), ("width", None)),
+    "expert_gate_up": Weight((count, d, 2 * f), ("expert", "width", "hidden")),
+    "expert_down": Weight((count, f, d), ("expert", "hidden", "width")),
     "shared_gate_up": Weight((d, 2 * shared), ("width", "hidden")),
     "shared_down": Weight((shared, d), ("hidden", "width")),
   }
+  if e.biased:
+    tree["router_bias"] = Weight((count,), (None,), "zeros")
+  return tree
 
 
 def stacked(tree: dict, layers: int) -> dict:
@@ -90,6 +130,10 @@ def stacked(tree: dict, layers: int) -> dict:
     tree,
     is_leaf=is_weight,
   )
+
+
+def _norm(size: int, axis: str | None = "width") -> Weight:
+  return Weight((size,), (axis,), "ones")
 
 
 def is_weight(x) -> bool:
@@ -115,3 +159,20 @@ def initialise(key: jax.Array, tree: dict, scale: float) -> Params:
 def logical_axes(config: ModelConfig) -> dict:
   """The names of every weight's dimensions, in the tree of the parameters."""
   return jax.tree.map(lambda w: w.axes, weights(config), is_leaf=is_weight)
+
+
+def sizes(config: ModelConfig) -> dict[str, int]:
+  """Number of parameters by top-level name, and their "total".
+
+  The total counts neither the balancing biases, which are no parameters to an
+  optimizer, nor the MTP blocks, whose number stands beside it.
+  """
+  tree, counts, biases = weights(config), {}, 0
+  for path, weight in jax.tree.leaves_with_path(tree, is_leaf=is_weight):
+    size = math.prod(weight.shape)
+    if path[-1].key == "router_bias":
+      biases += size * (path[0].key != "mtp")
+      continue
+    counts[path[0].key] = counts.get(path[0].key, 0) + size
+  total = sum(size for name, size in counts.items() if name != "mtp")
+  return counts | {"router_bias": biases, "total": total}
