@@ -1,148 +1,167 @@
-"""Multi-head latent attention (arXiv:2405.04434, sec. 2.1) and its cache.
+"""Latent and grouped-query attention, over packed rows or against a cache.
 
-Keys and values of a token are made from one latent vector of R numbers, plus
-one rotated key that all heads share. The cache holds just these two.
+Latent attention (arXiv:2405.04434, sec. 2.1) makes keys and values of a token
+from one latent vector of R numbers, plus one rotated key that all heads share.
+The cache holds just these two.
 """
 
-import chex
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from r1jax.models import ops
-from r1jax.models.config import ModelConfig
+from r1jax.models import cache, ops
+from r1jax.models.config import Latent, ModelConfig
 from r1jax.models.layers import rms_norm, rotate
-from r1jax.types import Params
+from r1jax.types import Packed, Params
+
+LATENT_EPSILON = 1e-6  # Of the latents' norms, whatever the model's is.
 
 
-@chex.dataclass(frozen=True)
-class Cache:
-  """Latents of the tokens seen so far: C = R + rope_size numbers each."""
-
-  prefix: tuple[Float[Array, "S0 C"], ...]  # By layer; all rows share it.
-  rows: tuple[Float[Array, "B S C"], ...]  # By layer; what follows the prefix.
-  lengths: Int[Array, "B"]  # Tokens in `rows`; what lies beyond is garbage.
-
-
-def empty_cache(
-  config: ModelConfig, rows: int, size: int, prefix: tuple = ()
-) -> Cache:
-  """Room for `size` tokens in each row, after the `prefix` of another cache."""
-  shape = (rows, size, config.cache_size)
-  nothing = jnp.zeros((0, config.cache_size))
-  return Cache(
-    prefix=prefix or (nothing,) * config.num_layers,
-    rows=tuple(jnp.zeros(shape) for _ in range(config.num_layers)),
-    lengths=jnp.zeros(rows, jnp.int32),
+def attend_packed(
+  block: Params, x: Float[Array, "B T D"], packed: Packed, config: ModelConfig
+) -> Float[Array, "B T D"]:
+  """Attention within packed rows, with keys and values made for each head."""
+  latent = isinstance(config.attention, Latent)
+  make = latent_heads if latent else grouped_heads
+  heads, _ = ops.attention(
+    *make(block, x, packed.positions, config),
+    scale=softmax_scale(config),
+    k_start=packed.k_start,
+    prefix_end=packed.prefix_end,
   )
+  return merge(heads, block)
 
 
-def append(
-  rows: Float[Array, "B S C"],
-  latents: Float[Array, "B T C"],
-  lengths: Int[Array, "B"],
-) -> Float[Array, "B S C"]:
-  """Writes `latents` behind the first `lengths` tokens of each row."""
-  row = jnp.arange(latents.shape[0])[:, None]
-  slot = lengths[:, None] + jnp.arange(latents.shape[1])
-  return rows.at[row, slot].set(latents, mode="drop", unique_indices=True)
+def attend_cached(
+  block: Params,
+  x: Float[Array, "B T D"],
+  positions: Int[Array, "B T"],
+  seen: cache.Cache,
+  rows: cache.Buffers,
+  layer: int | Int[Array, ""],
+  config: ModelConfig,
+) -> tuple[Float[Array, "B T D"], cache.Buffers]:
+  """Attention of T new tokens per row to the cache and to themselves.
+
+  `rows` are those of `seen`, maybe longer by the tokens in other layers.
+  Returns the output, and the rows with this layer's tokens appended.
+  """
+  latent = isinstance(config.attention, Latent)
+  if latent:
+    plain, turned = latent_queries(block, x, positions, config)
+    new = (latents(block, x, positions, config)[:, :, None],)
+    queries = absorb(block, plain, turned, config)
+  else:
+    queries, *new = grouped_heads(block, x, positions, config)
+  rows = cache.append(rows, layer, tuple(new), seen.lengths)
+  prefix, own = (cache.read(y, layer) for y in (seen.prefix, rows))
+  mixed = ops.attention_to_cache(
+    queries,
+    (prefix[0], prefix[-1]),
+    (own[0], own[-1]),
+    seen.lengths,
+    scale=softmax_scale(config),
+  )
+  if latent:
+    mixed = mixed[..., 0, :, : config.attention.kv_rank]
+    value_up = block["kv_up"][..., config.attention.nope_size :]
+    mixed = jnp.einsum("BTNR,RNH->BTNH", mixed, value_up)
+  return merge(mixed, block), rows
+
+
+def merge(
+  heads: Float[Array, "B T *N H"], block: Params
+) -> Float[Array, "B T D"]:
+  """All heads through the output projection."""
+  out = block["out"].reshape(-1, block["out"].shape[-1])
+  return heads.reshape(*heads.shape[:2], -1) @ out
+
+
+def softmax_scale(config: ModelConfig) -> float:
+  """1 / sqrt of the size of a whole key, times what YaRN adds."""
+  a = config.attention
+  size = a.key_size if isinstance(a, Latent) else a.head_size
+  scaling = config.rope_scaling
+  return size**-0.5 * (scaling.softmax_scale if scaling else 1.0)
+
+
+def grouped_heads(
+  block: Params,
+  x: Float[Array, "B T D"],
+  positions: Int[Array, "B T"],
+  config: ModelConfig,
+) -> tuple[
+  Float[Array, "B T K G H"], Float[Array, "B T K H"], Float[Array, "B T K H"]
+]:
+  """Queries and keys, rotated, and values."""
+  heads = jnp.einsum("BTD,DKGH->BTKGH", x, block["qkv"])
+  if "qkv_bias" in block:
+    heads += block["qkv_bias"]
+  turned = rotate(heads[..., :-1, :], positions, config, interleaved=False)
+  return turned[..., :-1, :], turned[..., -1, :], heads[..., -1, :]
 
 
 def latents(
-  params: Params,
+  block: Params,
   x: Float[Array, "B T D"],
   positions: Int[Array, "B T"],
   config: ModelConfig,
 ) -> Float[Array, "B T C"]:
   """What the cache holds: the normalised latent, then the rotated key."""
-  latent, key = jnp.split(x @ params["kv_down"], [config.kv_rank], axis=-1)
-  latent = rms_norm(latent, params["kv_norm"], config.norm_epsilon)
-  key = rotate(key, positions, config.rope_theta)
+  a = config.attention
+  both = x @ block["qkv_down"][:, a.q_rank or 0 :]
+  latent, key = jnp.split(both, [a.kv_rank], axis=-1)
+  latent = rms_norm(latent, block["kv_norm"], LATENT_EPSILON)
+  key = rotate(key, positions, config, interleaved=True)
   return jnp.concatenate([latent, key], axis=-1)
 
 
-def queries(
-  params: Params,
+def latent_queries(
+  block: Params,
   x: Float[Array, "B T D"],
   positions: Int[Array, "B T"],
   config: ModelConfig,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N Hr"]]:
   """Queries without position, and rotated ones."""
-  latent = rms_norm(x @ params["q_down"], params["q_norm"], config.norm_epsilon)
-  both = jnp.einsum("BTR,RNH->BTNH", latent, params["q_up"])
-  plain, turned = jnp.split(both, [config.nope_size], axis=-1)
-  return plain, rotate(turned, positions, config.rope_theta)
+  a = config.attention
+  if a.q_rank is None:
+    both = jnp.einsum("BTD,DNH->BTNH", x, block["q"])
+  else:
+    latent = x @ block["qkv_down"][:, : a.q_rank]
+    latent = rms_norm(latent, block["q_norm"], LATENT_EPSILON)
+    both = jnp.einsum("BTR,RNH->BTNH", latent, block["q_up"])
+  plain, turned = jnp.split(both, [a.nope_size], axis=-1)
+  return plain, rotate(turned, positions, config, interleaved=True)
 
 
-def softmax_scale(config: ModelConfig) -> float:
-  """1 / sqrt of the size of a whole key."""
-  return (config.nope_size + config.rope_size) ** -0.5
-
-
-def attend_packed(
-  params: Params,
+def latent_heads(
+  block: Params,
   x: Float[Array, "B T D"],
   positions: Int[Array, "B T"],
-  k_start: Int[Array, "B T"],
-  prefix_end: Int[Array, "B T"],
   config: ModelConfig,
-) -> Float[Array, "B T D"]:
-  """Attention within packed rows, with keys and values made for each head."""
-  plain, turned = queries(params, x, positions, config)
+) -> tuple[
+  Float[Array, "B T N 1 H"], Float[Array, "B T N H"], Float[Array, "B T N Hv"]
+]:
+  """Queries, keys and values of each head, made from the latents."""
+  a = config.attention
+  queries = jnp.concatenate(
+    latent_queries(block, x, positions, config), axis=-1
+  )
   latent, key = jnp.split(
-    latents(params, x, positions, config), [config.kv_rank], axis=-1
+    latents(block, x, positions, config), [a.kv_rank], axis=-1
   )
-  keys_values = jnp.einsum("BTR,RNH->BTNH", latent, params["kv_up"])
-  keys, values = jnp.split(keys_values, [config.nope_size], axis=-1)
-  shared = jnp.broadcast_to(
-    key[:, :, None], (*keys.shape[:3], config.rope_size)
-  )
-  heads = ops.attention(
-    jnp.concatenate([plain, turned], axis=-1),
-    jnp.concatenate([keys, shared], axis=-1),
-    values,
-    scale=softmax_scale(config),
-    k_start=k_start,
-    prefix_end=prefix_end,
-  )
-  return jnp.einsum("BTNH,NHD->BTD", heads, params["out"])
+  both = jnp.einsum("BTR,RNH->BTNH", latent, block["kv_up"])
+  keys, values = jnp.split(both, [a.nope_size], axis=-1)
+  shared = jnp.broadcast_to(key[:, :, None], (*keys.shape[:3], a.rope_size))
+  return queries[:, :, :, None], jnp.concatenate([keys, shared], -1), values
 
 
-def attend_cached(
-  params: Params,
-  x: Float[Array, "B T D"],
-  positions: Int[Array, "B T"],
-  prefix: Float[Array, "S0 C"],
-  rows: Float[Array, "B S C"],
-  lengths: Int[Array, "B"],
+def absorb(
+  block: Params,
+  plain: Float[Array, "B T N H"],
+  turned: Float[Array, "B T N Hr"],
   config: ModelConfig,
-) -> tuple[Float[Array, "B T D"], Float[Array, "B S C"]]:
-  """Attention of T new tokens per row to the prefix, their row and themselves.
-
-  The up-projections of keys and values are absorbed into the query and the
-  output, so that all heads read the latents themselves. Returns the output and
-  the rows with the new tokens appended.
-  """
-  rows = append(rows, latents(params, x, positions, config), lengths)
-  plain, turned = queries(params, x, positions, config)
-  key_up, value_up = jnp.split(params["kv_up"], [config.nope_size], axis=-1)
-  absorbed = jnp.concatenate(
-    [jnp.einsum("BTNH,RNH->BTNR", plain, key_up), turned], axis=-1
-  )
-  absorbed *= softmax_scale(config)
-  to_prefix = jnp.einsum("BTNC,SC->BTNS", absorbed, prefix)
-  to_rows = jnp.einsum("BTNC,BSC->BTNS", absorbed, rows)
-  last = lengths[:, None] + jnp.arange(x.shape[1])  # [B, T]
-  visible = jnp.arange(rows.shape[1]) <= last[..., None]
-  to_rows = jnp.where(visible[:, :, None], to_rows, -1e30)
-  # One softmax over both parts, which are never joined.
-  largest = jnp.maximum(
-    to_prefix.max(-1, keepdims=True, initial=-1e30),
-    to_rows.max(-1, keepdims=True),
-  )
-  of_prefix, of_rows = jnp.exp(to_prefix - largest), jnp.exp(to_rows - largest)
-  mixed = jnp.einsum("BTNS,SC->BTNC", of_prefix, prefix)
-  mixed += jnp.einsum("BTNS,BSC->BTNC", of_rows, rows)
-  total = of_prefix.sum(-1, keepdims=True) + of_rows.sum(-1, keepdims=True)
-  mixed = (mixed / total)[..., : config.kv_rank]
-  heads = jnp.einsum("BTNR,RNH->BTNH", mixed, value_up)
-  return jnp.einsum("BTNH,NHD->BTD", heads, params["out"]), rows
+) -> Float[Array, "B T 1 N C"]:
+  """Queries that read the latents themselves: (q W_k) c = q (W_k c)."""
+  key_up = block["kv_up"][..., : config.attention.nope_size]
+  reading = jnp.einsum("BTNH,RNH->BTNR", plain, key_up)
+  return jnp.concatenate([reading, turned], axis=-1)[:, :, None]

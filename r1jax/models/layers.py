@@ -1,8 +1,13 @@
 """Norms, rotary positions, gated feed-forward: pure functions of weights."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+
+from r1jax.models.config import Llama3, ModelConfig, Yarn
 
 
 def rms_norm(
@@ -15,24 +20,63 @@ def rms_norm(
 
 
 def rotate(
-  x: Float[Array, "B T *N H"], positions: Int[Array, "B T"], theta: float
+  x: Float[Array, "B T *N H"],
+  positions: Int[Array, "B T"],
+  config: ModelConfig,
+  *,
+  interleaved: bool,
 ) -> Float[Array, "B T *N H"]:
   """Turns pairs of `x` by position times frequency (arXiv:2104.09864).
 
-  Pairs are interleaved on the way in, (x0, x1), (x2, x3), ..., as DeepSeek's
-  weights expect; on the way out all first halves stand before all second
-  halves. Queries and keys are permuted alike, so their products are the same.
+  Number i is paired with i + H/2; `interleaved` pairs 2i with 2i + 1 instead,
+  as DeepSeek's weights expect. Either way all first halves stand before all
+  second halves on the way out: queries and keys are permuted alike, so their
+  products are the same.
   """
-  size = x.shape[-1]
-  frequencies = theta ** (-jnp.arange(0, size, 2) / size)
-  angles = positions[..., None].astype(jnp.float32) * frequencies
+  size, scaling = x.shape[-1], config.rope_scaling
+  angles = positions[..., None].astype(jnp.float32) * frequencies(
+    size, config.rope_theta, scaling
+  )
   angles = angles.reshape(positions.shape + (1,) * (x.ndim - 3) + (-1,))
   sin, cos = jnp.sin(angles), jnp.cos(angles)
-  pairs = x.reshape(*x.shape[:-1], size // 2, 2)
-  first, second = pairs[..., 0], pairs[..., 1]
+  if scaling and scaling.amplitude != 1:
+    sin, cos = sin * scaling.amplitude, cos * scaling.amplitude
+  if interleaved:
+    pairs = x.reshape(*x.shape[:-1], size // 2, 2)
+    first, second = pairs[..., 0], pairs[..., 1]
+  else:
+    first, second = jnp.split(x, 2, axis=-1)
   return jnp.concatenate(
     [first * cos - second * sin, second * cos + first * sin], axis=-1
   ).astype(x.dtype)
+
+
+def frequencies(
+  size: int, theta: float, scaling: Yarn | Llama3 | None
+) -> Float[np.ndarray, "half"]:
+  """Radians per token for each of the size / 2 pairs, fastest first."""
+  plain = theta ** (-np.arange(0, size, 2) / size)
+  turns = plain / (2 * math.pi)  # Per token.
+  match scaling:
+    case None:
+      kept = 1.0
+    case Yarn():
+      # Pairs are numbered; i is where a pair turns `count` times in the window.
+      i = lambda count: (
+        size
+        * math.log(scaling.original_length / (count * 2 * math.pi))
+        / (2 * math.log(theta))
+      )
+      first = max(math.floor(i(scaling.beta_fast)), 0)
+      last = min(math.ceil(i(scaling.beta_slow)), size - 1)
+      ramp = (np.arange(size // 2) - first) / max(last - first, 1e-3)
+      kept = 1 - np.clip(ramp, 0, 1)
+    case Llama3():
+      within = turns * scaling.original_length
+      ramp = (within - scaling.low) / (scaling.high - scaling.low)
+      kept = np.clip(ramp, 0, 1)
+  slow = plain / scaling.factor if scaling else 0.0
+  return np.float32(plain * kept + slow * (1 - kept))
 
 
 def swiglu(

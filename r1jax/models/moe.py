@@ -1,60 +1,112 @@
-"""Routed and shared experts (arXiv:2412.19437, sec. 2.1.2)."""
+"""Routed and shared experts (arXiv:2412.19437, sec. 2.1.2).
+
+V3 balances its experts by a bias on the choice that moves against the load
+(`rebalance`), after every optimizer step. In RL the bias may stay as it is
+(`router_bias_speed` 0, what our experiments do: a policy that is compared with
+an older self should differ from it by its gradient alone) or go on moving.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from r1jax.models import ops
-from r1jax.models.config import ModelConfig
+from r1jax.models.config import Experts, ModelConfig
 from r1jax.models.layers import swiglu
 from r1jax.types import Params
 
 
+class Routing(NamedTuple):
+  """Who works on each token, and how much it counts."""
+
+  indices: Int[Array, "M k"]
+  gates: Float[Array, "M k"]  # Float32.
+  affinity: Float[Array, "M E"]  # Scores, made to sum to 1.
+
+
+class Load(NamedTuple):
+  """What the routing of one layer amounts to."""
+
+  tokens: Float[Array, "E"]  # That each expert got.
+  balance: Float[Array, ""]  # sum_e f_e P_e per row, times the row's tokens.
+  indices: Int[Array, "B T k"]
+
+
 def route(
-  params: Params, x: Float[Array, "M D"], config: ModelConfig
-) -> tuple[Float[Array, "M E"], Float[Array, "M E"], Float[Array, "M E"]]:
-  """Who works on each token, and how much it counts (eq. 12-16).
+  block: Params,
+  x: Float[Array, "M D"],
+  e: Experts,
+  given: Int[Array, "M k"] | None = None,
+) -> Routing:
+  """The experts of each token (eq. 12-16), or the gates of `given` ones.
 
-  s = sigmoid(x W); the top k of s + bias are chosen; the gates of the chosen
-  are their s, without the bias, scaled to sum to `routed_scale`.
-
-  Returns:
-    `gates`, 0 where not chosen; `chosen`, 1 or 0; and `affinity` = s / sum(s).
+  s = sigmoid(x W) or softmax(x W). The best groups are found first: those whose
+  two best s + bias sum highest (V3), or whose best s is highest (V2). The top k
+  of s + bias within them are chosen; their gates are their s, without the bias,
+  made to sum to 1 if `renormalise`, times `scale`. All in float32.
   """
-  scores = jax.nn.sigmoid(
-    x.astype(jnp.float32) @ params["router"].astype(jnp.float32)
-  )
-  biased = jax.lax.stop_gradient(scores + params["router_bias"])
-  _, indices = jax.lax.top_k(biased, config.experts_per_token)
-  chosen = jnp.sum(jax.nn.one_hot(indices, config.num_experts), axis=-2)
-  gates = scores * chosen
-  gates *= config.routed_scale / jnp.sum(gates, axis=-1, keepdims=True)
-  return gates, chosen, scores / jnp.sum(scores, axis=-1, keepdims=True)
+  logits = x.astype(jnp.float32) @ block["router"].astype(jnp.float32)
+  activate = jax.nn.sigmoid if e.biased else jax.nn.softmax
+  scores = activate(logits)
+  if given is None:
+    ranked = scores + block["router_bias"] if e.biased else scores
+    given = choose(jax.lax.stop_gradient(ranked), e)
+  gates = jnp.take_along_axis(scores, given, axis=-1)
+  if e.renormalise:
+    gates /= jnp.sum(gates, axis=-1, keepdims=True) + 1e-20
+  affinity = scores / jnp.sum(scores, axis=-1, keepdims=True)
+  return Routing(given, gates * e.scale, affinity)
+
+
+def choose(ranked: Float[Array, "M E"], e: Experts) -> Int[Array, "M k"]:
+  """The best experts of each token's best groups."""
+  if e.groups_per_token < e.num_groups:
+    groups = ranked.reshape(len(ranked), e.num_groups, -1)
+    counted = min(2 if e.biased else 1, groups.shape[-1])
+    value = jax.lax.top_k(groups, counted)[0].sum(-1)
+    _, best = jax.lax.top_k(value, e.groups_per_token)
+    eligible = jnp.any(best[..., None] == jnp.arange(e.num_groups), axis=1)
+    groups = jnp.where(eligible[..., None], groups, -jnp.inf)
+    ranked = groups.reshape(ranked.shape)
+  return jax.lax.top_k(ranked, e.per_token)[1]
 
 
 def moe(
-  params: Params,
+  block: Params,
   x: Float[Array, "B T D"],
   mask: Float[Array, "B T"],
   config: ModelConfig,
-) -> tuple[Float[Array, "B T D"], Float[Array, "E"], Float[Array, ""]]:
+  given: Int[Array, "B T k"] | None = None,
+) -> tuple[Float[Array, "B T D"], Load]:
   """Shared experts for all tokens, routed experts for those they chose.
 
-  Returns:
-    The output; the load, the number of masked-in tokens that each expert got;
-    and the balance loss, sum_e f_e P_e of every row (eq. 17-20, without alpha)
-    times the row's tokens, summed over rows.
+  The balance loss is eq. 17-20 without alpha, f_e the share of a row's tokens
+  that expert e got and P_e its mean affinity; it and the load count the tokens
+  that `mask` lets in. `given` experts replace the router's choice.
   """
-  flat = x.reshape(-1, x.shape[-1])
-  gates, chosen, affinity = route(params, flat, config)
-  routed = ops.experts(flat, gates, params["gate_up"], params["down"])
-  out = routed + swiglu(flat, params["shared_gate_up"], params["shared_down"])
+  e, flat = config.experts, x.reshape(-1, x.shape[-1])
+  if given is not None:
+    given = given.reshape(-1, e.per_token)
+  routing = route(block, flat, e, given)
+  routed = ops.experts(
+    flat,
+    routing.gates,
+    routing.indices,
+    block["expert_gate_up"],
+    block["expert_down"],
+    chunk=config.moe_chunk,
+  )
+  out = routed + swiglu(flat, block["shared_gate_up"], block["shared_down"])
 
   by_row = lambda y: jnp.sum(y.reshape(*mask.shape, -1) * mask[..., None], 1)
+  chosen = jax.nn.one_hot(routing.indices, e.num_routed).sum(1)
   counts, tokens = by_row(chosen), jnp.maximum(mask.sum(1, keepdims=True), 1)
-  frequency = counts / tokens * (config.num_experts / config.experts_per_token)
-  balance = jnp.sum(frequency * by_row(affinity))  # A sum is tokens * P.
-  return out.reshape(x.shape), counts.sum(0), balance
+  frequency = counts / tokens * (e.num_routed / e.per_token)
+  balance = jnp.sum(frequency * by_row(routing.affinity))  # A sum is tokens * P.
+  indices = routing.indices.reshape(*mask.shape, -1)
+  return out.reshape(x.shape), Load(counts.sum(0), balance, indices)
 
 
 def rebalance(
@@ -65,3 +117,4 @@ def rebalance(
   Experts with more than the mean load lose `speed`, those with less gain it.
   """
   return bias + speed * jnp.sign(load.mean(-1, keepdims=True) - load)
+

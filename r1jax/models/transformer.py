@@ -1,10 +1,10 @@
 """A decoder-only transformer: tokens to hidden states to log-probabilities.
 
-A block is a function of (its weights, x, its cache). Depth is a Python loop
-over the slices of the stacked weights.
+A block is a function of (its weights, x). Depth is a Python loop over slices of
+the stacked weights, or a scan over them that rematerialises.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import chex
 import flax.linen as nn
@@ -13,26 +13,32 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from r1jax.models import cache as caches
 from r1jax.models import ops, weights
-from r1jax.models.attention import Cache, attend_cached, attend_packed
+from r1jax.models.attention import attend_cached, attend_packed
+from r1jax.models.cache import Cache
 from r1jax.models.config import ModelConfig
 from r1jax.models.layers import rms_norm, swiglu
-from r1jax.models.moe import moe
+from r1jax.models.moe import Load, moe
 from r1jax.types import Packed, Params
+
+FLOAT32 = ("router", "router_bias")  # Weights that keep their precision.
 
 
 @chex.dataclass(frozen=True)
 class Forward:
-  """All that a pass over packed rows makes."""
+  """All that a pass over rows of tokens makes."""
 
   hidden: Float[Array, "B T D"]  # Normalised: one matmul from the logits.
-  mtp_hidden: Float[Array, "B T D"] | None  # Of token t + 2, when asked for.
-  expert_load: Float[Array, "L E"]  # Tokens per expert; the MTP block last.
+  mtp_hidden: Float[Array, "depth B T D"] | None  # Of token t + 2 and on.
+  expert_load: Float[Array, "L E"]  # Tokens per expert; the MTP blocks last.
   balance_loss: Float[Array, ""]  # Sum over tokens, mean over layers.
+  experts: Int[Array, "L B T k"]  # Chosen in each layer.
+  cache: Cache | None  # With the tokens appended.
 
 
 class Transformer(nn.Module):
-  """Owns the parameters; `forward` and `extend` below are how to call it."""
+  """Owns the parameters; the functions below are how to call it."""
 
   config: ModelConfig
 
@@ -48,102 +54,162 @@ class Transformer(nn.Module):
       for name, entry in weights.weights(self.config).items()
     }
 
-  def __call__(self, packed: Packed, *, mtp: bool = False) -> Forward:
-    """Hidden states of packed rows, with no cache."""
+  def __call__(
+    self,
+    packed: Packed,
+    *,
+    cache: Cache | None = None,
+    experts: Int[Array, "L B T k"] | None = None,
+    mtp: bool = False,
+  ) -> Forward:
+    """See `forward`."""
     c, params = self.config, self.tree
+    if mtp and cache is not None:
+      raise ValueError("the MTP blocks have no cache; ask for one or the other")
     mask = (packed.positions >= 0).astype(jnp.float32)
-    attend = lambda block, _, x: attend_packed(
-      block, x, packed.positions, packed.k_start, packed.prefix_end, c
-    )
-    x = params["embed"][packed.tokens]
-    loads, balances = [], []
-    for layer, block in enumerate(blocks(params, c)):
-      x, load, balance = run_block(block, layer, x, mask, attend, c)
-      loads += load
-      balances += balance
-    hidden = rms_norm(x, params["final_norm"], c.norm_epsilon)
-    mtp_hidden = None
-    if mtp:
-      mtp_hidden, load, balance = self.predict_further(
-        hidden, packed, mask, attend
+    if cache is None:
+      attend = lambda block, layer, x, rows: (
+        attend_packed(block, x, packed, c),
+        rows,
       )
-      loads += load
-      balances += balance
+    else:
+      start = cache.prefix_length + cache.lengths[:, None]
+      positions = start + jnp.arange(packed.tokens.shape[1])
+      attend = lambda block, layer, x, rows: attend_cached(
+        block, x, positions, cache, rows, layer, c
+      )
+
+    def block_of(block, layer, carry, given):
+      return run_block(block, layer, carry, given, mask, attend, c)
+
+    x = params["embed"][packed.tokens].astype(c.compute_dtype)
+    rows = None if cache is None else cache.rows
+    (x, rows), load = run_layers(block_of, params, (x, rows), experts, c)
+    hidden = rms_norm(x, params["final_norm"], c.norm_epsilon)
+    further = None
+    if mtp and c.mtp_depth:
+      further, more = predict_further(params, hidden, packed, block_of, c)
+      load = jax.tree.map(lambda *x: jnp.concatenate(x), load, more)
+    if cache is not None:
+      added = jnp.sum(packed.positions >= 0, axis=1)
+      cache = cache.replace(rows=rows, lengths=cache.lengths + added)
     return Forward(
       hidden=hidden,
-      mtp_hidden=mtp_hidden,
-      expert_load=jnp.stack(loads) if loads else jnp.zeros((0, c.num_experts)),
-      balance_loss=jnp.mean(jnp.stack(balances)) if balances else jnp.zeros(()),
+      mtp_hidden=further,
+      expert_load=load.tokens,
+      balance_loss=load.balance.mean() if len(load.balance) else jnp.zeros(()),
+      experts=load.indices,
+      cache=cache,
     )
-
-  def predict_further(self, hidden, packed, mask, attend):
-    """The MTP block (arXiv:2412.19437, sec. 2.2): states of token t + 2.
-
-    h'_t = W [norm(h_t); norm(embed(token t + 1))], then one block. The paper
-    leaves open which h it is; the released weights expect the final norm's.
-    """
-    c, p = self.config, self.tree["mtp"]
-    following = self.tree["embed"][packed.targets]
-    both = [
-      rms_norm(hidden, p["hidden_norm"], c.norm_epsilon),
-      rms_norm(following, p["embed_norm"], c.norm_epsilon),
-    ]
-    x = jnp.concatenate(both, axis=-1) @ p["project"]
-    x, load, balance = run_block(p["block"], c.num_layers, x, mask, attend, c)
-    return rms_norm(x, p["final_norm"], c.norm_epsilon), load, balance
-
-  def extend(
-    self, tokens: Int[Array, "B T"], cache: Cache
-  ) -> tuple[Float[Array, "B T D"], Cache]:
-    """Hidden states of T more tokens per row, and the longer cache."""
-    c = self.config
-    prefix_length = cache.prefix[0].shape[0]
-    positions = (
-      prefix_length + cache.lengths[:, None] + jnp.arange(tokens.shape[1])
-    )
-    rows = list(cache.rows)
-
-    def attend(block, layer, x):
-      out, rows[layer] = attend_cached(
-        block, x, positions, cache.prefix[layer], rows[layer], cache.lengths, c
-      )
-      return out
-
-    x = self.tree["embed"][tokens]
-    mask = jnp.ones(tokens.shape)
-    for layer, block in enumerate(blocks(self.tree, c)):
-      x, _, _ = run_block(block, layer, x, mask, attend, c)
-    hidden = rms_norm(x, self.tree["final_norm"], c.norm_epsilon)
-    lengths = cache.lengths + tokens.shape[1]
-    return hidden, cache.replace(rows=tuple(rows), lengths=lengths)
-
-
-def blocks(params: Params, config: ModelConfig) -> Iterator[Params]:
-  """The weights of each layer, first to last."""
-  for name, count in (
-    ("dense", config.num_dense_layers),
-    ("moe", config.num_moe_layers),
-  ):
-    for i in range(count):
-      yield jax.tree.map(lambda w, i=i: w[i], params[name])
 
 
 def run_block(
   block: Params,
-  layer: int,
-  x: Float[Array, "B T D"],
+  layer: int | Int[Array, ""],
+  carry: tuple[Float[Array, "B T D"], caches.Buffers | None],
+  given: Int[Array, "B T k"] | None,
   mask: Float[Array, "B T"],
   attend: Callable,
   config: ModelConfig,
-) -> tuple[Float[Array, "B T D"], list, list]:
-  """Attention then feed-forward, each with a residual; load and balance."""
-  epsilon = config.norm_epsilon
-  x = x + attend(block, layer, rms_norm(x, block["attention_norm"], epsilon))
+) -> tuple[tuple[Float[Array, "B T D"], caches.Buffers | None], Load | None]:
+  """Attention then feed-forward, each with a residual."""
+  (x, rows), epsilon = carry, config.norm_epsilon
+  block = {
+    name: w if name in FLOAT32 else w.astype(config.compute_dtype)
+    for name, w in block.items()
+  }
+  h = rms_norm(x, block["attention_norm"], epsilon)
+  out, rows = attend(block, layer, h, rows)
+  x = x + out
   h = rms_norm(x, block["feed_forward_norm"], epsilon)
   if "router" not in block:
-    return x + swiglu(h, block["gate_up"], block["down"]), [], []
-  out, load, balance = moe(block, h, mask, config)
-  return x + out, [load], [balance]
+    return (x + swiglu(h, block["gate_up"], block["down"]), rows), None
+  out, load = moe(block, h, mask, config, given)
+  return (x + out, rows), load
+
+
+def run_layers(
+  block_of: Callable, params: Params, carry, experts, config: ModelConfig
+):
+  """Every block in turn; what it carries, and the load of those with experts.
+
+  `block_of(block, layer, carry, given)` returns the carry and a load or None.
+  """
+  load, first = no_load(carry[0], config), 0
+  for group, count in (
+    ("dense", config.num_dense_layers),
+    ("moe", config.num_moe_layers),
+  ):
+    if not count:
+      continue
+    given = experts if group == "moe" else None
+    if config.scan:
+      carry, loads = jax.lax.scan(
+        lambda carry, part: jax.checkpoint(block_of)(
+          part[0], part[1], carry, part[2]
+        ),
+        carry,
+        (params[group], first + jnp.arange(count), given),
+      )
+    else:
+      loads = []
+      for i in range(count):
+        slice_of = lambda w, i=i: w[i]
+        block, own = jax.tree.map(slice_of, (params[group], given))
+        carry, one = block_of(block, first + i, carry, own)
+        loads.append(one)
+      loads = jax.tree.map(lambda *x: jnp.stack(x), *loads)
+    if loads is not None:
+      load = loads
+    first += count
+  return carry, load
+
+
+def no_load(x: Float[Array, "B T D"], config: ModelConfig) -> Load:
+  """The load of no layer at all."""
+  count, k = (
+    (config.experts.num_routed, config.experts.per_token)
+    if config.experts
+    else (0, 0)
+  )
+  return Load(
+    tokens=jnp.zeros((0, count)),
+    balance=jnp.zeros(0),
+    indices=jnp.zeros((0, *x.shape[:2], k), jnp.int32),
+  )
+
+
+def predict_further(
+  params: Params,
+  hidden: Float[Array, "B T D"],
+  packed: Packed,
+  block_of: Callable,
+  config: ModelConfig,
+) -> tuple[Float[Array, "depth B T D"], Load]:
+  """The MTP blocks (arXiv:2412.19437, sec. 2.2): states of token t + 2 and on.
+
+  h'_t = W [norm(h_t); norm(embed(token t + k))], then one block and a norm; h
+  is what the last norm before gave. The paper leaves that open; the released
+  weights expect it.
+  """
+  c, states, loads = config, [], []
+  following = packed.targets
+  for k in range(c.mtp_depth):
+    p = jax.tree.map(lambda w, k=k: w[k], params["mtp"])
+    embedded = params["embed"][following].astype(c.compute_dtype)
+    both = [
+      rms_norm(hidden, p["hidden_norm"], c.norm_epsilon),
+      rms_norm(embedded, p["embed_norm"], c.norm_epsilon),
+    ]
+    x = jnp.concatenate(both, axis=-1) @ p["project"].astype(c.compute_dtype)
+    (x, _), load = block_of(p["block"], c.num_layers + k, (x, None), None)
+    hidden = rms_norm(x, p["final_norm"], c.norm_epsilon)
+    following = jnp.roll(following, -1, axis=1)
+    states.append(hidden)
+    if load is not None:
+      loads.append(load)
+  load = jax.tree.map(lambda *x: jnp.stack(x), *loads) if loads else None
+  return jnp.stack(states), load or no_load(hidden, c)
 
 
 def init(model: Transformer, key: jax.Array) -> Params:
@@ -152,17 +218,53 @@ def init(model: Transformer, key: jax.Array) -> Params:
 
 
 def forward(
-  model: Transformer, params: Params, packed: Packed, *, mtp: bool = False
+  model: Transformer,
+  params: Params,
+  packed: Packed,
+  *,
+  cache: Cache | None = None,
+  experts: Int[Array, "L B T k"] | None = None,
+  mtp: bool = False,
 ) -> Forward:
-  """Hidden states of packed rows."""
-  return model.apply({"params": params}, packed, mtp=mtp)
+  """Hidden states of rows of tokens.
+
+  Args:
+    model: its architecture.
+    params: its weights.
+    packed: rows, which see what `Packed` says; with a cache, each row is one
+      text that goes on, and sees the cache and itself.
+    cache: the tokens before; None if there are none.
+    experts: of every layer that has some, to use instead of the router's
+      choice; the gates are still the router's.
+    mtp: also make the states of the MTP blocks.
+  """
+  return model.apply(
+    {"params": params}, packed, cache=cache, experts=experts, mtp=mtp
+  )
 
 
 def extend(
   model: Transformer, params: Params, tokens: Int[Array, "B T"], cache: Cache
 ) -> tuple[Float[Array, "B T D"], Cache]:
   """Hidden states of T more tokens in each row of `cache`."""
-  return model.apply({"params": params}, tokens, cache, method=model.extend)
+  made = forward(model, params, pack_rows(tokens), cache=cache)
+  return made.hidden, made.cache
+
+
+def logits(
+  model: Transformer, params: Params, hidden: Float[Array, "*B D"]
+) -> Float[Array, "*B V"]:
+  """What softmax makes the probabilities of the next token from."""
+  return jnp.dot(
+    hidden,
+    unembed(params).astype(hidden.dtype),
+    preferred_element_type=model.config.logits_dtype,
+  )
+
+
+def unembed(params: Params) -> Float[Array, "D V"]:
+  """Hidden states to logits; the embedding itself where the two are tied."""
+  return params["unembed"] if "unembed" in params else params["embed"].T
 
 
 def pack_rows(
@@ -182,12 +284,19 @@ def pack_rows(
   )
 
 
-def following(packed: Packed) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
-  """The targets of the MTP block, token t + 2, and True where there is one."""
-  roll = lambda x: jnp.roll(x, -1, axis=1)
+def following(
+  packed: Packed, depth: int = 1
+) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
+  """The targets of MTP block `depth`, and True where there is one.
+
+  They are token t + 1 + depth, as far as the text goes.
+  """
+  roll = lambda x: jnp.roll(x, -depth, axis=1)
   # A text may begin where another one ends, in the row and in `origin`.
-  follows = (packed.origin >= 0) & (roll(packed.origin) == packed.origin + 1)
-  follows &= roll(packed.positions) == packed.positions + 1
+  follows = (packed.origin >= 0) & (
+    roll(packed.origin) == packed.origin + depth
+  )
+  follows &= roll(packed.positions) == packed.positions + depth
   return roll(packed.targets), follows
 
 
@@ -198,7 +307,7 @@ def token_logprobs(
   hidden = forward(model, params, pack_rows(tokens)).hidden[:, :-1]
   logprobs, _ = ops.linear_logprobs(
     hidden.reshape(-1, hidden.shape[-1]),
-    params["unembed"],
+    unembed(params),
     jnp.asarray(tokens)[:, 1:].reshape(-1),
   )
   rows, width = tokens.shape

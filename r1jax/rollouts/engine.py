@@ -19,8 +19,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from r1jax import sharding
+from r1jax.models import cache as caches
 from r1jax.models import ops, transformer
-from r1jax.models.attention import Cache, empty_cache
+from r1jax.models.cache import Cache, empty_cache
 from r1jax.models.transformer import Transformer
 from r1jax.rollouts.sampling import completion_keys, sample, token_keys
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Params, Rollout, Tokenizer
@@ -76,7 +77,7 @@ class Engine:
     """
     own, lengths = self._own_tokens(prompts)
     prefix = self.read_prefix(params)
-    caches = self._read(params, prefix, own, lengths)
+    read = self._read(params, prefix, own)
     requests = [(p, g) for p in range(len(prompts)) for g in range(group_size)]
     shape = (len(prompts), group_size, self.max_tokens)
     out = Rollout(
@@ -93,7 +94,7 @@ class Engine:
     done = tokens = 0
     while True:
       slots = self._refill(
-        slots, caches, own, lengths, holding, waiting, seed, round
+        slots, read, own, lengths, holding, waiting, seed, round
       )
       if not holding:
         return out
@@ -132,16 +133,16 @@ class Engine:
       lengths[row] = len(rest)
     return own, lengths
 
-  def _read(self, params, prefix, own, lengths):
-    """Caches of all prompts, without their last token: by layer [P, Tq, C]."""
+  def _read(self, params, prefix, own):
+    """The cached rows of all prompts."""
     parts = []
     for start in range(0, len(own), PREFILL):
       part = own[start : start + PREFILL]
       part = np.pad(part, ((0, PREFILL - len(part)), (0, 0)))
       parts.append(self.read_prompts(params, prefix, part))
-    return tuple(jnp.concatenate(layer) for layer in zip(*parts, strict=True))
+    return caches.join(parts)
 
-  def _refill(self, slots, caches, own, lengths, holding, waiting, seed, round):
+  def _refill(self, slots, read, own, lengths, holding, waiting, seed, round):
     """Puts waiting requests into free slots, `REFILL` at a time."""
     free = [slot for slot in range(self.num_slots) if slot not in holding]
     taken = list(zip(free, waiting, strict=False))
@@ -156,7 +157,7 @@ class Engine:
         slot[i], source[i], member[i] = where, p, g
       slots = self.fill(
         slots,
-        caches,
+        read,
         slot,
         source,
         last[source],
@@ -223,7 +224,7 @@ def make_engine(
     if prefix:
       tokens = jnp.array(prefix, jnp.int32)[None]
       _, cache = transformer.extend(model, params, tokens, cache)
-    return tuple(rows[0] for rows in cache.rows)
+    return caches.as_prefix(cache)
 
   @jax.jit
   def read_prompts(params, prefix_cache, own):
@@ -231,13 +232,10 @@ def make_engine(
     return transformer.extend(model, params, own, cache)[1].rows
 
   @functools.partial(jax.jit, donate_argnames="slots")
-  def fill(slots, caches, slot, source, last, lengths, keys):
+  def fill(slots, prompts, slot, source, last, lengths, keys):
     put = lambda old, new: old.at[slot].set(new, mode="drop")
     keys = put(jax.random.key_data(slots.keys), jax.random.key_data(keys))
-    rows = tuple(
-      old.at[slot, :prompt_tokens].set(cache[source], mode="drop")
-      for cache, old in zip(caches, slots.cache.rows, strict=True)
-    )
+    rows = caches.copy(slots.cache.rows, slot, prompts, source)
     lengths = put(slots.cache.lengths, lengths - 1)
     return slots.replace(
       cache=Cache(prefix=(), rows=rows, lengths=lengths),
@@ -256,7 +254,7 @@ def make_engine(
       model, params, slots.token[:, None], cache
     )
     logits = ops.mask_padding(
-      hidden[:, 0] @ params["unembed"], tokenizer.vocab_size
+      transformer.logits(model, params, hidden[:, 0]), tokenizer.vocab_size
     )
     token, logprob = sample(
       logits,

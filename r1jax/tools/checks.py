@@ -21,7 +21,8 @@ from r1jax import config as configs
 from r1jax import data, metrics, models, rewards, sharding
 from r1jax.data import templates, tokenizer
 from r1jax.models import transformer
-from r1jax.models.config import ModelConfig, preset
+from r1jax.models.config import ModelConfig
+from r1jax.models.presets import preset
 from r1jax.models.weights import weights
 from r1jax.rewards import accuracy
 from r1jax.rewards.grader import GraderPool

@@ -30,8 +30,13 @@ def estimate(
   params = count(tree)
   moving = params - sum(count(tree.get(name, {})) for name in frozen)
   tokens = c.rows.microbatch_rows * c.rows.width
-  by_token = 12 * model.width + model.num_heads * c.rows.width  # Attention.
-  by_token += 4 * max(model.dense_width, model.num_experts * model.expert_width)
+  by_token = 12 * model.width
+  by_token += model.attention.num_heads * min(c.rows.width, ops.NAIVE)
+  experts = model.experts
+  routed = experts.num_routed * experts.width if experts else 0
+  if experts and routed > ops.DENSE:
+    routed = experts.per_token * experts.width
+  by_token += 4 * max(model.dense_width, routed)
   numbers = {
     "parameters": params,
     "moments": 2 * moving,

@@ -199,7 +199,7 @@ def logprobs(model, vocab_size, temperature, params, packed: Packed):
   forward = transformer.forward(model, params, packed)
   values, entropy = ops.linear_logprobs(
     forward.hidden.reshape(-1, forward.hidden.shape[-1]),
-    params["unembed"],
+    transformer.unembed(params),
     packed.targets.reshape(-1),
     temperature=temperature,
     vocab_size=vocab_size,

@@ -14,7 +14,7 @@ from r1jax import checkpoint, data, interrupt, metrics, sharding
 from r1jax.data import packing, tokenizer
 from r1jax.losses.sft import sft_loss
 from r1jax.models import convert, ops, transformer
-from r1jax.models.config import preset
+from r1jax.models.presets import preset
 from r1jax.training import inspection
 from r1jax.training.measurements import of_experts
 from r1jax.training.update import (
@@ -95,12 +95,13 @@ def objective(
     params: of the model.
     packed: one microbatch.
     token_weight: 1 / number of tokens of the whole batch.
-    mtp: weight of the loss on token t + 2 (arXiv:2412.19437, eq. 25).
+    mtp: weight of the mean loss on tokens t + 2 and on, as far as the model
+      predicts (arXiv:2412.19437, eq. 25).
     balance: weight of the sequence-wise balance loss (eq. 17), where a row
       counts as much as its tokens.
   """
   logprobs_of = functools.partial(
-    logprobs, unembed=params["unembed"], vocab_size=vocab_size
+    logprobs, unembed=transformer.unembed(params), vocab_size=vocab_size
   )
   forward = transformer.forward(model, params, packed, mtp=mtp > 0)
   counted = packed.origin >= 0
@@ -114,10 +115,13 @@ def objective(
     "router/load": forward.expert_load,
   }
   if mtp:
-    further, follows = transformer.following(packed)
-    numbers["loss/mtp"] = sft_loss(
-      logprobs_of(forward.mtp_hidden, further), follows * token_weight
-    )
+    losses = []
+    for depth, hidden in enumerate(forward.mtp_hidden, 1):
+      further, follows = transformer.following(packed, depth)
+      losses.append(
+        sft_loss(logprobs_of(hidden, further), follows * token_weight)
+      )
+    numbers["loss/mtp"] = sum(losses) / len(losses)
     total += mtp * numbers["loss/mtp"]
   return total, numbers
 

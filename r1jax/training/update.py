@@ -182,7 +182,7 @@ def move_biases(params: Params, load: jax.Array, speed: float) -> Params:
   params = params | {"moe": params["moe"] | {"router_bias": bias}}
   if "mtp" in params and load.shape[0] > layers:
     block = params["mtp"]["block"]
-    bias = rebalance(block["router_bias"], load[layers], speed)
+    bias = rebalance(block["router_bias"], load[layers:], speed)
     block = block | {"router_bias": bias}
     params = params | {"mtp": params["mtp"] | {"block": block}}
   return params

@@ -8,25 +8,19 @@ import numpy as np
 import pytest
 
 from r1jax.models import transformer
-from r1jax.models.config import ModelConfig, preset
+from r1jax.models.config import ModelConfig
+from r1jax.models.presets import preset
 from r1jax.models.weights import is_weight, weights
 
 SIZES = dict(
   vocab_size=40,
   width=32,
   num_layers=3,
-  num_dense_layers=1,
-  num_heads=3,
-  q_rank=12,
-  kv_rank=10,
-  nope_size=6,
-  rope_size=4,
-  value_size=5,
+  attention=dict(
+    num_heads=3, q_rank=12, kv_rank=10, nope_size=6, rope_size=4, value_size=5
+  ),
   dense_width=24,
-  expert_width=7,
-  num_experts=5,
-  num_shared_experts=2,
-  experts_per_token=2,
+  experts=dict(num_routed=5, num_shared=2, per_token=2, width=7),
   rope_theta=100.0,
 )
 
@@ -39,18 +33,23 @@ class Toy(NamedTuple):
   extend: object  # (params, tokens, cache) -> (hidden, cache)
 
 
-@pytest.fixture(scope="session")
-def toy():
-  config = preset("tiny_deepseek", **SIZES)
-  model = transformer.Transformer(config)
-  rng = np.random.default_rng(0)
+def draw_params(config, seed):
+  """Random weights: norms that scale, biases that bias."""
+  rng = np.random.default_rng(seed)
 
-  def draw(weight):  # Norms that scale, biases that bias.
+  def draw(weight):
     centre = 1.0 if weight.init == "ones" else 0.0
     spread = 0.1 if weight.init == "zeros" else 0.25
     return rng.normal(centre, spread, weight.shape).astype(np.float32)
 
-  params = jax.tree.map(draw, weights(config), is_leaf=is_weight)
+  return jax.tree.map(draw, weights(config), is_leaf=is_weight)
+
+
+@pytest.fixture(scope="session")
+def toy():
+  config = preset("tiny_deepseek", **SIZES)
+  model = transformer.Transformer(config)
+  params = draw_params(config, seed=1)
   forward = functools.partial(transformer.forward, model, mtp=True)
   extend = functools.partial(transformer.extend, model)
   return Toy(config, model, params, jax.jit(forward), jax.jit(extend))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from r1jax.models import transformer
-from r1jax.models.attention import append, empty_cache
+from r1jax.models.cache import append, as_prefix, empty_cache
 
 ROWS, LENGTH, ROOM = 3, 9, 12
 TOKENS = np.random.default_rng(0).integers(0, 40, (ROWS, LENGTH), np.int32)
@@ -55,13 +55,12 @@ def test_reading_after_a_prefix_that_all_rows_share(toy, read):
   rows = np.concatenate([np.tile(prefix, (ROWS, 1)), TOKENS[:, 4:]], axis=1)
   expected = toy.forward(toy.params, transformer.pack_rows(rows)).hidden
   _, alone = read(empty_cache(toy.config, 1, 4), prefix[None])
-  shared = tuple(layer[0] for layer in alone.rows)
+  shared = as_prefix(alone)
   cache = empty_cache(toy.config, ROWS, ROOM, shared)
   for t in range(4, LENGTH):
     hidden, cache = read(cache, rows[:, t : t + 1])
     close(hidden[:, 0], expected[:, t])
-  for before, after in zip(shared, cache.prefix):
-    np.testing.assert_array_equal(before, after)
+  jax.tree.map(np.testing.assert_array_equal, shared, cache.prefix)
 
 
 LENGTHS = np.array([2, 5, 4], np.int32)  # Of rows that differ.
@@ -84,12 +83,12 @@ def test_rows_of_different_lengths_in_one_batch(read, ragged, whole):
 
 
 def test_what_lies_beyond_the_length_has_no_influence(read, ragged):
-  beyond = jnp.arange(ROOM)[None, :, None] >= LENGTHS[:, None, None]
+  beyond = jnp.arange(ROOM)[:, None] >= LENGTHS[:, None, None, None]
   new = TOKENS[np.arange(ROWS), LENGTHS][:, None]
   expected, _ = read(ragged, new)
   for garbage in (1e30, -1e30, 0.0):
     spoiled = ragged.replace(
-      rows=tuple(jnp.where(beyond, garbage, rows) for rows in ragged.rows)
+      rows=jax.tree.map(lambda x, g=garbage: jnp.where(beyond, g, x), ragged.rows)
     )
     hidden, _ = read(spoiled, new)
     np.testing.assert_array_equal(hidden, expected)
@@ -99,7 +98,7 @@ def test_a_row_does_not_know_its_neighbours(read, ragged):
   new = TOKENS[np.arange(ROWS), LENGTHS][:, None]
   expected, _ = read(ragged, new)
   others = ragged.replace(
-    rows=tuple(rows.at[1:].add(1.0) for rows in ragged.rows)
+    rows=jax.tree.map(lambda x: x.at[1:].add(1.0), ragged.rows)
   )
   hidden, _ = read(others, np.concatenate([new[:1], new[1:] + 1]) % 40)
   np.testing.assert_array_equal(hidden[0], expected[0])
@@ -110,20 +109,21 @@ def test_other_weights_make_another_cache(toy, ragged):
   other = jax.tree.map(lambda w: w * 1.01, toy.params)
   cache = empty_cache(toy.config, ROWS, ROOM)
   _, cache = toy.extend(other, jnp.asarray(TOKENS[:, :5]), cache)
-  for old, new in zip(ragged.rows, cache.rows):
-    assert np.abs(old[:, :5] - new[:, :5]).max() > 1e-3
+  for old, new in zip(*map(jax.tree.leaves, (ragged.rows, cache.rows))):
+    assert np.abs(old[:, :, :5] - new[:, :, :5]).max() > 1e-3
 
 
 def test_append_writes_behind_each_row_and_never_beyond_the_room():
-  rows = jnp.zeros((3, 4, 1))
-  latents = jnp.asarray([[[1.0], [2.0]], [[3.0], [4.0]], [[5.0], [6.0]]])
-  got = append(rows, latents, jnp.asarray([0, 2, 3]))
+  rows = ((jnp.zeros((3, 1, 4, 1)),),)
+  new = jnp.arange(1.0, 7.0).reshape(3, 2, 1, 1)
+  got = append(rows, 0, (new,), jnp.asarray([0, 2, 3]))[0][0]
   np.testing.assert_array_equal(
-    got[..., 0], [[1, 2, 0, 0], [0, 0, 3, 4], [0, 0, 0, 5]]
+    got[:, 0, :, 0], [[1, 2, 0, 0], [0, 0, 3, 4], [0, 0, 0, 5]]
   )
 
 
 def test_the_cache_holds_a_latent_and_one_key_per_token(toy):
   cache = empty_cache(toy.config, ROWS, ROOM)
-  numbers = toy.config.kv_rank + toy.config.rope_size
-  assert [rows.shape for rows in cache.rows] == 3 * [(ROWS, ROOM, numbers)]
+  numbers = toy.config.attention.kv_rank + toy.config.attention.rope_size
+  shapes = [rows.shape for rows in jax.tree.leaves(cache.rows)]
+  assert shapes == 3 * [(ROWS, 1, ROOM, numbers)]

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax.models import convert, transformer
-from r1jax.models.config import ModelConfig, preset
-from r1jax.models.weights import Weight, initialise, is_weight, weights
+from r1jax.models import transformer
+from r1jax.models.config import ModelConfig
+from r1jax.models.presets import PRESETS, preset
+from r1jax.models.weights import Weight, initialise, is_weight, sizes, weights
 
 
 def test_the_tiny_model_has_between_0_4_and_1_million_weights():
@@ -16,10 +17,9 @@ def test_the_tiny_model_has_between_0_4_and_1_million_weights():
   )
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   assert 400_000 < count < 1_000_000
-  assert convert.sizes(config)["total"] == count
-  assert convert.sizes(config)["mtp"] == sum(
-    leaf.size for leaf in jax.tree.leaves(params["mtp"])
-  )
+  counted = sizes(config)
+  biases = (config.num_moe_layers + 1) * config.experts.num_routed
+  assert counted["total"] + counted["mtp"] + biases == count
 
 
 def test_every_dimension_of_every_weight_has_a_name(toy):
@@ -55,20 +55,64 @@ def test_weights_begin_as_their_table_says():
   assert np.abs(first["one"] - first["two"]).max() > 0.3
 
 
+PUBLISHED = {  # Parameters, without MTP blocks and balancing biases.
+  "deepseek_v3": 671_026_404_352,
+  "deepseek_v2_lite": 15_706_484_224,
+  "qwen2.5-math-1.5b": 1_543_714_304,
+  "qwen2.5-math-7b": 7_615_616_512,
+  "qwen2.5-14b": 14_770_033_664,
+  "qwen2.5-32b": 32_763_876_352,
+  "llama-3.1-8b": 8_030_261_248,
+  "llama-3.3-70b": 70_553_706_496,
+  "r1-distill-qwen-1.5b": 1_777_088_000,
+  "r1-distill-qwen-7b": 7_615_616_512,
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_the_published_number_of_parameters(name):
+  config = preset(name)
+  params = jax.eval_shape(
+    lambda: transformer.init(transformer.Transformer(config), jax.random.key(0))
+  )
+  params.pop("mtp", None)
+  biases = params.get("moe", {}).pop("router_bias", None)
+  count = sum(leaf.size for leaf in jax.tree.leaves(params))
+  assert count == PUBLISHED.get(name, count) == sizes(config)["total"]
+  if name == "deepseek_v3":
+    assert biases.size == 14_848
+
+
+def test_v3_caches_576_numbers_per_token_and_layer():
+  assert preset("deepseek_v3").cache_size == 576
+
+
 @pytest.mark.parametrize(
   "sizes, message",
   [
-    (dict(rope_size=5), "rope_size 5 is odd"),
-    (dict(experts_per_token=9), "experts_per_token 9"),
-    (dict(experts_per_token=0), "experts_per_token 0"),
-    (dict(num_dense_layers=9), "num_dense_layers 9"),
-    (dict(mtp_depth=2), "mtp_depth 2"),
+    (dict(attention=dict(rope_size=5)), "rope_size 5 is odd"),
+    (dict(experts=dict(per_token=9)), "per_token 9"),
+    (dict(experts=dict(per_token=0)), "per_token 0"),
+    (dict(experts=dict(num_groups=3)), "num_groups 3"),
+    (dict(experts=dict(groups_per_token=2)), "groups_per_token 2"),
+    (dict(experts=dict(num_groups=4, per_token=3)), "per_token 3"),
+    (dict(experts=dict(scores="relu")), "scores 'relu'"),
+    (dict(experts=dict(num_dense_layers=9)), "num_dense_layers 9"),
+    (dict(mtp_depth=-1), "mtp_depth -1"),
+    (dict(moe_chunk=0), "moe_chunk 0"),
     (dict(heads=2), "no 'heads'"),
+    (dict(experts=dict(heads=2)), "experts has no 'heads'"),
+    (dict(width=dict(heads=2)), "no width whose fields"),
   ],
 )
 def test_impossible_sizes_are_refused(sizes, message):
   with pytest.raises(ValueError, match=message):
     preset("tiny_deepseek", **sizes)
+
+
+def test_key_value_heads_divide_the_queries():
+  with pytest.raises(ValueError, match="num_kv_heads 3"):
+    preset("tiny_qwen2", attention=dict(num_kv_heads=3))
 
 
 def test_an_unknown_model_is_refused_with_those_there_are():
@@ -81,12 +125,14 @@ def test_configs_compare_and_hash_by_value():
   assert isinstance(one, ModelConfig)
   assert one == same and hash(one) == hash(same)
   assert one != preset("tiny_deepseek", width=64)
-  assert one.cache_size == one.kv_rank + one.rope_size
+  assert one.cache_size == one.attention.kv_rank + one.attention.rope_size
 
 
 @pytest.mark.parametrize("dense", [0, 2])
 def test_all_layers_may_be_of_one_kind(dense):
-  config = preset("tiny_deepseek", num_layers=2, num_dense_layers=dense)
+  config = preset(
+    "tiny_deepseek", num_layers=2, experts=dict(num_dense_layers=dense)
+  )
   tree = weights(config)
   assert ("dense" in tree, "moe" in tree) == (dense == 2, dense == 0)
   model = transformer.Transformer(config)
@@ -95,4 +141,4 @@ def test_all_layers_may_be_of_one_kind(dense):
   made = jax.eval_shape(
     lambda p: transformer.forward(model, p, packed, mtp=True), params
   )
-  assert made.expert_load.shape == (0 if dense else 3, config.num_experts)
+  assert made.expert_load.shape == (0 if dense else 3, config.experts.num_routed)

@@ -3,7 +3,14 @@
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax.models.layers import rms_norm, rotate, swiglu
+from r1jax.models.layers import rms_norm, swiglu
+from r1jax.models.layers import rotate as rotate_for
+from r1jax.models.presets import preset
+
+def rotate(x, positions, theta, interleaved=True):
+  config = preset("tiny_deepseek", rope_theta=theta)
+  return rotate_for(x, positions, config, interleaved=interleaved)
+
 
 RNG = np.random.default_rng(0)
 NORMAL = RNG.normal(size=(2, 5, 3, 8)).astype(np.float32)

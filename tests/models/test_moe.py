@@ -1,12 +1,14 @@
 """Routing, its bias and its balance, against loops over tokens and experts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.models import ops
-from r1jax.models.moe import moe, rebalance, route
+from r1jax.models.moe import choose, moe, rebalance, route
+from r1jax.models.presets import preset
 
 RNG = np.random.default_rng(0)
 MASK = np.array([[1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]], np.float32)
@@ -26,7 +28,12 @@ def x(toy):
 @pytest.fixture(scope="module")
 def run(toy):
   """`run(weights, x)` -> output, load, balance."""
-  jitted = jax.jit(lambda w, x: moe(w, x, jnp.asarray(MASK), toy.config))
+
+  @jax.jit
+  def jitted(w, x):
+    out, load = moe(w, x, jnp.asarray(MASK), toy.config)
+    return out, load.tokens, load.balance
+
   return lambda w, x: jitted(jax.tree.map(np.float32, w), x)
 
 
@@ -40,19 +47,20 @@ def swiglu(x, gate_up, down):
 
 
 def test_each_token_goes_to_its_experts(toy, layer, x, run):
-  c, out = toy.config, np.zeros(x.shape)
-  load = np.zeros(c.num_experts)
+  e, out = toy.config.experts, np.zeros(x.shape)
+  load = np.zeros(e.num_routed)
   moved = 0
   for b, t in np.ndindex(x.shape[:2]):
     s = affinity(layer, x[b, t])
     # The bias has a say in who is chosen, and none in how much that counts.
-    chosen = np.argsort(-(s + layer["router_bias"]))[: c.experts_per_token]
-    moved += {*chosen} != {*np.argsort(-s)[: c.experts_per_token]}
+    chosen = np.argsort(-(s + layer["router_bias"]))[: e.per_token]
+    moved += {*chosen} != {*np.argsort(-s)[: e.per_token]}
     out[b, t] = swiglu(x[b, t], layer["shared_gate_up"], layer["shared_down"])
-    for e in chosen:
-      gate = c.routed_scale * s[e] / s[chosen].sum()
-      out[b, t] += gate * swiglu(x[b, t], layer["gate_up"][e], layer["down"][e])
-      load[e] += MASK[b, t]
+    for i in chosen:
+      gate = e.scale * s[i] / s[chosen].sum()
+      weights = layer["expert_gate_up"][i], layer["expert_down"][i]
+      out[b, t] += gate * swiglu(x[b, t], *weights)
+      load[i] += MASK[b, t]
   assert moved, "the bias should matter in this test"
   got, got_load, _ = run(layer, x)
   np.testing.assert_allclose(got, out, atol=1e-4)
@@ -61,20 +69,20 @@ def test_each_token_goes_to_its_experts(toy, layer, x, run):
 
 def test_the_balance_loss_is_the_papers(toy, layer, x, run):
   """Equations 17 to 20, of each row, which counts as much as its tokens."""
-  c, total = toy.config, 0.0
+  e, total = toy.config.experts, 0.0
   for row, mask in zip(x, MASK):
     tokens = row[mask > 0]
     if not len(tokens):
       continue
     scores = [affinity(layer, token) for token in tokens]
     loss = 0.0
-    for e in range(c.num_experts):
+    for i in range(e.num_routed):
       chosen = [
-        e in np.argsort(-(s + layer["router_bias"]))[: c.experts_per_token]
+        i in np.argsort(-(s + layer["router_bias"]))[: e.per_token]
         for s in scores
       ]
-      f = c.num_experts / (c.experts_per_token * len(tokens)) * sum(chosen)
-      p = np.mean([s[e] / s.sum() for s in scores])
+      f = e.num_routed / (e.per_token * len(tokens)) * sum(chosen)
+      p = np.mean([s[i] / s.sum() for s in scores])
       loss += f * p
     total += loss * len(tokens)
   _, _, balance = run(layer, x)
@@ -88,17 +96,17 @@ def test_equal_affinities_have_a_balance_loss_of_one(layer, x, run):
 
 def test_gates_of_the_chosen_sum_to_the_routed_scale(toy, layer, x):
   w = jax.tree.map(jnp.float32, layer)
-  gates, chosen, share = route(w, jnp.asarray(x.reshape(-1, 32)), toy.config)
-  np.testing.assert_allclose(gates.sum(1), toy.config.routed_scale, rtol=1e-6)
-  np.testing.assert_array_equal(chosen.sum(1), toy.config.experts_per_token)
-  np.testing.assert_array_equal(gates > 0, chosen > 0)
-  np.testing.assert_allclose(share.sum(1), 1.0, rtol=1e-6)
+  e = toy.config.experts
+  made = route(w, jnp.asarray(x.reshape(-1, 32)), e)
+  np.testing.assert_allclose(made.gates.sum(1), e.scale, rtol=1e-6)
+  assert all(len({*row}) == e.per_token for row in made.indices.tolist())
+  np.testing.assert_allclose(made.affinity.sum(1), 1.0, rtol=1e-6)
 
 
 def test_no_gradient_reaches_the_bias(toy, layer, x):
   def loss(w):
-    out, _, balance = moe(w, jnp.asarray(x), jnp.asarray(MASK), toy.config)
-    return jnp.sum(out**2) + balance
+    out, load = moe(w, jnp.asarray(x), jnp.asarray(MASK), toy.config)
+    return jnp.sum(out**2) + load.balance
 
   grads = jax.jit(jax.grad(loss))(jax.tree.map(np.float32, layer))
   np.testing.assert_array_equal(grads["router_bias"], 0)
@@ -115,28 +123,63 @@ def test_masked_tokens_are_worked_on_but_not_counted(layer, x, run):
   assert np.all(np.isfinite(out))
 
 
-def test_experts_that_are_not_chosen_do_not_matter(toy, layer):
-  c = toy.config
-  hidden = RNG.normal(size=(6, c.width)).astype(np.float32)
-  gates = RNG.uniform(size=(6, c.num_experts)).astype(np.float32)
-  gates[:, 1] = 0
-  run = lambda down: ops.experts(
-    jnp.asarray(hidden),
-    jnp.asarray(gates),
-    jnp.asarray(layer["gate_up"], jnp.float32),
-    jnp.asarray(down, jnp.float32),
+E = 12
+SCORES = RNG.uniform(size=(40, E)).astype(np.float32)
+
+
+def experts_with(**overrides):
+  return preset("tiny_deepseek", experts=dict(num_routed=E) | overrides).experts
+
+
+@pytest.mark.parametrize("scores", ["sigmoid", "softmax"])
+def test_experts_are_chosen_within_the_best_groups(scores):
+  """V3 ranks groups by their two best, V2 by their best."""
+  e = experts_with(
+    num_groups=4, groups_per_token=2, per_token=3, scores=scores
   )
-  expected = sum(
-    gates[:, e, None]
-    * np.array(
-      [swiglu(t, layer["gate_up"][e], layer["down"][e]) for t in hidden]
-    )
-    for e in range(c.num_experts)
+  for row, got in zip(SCORES, np.asarray(choose(jnp.asarray(SCORES), e))):
+    groups = row.reshape(4, 3)
+    counted = 2 if scores == "sigmoid" else 1
+    value = np.sort(groups, axis=1)[:, -counted:].sum(axis=1)
+    best = np.argsort(-value)[:2]
+    eligible = [i for i in range(E) if i // 3 in best]
+    assert [*got] == sorted(eligible, key=lambda i: -row[i])[:3]
+
+
+def test_without_groups_the_best_are_chosen():
+  got = choose(jnp.asarray(SCORES), experts_with(per_token=4))
+  np.testing.assert_array_equal(got, np.argsort(-SCORES)[:, :4])
+
+
+def test_softmax_scores_are_gates_as_they_are(toy, layer, x):
+  """DeepSeek-V2: no bias, no renormalisation."""
+  e = dataclasses.replace(
+    toy.config.experts, scores="softmax", renormalise=False, scale=3.0
   )
-  np.testing.assert_allclose(run(layer["down"]), expected, atol=1e-4)
-  other = layer["down"].copy()
-  other[1] = 100.0
-  np.testing.assert_array_equal(run(layer["down"]), run(other))
+  w = {"router": jnp.float32(layer["router"])}
+  made = route(w, jnp.asarray(x.reshape(-1, 32)), e)
+  for token, indices, gates in zip(x.reshape(-1, 32), *made[:2]):
+    logits = token @ layer["router"]
+    p = np.exp(logits) / np.exp(logits).sum()
+    best = np.argsort(-p)[: e.per_token]
+    np.testing.assert_array_equal(indices, best)
+    np.testing.assert_allclose(gates, 3.0 * p[best], rtol=1e-5)
+
+
+def test_given_experts_replace_the_choice_and_get_the_routers_gates(
+  toy, layer, x
+):
+  w, flat = jax.tree.map(jnp.float32, layer), jnp.asarray(x.reshape(-1, 32))
+  e = toy.config.experts
+  own = route(w, flat, e)
+  again = route(w, flat, e, own.indices)
+  np.testing.assert_array_equal(own.gates, again.gates)
+  other = (own.indices + 1) % e.num_routed
+  made = route(w, flat, e, other)
+  np.testing.assert_array_equal(made.indices, other)
+  for token, indices, gates in zip(flat, other, made.gates):
+    s = affinity(layer, np.float64(token))[np.asarray(indices)]
+    np.testing.assert_allclose(gates, e.scale * s / s.sum(), rtol=1e-4)
 
 
 def test_the_bias_moves_against_the_load_by_one_speed():
@@ -155,7 +198,12 @@ def test_the_bias_rule_balances(toy, layer):
   tokens = jnp.asarray(RNG.normal(size=(400, c.width)), jnp.float32)
   w = jax.tree.map(jnp.float32, layer)
   w["router_bias"] = jnp.asarray([3.0, 0.0, 0.0, 0.0, 0.0])
-  count = jax.jit(lambda w: route(w, tokens, c)[1].sum(0))
+
+  @jax.jit
+  def count(w):
+    indices = route(w, tokens, c.experts).indices.ravel()
+    return jnp.float32(jnp.bincount(indices, length=5))
+
   spread = lambda load: float(load.std() / load.mean())
   first = spread(count(w))
   for _ in range(80):

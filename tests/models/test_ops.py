@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from r1jax.models import ops
 
@@ -94,37 +96,156 @@ def test_logits_are_summed_in_float32():
   np.testing.assert_allclose(logprobs, exact[0], atol=1e-5)
 
 
-def visible(t, s, k_start, prefix_end):
-  return k_start[t] <= s <= t or s < prefix_end[t]
+def test_memory_of_logprobs_is_a_small_share_of_the_naive_forms():
+  """[4, 2048] tokens, width 1024, R1's vocabulary, by XLA's own analysis."""
+  shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
+  tokens, width, vocabulary = 4 * 2048, 1024, 129_280
+
+  def temporaries(function):
+    def loss(hidden, unembed, targets):
+      logprobs, entropy = function(hidden, unembed, targets)
+      return jnp.sum(logprobs + entropy)
+
+    compiled = (
+      jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+      .lower(
+        shape(tokens, width),
+        shape(width, vocabulary),
+        jax.ShapeDtypeStruct((tokens,), jnp.int32),
+      )
+      .compile()
+    )
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  gradient = 4 * width * vocabulary
+  ours = temporaries(ops.linear_logprobs) - gradient
+  assert ours < temporaries(naive) / 8
 
 
-@pytest.mark.parametrize("block", [128, 5])
-def test_attention_sees_its_text_and_the_shared_prefix(monkeypatch, block):
-  monkeypatch.setattr(ops, "BLOCK", block)
-  rows, size, heads, width, value_width = 2, 13, 2, 4, 3
-  draw = lambda w: RNG.normal(size=(rows, size, heads, w)).astype(np.float32)
-  queries, keys, values = draw(width), draw(width), draw(value_width)
-  # Row 0: a prefix of 4, and three texts that share it. Row 1: three texts.
-  k_start = [[0] * 4 + [4] * 3 + [7] * 4 + [11] * 2, [0] * 6 + [6] * 6 + [12]]
-  prefix_end = [[0] * 4 + [4] * 9, [0] * 13]
-  got = ops.attention(
+@pytest.mark.parametrize(
+  "rows, width, k_start, prefix_end",
+  [
+    # A prefix of 4 and three texts that share it; three texts.
+    (
+      2,
+      13,
+      [[0] * 4 + [4] * 3 + [7] * 4 + [11] * 2, [0] * 6 + [6] * 6 + [12]],
+      [[0] * 4 + [4] * 9, [0] * 13],
+    ),
+    (1, 16, [[0] * 16], [[0] * 16]),
+    (1, 8, [[*range(8)]], [[0] * 8]),
+  ],
+)
+@pytest.mark.parametrize("block", [128, 5, "blockwise"])
+def test_attention_sees_its_text_and_the_shared_prefix(
+  monkeypatch, block, rows, width, k_start, prefix_end
+):
+  naive = ops.NAIVE
+  if block == "blockwise":
+    monkeypatch.setattr(ops, "LONG_BLOCK", 4)
+    naive = 0
+  else:
+    monkeypatch.setattr(ops, "BLOCK", block)
+  draw = lambda *s: RNG.normal(size=(rows, width, *s)).astype(np.float32)
+  queries, keys, values = draw(2, 3, 4), draw(2, 4), draw(2, 5)
+  got, lse = ops.attention(
     *map(jnp.asarray, (queries, keys, values)),
     scale=0.5,
     k_start=jnp.asarray(k_start),
     prefix_end=jnp.asarray(prefix_end),
+    naive=naive,
   )
-  for b, t, n in np.ndindex(rows, size, heads):
-    seen = [s for s in range(size) if visible(t, s, k_start[b], prefix_end[b])]
-    scores = np.array([queries[b, t, n] @ keys[b, s, n] * 0.5 for s in seen])
+  for b, t, k, g in np.ndindex(rows, width, 2, 3):
+    seen = [
+      s
+      for s in range(width)
+      if k_start[b][t] <= s <= t or s < prefix_end[b][t]
+    ]
+    scores = np.array(
+      [queries[b, t, k, g] @ keys[b, s, k] * 0.5 for s in seen]
+    )
     weights = np.exp(scores) / np.exp(scores).sum()
-    expected = weights @ values[b, seen, n]
-    np.testing.assert_allclose(got[b, t, n], expected, atol=1e-5)
+    expected = weights @ values[b, seen, k]
+    np.testing.assert_allclose(got[b, t, k, g], expected, atol=1e-5)
+    np.testing.assert_allclose(
+      lse[b, t, k, g], np.log(np.exp(scores).sum()), atol=1e-5
+    )
+
+
+@st.composite
+def packed_rows(draw):
+  """Sizes, and rows of texts, some of which share a prefix."""
+  width = draw(st.integers(2, 24))
+  k_start, prefix_end = np.zeros((2, 2, width), np.int32)
+  for row in range(2):
+    prefix = draw(st.integers(0, width - 1))
+    starts = draw(st.sets(st.integers(prefix, width - 1)))
+    start = prefix
+    for t in range(prefix, width):
+      start = t if t in starts else start
+      k_start[row, t], prefix_end[row, t] = start, prefix
+  return draw(st.sampled_from([(1, 1), (2, 3), (3, 1)])), k_start, prefix_end
+
+
+@settings(max_examples=30, deadline=None)
+@given(packed_rows(), st.integers(0, 2**31))
+def test_blockwise_attention_is_the_naive_one_forward_and_backward(rows, seed):
+  (heads, group), k_start, prefix_end = rows
+  rng = np.random.default_rng(seed)
+  draw = lambda *s: jnp.asarray(
+    rng.normal(size=(*k_start.shape, *s)), jnp.float32
+  )
+  inputs = draw(heads, group, 4), draw(heads, 4), draw(heads, 3)
+  of_out, of_lse = draw(heads, group, 3), draw(heads, group)
+
+  def run(naive):
+    def loss(*inputs):
+      out, lse = ops.attention(
+        *inputs,
+        scale=0.7,
+        k_start=jnp.asarray(k_start),
+        prefix_end=jnp.asarray(prefix_end),
+        naive=naive,
+      )
+      return jnp.sum(out * of_out) + jnp.sum(lse * of_lse), (out, lse)
+
+    return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*inputs)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(ops, "LONG_BLOCK", 8)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), run(0), run(99)
+    )
+
+
+def test_memory_of_blockwise_attention_is_linear_in_its_tokens():
+  """V3's heads; the naive form would hold 128 x T x T scores."""
+
+  def temporaries(tokens):
+    shape = lambda *s: jax.ShapeDtypeStruct((1, tokens, *s), jnp.bfloat16)
+    numbers = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
+    loss = lambda q, k, v, first, end: jnp.sum(
+      ops.attention(q, k, v, scale=0.1, k_start=first, prefix_end=end)[0]
+    ).astype(jnp.float32)
+    lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(
+      shape(128, 1, 192), shape(128, 192), shape(128, 128), numbers, numbers
+    )
+    return lowered.compile().memory_analysis().temp_size_in_bytes
+
+  small, large = temporaries(4096), temporaries(32_768)
+  assert large < 8.5 * small
+  assert large < 32 * 2**30
 
 
 def test_attention_to_nothing_else_is_attention_to_oneself():
   x = jnp.asarray(RNG.normal(size=(1, 4, 1, 3)), jnp.float32)
   slots = jnp.arange(4)[None]
-  got = ops.attention(
-    x, x, x, scale=1.0, k_start=slots, prefix_end=jnp.zeros_like(slots)
+  got, _ = ops.attention(
+    x[:, :, :, None],
+    x,
+    x,
+    scale=1.0,
+    k_start=slots,
+    prefix_end=jnp.zeros_like(slots),
   )
-  np.testing.assert_allclose(got, x, rtol=1e-6)
+  np.testing.assert_allclose(got[:, :, :, 0], x, rtol=1e-6)

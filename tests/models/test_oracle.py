@@ -12,6 +12,7 @@ import pytest
 
 from r1jax.models import transformer
 from r1jax.models.attention import attend_cached, attend_packed, softmax_scale
+from r1jax.models.cache import empty_cache
 
 TOKENS = np.array([3, 17, 17, 8, 0, 39, 22, 5], np.int32)
 
@@ -42,25 +43,26 @@ def turned(x, position, theta):
 
 def attention(w, x, positions, c):
   """u_t of every token: equations 37 to 47 of app. C, head by head."""
-  out = np.zeros((len(x), c.width))
-  latents = [norm((t @ w["kv_down"])[: c.kv_rank], w["kv_norm"]) for t in x]
+  a, out = c.attention, np.zeros((len(x), c.width))
+  q_down, kv_down = np.split(w["qkv_down"], [a.q_rank], axis=1)
+  latents = [norm((t @ kv_down)[: a.kv_rank], w["kv_norm"]) for t in x]
   shared = [
-    turned((t @ w["kv_down"])[c.kv_rank :], p, c.rope_theta)
+    turned((t @ kv_down)[a.kv_rank :], p, c.rope_theta)
     for t, p in zip(x, positions)
   ]
   for t in range(len(x)):
-    query_latent = norm(x[t] @ w["q_down"], w["q_norm"])
-    for head in range(c.num_heads):
+    query_latent = norm(x[t] @ q_down, w["q_norm"])
+    for head in range(a.num_heads):
       query = query_latent @ w["q_up"][:, head]
-      plain, rope = query[: c.nope_size], query[c.nope_size :]
+      plain, rope = query[: a.nope_size], query[a.nope_size :]
       rope = turned(rope, positions[t], c.rope_theta)
       scores, values = [], []
       for s in range(t + 1):
         key_value = latents[s] @ w["kv_up"][:, head]
-        key = np.concatenate([key_value[: c.nope_size], shared[s]])
+        key = np.concatenate([key_value[: a.nope_size], shared[s]])
         score = np.concatenate([plain, rope]) @ key
-        scores.append(score / np.sqrt(c.nope_size + c.rope_size))
-        values.append(key_value[c.nope_size :])
+        scores.append(score / np.sqrt(a.nope_size + a.rope_size))
+        values.append(key_value[a.nope_size :])
       weights = np.exp(scores) / np.sum(np.exp(scores))
       out[t] += weights @ values @ w["out"][head]
   return out
@@ -69,11 +71,11 @@ def attention(w, x, positions, c):
 def experts(w, x, c):
   """Shared and routed experts of one token, and which were chosen."""
   scores = 1 / (1 + np.exp(-(x @ w["router"])))
-  chosen = np.argsort(-(scores + w["router_bias"]))[: c.experts_per_token]
+  chosen = np.argsort(-(scores + w["router_bias"]))[: c.experts.per_token]
   out = feed_forward(x, w["shared_gate_up"], w["shared_down"])
   for e in chosen:
-    gate = c.routed_scale * scores[e] / sum(scores[chosen])
-    out = out + gate * feed_forward(x, w["gate_up"][e], w["down"][e])
+    gate = c.experts.scale * scores[e] / sum(scores[chosen])
+    out = out + gate * feed_forward(x, w["expert_gate_up"][e], w["expert_down"][e])
   return out, chosen
 
 
@@ -104,7 +106,8 @@ def run(params, tokens, c):
       w = jax.tree.map(lambda leaf, i=i: leaf[i], params[name])
       x = block(w, x, positions, c, chosen)
   final = lambda rows, scale: np.array([norm(t, scale) for t in rows])
-  mtp, x = params["mtp"], final(x, params["final_norm"])
+  mtp = jax.tree.map(lambda leaf: leaf[0], params["mtp"])
+  x = final(x, params["final_norm"])
   following = params["embed"][np.roll(tokens, -1)]
   joined = [
     np.concatenate([norm(h, mtp["hidden_norm"]), norm(e, mtp["embed_norm"])])
@@ -116,7 +119,7 @@ def run(params, tokens, c):
   return (
     x,
     final(further, mtp["final_norm"]),
-    np.array(chosen).reshape(-1, len(tokens), c.experts_per_token),
+    np.array(chosen).reshape(-1, len(tokens), c.experts.per_token),
   )
 
 
@@ -136,16 +139,16 @@ def test_the_trunk_is_the_papers(oracle, forward):
 
 
 def test_the_mtp_block_reads_the_next_token_and_the_state(oracle, forward):
-  np.testing.assert_allclose(forward.mtp_hidden[0], oracle[1], atol=2e-4)
+  np.testing.assert_allclose(forward.mtp_hidden[0, 0], oracle[1], atol=2e-4)
 
 
 def test_every_layer_counts_the_tokens_of_its_experts(toy, oracle, forward):
   load = [
-    np.bincount(layer.ravel(), minlength=toy.config.num_experts)
+    np.bincount(layer.ravel(), minlength=toy.config.experts.num_routed)
     for layer in oracle[2]
   ]
   np.testing.assert_array_equal(forward.expert_load, load)
-  assert np.sum(load) == 3 * len(TOKENS) * toy.config.experts_per_token
+  assert np.sum(load) == 3 * len(TOKENS) * toy.config.experts.per_token
   assert np.all(np.max(load, axis=1) < len(TOKENS))  # They do choose.
 
 
@@ -177,14 +180,13 @@ def layer(toy):
 
   @jax.jit
   def packed(x, positions):
-    zeros = jnp.zeros_like(positions)
-    return attend_packed(w, x, positions, zeros, zeros, c)
+    packed = transformer.pack_rows(jnp.zeros_like(positions))
+    return attend_packed(w, x, packed.replace(positions=positions), c)
 
   @jax.jit
   def cached(x, positions):
-    nothing, empty = jnp.zeros((0, c.cache_size)), jnp.zeros(2, jnp.int32)
-    rows = jnp.zeros((2, 9, c.cache_size))
-    return attend_cached(w, x, positions, nothing, rows, empty, c)[0]
+    empty = empty_cache(c, 2, 9)
+    return attend_cached(w, x, positions, empty, empty.rows, 0, c)[0]
 
   return w, jnp.asarray(x), packed, cached
 

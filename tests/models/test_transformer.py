@@ -43,7 +43,7 @@ def evaluate(toy):
     further, follows = transformer.following(packed)
     return (
       of(made.hidden, packed.targets),
-      of(made.mtp_hidden, further),
+      of(made.mtp_hidden[0], further),
       follows,
     )
 
@@ -125,8 +125,8 @@ def test_the_future_has_no_influence(toy):
   np.testing.assert_array_equal(one.hidden[:, :10], other.hidden[:, :10])
   assert np.abs(one.hidden[:, 10:] - other.hidden[:, 10:]).max() > 0.1
   # The MTP block knows one token more.
-  np.testing.assert_array_equal(one.mtp_hidden[:, :9], other.mtp_hidden[:, :9])
-  assert np.abs(one.mtp_hidden[:, 9] - other.mtp_hidden[:, 9]).max() > 0.01
+  np.testing.assert_array_equal(one.mtp_hidden[0, :, :9], other.mtp_hidden[0, :, :9])
+  assert np.abs(one.mtp_hidden[0, :, 9] - other.mtp_hidden[0, :, 9]).max() > 0.01
 
 
 def test_every_earlier_token_has_influence(toy):
@@ -143,7 +143,7 @@ def test_unused_rows_and_slots_load_no_expert(toy):
   packed, _ = piles(TEXTS)
   load = toy.forward(toy.params, packed).expert_load
   used = (packed.positions >= 0).sum()
-  each = used * toy.config.experts_per_token
+  each = used * toy.config.experts.per_token
   np.testing.assert_array_equal(load.sum(axis=1), [each] * 3)
 
 

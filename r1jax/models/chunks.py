@@ -1,0 +1,76 @@
+"""A function of many tokens, some of them at a time, forward and backward."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def over_chunks(fn: Callable, chunk: int, weights, floats, integers):
+  """fn(weights, floats, integers), with buffers of `chunk` tokens at most.
+
+  Args:
+    fn: treats tokens alone: row m of its results depends on row m of its
+      inputs and on the weights.
+    chunk: tokens at a time.
+    weights: a tree of arrays, whole in every call.
+    floats: a tree of arrays [M, ...], differentiable.
+    integers: a tree of arrays [M, ...].
+
+  Returns:
+    A tree of arrays [M, ...]. Only inputs are kept for the gradient, which runs
+    `fn` again; that of the weights adds up in float32. Up to `chunk` tokens are
+    one plain call.
+  """
+  if jax.tree.leaves(floats)[0].shape[0] <= chunk:
+    return fn(weights, floats, integers)
+  return _chunked(fn, chunk, weights, floats, integers)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _chunked(fn, chunk, weights, floats, integers):
+  return _forward(fn, chunk, weights, floats, integers)[0]
+
+
+def _forward(fn, chunk, weights, floats, integers):
+  count = jax.tree.leaves(floats)[0].shape[0]
+  out = jax.lax.map(
+    lambda part: fn(weights, *part), _split((floats, integers), chunk)
+  )
+  return _join(out, count), (weights, floats, integers)
+
+
+def _backward(fn, chunk, saved, gradients):
+  weights, floats, integers = saved
+  count = jax.tree.leaves(floats)[0].shape[0]
+
+  def add(total, part):
+    floats, integers, gradients = part
+    _, pull = jax.vjp(lambda w, f: fn(w, f, integers), weights, floats)
+    of_weights, of_floats = pull(gradients)
+    return jax.tree.map(jnp.add, total, of_weights), of_floats
+
+  zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
+  total, of_floats = jax.lax.scan(
+    add, zeros, _split((floats, integers, gradients), chunk)
+  )
+  total = jax.tree.map(lambda t, w: t.astype(w.dtype), total, weights)
+  return total, _join(of_floats, count), None
+
+
+_chunked.defvjp(_forward, _backward)
+
+
+def _split(tree, chunk):
+  """[M, ...] as [M / chunk, chunk, ...], zeros behind the last."""
+
+  def split(x):
+    padding = [(0, -x.shape[0] % chunk)] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, padding).reshape(-1, chunk, *x.shape[1:])
+
+  return jax.tree.map(split, tree)
+
+
+def _join(tree, count):
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], tree)

@@ -1,0 +1,160 @@
+"""Routed experts: each token through the few that it chose, none dropped."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from r1jax.models.layers import swiglu
+
+
+def dense(weights, floats, indices) -> Float[Array, "M D"]:
+  """Every expert reads every token; the gates of the others are 0.
+
+  Costs E experts per token where the model needs k: right while E * F is no
+  wider than a dense layer. Arguments as in `blocked`.
+  """
+  (gate_up, down), (x, gates) = weights, floats
+  experts = jnp.arange(gate_up.shape[0])
+  chosen = indices[..., None] == experts  # [M, k, E]
+  spread = jnp.sum(jnp.where(chosen, gates[..., None], 0), axis=1)
+  gate, up = jnp.split(jnp.einsum("MD,EDF->MEF", x, gate_up), 2, axis=-1)
+  hidden = jax.nn.silu(gate) * up * spread[..., None].astype(x.dtype)
+  return jnp.einsum("MEF,EFD->MD", hidden, down)
+
+
+def ragged(weights, floats, indices) -> Float[Array, "M D"]:
+  """`blocked` by `jax.lax.ragged_dot`, which TPUs have a kernel for."""
+  (gate_up, down), (x, gates) = weights, floats
+  order = jnp.argsort(indices.reshape(-1), stable=True)
+  counts = jnp.bincount(indices.reshape(-1), length=gate_up.shape[0])
+  rows = x[order // indices.shape[1]]
+  hidden = jax.lax.ragged_dot(rows, gate_up, counts.astype(jnp.int32))
+  gate, up = jnp.split(hidden, 2, axis=-1)
+  out = jax.lax.ragged_dot(
+    jax.nn.silu(gate) * up, down, counts.astype(jnp.int32)
+  )
+  own = out[jnp.argsort(order)].reshape(*indices.shape, -1)
+  return jnp.einsum("MKD,MK->MD", own, gates.astype(x.dtype))
+
+
+@jax.custom_vjp
+def blocked(
+  weights: tuple[Float[Array, "E D twoF"], Float[Array, "E F D"]],
+  floats: tuple[Float[Array, "M D"], Float[Array, "M k"]],
+  indices: Int[Array, "M k"],
+) -> Float[Array, "M D"]:
+  """sum_k gates[:, k] * swiglu of expert indices[:, k], by grouped matmuls.
+
+  Rows are laid out by expert, each expert's padded to whole blocks, and one
+  loop runs over the blocks in use. The buffer holds the worst case, so no token
+  is ever dropped. Gathers move the rows, in the gradient too.
+  """
+  return _forward(weights, floats, indices)[0]
+
+
+def _forward(weights, floats, indices):
+  (gate_up, down), (x, gates) = weights, floats
+  plan = _plan(indices, gate_up.shape[0])
+  rows = _take(x, plan.source // indices.shape[1])
+  block = plan.block
+
+  def run(b, out):
+    e = plan.expert[b]
+    made = swiglu(_block(rows, b, block), gate_up[e], down[e])
+    return jax.lax.dynamic_update_slice_in_dim(out, made, b * block, 0)
+
+  out = jax.lax.fori_loop(0, plan.used, run, jnp.zeros_like(rows))
+  own = out[plan.slot]  # [M, k, D]
+  mixed = jnp.einsum("MKD,MK->MD", own, gates.astype(x.dtype))
+  return mixed, (weights, floats, indices)
+
+
+def _backward(saved, gradient):
+  (gate_up, down), (x, gates), indices = saved
+  plan = _plan(indices, gate_up.shape[0])
+  token = plan.source // indices.shape[1]
+  rows, d_out = _take(x, token), _take(gradient, token)
+  gate = _take(gates.reshape(-1), plan.source)
+  block = plan.block
+
+  def run(b, carry):
+    d_gate_up, d_down, d_rows, d_gate = carry
+    e = plan.expert[b]
+    made, pull = jax.vjp(
+      swiglu, _block(rows, b, block), gate_up[e], down[e]
+    )
+    own = _block(d_out, b, block)
+    scaled = own * _block(gate, b, block)[:, None].astype(own.dtype)
+    of_rows, of_gate_up, of_down = pull(scaled)
+    put = functools.partial(
+      jax.lax.dynamic_update_slice_in_dim, start_index=b * block, axis=0
+    )
+    return (
+      d_gate_up.at[e].add(of_gate_up),
+      d_down.at[e].add(of_down),
+      put(d_rows, of_rows),
+      put(d_gate, jnp.sum(made * own, axis=-1).astype(d_gate.dtype)),
+    )
+
+  d_gate_up, d_down, d_rows, d_gate = jax.lax.fori_loop(
+    0,
+    plan.used,
+    run,
+    tuple(jnp.zeros_like(x) for x in (gate_up, down, rows, gate)),
+  )
+  d_x = d_rows[plan.slot].sum(axis=1)
+  return (d_gate_up, d_down), (d_x, d_gate[plan.slot]), None
+
+
+blocked.defvjp(_forward, _backward)
+
+
+class _Plan(NamedTuple):
+  """Where every choice goes, and what each block of rows works with."""
+
+  block: int  # Rows in a block.
+  slot: Int[Array, "M k"]  # The row of each choice.
+  source: Int[Array, "rows"]  # The choice in each row; M * k where none is.
+  expert: Int[Array, "blocks"]
+  used: Int[Array, ""]  # Blocks; those behind hold nothing.
+
+
+def _plan(indices: Int[Array, "M k"], experts: int) -> _Plan:
+  choices = indices.reshape(-1)
+  n = choices.size
+  block = min(max(8, 1 << (n // experts).bit_length() >> 1), 128)
+  order = jnp.sort(choices * n + jnp.arange(n)) % n  # By expert, then token.
+  counts = jnp.sum(choices[:, None] == jnp.arange(experts), axis=0)
+  blocks = -(-counts // block)
+  first = (jnp.cumsum(counts) - counts, jnp.cumsum(blocks) - blocks)
+  used = jnp.sum(blocks)
+
+  worst = n // block + min(experts, n)
+  expert = jnp.sum(
+    jnp.arange(worst)[:, None] >= jnp.cumsum(blocks), axis=1
+  ).clip(max=experts - 1)
+  row = jnp.arange(worst * block)
+  own = jnp.repeat(expert, block)
+  place = row - first[1][own] * block  # Among the rows of the expert.
+  filled = (place < counts[own]) & (row < used * block)
+  source = jnp.where(filled, order[jnp.where(filled, first[0][own] + place, 0)], n)
+  sorted_choice = choices[order]
+  slot_sorted = (
+    jnp.arange(n) - first[0][sorted_choice] + first[1][sorted_choice] * block
+  )
+  slot = jnp.zeros(n, jnp.int32).at[order].set(
+    slot_sorted, unique_indices=True
+  )
+  return _Plan(block, slot.reshape(indices.shape), source, expert, used)
+
+
+def _take(x, index):
+  """x[index] on the first axis, zeros where the index is out of range."""
+  return x.at[index].get(mode="fill", fill_value=0)
+
+
+def _block(x, b, block):
+  return jax.lax.dynamic_slice_in_dim(x, b * block, block, 0)

@@ -1,0 +1,116 @@
+"""Three ways through the routed experts, and chunks of tokens, are one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r1jax.models import experts, ops
+from r1jax.models.chunks import over_chunks
+
+D, F = 6, 5
+
+
+def draw(rng, tokens, count, per_token, skew=0.0):
+  """Weights, tokens with their gates, and distinct experts for each token."""
+  normal = lambda *s: jnp.asarray(rng.normal(size=s), jnp.float32)
+  weights = normal(count, D, 2 * F), normal(count, F, D)
+  liking = rng.normal(size=(tokens, count)) + skew * np.arange(count)
+  indices = np.argsort(-liking, axis=1)[:, :per_token]
+  floats = normal(tokens, D), normal(tokens, per_token)
+  return weights, floats, jnp.asarray(indices, jnp.int32)
+
+
+def oracle(weights, floats, indices):
+  """Token by token, expert by expert."""
+  (gate_up, down), (x, gates) = jax.tree.map(np.float64, (weights, floats))
+  out = np.zeros(x.shape)
+  for m, k in np.ndindex(indices.shape):
+    e = indices[m, k]
+    gate, up = np.split(x[m] @ gate_up[e], 2)
+    out[m] += gates[m, k] * ((gate / (1 + np.exp(-gate)) * up) @ down[e])
+  return out
+
+
+def gradients(way, weights, floats, indices, of_out):
+  loss = lambda w, f: jnp.sum(way(w, f, indices) * of_out)
+  return jax.grad(loss, argnums=(0, 1))(weights, floats)
+
+
+WAYS = [experts.dense, experts.ragged, experts.blocked]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+  st.integers(1, 40),
+  st.sampled_from([(2, 1), (4, 2), (7, 3), (33, 8)]),
+  st.sampled_from([0.0, 3.0]),
+  st.integers(0, 2**31),
+)
+def test_each_token_goes_through_its_experts(tokens, sizes, skew, seed):
+  """Also where one expert gets all, and most get none."""
+  rng = np.random.default_rng(seed)
+  inputs = draw(rng, tokens, *sizes, skew)
+  expected = oracle(*inputs)
+  for way in WAYS:
+    np.testing.assert_allclose(way(*inputs), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("way", [experts.ragged, experts.blocked])
+@pytest.mark.parametrize("skew", [0.0, 3.0])
+def test_their_gradients_are_those_of_the_dense_form(way, skew):
+  rng = np.random.default_rng(1)
+  inputs = draw(rng, 50, 7, 3, skew)
+  of_out = jnp.asarray(rng.normal(size=(50, D)), jnp.float32)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4),
+    gradients(jax.jit(way), *inputs, of_out),
+    gradients(experts.dense, *inputs, of_out),
+  )
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 50, 64])
+def test_chunks_of_tokens_give_the_same_forward_and_backward(chunk):
+  rng = np.random.default_rng(2)
+  inputs = draw(rng, 50, 7, 3)
+  of_out = jnp.asarray(rng.normal(size=(50, D)), jnp.float32)
+  chunked = lambda *inputs: over_chunks(experts.blocked, chunk, *inputs)
+  np.testing.assert_allclose(chunked(*inputs), oracle(*inputs), atol=2e-4)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4),
+    gradients(jax.jit(chunked), *inputs, of_out),
+    gradients(experts.dense, *inputs, of_out),
+  )
+
+
+def test_experts_that_are_not_chosen_do_not_matter():
+  rng = np.random.default_rng(3)
+  (gate_up, down), (x, gates), indices = draw(rng, 20, 5, 2)
+  indices = jnp.where(indices == 1, 0, indices)
+  run = lambda down: ops.experts(x, gates, indices, gate_up, down, chunk=8)
+  spoiled = down.at[1].set(100.0)
+  np.testing.assert_array_equal(run(down), run(spoiled))
+
+
+def test_memory_is_bounded_by_the_chunk():
+  """Sizes at which buffers outweigh the gradient of the weights."""
+
+  def temporaries(tokens):
+    shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
+    loss = lambda x, gates, indices, gate_up, down: jnp.sum(
+      ops.experts(x, gates, indices, gate_up, down, chunk=1024)
+    )
+    lowered = jax.jit(jax.grad(loss, argnums=(0, 3, 4))).lower(
+      shape(tokens, 64),
+      shape(tokens, 8),
+      jax.ShapeDtypeStruct((tokens, 8), jnp.int32),
+      shape(16, 64, 128),
+      shape(16, 64, 64),
+    )
+    return lowered.compile().memory_analysis().temp_size_in_bytes
+
+  small, large = temporaries(4096), temporaries(32_768)
+  tokens_themselves = 4 * (64 + 8 + 8) * (32_768 - 4096)
+  assert large - small < 4 * tokens_themselves  # Buffers alone would be 16.

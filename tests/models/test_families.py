@@ -1,0 +1,227 @@
+"""Whatever the architecture: one tree, several ways to run it, one result."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r1jax.models import ops, transformer
+from r1jax.models.cache import as_prefix, empty_cache
+from r1jax.models.config import (
+  Experts,
+  Grouped,
+  Latent,
+  Llama3,
+  ModelConfig,
+  Yarn,
+)
+from r1jax.models.weights import is_weight, weights
+
+SCALINGS = [
+  None,
+  Yarn(factor=4.0, original_length=16, mscale=1.0, mscale_all_dim=0.8),
+  Llama3(factor=8.0, original_length=16, low=1.0, high=4.0),
+]
+
+
+@st.composite
+def configs(draw):
+  """Any model there could be, in the small."""
+  pick = lambda *values: draw(st.sampled_from(values))
+  if draw(st.booleans()):
+    attention = Latent(
+      num_heads=pick(1, 3),
+      q_rank=pick(None, 5),
+      kv_rank=pick(4, 7),
+      nope_size=pick(3, 6),
+      rope_size=pick(2, 4),
+      value_size=pick(3, 5),
+    )
+  else:
+    kv_heads = pick(1, 2)
+    attention = Grouped(
+      num_heads=kv_heads * pick(1, 3),
+      num_kv_heads=kv_heads,
+      head_size=pick(4, 6),
+      bias=draw(st.booleans()),
+    )
+  experts = None
+  if draw(st.booleans()):
+    groups = pick(1, 3)
+    experts = Experts(
+      num_routed=6,
+      num_shared=pick(1, 2),
+      num_dense_layers=pick(0, 1, 3),
+      per_token=pick(1, 2),
+      width=pick(3, 4),
+      scores=pick("sigmoid", "softmax"),
+      renormalise=draw(st.booleans()),
+      scale=pick(1.0, 2.5),
+      num_groups=groups,
+      groups_per_token=pick(1, groups),
+    )
+  return ModelConfig(
+    vocab_size=17,
+    width=pick(8, 10),
+    num_layers=3,
+    attention=attention,
+    dense_width=pick(6, 9),
+    norm_epsilon=1e-6,
+    rope_theta=100.0,
+    max_length=64,
+    rope_scaling=pick(*SCALINGS),
+    tied=draw(st.booleans()),
+    experts=experts,
+    mtp_depth=pick(0, 1, 2),
+    moe_chunk=pick(5, 8192),
+  )
+
+
+def draw_params(config, seed):
+  rng = np.random.default_rng(seed)
+  draw = lambda w: np.float32(
+    rng.normal(1.0 if w.init == "ones" else 0.0, 0.3, w.shape)
+  )
+  return jax.tree.map(draw, weights(config), is_leaf=is_weight)
+
+
+def close(got, expected, atol=1e-4):
+  np.testing.assert_allclose(got, expected, atol=atol, rtol=1e-4)
+
+
+ROWS, LENGTH = 3, 10
+TOKENS = np.random.default_rng(0).integers(0, 17, (ROWS, LENGTH), np.int32)
+EACH = settings(max_examples=12, deadline=None)
+
+
+def loss_of(config):
+  """A loss that every output of the model enters, and those outputs."""
+  model = transformer.Transformer(config)
+  weight = np.random.default_rng(1).normal(size=(ROWS, LENGTH, config.width))
+
+  def loss(params):
+    made = transformer.forward(
+      model, params, transformer.pack_rows(TOKENS), mtp=True
+    )
+    total = jnp.sum(made.hidden * weight) + made.balance_loss
+    if made.mtp_hidden is not None:
+      total += jnp.sum(made.mtp_hidden**2 * weight)
+    return total, made
+
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+@EACH
+@given(configs(), st.integers(0, 2**31))
+def test_a_scan_over_depth_is_the_loop(config, seed):
+  params = draw_params(config, seed)
+  (_, looped), of_loop = loss_of(config)(params)
+  scanned_config = dataclasses.replace(config, scan=True)
+  (_, scanned), of_scan = loss_of(scanned_config)(params)
+  jax.tree.map(close, looped, scanned)
+  jax.tree.map(lambda a, b: close(a, b, 1e-2), of_loop, of_scan)
+
+
+@EACH
+@given(configs(), st.booleans(), st.integers(0, 2**31))
+def test_reading_into_the_cache_is_reading_at_once(config, scan, seed):
+  """A shared prefix, then many tokens, several, and one; rows that differ."""
+  config = dataclasses.replace(config, scan=scan, mtp_depth=0)
+  model, params = transformer.Transformer(config), draw_params(config, seed)
+  rows = TOKENS.copy()
+  rows[:, :3] = rows[0, :3]
+  whole = transformer.forward(
+    model, params, transformer.pack_rows(rows)
+  ).hidden
+  read = lambda tokens, cache: transformer.extend(
+    model, params, jnp.asarray(tokens), cache
+  )
+  _, alone = read(rows[:1, :3], empty_cache(config, 1, 3))
+  cache = empty_cache(config, ROWS, LENGTH, as_prefix(alone))
+  hidden, cache = read(rows[:, 3:7], cache)
+  close(hidden, whole[:, 3:7])
+  # Rows at different positions: each goes back by its own number of tokens.
+  cache = cache.replace(lengths=jnp.asarray([4, 2, 3]))
+  at = 3 + np.asarray(cache.lengths)[:, None] + np.arange(3)
+  hidden, cache = read(np.take_along_axis(rows, at, 1), cache)
+  close(hidden, np.take_along_axis(whole, at[..., None], 1))
+
+
+@EACH
+@given(configs(), st.integers(0, 2**31))
+def test_padding_behind_a_row_counts_for_nothing(config, seed):
+  config = dataclasses.replace(config, mtp_depth=0)
+  model, params = transformer.Transformer(config), draw_params(config, seed)
+  packed = transformer.pack_rows(TOKENS[:, :5])
+  lengths = np.array([5, 2, 3])
+  unused = np.arange(5) >= lengths[:, None]
+  packed = packed.replace(positions=np.where(unused, -1, packed.positions))
+  cache = empty_cache(config, ROWS, LENGTH)
+  made = transformer.forward(model, params, packed, cache=cache)
+  np.testing.assert_array_equal(made.cache.lengths, lengths)
+  if config.num_moe_layers:
+    assigned = lengths.sum() * config.experts.per_token
+    np.testing.assert_array_equal(made.expert_load.sum(1), assigned)
+  next_tokens = np.take_along_axis(TOKENS, lengths[:, None], 1)
+  hidden, _ = transformer.extend(
+    model, params, jnp.asarray(next_tokens), made.cache
+  )
+  whole = transformer.forward(
+    model, params, transformer.pack_rows(TOKENS)
+  ).hidden
+  close(hidden[:, 0], whole[np.arange(ROWS), lengths])
+
+
+@EACH
+@given(configs(), st.integers(0, 2**31))
+def test_a_row_alone_says_what_it_says_among_others(config, seed):
+  model, params = transformer.Transformer(config), draw_params(config, seed)
+  together = transformer.token_logprobs(model, params, TOKENS)
+  for row in range(ROWS):
+    alone = transformer.token_logprobs(model, params, TOKENS[row : row + 1])
+    close(alone[0], together[row])
+
+
+@EACH
+@given(configs().filter(lambda c: c.num_moe_layers), st.integers(0, 2**31))
+def test_chosen_experts_can_be_given_back(config, seed):
+  """Router replay: the same experts, the same everything."""
+  model, params = transformer.Transformer(config), draw_params(config, seed)
+  run = lambda experts: transformer.forward(
+    model, params, transformer.pack_rows(TOKENS), experts=experts
+  )
+  free = run(None)
+  jax.tree.map(close, free, run(free.experts))
+  others = run((free.experts + 1) % config.experts.num_routed)
+  assert np.abs(others.hidden - free.hidden).max() > 1e-4
+
+
+@EACH
+@given(configs(), st.integers(0, 2**31))
+def test_narrow_experts_and_wide_ones_run_alike(config, seed):
+  params = draw_params(config, seed)
+  (_, dense), of_dense = loss_of(config)(params)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(ops, "DENSE", 0)
+    (_, blocked), of_blocked = loss_of(config)(params)
+  jax.tree.map(close, dense, blocked)
+  jax.tree.map(lambda a, b: close(a, b, 1e-2), of_dense, of_blocked)
+
+
+def test_compute_in_bfloat16_stays_near_and_keeps_float32_where_it_matters(toy):
+  low = dataclasses.replace(toy.config, compute_dtype="bfloat16")
+  model = transformer.Transformer(low)
+  packed = transformer.pack_rows(TOKENS)
+  made = transformer.forward(model, toy.params, packed)
+  exact = toy.forward(toy.params, packed)
+  assert made.hidden.dtype == jnp.bfloat16
+  assert made.balance_loss.dtype == made.expert_load.dtype == jnp.float32
+  assert transformer.logits(model, toy.params, made.hidden).dtype == jnp.float32
+  error = np.abs(np.float32(made.hidden) - exact.hidden)
+  assert np.median(error) < 0.05
+  cache = empty_cache(low, ROWS, LENGTH)
+  assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(cache.rows))
