@@ -13,7 +13,9 @@ from jaxtyping import Array, Float, Int
 
 from r1jax.models.config import ModelConfig
 
-Buffers = tuple  # By layer a tuple of [..., S, H]; or a tuple of [L, ..., S, H].
+Buffers = (
+  tuple  # By layer a tuple of [..., S, H]; or a tuple of [L, ..., S, H].
+)
 
 
 @chex.dataclass(frozen=True)
@@ -77,7 +79,10 @@ def read(
 
 
 def copy(
-  rows: Buffers, target: Int[Array, "M"], others: Buffers, source: Int[Array, "M"]
+  rows: Buffers,
+  target: Int[Array, "M"],
+  others: Buffers,
+  source: Int[Array, "M"],
 ) -> Buffers:
   """Writes rows `source` of `others` into rows `target`, from their start.
 

@@ -122,7 +122,9 @@ class Yarn:
     return self._growth(self.mscale) / self._growth(self.mscale_all_dim)
 
   def _growth(self, weight: float) -> float:
-    return 0.1 * weight * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+    return (
+      0.1 * weight * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,9 +83,7 @@ def _backward(saved, gradient):
   def run(b, carry):
     d_gate_up, d_down, d_rows, d_gate = carry
     e = plan.expert[b]
-    made, pull = jax.vjp(
-      swiglu, _block(rows, b, block), gate_up[e], down[e]
-    )
+    made, pull = jax.vjp(swiglu, _block(rows, b, block), gate_up[e], down[e])
     own = _block(d_out, b, block)
     scaled = own * _block(gate, b, block)[:, None].astype(own.dtype)
     of_rows, of_gate_up, of_down = pull(scaled)
@@ -140,14 +138,14 @@ def _plan(indices: Int[Array, "M k"], experts: int) -> _Plan:
   own = jnp.repeat(expert, block)
   place = row - first[1][own] * block  # Among the rows of the expert.
   filled = (place < counts[own]) & (row < used * block)
-  source = jnp.where(filled, order[jnp.where(filled, first[0][own] + place, 0)], n)
+  source = jnp.where(
+    filled, order[jnp.where(filled, first[0][own] + place, 0)], n
+  )
   sorted_choice = choices[order]
   slot_sorted = (
     jnp.arange(n) - first[0][sorted_choice] + first[1][sorted_choice] * block
   )
-  slot = jnp.zeros(n, jnp.int32).at[order].set(
-    slot_sorted, unique_indices=True
-  )
+  slot = jnp.zeros(n, jnp.int32).at[order].set(slot_sorted, unique_indices=True)
   return _Plan(block, slot.reshape(indices.shape), source, expert, used)
 
 

@@ -104,7 +104,9 @@ def moe(
   chosen = jax.nn.one_hot(routing.indices, e.num_routed).sum(1)
   counts, tokens = by_row(chosen), jnp.maximum(mask.sum(1, keepdims=True), 1)
   frequency = counts / tokens * (e.num_routed / e.per_token)
-  balance = jnp.sum(frequency * by_row(routing.affinity))  # A sum is tokens * P.
+  balance = jnp.sum(
+    frequency * by_row(routing.affinity)
+  )  # A sum is tokens * P.
   indices = routing.indices.reshape(*mask.shape, -1)
   return out.reshape(x.shape), Load(counts.sum(0), balance, indices)
 
@@ -117,4 +119,3 @@ def rebalance(
   Experts with more than the mean load lose `speed`, those with less gain it.
   """
   return bias + speed * jnp.sign(load.mean(-1, keepdims=True) - load)
-

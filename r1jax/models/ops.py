@@ -41,9 +41,7 @@ def attention(
     out, lse = _naive_attention(queries, keys, values, k_start, prefix_end)
   else:
     pad = -length % LONG_BLOCK
-    widen = lambda x: jnp.pad(
-      x, [(0, 0)] * (x.ndim - 2) + [(0, pad), (0, 0)]
-    )
+    widen = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, pad), (0, 0)])
     # Slots that pad see the last key alone.
     extend = lambda x, value: jnp.pad(
       x, ((0, 0), (0, pad)), constant_values=value

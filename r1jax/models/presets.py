@@ -118,9 +118,7 @@ def _llama3(layers, width, heads, hidden):
     dense_width=hidden,
     norm_epsilon=1e-5,
     rope_theta=500_000.0,
-    rope_scaling=Llama3(
-      factor=8.0, original_length=8192, low=1.0, high=4.0
-    ),
+    rope_scaling=Llama3(factor=8.0, original_length=8192, low=1.0, high=4.0),
     max_length=131_072,
     scan=True,
   )
@@ -224,4 +222,3 @@ def preset(name: str, **overrides) -> ModelConfig:
       f"unknown model {name!r}; PRESETS has {', '.join(sorted(PRESETS))}"
     )
   return replace(PRESETS[name], **overrides)
-

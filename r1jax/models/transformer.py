@@ -63,7 +63,7 @@ class Transformer(nn.Module):
     mtp: bool = False,
   ) -> Forward:
     """See `forward`."""
-    c, params = self.config, self.tree
+    c, params = self.config, jax.tree.map(jnp.asarray, self.tree)
     if mtp and cache is not None:
       raise ValueError("the MTP blocks have no cache; ask for one or the other")
     mask = (packed.positions >= 0).astype(jnp.float32)

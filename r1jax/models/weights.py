@@ -71,9 +71,7 @@ def latent_weights(d: int, a) -> dict:
     return tree | {"q": Weight(query, ("width", "heads", None))}
   return tree | {
     "q_norm": _norm(a.q_rank, None),
-    "q_up": Weight(
-      (a.q_rank, a.num_heads, a.key_size), (None, "heads", None)
-    ),
+    "q_up": Weight((a.q_rank, a.num_heads, a.key_size), (None, "heads", None)),
   }
 
 

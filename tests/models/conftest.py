@@ -33,7 +33,7 @@ class Toy(NamedTuple):
   extend: object  # (params, tokens, cache) -> (hidden, cache)
 
 
-def draw_params(config, seed):
+def draw_all(config, seed):
   """Random weights: norms that scale, biases that bias."""
   rng = np.random.default_rng(seed)
 
@@ -46,10 +46,16 @@ def draw_params(config, seed):
 
 
 @pytest.fixture(scope="session")
+def draw_params():
+  """`draw_params(config, seed)`: random weights."""
+  return draw_all
+
+
+@pytest.fixture(scope="session")
 def toy():
   config = preset("tiny_deepseek", **SIZES)
   model = transformer.Transformer(config)
-  params = draw_params(config, seed=1)
+  params = draw_all(config, seed=1)
   forward = functools.partial(transformer.forward, model, mtp=True)
   extend = functools.partial(transformer.extend, model)
   return Toy(config, model, params, jax.jit(forward), jax.jit(extend))

@@ -88,7 +88,9 @@ def test_what_lies_beyond_the_length_has_no_influence(read, ragged):
   expected, _ = read(ragged, new)
   for garbage in (1e30, -1e30, 0.0):
     spoiled = ragged.replace(
-      rows=jax.tree.map(lambda x, g=garbage: jnp.where(beyond, g, x), ragged.rows)
+      rows=jax.tree.map(
+        lambda x, g=garbage: jnp.where(beyond, g, x), ragged.rows
+      )
     )
     hidden, _ = read(spoiled, new)
     np.testing.assert_array_equal(hidden, expected)

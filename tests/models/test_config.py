@@ -141,4 +141,7 @@ def test_all_layers_may_be_of_one_kind(dense):
   made = jax.eval_shape(
     lambda p: transformer.forward(model, p, packed, mtp=True), params
   )
-  assert made.expert_load.shape == (0 if dense else 3, config.experts.num_routed)
+  assert made.expert_load.shape == (
+    0 if dense else 3,
+    config.experts.num_routed,
+  )

@@ -1,19 +1,89 @@
-"""Checkpoints in the released layout of DeepSeek-V3, there and back."""
+"""Checkpoints in the released layout, there and back."""
 
-import dataclasses
 import json
+import math
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from r1jax.models import convert
-from r1jax.models.config import preset
+from r1jax.models import convert, layout, lazy
+from r1jax.models.config import replace
+from r1jax.models.presets import preset
 from r1jax.models.weights import is_weight, weights
 
-# Names as in DeepSeek-V3's model.safetensors.index.json; sizes of the toy:
-# width 32, 3 heads, ranks 12 and 10, head sizes 6 + 4 and 5.
+# Every size different; V2 and V3 with and without a query latent.
+SIZES = dict(vocab_size=40, width=32, num_layers=3, dense_width=24)
+LATENT = dict(
+  num_heads=3, q_rank=12, kv_rank=10, nope_size=6, rope_size=4, value_size=5
+)
+EXPERTS = dict(num_routed=6, num_shared=2, per_token=2, width=7)
+GROUPED = dict(num_heads=6, num_kv_heads=3, head_size=4)
+MODELS = {
+  "v3": preset("tiny_deepseek", attention=LATENT, experts=EXPERTS, **SIZES),
+  "v3 of two depths": preset(
+    "tiny_deepseek",
+    attention=LATENT,
+    experts=EXPERTS | dict(num_dense_layers=3, num_shared=0),
+    mtp_depth=2,
+    tied=True,
+    **SIZES,
+  ),
+  "v2": preset(
+    "tiny_deepseek_v2",
+    attention=LATENT | dict(q_rank=None),
+    experts=EXPERTS | dict(num_groups=3, num_dense_layers=0),
+    **SIZES,
+  ),
+  "qwen2": preset("tiny_qwen2", attention=GROUPED, **SIZES),
+  "llama": preset("tiny_llama", attention=GROUPED, **SIZES),
+}
+FLOATS = dict(
+  float32=np.dtype("float32"), bfloat16=np.dtype(ml_dtypes.bfloat16)
+)
+RELEASED = "model.safetensors"
+
+
+def draw(config, dtype="float32"):
+  """Random parameters; the balancing bias in float32, as it must be."""
+  rng = np.random.default_rng(0)
+  return jax.tree.map_with_path(
+    lambda path, w: rng.normal(size=w.shape).astype(
+      "float32" if path[-1].key == "router_bias" else FLOATS[dtype]
+    ),
+    weights(config),
+    is_leaf=is_weight,
+  )
+
+
+def assert_same(one, other):
+  """Trees of the same bits."""
+  assert jax.tree.structure(one) == jax.tree.structure(other)
+
+  def same(a, b):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+  jax.tree.map(same, one, other)
+
+
+@pytest.fixture
+def v3(tmp_path):
+  """A directory with a DeepSeek-V3 in it."""
+  config = MODELS["v3"]
+  convert.save(tmp_path / "model", config, draw(config))
+  return tmp_path / "model"
+
+
+def edit(directory, change, file=RELEASED):
+  tensors = load_file(directory / file)
+  change(tensors)
+  save_file(tensors, directory / file)
+
+
+# Names as in DeepSeek-V3's model.safetensors.index.json.
 BLOCK = {
   "input_layernorm.weight": (32,),
   "self_attn.q_a_proj.weight": (12, 32),
@@ -31,14 +101,14 @@ DENSE = {
   "mlp.down_proj.weight": (32, 24),
 }
 SPARSE = {
-  "mlp.gate.weight": (5, 32),
-  "mlp.gate.e_score_correction_bias": (5,),
+  "mlp.gate.weight": (6, 32),
+  "mlp.gate.e_score_correction_bias": (6,),
   "mlp.shared_experts.gate_proj.weight": (14, 32),
   "mlp.shared_experts.up_proj.weight": (14, 32),
   "mlp.shared_experts.down_proj.weight": (32, 14),
 } | {
   f"mlp.experts.{e}.{name}_proj.weight": shape
-  for e in range(5)
+  for e in range(6)
   for name, shape in (("gate", (7, 32)), ("up", (7, 32)), ("down", (32, 7)))
 }
 MTP = {
@@ -49,7 +119,7 @@ MTP = {
   "shared_head.norm.weight": (32,),
   "shared_head.head.weight": (40, 32),
 }
-RELEASED = {
+V3 = {
   "model.embed_tokens.weight": (40, 32),
   "model.norm.weight": (32,),
   "lm_head.weight": (40, 32),
@@ -62,223 +132,244 @@ RELEASED = {
 }
 
 
-@pytest.fixture
-def saved(toy, tmp_path):
-  """A directory with the toy in it."""
-  tokenizer = tmp_path / "words"
-  tokenizer.mkdir()
-  (tokenizer / "tokenizer.model").write_bytes(b"words")
-  (tokenizer / "tokenizer.tmp").write_bytes(b"half")
-  convert.save(
-    tmp_path / "model",
-    toy.config,
-    toy.params,
-    tokenizer=tokenizer,
-    provenance=dict(step=3),
-  )
-  return tmp_path / "model"
+def test_names_and_shapes_are_those_of_the_release(v3):
+  tensors = load_file(v3 / RELEASED)
+  assert {name: array.shape for name, array in tensors.items()} == V3
 
 
-def test_names_and_shapes_are_those_of_the_release(toy):
-  tensors = dict(convert.to_tensors(toy.config, toy.params))
-  assert {name: array.shape for name, array in tensors.items()} == RELEASED
-  for array in tensors.values():
-    assert array.dtype == np.float32 and array.flags.c_contiguous
+def test_v3_has_as_many_numbers_as_were_released():
+  config = preset("deepseek_v3")
+  sizes = [math.prod(g[0].shape) for g in layout.by_tensor(config)]
+  # The published 671B without MTP, the biases of 58 layers, and layer 61.
+  copied = [math.prod(piece.shape) for piece in layout.copies(config)]
+  assert copied == [129_280 * 7168] * 2
+  alone = replace(config, mtp_depth=0)
+  sizes_alone = [math.prod(g[0].shape) for g in layout.by_tensor(alone)]
+  assert sum(sizes_alone) == 671_026_404_352 + 58 * 256
+  assert sum(sizes) > sum(sizes_alone) + sum(copied)
 
 
-def test_a_saved_model_comes_back_bit_for_bit(toy, saved):
-  config, params = convert.load(str(saved))
-  assert config == toy.config
-  jax.tree.map(np.testing.assert_array_equal, params, toy.params)
-  assert jax.tree.structure(params) == jax.tree.structure(toy.params)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_comes_back_bit_for_bit(name, dtype, tmp_path):
+  config, params = MODELS[name], draw(MODELS[name], dtype)
+  convert.save(tmp_path / "a", config, params, shard_bytes=20_000)
+  found, read = convert.load(tmp_path / "a", dtype=dtype)
+  assert found == config
+  assert_same(read, params)
+  convert.save(tmp_path / "b", config, read, shard_bytes=20_000)
+  names = sorted(path.name for path in (tmp_path / "a").iterdir())
+  assert len(names) > 3
+  assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
+  for file in names:
+    one, other = ((tmp_path / x / file).read_bytes() for x in "ab")
+    assert one == other
 
 
-@pytest.mark.parametrize(
-  "sizes",
-  [
-    dict(mtp_depth=0),
-    dict(num_layers=2, num_dense_layers=2),
-    dict(num_layers=2, num_dense_layers=0, num_shared_experts=1),
-  ],
-)
-def test_models_of_other_parts_come_back_too(sizes):
-  small = dict(width=8, num_heads=2, num_experts=2, vocab_size=11)
-  config = preset("tiny_deepseek", **small | sizes)
-  rng = np.random.default_rng(0)
-  params = jax.tree.map(
-    lambda w: rng.normal(size=w.shape).astype(np.float32),
-    weights(config),
-    is_leaf=is_weight,
-  )
-  tensors = dict(convert.to_tensors(config, params))
-  back = convert.from_tensors(config, tensors)
-  assert not tensors
-  jax.tree.map(np.testing.assert_array_equal, back, params)
+def linear(tensors, name, x):
+  """A layer of torch: x times the transposed weight."""
+  return x @ tensors[f"{name}.weight"].T
 
 
-def test_matrices_are_stored_output_first(toy):
-  tensors = dict(convert.to_tensors(toy.config, toy.params))
-  params = toy.params
-  x = np.random.default_rng(0).normal(size=32).astype(np.float32)
-  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-  attention = "model.layers.2.self_attn"
-  latent = x[:12]
-  queries = tensors[f"{attention}.q_b_proj.weight"] @ latent
+def close(one, other):
+  np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_latent_attention_lies_as_released(v3):
+  tensors, (_, params) = load_file(v3 / RELEASED), convert.load(v3)
   block = jax.tree.map(lambda leaf: leaf[1], params["moe"])
-  close(queries.reshape(3, 10), np.einsum("r,rnh->nh", latent, block["q_up"]))
-  heads = x[:15].reshape(3, 5)
-  close(
-    tensors[f"{attention}.o_proj.weight"] @ x[:15],
-    np.einsum("nh,nhd->d", heads, block["out"]),
-  )
-  gate_up = block["gate_up"][3]
-  expert = "model.layers.2.mlp.experts.3"
-  close(tensors[f"{expert}.gate_proj.weight"] @ x, x @ gate_up[:, :7])
-  close(tensors[f"{expert}.up_proj.weight"] @ x, x @ gate_up[:, 7:])
-  close(
-    tensors["model.layers.1.mlp.gate.weight"] @ x,
-    x @ params["moe"]["router"][0],
+  x = np.random.default_rng(1).normal(size=32).astype(np.float32)
+  name = "model.layers.2.self_attn"
+  down = x @ block["qkv_down"]
+  close(linear(tensors, f"{name}.q_a_proj", x), down[:12])
+  close(linear(tensors, f"{name}.kv_a_proj_with_mqa", x), down[12:])
+  for theirs, ours, latent in (
+    ("q_b_proj", "q_up", x[:12]),
+    ("kv_b_proj", "kv_up", x[:10]),
+  ):
+    heads = np.einsum("r,rnh->nh", latent, block[ours])
+    close(linear(tensors, f"{name}.{theirs}", latent).reshape(3, -1), heads)
+  values = x[:15].reshape(3, 5)
+  out = np.einsum("nv,nvd->d", values, block["out"])
+  close(linear(tensors, f"{name}.o_proj", values.ravel()), out)
+
+
+def test_grouped_attention_lies_by_key_value_head(tmp_path):
+  config = MODELS["qwen2"]
+  params = draw(config)
+  convert.save(tmp_path / "model", config, params)
+  tensors = load_file(tmp_path / "model" / RELEASED)
+  block = jax.tree.map(lambda leaf: leaf[2], params["dense"])
+  x = np.random.default_rng(1).normal(size=32).astype(np.float32)
+  name = "model.layers.2.self_attn"
+  heads = np.einsum("d,dkgh->kgh", x, block["qkv"]) + block["qkv_bias"]
+  for theirs, part in (
+    ("q", heads[:, :2]),
+    ("k", heads[:, 2]),
+    ("v", heads[:, 3]),
+  ):
+    found = linear(tensors, f"{name}.{theirs}_proj", x)
+    close(found + tensors[f"{name}.{theirs}_proj.bias"], part.ravel())
+  values = x[:24].reshape(3, 2, 4)
+  out = np.einsum("kgh,kghd->d", values, block["out"])
+  close(linear(tensors, f"{name}.o_proj", values.ravel()), out)
+
+
+def test_feed_forwards_lie_as_released(v3):
+  tensors, (_, params) = load_file(v3 / RELEASED), convert.load(v3)
+  x = np.random.default_rng(1).normal(size=32).astype(np.float32)
+  moe, dense = params["moe"], params["dense"]
+  for name, gate_up, down in (
+    ("0.mlp", dense["gate_up"][0], dense["down"][0]),
+    (
+      "2.mlp.experts.3",
+      moe["expert_gate_up"][1, 3],
+      moe["expert_down"][1, 3],
+    ),
+    (
+      "2.mlp.shared_experts",
+      moe["shared_gate_up"][1],
+      moe["shared_down"][1],
+    ),
+  ):
+    name, hidden = f"model.layers.{name}", x[: len(down)]
+    gate, up = np.split(x @ gate_up, 2)
+    close(linear(tensors, f"{name}.gate_proj", x), gate)
+    close(linear(tensors, f"{name}.up_proj", x), up)
+    close(linear(tensors, f"{name}.down_proj", hidden), hidden @ down)
+  close(linear(tensors, "model.layers.1.mlp.gate", x), x @ moe["router"][0])
+  bias = tensors["model.layers.2.mlp.gate.e_score_correction_bias"]
+  np.testing.assert_array_equal(bias, moe["router_bias"][1])
+  close(linear(tensors, "lm_head", x), x @ params["unembed"])
+  np.testing.assert_array_equal(
+    tensors["model.embed_tokens.weight"], params["embed"]
   )
 
 
-def test_the_mtp_projection_reads_the_embedding_first(toy):
+def test_the_mtp_projection_reads_the_embedding_first(v3):
   """As released: eh_proj([enorm(embedding); hnorm(hidden)])."""
-  tensors = dict(convert.to_tensors(toy.config, toy.params))
+  tensors, (_, params) = load_file(v3 / RELEASED), convert.load(v3)
   released = tensors["model.layers.3.eh_proj.weight"]
-  ours = toy.params["mtp"]["project"]  # [hidden; embedding]
+  ours = params["mtp"]["project"][0]  # [hidden; embedding]
   np.testing.assert_array_equal(released[:, :32], ours[32:].T)
   np.testing.assert_array_equal(released[:, 32:], ours[:32].T)
 
 
-def test_the_mtp_block_shares_embedding_and_head(toy):
-  tensors = dict(convert.to_tensors(toy.config, toy.params))
+def test_mtp_layers_repeat_embedding_and_head(v3):
+  tensors = load_file(v3 / RELEASED)
   for own, shared in (
     ("embed_tokens.weight", "model.embed_tokens.weight"),
     ("shared_head.head.weight", "lm_head.weight"),
   ):
     np.testing.assert_array_equal(
-      tensors[f"model.layers.3.{own}"], tensors[shared]
+      tensors.pop(f"model.layers.3.{own}"), tensors[shared]
     )
+  save_file(tensors, v3 / RELEASED)
+  convert.load(v3)  # Neither of them is needed.
 
 
-def test_config_json_says_what_other_readers_need(saved, toy):
-  settings = json.loads((saved / "config.json").read_text())
-  expected = dict(
-    architectures=["DeepseekV3ForCausalLM"],
-    model_type="deepseek_v3",
-    hidden_size=32,
-    num_hidden_layers=3,
-    first_k_dense_replace=1,
-    num_attention_heads=3,
-    num_key_value_heads=3,
-    q_lora_rank=12,
-    kv_lora_rank=10,
-    qk_nope_head_dim=6,
-    qk_rope_head_dim=4,
-    v_head_dim=5,
-    intermediate_size=24,
-    moe_intermediate_size=7,
-    n_routed_experts=5,
-    n_shared_experts=2,
-    num_experts_per_tok=2,
-    routed_scaling_factor=2.5,
-    scoring_func="sigmoid",
-    topk_method="noaux_tc",
-    norm_topk_prob=True,
-    num_nextn_predict_layers=1,
-    rope_theta=100.0,
-    rms_norm_eps=1e-6,
-    vocab_size=40,
+def test_mtp_layers_are_dropped_on_request(v3):
+  config, params = convert.load(v3)
+  short, rest = convert.load(v3, mtp=False)
+  assert short == replace(config, mtp_depth=0)
+  assert_same(rest, {k: v for k, v in params.items() if k != "mtp"})
+
+
+def test_a_promised_mtp_layer_that_is_not_there_at_all_is_none(v3):
+  drop = lambda tensors: [
+    tensors.pop(n) for n in [*tensors] if n.startswith("model.layers.3.")
+  ]
+  edit(v3, drop)
+  config, params = convert.load(v3)
+  assert config.mtp_depth == 0 and "mtp" not in params
+
+
+def test_half_an_mtp_layer_is_an_error(v3):
+  edit(v3, lambda tensors: tensors.pop("model.layers.3.hnorm.weight"))
+  with pytest.raises(ValueError, match=r"layers\.3\.hnorm\.weight is missing"):
+    convert.load(v3)
+
+
+def test_a_tied_head_may_be_stored_too(tmp_path):
+  config = MODELS["qwen2"]
+  convert.save(tmp_path / "model", config, draw(config))
+  edit(
+    tmp_path / "model",
+    lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}),
   )
-  assert settings.items() >= expected.items()
+  assert "unembed" not in convert.load(tmp_path / "model")[1]
 
 
-def test_beside_it_lie_the_tokenizer_and_where_it_came_from(saved):
-  names = {path.name for path in saved.iterdir()}
-  assert names == {
-    "config.json",
-    "model.safetensors",
-    "provenance.json",
-    "tokenizer.model",
-  }
-  provenance = json.loads((saved / "provenance.json").read_text())
-  assert provenance["step"] == 3
-  assert len(provenance["model.safetensors sha256"]) == 64
+@pytest.mark.parametrize("name", MODELS)
+def test_a_slice_is_the_slice_of_the_whole(name, tmp_path, monkeypatch):
+  monkeypatch.setattr(lazy, "JOB", 50)  # So that pieces are cut, too.
+  config, rng = MODELS[name], np.random.default_rng(0)
+  convert.save(tmp_path / "model", config, draw(config))
+  _, arrays = convert.find(tmp_path / "model")
+  _, params = convert.load(tmp_path / "model")
+
+  def check(array, whole):
+    for _ in range(5):
+      index = []
+      for n in whole.shape[: rng.integers(1, whole.ndim + 1)]:
+        first = int(rng.integers(0, n + 1)) if n else 0
+        last = int(rng.integers(first, n + 1))
+        one = n and rng.integers(4) == 0
+        index.append(min(first, n - 1) if one else slice(first, last))
+      np.testing.assert_array_equal(array[tuple(index)], whole[tuple(index)])
+    np.testing.assert_array_equal(array[()], whole)
+
+  jax.tree.map(check, arrays, params)
 
 
-def test_a_model_that_is_not_there_is_said_to_be_missing(tmp_path):
-  with pytest.raises(ValueError, match="holds no config.json"):
-    convert.load(str(tmp_path))
+def test_progress_ends_where_all_is_done(v3, tmp_path):
+  seen = []
+  tell = lambda done, total: seen.append((done, total))
+  for sharding in (None, jax.sharding.SingleDeviceSharding(jax.devices()[0])):
+    seen.clear()
+    config, params = convert.load(v3, sharding=sharding, progress=tell)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert seen == sorted(seen) and seen[-1] == (size, size)
+  seen.clear()
+  convert.save(tmp_path / "b", config, params, progress=tell)
+  assert seen == sorted(seen) and seen[-1][0] == seen[-1][1] > size
 
 
-def edit(directory, change):
-  tensors = load_file(directory / "model.safetensors")
-  change(tensors)
-  save_file(tensors, directory / "model.safetensors")
+def test_other_floats_are_rounded_to_the_nearest(tmp_path):
+  config = MODELS["v3"]
+  params = draw(config)
+  convert.save(tmp_path / "a", config, params, dtype="bfloat16")
+  tensors = load_file(tmp_path / "a" / RELEASED)
+  kinds = {name: array.dtype.name for name, array in tensors.items()}
+  bias = {name for name in kinds if name.endswith("e_score_correction_bias")}
+  assert len(bias) == 3
+  assert {kinds.pop(name) for name in bias} == {"float32"}
+  assert {*kinds.values()} == {"bfloat16"}
+  settings = json.loads((tmp_path / "a/config.json").read_text())
+  assert settings["torch_dtype"] == "bfloat16"
+  _, narrow = convert.load(tmp_path / "a", dtype="bfloat16")
+  _, wide = convert.load(tmp_path / "a")
+
+  def check(path, leaf, narrow, wide):
+    exact = path[-1].key == "router_bias"
+    rounded = leaf if exact else leaf.astype(ml_dtypes.bfloat16)
+    assert narrow.dtype == rounded.dtype and wide.dtype == np.float32
+    np.testing.assert_array_equal(narrow, rounded)
+    np.testing.assert_array_equal(wide, rounded.astype(np.float32))
+
+  jax.tree.map_with_path(check, params, narrow, wide)
 
 
-def test_a_missing_tensor_is_named(saved):
-  name = "model.layers.2.mlp.experts.4.up_proj.weight"
-  edit(saved, lambda tensors: tensors.pop(name))
-  with pytest.raises(ValueError, match=f"{name} is missing"):
-    convert.load(str(saved))
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float64", "int8"])
+def test_parameters_are_of_no_other_dtype(v3, dtype):
+  with pytest.raises(ValueError, match=f"{dtype}.* is none of float32"):
+    convert.load(v3, dtype=dtype)
 
 
-def test_a_tensor_too_many_is_named(saved):
-  extra = np.zeros(3, np.float32)
-  edit(saved, lambda tensors: tensors.update(surprise=extra))
-  with pytest.raises(ValueError, match="unknown tensor surprise"):
-    convert.load(str(saved))
-
-
-def test_a_tensor_of_another_shape_is_named(saved):
-  name = "model.layers.0.self_attn.kv_b_proj.weight"
-  wrong = np.zeros((10, 33), np.float32)  # Transposed, too.
-  edit(saved, lambda tensors: tensors.update({name: wrong}))
-  with pytest.raises(
-    ValueError, match=rf"{name} is \(10, 33\), not \(33, 10\)"
-  ):
-    convert.load(str(saved))
-
-
-def test_smaller_floats_are_read_as_float32(saved, toy):
-  name = "model.layers.1.mlp.gate.weight"
-  edit(saved, lambda t: t.update({name: t[name].astype(np.float16)}))
-  _, params = convert.load(str(saved))
-  router = params["moe"]["router"]
-  assert router.dtype == np.float32
-  np.testing.assert_allclose(router, toy.params["moe"]["router"], rtol=1e-3)
-
-
-@pytest.mark.parametrize(
-  "key, value",
-  [
-    ("architectures", ["LlamaForCausalLM"]),
-    ("scoring_func", "softmax"),
-    ("n_group", 8),
-    ("rope_scaling", {"type": "yarn"}),
-  ],
-)
-def test_another_architecture_is_refused(saved, key, value):
-  path = saved / "config.json"
-  path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-  with pytest.raises(ValueError, match=key):
-    convert.load(str(saved))
-
-
-def test_a_size_that_config_json_leaves_out_is_named(saved):
-  path = saved / "config.json"
-  settings = json.loads(path.read_text())
-  del settings["kv_lora_rank"]
-  path.write_text(json.dumps(settings))
-  with pytest.raises(ValueError, match="kv_lora_rank"):
-    convert.load(str(saved))
-
-
-def test_the_counts_by_part_add_up(toy):
-  sizes = convert.sizes(toy.config)
-  assert sizes["total"] == sum(
-    leaf.size for leaf in jax.tree.leaves(toy.params)
-  )
-  assert sizes["total"] == sum(n for k, n in sizes.items() if k != "total")
-  assert convert.describe(toy.config) == dataclasses.asdict(toy.config)
+def test_a_file_is_converted_without_being_loaded(v3, tmp_path):
+  config, arrays = convert.find(v3, dtype="bfloat16")
+  convert.save(tmp_path / "b", config, arrays)
+  _, params = convert.load(v3)
+  convert.save(tmp_path / "c", config, params, dtype="bfloat16")
+  one, other = (tmp_path / name / RELEASED for name in "bc")
+  assert one.read_bytes() == other.read_bytes()

@@ -1,13 +1,13 @@
 """Whatever the architecture: one tree, several ways to run it, one result."""
 
 import dataclasses
+import functools
+import random
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from r1jax.models import ops, transformer
 from r1jax.models.cache import as_prefix, empty_cache
@@ -19,7 +19,6 @@ from r1jax.models.config import (
   ModelConfig,
   Yarn,
 )
-from r1jax.models.weights import is_weight, weights
 
 SCALINGS = [
   None,
@@ -28,11 +27,11 @@ SCALINGS = [
 ]
 
 
-@st.composite
-def configs(draw):
+def draw_config(seed):
   """Any model there could be, in the small."""
-  pick = lambda *values: draw(st.sampled_from(values))
-  if draw(st.booleans()):
+  rng = random.Random(seed)
+  pick = lambda *values: rng.choice(values)
+  if pick(False, True):
     attention = Latent(
       num_heads=pick(1, 3),
       q_rank=pick(None, 5),
@@ -47,10 +46,10 @@ def configs(draw):
       num_heads=kv_heads * pick(1, 3),
       num_kv_heads=kv_heads,
       head_size=pick(4, 6),
-      bias=draw(st.booleans()),
+      bias=pick(False, True),
     )
   experts = None
-  if draw(st.booleans()):
+  if pick(False, True):
     groups = pick(1, 3)
     experts = Experts(
       num_routed=6,
@@ -59,7 +58,7 @@ def configs(draw):
       per_token=pick(1, 2),
       width=pick(3, 4),
       scores=pick("sigmoid", "softmax"),
-      renormalise=draw(st.booleans()),
+      renormalise=pick(False, True),
       scale=pick(1.0, 2.5),
       num_groups=groups,
       groups_per_token=pick(1, groups),
@@ -74,19 +73,65 @@ def configs(draw):
     rope_theta=100.0,
     max_length=64,
     rope_scaling=pick(*SCALINGS),
-    tied=draw(st.booleans()),
+    tied=pick(False, True),
     experts=experts,
     mtp_depth=pick(0, 1, 2),
     moe_chunk=pick(5, 8192),
   )
 
 
-def draw_params(config, seed):
-  rng = np.random.default_rng(seed)
-  draw = lambda w: np.float32(
-    rng.normal(1.0 if w.init == "ones" else 0.0, 0.3, w.shape)
-  )
-  return jax.tree.map(draw, weights(config), is_leaf=is_weight)
+LATENT = ModelConfig(
+  vocab_size=17,
+  width=10,
+  num_layers=3,
+  attention=Latent(
+    num_heads=3, q_rank=None, kv_rank=7, nope_size=6, rope_size=4, value_size=5
+  ),
+  dense_width=9,
+  norm_epsilon=1e-6,
+  rope_theta=100.0,
+  max_length=64,
+  rope_scaling=SCALINGS[1],
+  tied=True,
+  experts=Experts(
+    num_routed=6,
+    num_shared=2,
+    num_dense_layers=1,
+    per_token=2,
+    width=4,
+    scores="sigmoid",
+    renormalise=True,
+    scale=2.5,
+    num_groups=3,
+    groups_per_token=2,
+  ),
+  mtp_depth=2,
+  moe_chunk=12,
+)
+GROUPED = dataclasses.replace(
+  LATENT,
+  attention=Grouped(num_heads=6, num_kv_heads=2, head_size=4, bias=True),
+  rope_scaling=SCALINGS[2],
+  experts=None,
+  tied=False,
+)
+CONFIGS = {"latent": LATENT, "grouped": GROUPED}
+DRAWN = [
+  pytest.param(draw_config(seed), id=f"drawn-{seed}", marks=pytest.mark.slow)
+  for seed in range(10)
+]
+
+
+@pytest.fixture(
+  params=[pytest.param(c, id=name) for name, c in CONFIGS.items()] + DRAWN
+)
+def config(request):
+  return request.param
+
+
+@pytest.fixture
+def params(config, draw_params):
+  return draw_params(config, seed=3)
 
 
 def close(got, expected, atol=1e-4):
@@ -95,7 +140,6 @@ def close(got, expected, atol=1e-4):
 
 ROWS, LENGTH = 3, 10
 TOKENS = np.random.default_rng(0).integers(0, 17, (ROWS, LENGTH), np.int32)
-EACH = settings(max_examples=12, deadline=None)
 
 
 def loss_of(config):
@@ -115,10 +159,7 @@ def loss_of(config):
   return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
-@EACH
-@given(configs(), st.integers(0, 2**31))
-def test_a_scan_over_depth_is_the_loop(config, seed):
-  params = draw_params(config, seed)
+def test_a_scan_over_depth_is_the_loop(config, params):
   (_, looped), of_loop = loss_of(config)(params)
   scanned_config = dataclasses.replace(config, scan=True)
   (_, scanned), of_scan = loss_of(scanned_config)(params)
@@ -126,20 +167,17 @@ def test_a_scan_over_depth_is_the_loop(config, seed):
   jax.tree.map(lambda a, b: close(a, b, 1e-2), of_loop, of_scan)
 
 
-@EACH
-@given(configs(), st.booleans(), st.integers(0, 2**31))
-def test_reading_into_the_cache_is_reading_at_once(config, scan, seed):
+@pytest.mark.parametrize("scan", [False, True])
+def test_reading_into_the_cache_is_reading_at_once(config, params, scan):
   """A shared prefix, then many tokens, several, and one; rows that differ."""
   config = dataclasses.replace(config, scan=scan, mtp_depth=0)
-  model, params = transformer.Transformer(config), draw_params(config, seed)
+  model = transformer.Transformer(config)
   rows = TOKENS.copy()
   rows[:, :3] = rows[0, :3]
-  whole = transformer.forward(
-    model, params, transformer.pack_rows(rows)
-  ).hidden
-  read = lambda tokens, cache: transformer.extend(
-    model, params, jnp.asarray(tokens), cache
-  )
+  run = jax.jit(functools.partial(transformer.forward, model))
+  whole = run(params, transformer.pack_rows(rows)).hidden
+  read = lambda tokens, cache: extend(params, jnp.asarray(tokens), cache)
+  extend = jax.jit(functools.partial(transformer.extend, model))
   _, alone = read(rows[:1, :3], empty_cache(config, 1, 3))
   cache = empty_cache(config, ROWS, LENGTH, as_prefix(alone))
   hidden, cache = read(rows[:, 3:7], cache)
@@ -151,59 +189,50 @@ def test_reading_into_the_cache_is_reading_at_once(config, scan, seed):
   close(hidden, np.take_along_axis(whole, at[..., None], 1))
 
 
-@EACH
-@given(configs(), st.integers(0, 2**31))
-def test_padding_behind_a_row_counts_for_nothing(config, seed):
+def test_padding_behind_a_row_counts_for_nothing(config, params):
   config = dataclasses.replace(config, mtp_depth=0)
-  model, params = transformer.Transformer(config), draw_params(config, seed)
+  model = transformer.Transformer(config)
   packed = transformer.pack_rows(TOKENS[:, :5])
   lengths = np.array([5, 2, 3])
   unused = np.arange(5) >= lengths[:, None]
-  packed = packed.replace(positions=np.where(unused, -1, packed.positions))
+  packed = packed.replace(positions=jnp.where(unused, -1, packed.positions))
   cache = empty_cache(config, ROWS, LENGTH)
-  made = transformer.forward(model, params, packed, cache=cache)
+  run = jax.jit(functools.partial(transformer.forward, model))
+  made = run(params, packed, cache=cache)
   np.testing.assert_array_equal(made.cache.lengths, lengths)
   if config.num_moe_layers:
     assigned = lengths.sum() * config.experts.per_token
     np.testing.assert_array_equal(made.expert_load.sum(1), assigned)
   next_tokens = np.take_along_axis(TOKENS, lengths[:, None], 1)
-  hidden, _ = transformer.extend(
-    model, params, jnp.asarray(next_tokens), made.cache
-  )
-  whole = transformer.forward(
-    model, params, transformer.pack_rows(TOKENS)
-  ).hidden
+  packed = transformer.pack_rows(jnp.asarray(next_tokens))
+  hidden = run(params, packed, cache=made.cache).hidden
+  whole = run(params, transformer.pack_rows(TOKENS)).hidden
   close(hidden[:, 0], whole[np.arange(ROWS), lengths])
 
 
-@EACH
-@given(configs(), st.integers(0, 2**31))
-def test_a_row_alone_says_what_it_says_among_others(config, seed):
-  model, params = transformer.Transformer(config), draw_params(config, seed)
-  together = transformer.token_logprobs(model, params, TOKENS)
+def test_a_row_alone_says_what_it_says_among_others(config, params):
+  model = transformer.Transformer(config)
+  run = jax.jit(functools.partial(transformer.token_logprobs, model))
+  together = run(params, TOKENS)
   for row in range(ROWS):
-    alone = transformer.token_logprobs(model, params, TOKENS[row : row + 1])
-    close(alone[0], together[row])
+    close(run(params, TOKENS[row : row + 1])[0], together[row])
 
 
-@EACH
-@given(configs().filter(lambda c: c.num_moe_layers), st.integers(0, 2**31))
-def test_chosen_experts_can_be_given_back(config, seed):
+def test_chosen_experts_can_be_given_back(config, params):
   """Router replay: the same experts, the same everything."""
-  model, params = transformer.Transformer(config), draw_params(config, seed)
-  run = lambda experts: transformer.forward(
-    model, params, transformer.pack_rows(TOKENS), experts=experts
-  )
+  if not config.num_moe_layers:
+    pytest.skip("no experts here")
+  model = transformer.Transformer(config)
+  forward = jax.jit(functools.partial(transformer.forward, model))
+  packed = transformer.pack_rows(TOKENS)
+  run = lambda experts: forward(params, packed, experts=experts)
   free = run(None)
   jax.tree.map(close, free, run(free.experts))
   others = run((free.experts + 1) % config.experts.num_routed)
   assert np.abs(others.hidden - free.hidden).max() > 1e-4
 
 
-@EACH
-@given(configs(), st.integers(0, 2**31))
-def test_narrow_experts_and_wide_ones_run_alike(config, seed):
-  params = draw_params(config, seed)
+def test_narrow_experts_and_wide_ones_run_alike(config, params):
   (_, dense), of_dense = loss_of(config)(params)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(ops, "DENSE", 0)
@@ -220,7 +249,8 @@ def test_compute_in_bfloat16_stays_near_and_keeps_float32_where_it_matters(toy):
   exact = toy.forward(toy.params, packed)
   assert made.hidden.dtype == jnp.bfloat16
   assert made.balance_loss.dtype == made.expert_load.dtype == jnp.float32
-  assert transformer.logits(model, toy.params, made.hidden).dtype == jnp.float32
+  params = jax.tree.map(jnp.asarray, toy.params)
+  assert transformer.logits(model, params, made.hidden).dtype == jnp.float32
   error = np.abs(np.float32(made.hidden) - exact.hidden)
   assert np.median(error) < 0.05
   cache = empty_cache(low, ROWS, LENGTH)

@@ -7,6 +7,7 @@ from r1jax.models.layers import rms_norm, swiglu
 from r1jax.models.layers import rotate as rotate_for
 from r1jax.models.presets import preset
 
+
 def rotate(x, positions, theta, interleaved=True):
   config = preset("tiny_deepseek", rope_theta=theta)
   return rotate_for(x, positions, config, interleaved=interleaved)

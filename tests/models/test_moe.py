@@ -134,9 +134,7 @@ def experts_with(**overrides):
 @pytest.mark.parametrize("scores", ["sigmoid", "softmax"])
 def test_experts_are_chosen_within_the_best_groups(scores):
   """V3 ranks groups by their two best, V2 by their best."""
-  e = experts_with(
-    num_groups=4, groups_per_token=2, per_token=3, scores=scores
-  )
+  e = experts_with(num_groups=4, groups_per_token=2, per_token=3, scores=scores)
   for row, got in zip(SCORES, np.asarray(choose(jnp.asarray(SCORES), e))):
     groups = row.reshape(4, 3)
     counted = 2 if scores == "sigmoid" else 1

@@ -157,13 +157,9 @@ def test_attention_sees_its_text_and_the_shared_prefix(
   )
   for b, t, k, g in np.ndindex(rows, width, 2, 3):
     seen = [
-      s
-      for s in range(width)
-      if k_start[b][t] <= s <= t or s < prefix_end[b][t]
+      s for s in range(width) if k_start[b][t] <= s <= t or s < prefix_end[b][t]
     ]
-    scores = np.array(
-      [queries[b, t, k, g] @ keys[b, s, k] * 0.5 for s in seen]
-    )
+    scores = np.array([queries[b, t, k, g] @ keys[b, s, k] * 0.5 for s in seen])
     weights = np.exp(scores) / np.exp(scores).sum()
     expected = weights @ values[b, seen, k]
     np.testing.assert_allclose(got[b, t, k, g], expected, atol=1e-5)

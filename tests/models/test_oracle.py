@@ -75,7 +75,9 @@ def experts(w, x, c):
   out = feed_forward(x, w["shared_gate_up"], w["shared_down"])
   for e in chosen:
     gate = c.experts.scale * scores[e] / sum(scores[chosen])
-    out = out + gate * feed_forward(x, w["expert_gate_up"][e], w["expert_down"][e])
+    out = out + gate * feed_forward(
+      x, w["expert_gate_up"][e], w["expert_down"][e]
+    )
   return out, chosen
 
 

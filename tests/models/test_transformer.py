@@ -125,8 +125,12 @@ def test_the_future_has_no_influence(toy):
   np.testing.assert_array_equal(one.hidden[:, :10], other.hidden[:, :10])
   assert np.abs(one.hidden[:, 10:] - other.hidden[:, 10:]).max() > 0.1
   # The MTP block knows one token more.
-  np.testing.assert_array_equal(one.mtp_hidden[0, :, :9], other.mtp_hidden[0, :, :9])
-  assert np.abs(one.mtp_hidden[0, :, 9] - other.mtp_hidden[0, :, 9]).max() > 0.01
+  np.testing.assert_array_equal(
+    one.mtp_hidden[0, :, :9], other.mtp_hidden[0, :, :9]
+  )
+  assert (
+    np.abs(one.mtp_hidden[0, :, 9] - other.mtp_hidden[0, :, 9]).max() > 0.01
+  )
 
 
 def test_every_earlier_token_has_influence(toy):
