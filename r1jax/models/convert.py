@@ -1,316 +1,340 @@
-"""DeepSeek-V3 checkpoints in Hugging Face layout <-> parameters.
+"""Checkpoints in Hugging Face layout <-> our parameters.
 
-config.json  model.safetensors  tokenizer.*  provenance.json
+    config.json                            what the model is: `hf_config`
+    model-00001-of-00002.safetensors ...   and their index: `shards`
+    tokenizer.json, generation_config.json, chat template: `companions`
+    provenance.json                        how it came to be, where we know
+
+`layout` says where each tensor lies in our tree. Nothing here makes a second
+copy of a model: what is read goes straight to its place, and what is written is
+gathered tensor by tensor.
 """
 
-import dataclasses
-import hashlib
-import json
 import math
+import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from r1jax.models.config import ModelConfig
+from r1jax.models import companions, hf_config, layout, shards, transpose
+from r1jax.models.config import ModelConfig, replace
+from r1jax.models.layout import Piece
+from r1jax.models.lazy import Lazy, boxed
+from r1jax.models.shards import Plan, Reader
 from r1jax.models.weights import is_weight, weights
 from r1jax.types import Params
 
-ARCHITECTURE = "DeepseekV3ForCausalLM"
+Path = str | os.PathLike
+Progress = Callable[[int, int], None]  # Bytes that are done, and all.
+BIAS = "router_bias"  # Is float32 in whatever company.
+FLOATS = ("F32", "BF16", "F16")  # What parameters may be.
 
-CONFIG_KEYS = {  # Ours: the name in config.json.
-  "vocab_size": "vocab_size",
-  "width": "hidden_size",
-  "num_layers": "num_hidden_layers",
-  "num_dense_layers": "first_k_dense_replace",
-  "num_heads": "num_attention_heads",
-  "q_rank": "q_lora_rank",
-  "kv_rank": "kv_lora_rank",
-  "nope_size": "qk_nope_head_dim",
-  "rope_size": "qk_rope_head_dim",
-  "value_size": "v_head_dim",
-  "dense_width": "intermediate_size",
-  "expert_width": "moe_intermediate_size",
-  "num_experts": "n_routed_experts",
-  "num_shared_experts": "n_shared_experts",
-  "experts_per_token": "num_experts_per_tok",
-  "routed_scale": "routed_scaling_factor",
-  "rope_theta": "rope_theta",
-  "norm_epsilon": "rms_norm_eps",
-  "mtp_depth": "num_nextn_predict_layers",
-  "init_scale": "initializer_range",
-}
-FIXED = {  # What this architecture always does; needed by other readers.
-  "architectures": [ARCHITECTURE],
-  "model_type": "deepseek_v3",
-  "hidden_act": "silu",
-  "attention_bias": False,
-  "tie_word_embeddings": False,
-  "scoring_func": "sigmoid",
-  "topk_method": "noaux_tc",
-  "norm_topk_prob": True,
-  "n_group": 1,
-  "topk_group": 1,
-  "moe_layer_freq": 1,
-  "rope_scaling": None,
-  "torch_dtype": "float32",
-}
-BLOCK_NAMES = {  # Of one layer; matrices are stored transposed.
-  "attention_norm": "input_layernorm",
-  "q_down": "self_attn.q_a_proj",
-  "q_norm": "self_attn.q_a_layernorm",
-  "q_up": "self_attn.q_b_proj",
-  "kv_down": "self_attn.kv_a_proj_with_mqa",
-  "kv_norm": "self_attn.kv_a_layernorm",
-  "kv_up": "self_attn.kv_b_proj",
-  "out": "self_attn.o_proj",
-  "feed_forward_norm": "post_attention_layernorm",
-}
-MTP_NAMES = {
-  "hidden_norm": "hnorm",
-  "embed_norm": "enorm",
-  "project": "eh_proj",
-  "final_norm": "shared_head.norm",
-}
+
+def load(
+  path: Path,
+  *,
+  dtype: str = "float32",
+  sharding: Any = None,
+  mtp: bool = True,
+  progress: Progress = lambda done, total: None,
+) -> tuple[ModelConfig, Params]:
+  """The config and the parameters in a directory of Hugging Face layout.
+
+  Args:
+    path: of a DeepSeek-V3, DeepSeek-V2, Qwen2 or Llama.
+    dtype: of the parameters; that of the balancing bias is float32 always.
+    sharding: one `jax.sharding.Sharding`, or a tree of them that begins like
+      the parameters: each process then reads what its devices need. None gives
+      NumPy arrays.
+    mtp: False leaves the MTP layers out.
+    progress: is told how many bytes are in place.
+
+  Raises ValueError, in one line, for a model that is not one of these, and for
+  a tensor that is missing, left over or of another shape.
+  """
+  config, arrays = find(path, dtype=dtype, mtp=mtp)
+  leaves, tree = jax.tree.flatten(arrays)
+  wanted = [None] * len(leaves)
+  if sharding is not None:
+    wanted = jax.tree.leaves(jax.tree.broadcast(sharding, arrays))
+  sizes = [_local_size(*pair) for pair in zip(leaves, wanted, strict=True)]
+  done, total = 0, sum(sizes)
+
+  def advance(size: int) -> None:
+    nonlocal done
+    done += size
+    progress(done, total)
+
+  read = [_read(*pair, advance) for pair in zip(leaves, wanted, strict=True)]
+  return config, jax.tree.unflatten(tree, read)
+
+
+def find(
+  path: Path, *, dtype: str = "float32", mtp: bool = True
+) -> tuple[ModelConfig, Any]:
+  """As `load`, but of arrays that are read only when they are sliced.
+
+  A config that promises MTP layers of which there is no tensor at all, as
+  transformers writes it, is taken to have none.
+  """
+  directory = pathlib.Path(path)
+  config = hf_config.read(directory)
+  reader = Reader(directory, hf_config.float8_block(directory))
+  beyond = layout.mtp_prefixes(config)
+  known = set()
+  if not mtp or not any(name.startswith(beyond) for name in reader.tensors):
+    known = {name for name in reader.tensors if name.startswith(beyond)}
+    config = replace(config, mtp_depth=0)
+  known |= {piece.tensor for piece in layout.copies(config)}
+  if config.tied:
+    known.add("lm_head.weight")
+  for piece in layout.pieces(config):
+    _check_tensor(reader, piece)
+    known.add(piece.tensor)
+  for name in sorted(reader.tensors.keys() - known):
+    if name.removesuffix(shards.SCALES) not in known:
+      raise ValueError(
+        f"unknown tensor {name} in {reader.tensors[name].file}; config.json "
+        "describes a model without it"
+      )
+  places = layout.by_place(config)
+  return config, jax.tree.map_with_path(
+    lambda path, weight: Lazy(
+      reader,
+      weight.shape,
+      _dtype("float32" if path[-1].key == BIAS else dtype),
+      places[layout.path_name(path)],
+    ),
+    weights(config),
+    is_leaf=is_weight,
+  )
+
+
+def _dtype(name: str) -> np.dtype:
+  """Raises ValueError unless parameters can be of it."""
+  known = {dtype.name: dtype for dtype in map(shards.DTYPES.get, FLOATS)}
+  if name not in known:
+    raise ValueError(f"dtype {name!r} is none of {', '.join(known)}")
+  return known[name]
+
+
+def _check_tensor(reader: Reader, piece: Piece) -> None:
+  stored = reader.tensors.get(piece.tensor)
+  if stored is None:
+    raise ValueError(
+      f"tensor {piece.tensor} is missing from {reader.directory}; config.json "
+      f"asks for it, with shape {piece.shape}"
+    )
+  if stored.shape != piece.shape:
+    raise ValueError(
+      f"tensor {piece.tensor} in {stored.file} is {stored.shape}, not "
+      f"{piece.shape} as config.json has it"
+    )
+  if stored.dtype == shards.DTYPES["F8_E4M3"]:
+    reader.scales(piece.tensor)
+
+
+def _local_size(array: Lazy, sharding: jax.sharding.Sharding | None) -> int:
+  """Bytes of an array that this process reads."""
+  if sharding is None:
+    return math.prod(array.shape) * array.dtype.itemsize
+  indices = sharding.addressable_devices_indices_map(array.shape).values()
+  boxes = {_hashable(boxed(index, array.shape)) for index in indices}
+  numbers = sum(math.prod(b - a for a, b in box) for box in boxes)
+  return numbers * array.dtype.itemsize
+
+
+def _read(
+  array: Lazy,
+  sharding: jax.sharding.Sharding | None,
+  advance: Callable[[int], None],
+) -> np.ndarray | jax.Array:
+  if sharding is None:
+    return array.read((), advance)
+  read: dict[tuple, np.ndarray] = {}
+
+  def fetch(index):
+    key = _hashable(boxed(index, array.shape))
+    if key not in read:  # Once for all the devices that hold the same.
+      read[key] = array.read(index, advance)
+    return read[key]
+
+  return jax.make_array_from_callback(
+    array.shape, sharding, fetch, dtype=array.dtype
+  )
+
+
+def _hashable(box: layout.Box) -> tuple:
+  return tuple((span.start, span.stop) for span in box)
 
 
 def save(
-  directory: pathlib.Path,
+  directory: Path,
   config: ModelConfig,
   params: Params,
   *,
-  tokenizer: pathlib.Path,
-  provenance: Mapping[str, Any],
+  tokenizer: Path | None = None,
+  provenance: Mapping[str, Any] | None = None,
+  dtype: str | None = None,
+  shard_bytes: int | float = 5e9,
+  progress: Progress = lambda done, total: None,
 ) -> None:
-  """Writes a model, its tokenizer's files, and how it came to be."""
-  from safetensors.numpy import save_file
+  """Writes a model in the released layout, for any reader of it.
 
-  directory.mkdir(parents=True, exist_ok=True)
-  tensors = dict(to_tensors(config, params))
-  save_file(tensors, directory / "model.safetensors", {"format": "pt"})
-  digest = hashlib.sha256((directory / "model.safetensors").read_bytes())
-  names = {v: getattr(config, k) for k, v in CONFIG_KEYS.items()}
-  heads = {"num_key_value_heads": config.num_heads}
-  _write_json(directory / "config.json", FIXED | names | heads)
-  _write_json(
-    directory / "provenance.json",
-    {"model.safetensors sha256": digest.hexdigest()} | dict(provenance),
-  )
-  for file in tokenizer.iterdir():
-    if file.name.startswith("tokenizer") and not file.suffix == ".tmp":
-      shutil.copy(file, directory / file.name)
+  It takes the place of a model that is in `directory` already, and only when
+  all of it is written. Of several processes all call this, and one writes.
 
+  Args:
+    directory: is made.
+    config: must be of one of the released architectures.
+    params: arrays, NumPy's, JAX's or `find`'s; gathered a tensor at a time.
+    tokenizer: a directory whose tokenizer, chat template and
+      generation_config.json are copied.
+    provenance: goes into provenance.json, after the digests of the files.
+    dtype: of the tensors; None keeps that of the parameters. That of the
+      balancing bias is float32 always.
+    shard_bytes: the most that one file holds.
+    progress: is told how many bytes are written.
 
-def load(directory: str) -> tuple[ModelConfig, Params]:
-  """The config and the parameters (NumPy, float32) in `directory`.
-
-  Raises ValueError for another architecture, or for a tensor that is missing,
-  left over or of another shape.
+  Raises ValueError if `directory` holds something else than a model.
   """
-  from safetensors.numpy import load_file
-
-  path = pathlib.Path(directory)
-  if not (path / "config.json").exists():
-    raise ValueError(
-      f"{path} holds no config.json; give a model's directory in Hugging Face "
-      "layout"
+  target = pathlib.Path(directory).absolute()
+  _check_target(target)
+  arrays = _named(config, params)
+  kept = {
+    path: _dtype(
+      "float32" if path.endswith(BIAS) else dtype or array.dtype.name
     )
-  settings = json.loads((path / "config.json").read_text())
-  for key, value in FIXED.items():
-    if key != "torch_dtype" and settings.get(key) != value:
-      raise ValueError(
-        f"{path}/config.json: {key} is {settings.get(key)!r}; this reader "
-        f"knows {value!r}"
-      )
-  for theirs in CONFIG_KEYS.values():
-    if theirs not in settings:
-      raise ValueError(f"{path}/config.json does not say {theirs}")
-  config = ModelConfig(
-    **{ours: settings[theirs] for ours, theirs in CONFIG_KEYS.items()}
-  )
-  tensors = load_file(path / "model.safetensors")
-  params = from_tensors(config, tensors)
-  if tensors:
-    raise ValueError(f"{path}: unknown tensor {sorted(tensors)[0]}")
-  return config, params
-
-
-def to_tensors(
-  config: ModelConfig, params: Params
-) -> Iterator[tuple[str, np.ndarray]]:
-  """The released names and layouts, one tensor at a time."""
-  params = jax.tree.map(np.asarray, params)
-  yield "model.embed_tokens.weight", params["embed"]
-  yield "lm_head.weight", _flip(params["unembed"], 1)
-  yield "model.norm.weight", params["final_norm"]
-  for layer, block in enumerate(_blocks(config, params)):
-    yield from _block_to(f"model.layers.{layer}", block)
-  if config.mtp_depth:
-    prefix = f"model.layers.{config.num_layers}"
-    for ours, theirs in MTP_NAMES.items():
-      yield f"{prefix}.{theirs}.weight", _flip(_halves(ours, params["mtp"]), 1)
-    yield f"{prefix}.embed_tokens.weight", params["embed"].copy()
-    yield f"{prefix}.shared_head.head.weight", _flip(params["unembed"], 1)
-    yield from _block_to(prefix, params["mtp"]["block"])
-
-
-def from_tensors(config: ModelConfig, tensors: dict) -> Params:
-  """The tree of parameters; takes from `tensors` what it uses."""
-  shapes = weights(config)
-
-  def take(name, like):
-    if name not in tensors:
-      raise ValueError(f"tensor {name} is missing")
-    array, axis = tensors.pop(name), _inputs(like)
-    wanted = (
-      (math.prod(like.shape[axis:]), math.prod(like.shape[:axis]))
-      if len(like.shape) > 1
-      else like.shape
-    )
-    if array.shape != wanted:
-      raise ValueError(f"{name} is {array.shape}, not {wanted}")
-    return np.ascontiguousarray(array.T, np.float32).reshape(like.shape)
-
-  params = {
-    "embed": take(
-      "model.embed_tokens.weight",
-      shapes["embed"]._replace(shape=shapes["embed"].shape[::-1]),
-    ).T.copy(),
-    "unembed": take("lm_head.weight", shapes["unembed"]),
-    "final_norm": take("model.norm.weight", shapes["final_norm"]),
+    for path, array in arrays.items()
   }
-  layer = 0
-  for group in ("dense", "moe"):
-    if group not in shapes:
-      continue
-    like = jax.tree.map(
-      lambda w: w._replace(shape=w.shape[1:], axes=w.axes[1:]),
-      shapes[group],
-      is_leaf=is_weight,
-    )
-    count = next(iter(shapes[group].values())).shape[0]
-    blocks = []
-    for _ in range(count):
-      blocks.append(_block_from(f"model.layers.{layer}", like, take))
-      layer += 1
-    params[group] = jax.tree.map(lambda *x: np.stack(x), *blocks)
-  if config.mtp_depth:
-    prefix, like = f"model.layers.{config.num_layers}", shapes["mtp"]
-    mtp = {
-      ours: take(f"{prefix}.{theirs}.weight", like[ours])
-      for ours, theirs in MTP_NAMES.items()
-    }
-    mtp["project"] = _halves("project", mtp)
-    for copy in ("embed_tokens", "shared_head.head"):
-      tensors.pop(f"{prefix}.{copy}.weight", None)
-    params["mtp"] = mtp | {"block": _block_from(prefix, like["block"], take)}
-  return params
-
-
-def _blocks(config: ModelConfig, params: Params) -> Iterator[Params]:
-  counts = {"dense": config.num_dense_layers, "moe": config.num_moe_layers}
-  for group, count in counts.items():
-    for i in range(count):
-      yield jax.tree.map(lambda x, i=i: x[i], params[group])
-
-
-def _block_to(prefix: str, block: Params) -> Iterator[tuple[str, np.ndarray]]:
-  for ours, theirs in BLOCK_NAMES.items():
-    array = block[ours]
-    yield f"{prefix}.{theirs}.weight", _flip(array, _inputs_of(ours))
-  if "router" not in block:
-    yield from _mlp_to(f"{prefix}.mlp", block["gate_up"], block["down"])
-    return
-  yield f"{prefix}.mlp.gate.weight", _flip(block["router"], 1)
-  yield f"{prefix}.mlp.gate.e_score_correction_bias", block["router_bias"]
-  for e, pair in enumerate(zip(block["gate_up"], block["down"], strict=True)):
-    yield from _mlp_to(f"{prefix}.mlp.experts.{e}", *pair)
-  shared = block["shared_gate_up"], block["shared_down"]
-  yield from _mlp_to(f"{prefix}.mlp.shared_experts", *shared)
-
-
-def _block_from(prefix: str, like: dict, take) -> Params:
-  block = {
-    ours: take(f"{prefix}.{theirs}.weight", like[ours])
-    for ours, theirs in BLOCK_NAMES.items()
-  }
-  mlp = f"{prefix}.mlp"
-  if "router" not in like:
-    return block | _mlp_from(mlp, like["gate_up"], like["down"], take)
-  block["router"] = take(f"{mlp}.gate.weight", like["router"])
-  block["router_bias"] = take(
-    f"{mlp}.gate.e_score_correction_bias", like["router_bias"]
-  )
-  one = lambda w: w._replace(shape=w.shape[1:])
-  parts = [
-    _mlp_from(
-      f"{mlp}.experts.{e}", one(like["gate_up"]), one(like["down"]), take
-    )
-    for e in range(like["down"].shape[0])
+  groups = {group[0].tensor: group for group in layout.by_tensor(config)}
+  plans = [
+    Plan(name, group[0].shape, kept[group[0].path])
+    for name, group in groups.items()
   ]
-  block |= jax.tree.map(lambda *x: np.stack(x), *parts)
-  shared = _mlp_from(
-    f"{mlp}.shared_experts", like["shared_gate_up"], like["shared_down"], take
-  )
-  return block | {f"shared_{name}": w for name, w in shared.items()}
-
-
-def _mlp_to(prefix, gate_up, down) -> Iterator[tuple[str, np.ndarray]]:
-  gate, up = np.split(gate_up, 2, axis=-1)
-  for name, array in (("gate", gate), ("up", up), ("down", down)):
-    yield f"{prefix}.{name}_proj.weight", _flip(array, 1)
-
-
-def _mlp_from(prefix, gate_up, down, take) -> dict:
-  half = gate_up._replace(shape=(gate_up.shape[0], gate_up.shape[1] // 2))
-  gate, up = (take(f"{prefix}.{n}_proj.weight", half) for n in ("gate", "up"))
-  return {
-    "gate_up": np.concatenate([gate, up], axis=-1),
-    "down": take(f"{prefix}.down_proj.weight", down),
-  }
-
-
-def _flip(array: np.ndarray, inputs: int) -> np.ndarray:
-  """[in..., out...] as the released [out, in]; vectors as they are."""
-  if array.ndim == 1:
-    return array
-  rows = int(np.prod(array.shape[:inputs]))
-  return np.ascontiguousarray(array.reshape(rows, -1).T)
-
-
-def _inputs_of(name: str) -> int:
-  """Leading dimensions that are inputs: heads and their size, for `out`."""
-  return 2 if name == "out" else 1
-
-
-def _inputs(like) -> int:
-  return 2 if like.axes[:1] == ("heads",) else 1
-
-
-def _halves(name: str, mtp: Params) -> np.ndarray:
-  """Ours joins [hidden; embedding], the release [embedding; hidden]."""
-  array = mtp[name]
-  return np.roll(array, len(array) // 2, axis=0) if name == "project" else array
-
-
-def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
-  path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def sizes(config: ModelConfig) -> dict[str, int]:
-  """Number of parameters by top-level name, and their "total"."""
-  counts = {
-    name: sum(
-      int(np.prod(w.shape)) for w in jax.tree.leaves(entry, is_leaf=is_weight)
+  fetch = _Fetch(arrays)
+  make = lambda plan: _gather(plan, groups[plan.name], fetch)
+  settings = hf_config.released(config, dtype=kept["embed"].name)
+  if jax.process_index():
+    for plan in plans:
+      make(plan)
+    return
+  draft = target.with_name(f".{target.name}.draft")
+  shutil.rmtree(draft, ignore_errors=True)
+  draft.mkdir(parents=True)
+  try:
+    ids = dict.fromkeys(companions.TOKENS)
+    if tokenizer is not None:
+      ids = companions.copy(pathlib.Path(tokenizer), draft)
+    companions.write_json(draft / "config.json", settings | ids)
+    digests = shards.write(
+      draft, plans, make, shard_bytes=shard_bytes, progress=progress
     )
-    for name, entry in weights(config).items()
+    if provenance is not None:
+      named = {f"{name} sha256": value for name, value in digests.items()}
+      companions.write_json(draft / "provenance.json", named | dict(provenance))
+    _swap(draft, target)
+  finally:
+    shutil.rmtree(draft, ignore_errors=True)
+
+
+def _check_target(target: pathlib.Path) -> None:
+  if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+    return
+  config = target / "config.json"
+  if target.is_dir() and "architectures" in companions.read_json(config):
+    return
+  raise ValueError(
+    f"{target} holds something else than a model; choose another"
+  )
+
+
+def _swap(draft: pathlib.Path, target: pathlib.Path) -> None:
+  """Puts the directory `draft` in the place of `target`."""
+  aside = target.with_name(f".{target.name}.old")
+  shutil.rmtree(aside, ignore_errors=True)
+  if target.exists():
+    os.rename(target, aside)
+  os.rename(draft, target)
+  shutil.rmtree(aside, ignore_errors=True)
+
+
+def _named(config: ModelConfig, params: Params) -> dict[str, Any]:
+  """The arrays of `params` by path; raises ValueError unless all are there."""
+  arrays = {
+    layout.path_name(path): array
+    for path, array in jax.tree.leaves_with_path(params)
   }
-  return counts | {"total": sum(counts.values())}
+  wanted = layout.shapes(config)
+  for path in sorted(arrays.keys() | wanted.keys()):
+    found = tuple(arrays[path].shape) if path in arrays else "missing"
+    if path not in wanted or found != wanted[path]:
+      raise ValueError(
+        f"parameter {path} is {found}; the config asks for "
+        f"{wanted.get(path, 'none')}"
+      )
+  return arrays
 
 
-def describe(config: ModelConfig) -> dict[str, Any]:
-  """The config as plain values."""
-  return dataclasses.asdict(config)
+class _Fetch:
+  """One layer, or expert, of an array after another, on the host."""
+
+  def __init__(self, arrays: Mapping[str, Any]):
+    self._arrays = dict(arrays)
+    self._layer: tuple | None = None
+    self._recent: dict[str, tuple[tuple, np.ndarray]] = {}
+
+  def __call__(self, piece: Piece) -> np.ndarray:
+    """The box of a piece. What a layer's other tensors share is kept."""
+    if self._layer != piece.lead[:1]:
+      self._layer = piece.lead[:1]
+      self._recent.clear()
+    if self._recent.get(piece.path, (None,))[0] != piece.lead:
+      self._recent.pop(piece.path, None)
+      block = on_host(self._arrays[piece.path], piece.lead)
+      self._recent[piece.path] = piece.lead, block
+    return self._recent[piece.path][1][piece.box]
+
+
+def on_host(array: Any, lead: tuple[int, ...]) -> np.ndarray:
+  """array[lead] as NumPy's; all processes must ask for the same."""
+  if not isinstance(array, jax.Array):
+    return np.asarray(array[lead])
+  if not array.is_fully_addressable:
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(array[lead], tiled=True)
+  block = np.empty(array.shape[len(lead) :], array.dtype)
+  for shard in array.addressable_shards:
+    held = boxed(shard.index, array.shape)
+    spans = list(zip(lead, held))
+    if shard.replica_id == 0 and all(s.start <= i < s.stop for i, s in spans):
+      place = tuple(i - s.start for i, s in spans)
+      block[held[len(lead) :]] = _slice(shard.data, place)
+  return block
+
+
+def _slice(array: jax.Array, lead: tuple[int, ...]) -> np.ndarray:
+  """array[lead] of an array on one device; only that leaves it."""
+  if next(iter(array.devices())).platform == "cpu":
+    return np.asarray(array)[lead]  # It is there already.
+  return np.asarray(array[lead])
+
+
+def _gather(
+  plan: Plan, pieces: list[Piece], fetch: Callable[[Piece], np.ndarray]
+) -> np.ndarray:
+  """A released tensor, from the places of its pieces."""
+  tensor = np.empty(plan.shape, plan.dtype)
+  for piece in pieces:
+    ins, outs = piece.sizes[: piece.inputs], piece.sizes[piece.inputs :]
+    part = tensor[:, piece.columns] if piece.inputs else tensor
+    part = part.reshape(*outs, *ins)
+    inputs_first = [*range(len(outs), part.ndim), *range(len(outs))]
+    source = fetch(piece).astype(plan.dtype, copy=False)
+    transpose.copy(part.transpose(inputs_first), source)
+  return tensor
