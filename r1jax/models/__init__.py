@@ -5,15 +5,37 @@ MODELS says where a run's first parameters come from.
 
 import jax
 
+from r1jax.console import Console
 from r1jax.models import convert, transformer
-from r1jax.models.config import ModelConfig
+from r1jax.models.config import ModelConfig, replace
 from r1jax.models.presets import preset
 from r1jax.types import Params
 
 
-def pretrained(*, path: str) -> tuple[ModelConfig, Params]:
-  """The model in a directory of Hugging Face layout."""
-  return convert.load(path)
+LARGE = 1_000_000_000  # Bytes of parameters whose loading is worth a bar.
+
+
+def pretrained(
+  *, path: str, dtype: str = "float32", compute_dtype: str = "float32"
+) -> tuple[ModelConfig, Params]:
+  """The model in a directory of Hugging Face layout.
+
+  Args:
+    path: of the directory.
+    dtype: of the parameters.
+    compute_dtype: of activations and matmuls.
+  """
+  console = Console()
+
+  def tell(done: int, total: int) -> None:
+    if total > LARGE:
+      console.progress(done // 1_000_000, total // 1_000_000, unit="MB")
+
+  try:
+    config, params = convert.load(path, dtype=dtype, progress=tell)
+  finally:
+    console.close()
+  return replace(config, compute_dtype=compute_dtype), params
 
 
 def fresh(*, preset_name: str, seed: int, vocab_size: int):
