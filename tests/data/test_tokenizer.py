@@ -181,3 +181,168 @@ def test_deepseek_r1_has_no_bos_and_one_end(deepseek):
   ids = deepseek.encode("<think>\n1</think>")
   assert ids[0] == special["<think>"] and ids[-1] == special["</think>"]
   assert deepseek.decode(ids) == "<think>\n1</think>"
+
+
+def write_json(path, **content):
+  path.write_text(json.dumps(content))
+
+
+def test_any_of_several_ends_ends_a_completion(write_tokenizer, tmp_path):
+  folder = write_tokenizer(tmp_path)
+  write_json(folder / "generation_config.json", eos_token_id=[7, 0])
+  write_json(folder / "config.json", eos_token_id=9)
+  words = tokenizer.load(str(folder))
+  assert words.eos_ids == (0, 7, 9)  # What the tokenizer names comes first.
+  ids = words.encode("the Assistant")
+  assert words.decode([9, *ids, 7, 0]) == "the Assistant"
+  (folder / "tokenizer_config.json").unlink()  # The others are enough.
+  assert tokenizer.load(str(folder)).eos_ids == (7, 0, 9)
+
+
+@pytest.mark.parametrize("wrong", [480, -1, "<eos>", True, 1.0, [0, None]])
+def test_an_end_that_is_no_token_is_refused(write_tokenizer, tmp_path, wrong):
+  folder = write_tokenizer(tmp_path)
+  write_json(folder / "generation_config.json", eos_token_id=wrong)
+  value = wrong[-1] if isinstance(wrong, list) else wrong
+  message = f"generation_config.json: eos_token_id {value!r} is not in the voc"
+  with pytest.raises(ValueError, match=message):
+    tokenizer.load(str(folder))
+
+
+def test_a_beginning_is_known_and_never_added(write_tokenizer, tmp_path):
+  folder = write_tokenizer(tmp_path)
+  assert tokenizer.load(str(folder)).bos_id is None
+  config = dict(
+    eos_token="<eos>", bos_token={"content": "!"}, pad_token="<eos>"
+  )
+  write_json(folder / "tokenizer_config.json", **config, add_bos_token=True)
+  words = tokenizer.load(str(folder))
+  assert words.piece(words.bos_id) == "!"
+  assert words.bos_id not in words.encode("the Assistant")
+  write_json(folder / "tokenizer_config.json", **config | dict(bos_token="??"))
+  with pytest.raises(ValueError, match=r"bos_token '\?\?' is not in the voc"):
+    tokenizer.load(str(folder))
+
+
+def test_a_chat_template_has_three_places(write_tokenizer, tmp_path):
+  folder = write_tokenizer(tmp_path)
+  load = lambda: tokenizer.load(str(folder)).chat_template
+  config = folder / "tokenizer_config.json"
+  assert load() is None
+  write_json(config, eos_token="<eos>", chat_template="one")
+  assert load() == "one"
+  several = [
+    dict(name="tool_use", template="two"),
+    dict(name="default", template="three"),
+  ]
+  write_json(config, eos_token="<eos>", chat_template=several)
+  assert load() == "three"
+  write_json(config, eos_token="<eos>", chat_template=4)
+  with pytest.raises(ValueError, match="chat_template 4 is no text"):
+    load()
+  (folder / "chat_template.jinja").write_text("five \u8ba1", encoding="utf-8")
+  assert load() == "five \u8ba1"
+
+
+def test_the_richer_of_two_tokenizers_is_taken(
+  folder, write_tokenizer, tmp_path
+):
+  write_tokenizer(tmp_path)
+  (tmp_path / "tokenizer.model").write_bytes(
+    (folder / "tokenizer.model").read_bytes()
+  )
+  assert isinstance(tokenizer.load(str(tmp_path)), tokenizer.HuggingFace)
+
+
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("tokenizer.json", b"{}"),
+    ("tokenizer.json.gz", b"not zipped"),
+    ("tokenizer.model", b"no model"),
+    ("generation_config.json", b"{"),
+    ("tokenizer_config.json", b"[]"),
+  ],
+)
+def test_a_broken_file_is_named(write_tokenizer, tmp_path, name, content):
+  write_tokenizer(tmp_path)
+  if name.startswith("tokenizer."):
+    (tmp_path / "tokenizer.json").unlink()
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(ValueError, match=f"{tmp_path / name} (is|holds) no "):
+    tokenizer.load(str(tmp_path))
+
+
+def test_special_tokens_can_be_spelled_out(write_tokenizer, tmp_path):
+  words = tokenizer.load(str(write_tokenizer(tmp_path)))
+  assert words.specials == ("<eos>",)
+  for text in ("<eos>", "a <eos><eos> b", "the Assistant"):
+    ids = words.spell(text)
+    assert not {*ids} & {*words.eos_ids}
+    assert words.decode(ids) == text
+  assert words.encode("<eos>") == [0]
+  assert words.spell("the Assistant") == words.encode("the Assistant")
+
+
+@pytest.fixture(scope="module", params=["sentencepiece", "bytes", "deepseek"])
+def any_words(request, words, write_tokenizer, tmp_path_factory):
+  if request.param == "sentencepiece":
+    return words
+  if request.param == "deepseek":
+    return request.getfixturevalue("deepseek")
+  return tokenizer.load(str(write_tokenizer(tmp_path_factory.mktemp("bytes"))))
+
+
+def pushed(words, parts):
+  """What a stream gives out after each part, and at the end."""
+  stream = tokenizer.TextStream(words)
+  return [*map(stream.push, parts), stream.flush()]
+
+
+def test_a_stream_gives_whole_characters(any_words):
+  characters = "".join({*"".join(TEXTS)} - {*"</>"}) + " \n" * 9
+  if any_words.vocab_size > 200:
+    characters += "\u8ba1\U0001f600\u00e9\u0e2a\u2603"
+
+  @settings(max_examples=200, deadline=None)
+  @given(st.text(st.sampled_from(characters)), st.integers(1, 3))
+  def streams(text, size):
+    ids = any_words.encode(text)
+    parts = [ids[i : i + size] for i in range(0, len(ids), size)]
+    given = pushed(any_words, parts)
+    assert "".join(given) == any_words.decode(ids)
+    assert "\ufffd" not in "".join(given)
+
+  streams()
+
+
+def test_a_stream_of_any_ids_is_their_text(any_words):
+  @settings(max_examples=300, deadline=None)
+  @given(st.lists(st.integers(0, min(any_words.vocab_size, 400) - 1)))
+  def streams(ids):
+    given = pushed(any_words, [[i] for i in ids])
+    assert "".join(given) == any_words.decode(ids)
+
+  streams()
+
+
+def test_a_stream_waits_for_a_character_and_for_no_more(
+  write_tokenizer, tmp_path
+):
+  words = tokenizer.load(str(write_tokenizer(tmp_path)))
+  ids = words.encode("a\U0001f600b")
+  assert len(ids) == 6  # The face takes four.
+  given = pushed(words, [[i] for i in ids])
+  assert given == ["a", "", "", "", "\U0001f600", "b", ""]
+  assert pushed(words, [[i] for i in ids[:3]]) == ["a", "", "", "\ufffd"]
+
+
+def test_a_real_tokenizer_knows_where_a_conversation_begins(deepseek):
+  assert deepseek.bos_id == 0
+  assert deepseek.piece(0) == "<\uff5cbegin\u2581of\u2581sentence\uff5c>"
+  assert "add_generation_prompt" in deepseek.chat_template
+  facts = json.loads((DEEPSEEK / "facts.json").read_text())
+  assert {*facts["special_tokens"]} <= {*deepseek.specials}
+  for name in facts["special_tokens"]:
+    assert not {*deepseek.spell(name)} & {*facts["special_tokens"].values()}
+    assert deepseek.decode(deepseek.spell(name)) == name

@@ -1,0 +1,365 @@
+"""A conversation: shown as it comes, told apart, stopped, gone on with."""
+
+import dataclasses
+import io
+import os
+import pty
+import select
+import signal
+import time
+import types
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r1jax.data import chat as chats
+from r1jax.data import tokenizer
+from r1jax.tools import chat
+
+BASE = "r1jax/base"
+END = "<end>"
+
+
+@pytest.fixture(scope="module")
+def words(write_tokenizer, tmp_path_factory):
+  """A byte-level tokenizer; its thoughts' tags take several tokens."""
+  folder = tmp_path_factory.mktemp("words")
+  return tokenizer.load(str(write_tokenizer(folder)))
+
+
+def scripted(words, *answers):
+  """A `complete` that says `answers`, and the list of what it was given."""
+  given, texts = [], iter(answers)
+
+  def complete(prompt, *, max_tokens, number):
+    given.append(words.decode(prompt))
+    ids = [*words.encode(next(texts)), *words.eos_ids]
+    yield from ids[:max_tokens]
+
+  return complete, given
+
+
+def open_up(question, *, generation_prompt=True):
+  """A template that writes the last question and opens a thought."""
+  del generation_prompt
+  return question[-1]["content"] + "|<think>\n"
+
+
+def everything(messages, *, generation_prompt=False):
+  """A template that shows all there is."""
+  told = "".join(f"[{m['role']}:{m['content']}]" for m in messages)
+  return told + "[assistant:" * generation_prompt
+
+
+def converse(words, template, *answers, messages=(), max_tokens=999):
+  complete, given = scripted(words, *answers)
+  return chat.Conversation(
+    words, template, complete, max_tokens, [*messages]
+  ), given
+
+
+def together(parts):
+  """The thought and the rest of what was told apart."""
+  told = [*parts]
+  order = [thought for thought, _ in told]
+  assert order == sorted(order, reverse=True)  # The thought comes first.
+  return tuple(
+    "".join(text for thought, text in told if thought is kind)
+    for kind in (True, False)
+  )
+
+
+@pytest.mark.parametrize(
+  ("text", "thought", "rest"),
+  [
+    ("<think>a</think>b", "<think>a</think>", "b"),
+    (" \n<think>a</think> <answer>b", " \n<think>a</think>", " <answer>b"),
+    ("<think>a</think>b</think>c", "<think>a</think>", "b</think>c"),
+    ("<think>a<think>b</think>c", "<think>a<think>b</think>", "c"),
+    ("<think>never ends </thin", "<think>never ends </thin", ""),
+    ("what <think> is </think>", "", "what <think> is </think>"),
+    ("<thin", "", "<thin"),
+    ("</think>a", "", "</think>a"),
+    ("<think></think>", "<think></think>", ""),
+    (" ", "", " "),
+    ("", "", ""),
+  ],
+)
+def test_a_thought_is_what_an_answer_begins_with(text, thought, rest):
+  for size in (1, 2, 3, 5, 8, 99):
+    parts = [text[i : i + size] for i in range(0, len(text), size)]
+    assert together(chat.tell_apart(parts)) == (thought, rest)
+
+
+PARTS = st.lists(
+  st.sampled_from(
+    ["<think>", "</think>", "<", "th", "ink>", "/", " ", "a", "</", "\n", ""]
+  )
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(PARTS)
+def test_no_text_is_lost_however_it_comes(parts):
+  text = "".join(parts)
+  assert together(chat.tell_apart(parts)) == together(chat.tell_apart([text]))
+  assert "".join(together(chat.tell_apart(parts))) == text
+
+
+@settings(max_examples=300, deadline=None)
+@given(PARTS)
+def test_only_what_may_be_a_tag_is_held_back(parts):
+  given, out = "", ""
+
+  def feed():
+    nonlocal given
+    for part in parts:
+      given += part
+      yield part
+      held = given[len(out) :]
+      assert len(held.lstrip()) < len("</think>")
+
+  for _, text in chat.tell_apart(feed()):
+    out += text
+  assert out == given
+
+
+def test_earlier_thoughts_are_not_read_again(words):
+  told, given = converse(
+    words, everything, "<think>\nhm</think>\n\nHo", "<think>\nhm", "Ha"
+  )
+  shown = [together(told.ask(question)) for question in ("a", "b", "c")]
+  assert shown == [
+    ("<think>\nhm</think>", "\n\nHo"),
+    ("<think>\nhm", ""),
+    ("", "Ha"),
+  ]
+  first = "[user:a][assistant:\n\nHo]"
+  assert given == [
+    "[user:a][assistant:",
+    f"{first}[user:b][assistant:",
+    f"{first}[user:b][assistant:][user:c][assistant:",
+  ]
+
+
+def test_a_system_message_stays_in_front(words):
+  system = dict(role="system", content="S")
+  told, given = converse(words, everything, "x", "y", messages=[system])
+  for question in ("a", "b"):
+    together(told.ask(question))
+  assert all(prompt.startswith("[system:S][user:a]") for prompt in given)
+
+
+def test_the_opening_that_a_template_writes_is_shown(words):
+  told, given = converse(words, open_up, "hm</think>Ho")
+  assert together(told.ask("a")) == ("<think>\nhm</think>", "Ho")
+  assert given == ["a|<think>\n"]
+  assert told.messages[-1] == dict(role="assistant", content="Ho")
+
+
+def test_text_is_shown_as_it_comes(words):
+  told, _ = converse(words, everything, "caf\u00e9 \U0001f600!")
+  parts = [text for _, text in told.ask("a")]
+  assert len(parts) > 5 and "".join(parts) == "caf\u00e9 \U0001f600!"
+  assert "\ufffd" not in "".join(parts)
+
+
+def test_an_answer_that_was_left_is_kept_as_far_as_it_went(words):
+  told, given = converse(words, everything, "one two three", "x")
+  answer, heard = told.ask("a"), ""
+  while "tw" not in heard:
+    heard += next(answer)[1]
+  answer.close()
+  assert told.messages[-1] == dict(role="assistant", content=heard)
+  together(told.ask("b"))
+  assert given[-1] == f"[user:a][assistant:{heard}][user:b][assistant:"
+
+
+def test_a_limit_ends_an_answer(words):
+  told, _ = converse(words, everything, "one two three", max_tokens=2)
+  answer = words.decode(words.encode("one two three")[:2])
+  assert together(told.ask("a")) == ("", answer)
+
+
+def test_a_question_that_cannot_be_asked_is_forgotten(words):
+  def refuse(*arguments, **options):
+    raise ValueError("not this")
+    yield  # A generator raises when it is first asked.
+
+  template = lambda *arguments, **options: next(refuse())
+  for changed in (dict(template=template), dict(complete=refuse)):
+    told, _ = converse(words, open_up, "x")
+    told = dataclasses.replace(told, **changed)
+    with pytest.raises(ValueError, match="not this"):
+      together(told.ask("a"))
+    assert told.messages == []
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+  for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLORTERM"):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setenv("TERM", "xterm")
+  return Terminal()
+
+
+def test_a_terminal_shows_the_thought_dimmer(terminal):
+  chat.Screen(terminal).show([(True, "<think>[b]hm"), (False, "Ho[/]\n")])
+  assert terminal.getvalue() == "\x1b[2m<think>[b]hm\x1b[0mHo[/]\n"
+
+
+def test_a_terminal_is_not_steered(terminal):
+  chat.Screen(terminal).show([(False, "\x1b[31ma\x07\rb\x9b1m\u8ba1")])
+  shown = terminal.getvalue()
+  assert shown == "\ufffd[31ma\ufffd\ufffdb\ufffd1m\u8ba1\n"
+
+
+def test_long_lines_are_not_broken(terminal):
+  text = "word " * 100 + "x" * 300
+  chat.Screen(terminal).show([(False, text)])
+  assert terminal.getvalue() == text + "\n"
+
+
+def test_a_file_gets_the_text_and_one_line_break():
+  for text in ("a", "a\n"):
+    file = io.StringIO()
+    chat.Screen(file).show([(True, "<think>"), (False, text), (False, "")])
+    assert file.getvalue() == "<think>a\n"
+
+
+def press():
+  os.kill(os.getpid(), signal.SIGINT)
+  time.sleep(0.01)  # Handlers run between two instructions.
+
+
+def test_pressed_once_it_stops_and_twice_it_leaves():
+  before = signal.getsignal(signal.SIGINT)
+
+  def count(presses):
+    for i in range(9):
+      for _ in range(presses * (i == 2)):
+        press()
+      yield i
+
+  with chat.stoppable(count(0)) as parts:
+    assert [*parts] == [*range(9)]
+  with chat.stoppable(count(1)) as parts:
+    assert [*parts] == [0, 1, 2]
+  with pytest.raises(KeyboardInterrupt), chat.stoppable(count(2)) as parts:
+    assert [*parts]
+  assert signal.getsignal(signal.SIGINT) is before
+
+
+def options(**changes):
+  defaults = dict(model=BASE, template="auto", system="", max_tokens=9)
+  sampling = dict(temperature=0.6, top_p=0.95, seed=0)
+  return types.SimpleNamespace(**defaults | sampling | changes)
+
+
+def test_auto_is_the_models_own_template_if_it_has_one(words):
+  assert chat.pick_template("auto", words) is chat.TEMPLATES["r1_zero"]
+  own = types.SimpleNamespace(**vars(words) | dict(chat_template="own"))
+  for name in ("encode", "decode", "spell", "piece"):
+    setattr(own, name, getattr(words, name))
+  for name in ("auto", "own"):
+    assert chat.pick_template(name, own)([]) == "own"
+  r1 = chat.pick_template("deepseek_r1", own)
+  assert r1 is chats.deepseek_r1
+
+
+def run(python, *arguments, **kwargs):
+  return python("-m", "r1jax.tools.chat", *arguments, **kwargs)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ([], "no --model; name the directory of a model"),
+    (["--model=nope"], "--model=nope is no directory"),
+    (["--model=tests", "--prompt=a"], "tests holds no tokenizer.model"),
+    ([f"--model={BASE}"], "the question is empty; give it by --prompt"),
+    ([f"--model={BASE}", "--prompt= "], "the question is empty"),
+    ([f"--model={BASE}", "--prompt=a", "b"], "unknown argument 'b'; flags"),
+    ([f"--model={BASE}", "--promt=a"], "unknown flag --promt; did you mean"),
+    (
+      [f"--model={BASE}", "--prompt=a", "--system=b"],
+      "this template has no place for a system message",
+    ),
+    (
+      [f"--model={BASE}", "--prompt=a", "--template=own"],
+      "the tokenizer has no chat template of its own",
+    ),
+    (
+      [f"--model={BASE}", "--prompt=a", "--temperature=-1"],
+      "flag --temperature=-1: -1.0 is not",
+    ),
+  ],
+  ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+@pytest.mark.slow
+def test_what_is_wrong_is_one_line(python, arguments, message):
+  done = run(python, *arguments)
+  assert done.returncode == 2 and done.stdout == ""
+  (line,) = done.stderr.splitlines()
+  assert line.startswith(f"error: {message}")
+
+
+def test_debug_shows_the_trace(python):
+  done = run(python, "--model=nope", "--debug")
+  assert done.returncode == 2 and "Traceback" in done.stderr
+  assert done.stderr.splitlines()[-1] == "error: --model=nope is no directory"
+
+
+@pytest.mark.slow
+def test_the_base_answers_one_question(python):
+  ask = (f"--model={BASE}", "--prompt=What is 17 + 25?")
+  done = run(python, *ask)
+  assert done.returncode == 0, done.stderr
+  assert done.stderr == ""
+  assert "</think>" in done.stdout and "</answer>" in done.stdout
+  assert done.stdout.endswith("\n")
+  assert run(python, *ask).stdout == done.stdout
+  greedy = [*ask, "--temperature=0", "--max_tokens=3"]
+  assert len(run(python, *greedy).stdout) < len(done.stdout)
+
+
+@pytest.mark.slow
+def test_a_person_is_answered_until_they_leave():
+  process, terminal = pty.fork()
+  if process == 0:
+    import sys
+
+    os.environ["TERM"] = "xterm"
+    command = [sys.executable, "-m", "r1jax.tools.chat", f"--model={BASE}"]
+    os.execv(sys.executable, command)
+
+  def read(mark):
+    seen, limit = "", time.monotonic() + 100
+    while mark not in seen and time.monotonic() < limit:
+      if select.select([terminal], [], [], 1)[0]:
+        try:
+          seen += os.read(terminal, 4096).decode()
+        except OSError:  # The other side has left.
+          break
+    return seen
+
+  try:
+    assert read("> ").endswith("> ")
+    for question in (b"What is 1 + 2?", b"What is 3 + 4?"):
+      os.write(terminal, question + b"\n")
+      answer = read("\n> ")
+      assert "</answer>" in answer and "\x1b[2m" in answer
+    os.write(terminal, b"\x04")
+    read("never")
+    assert os.waitpid(process, 0)[1] == 0
+  except BaseException:
+    os.kill(process, signal.SIGKILL)
+    raise
+  finally:
+    os.close(terminal)
