@@ -11,7 +11,6 @@ from r1jax.models.config import ModelConfig, replace
 from r1jax.models.presets import preset
 from r1jax.types import Params
 
-
 LARGE = 1_000_000_000  # Bytes of parameters whose loading is worth a bar.
 
 
