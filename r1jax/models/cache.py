@@ -13,9 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from r1jax.models.config import ModelConfig
 
-Buffers = (
-  tuple  # By layer a tuple of [..., S, H]; or a tuple of [L, ..., S, H].
-)
+# By layer a tuple of [..., S, H]; or one tuple of [L, ..., S, H].
+Buffers = tuple
 
 
 @chex.dataclass(frozen=True)

@@ -57,7 +57,7 @@ def attention_weights(config: ModelConfig) -> dict:
 
 
 def latent_weights(d: int, a) -> dict:
-  """Latent attention; `qkv_down` makes the latents of queries, keys and values."""
+  """Latent attention; `qkv_down` makes all latents of a token."""
   latents = a.kv_rank + a.rope_size
   up = a.nope_size + a.value_size
   tree = {
