@@ -1,18 +1,18 @@
 """Copies between arrays whose dimensions lie in memory in different orders."""
 
-import itertools
-
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-TILE = 64  # Both sides of it stay in the first cache, whatever the strides.
+TILE = (2048, 256)  # Of the source's and the target's rows: half an L2 cache.
+WORD = np.dtype(np.uint64)
 
 
 def copy(target: np.ndarray, source: np.ndarray) -> None:
-  """Makes `target` equal to `source`, bit for bit, a tile at a time.
+  """Makes `target` equal to `source`, bit for bit; the faster if transposed.
 
-  NumPy by itself walks in the order of the target, and with large strides each
-  number it reads from a transposed source costs a line of the cache.
+  NumPy walks in the order of the target, one number at a time, and with large
+  strides each number that it reads costs a line of the cache. Here it walks
+  tile by tile, and moves as many neighbours at once as there are in 8 bytes.
 
   Raises ValueError unless both have the same shape and dtype.
   """
@@ -26,16 +26,31 @@ def copy(target: np.ndarray, source: np.ndarray) -> None:
   if target.ndim < 2 or _densest(target) == _densest(source):
     target[...] = source
     return
-  order = (_densest(target), _densest(source))
+  order = (_densest(source), _densest(target))
   target = np.moveaxis(target, order, (-2, -1))
   source = np.moveaxis(source, order, (-2, -1))
-  rows, columns = target.shape[-2:]
   for outer in np.ndindex(target.shape[:-2]):
-    to, of = target[outer], source[outer]
-    tiles = itertools.product(range(0, rows, TILE), range(0, columns, TILE))
-    for i, j in tiles:
-      tile = slice(i, i + TILE), slice(j, j + TILE)
-      to[tile] = of[tile]
+    _transpose(target[outer], source[outer])
+
+
+def _transpose(target: np.ndarray, source: np.ndarray) -> None:
+  """Copies a matrix whose columns are dense to one whose rows are."""
+  rows, columns = target.shape
+  many = WORD.itemsize // target.itemsize  # Neighbours that make a word.
+  even = columns // many * many
+  if target.strides[1] != target.itemsize or many == 1:
+    even = 0
+  words = target[:, :even].view(WORD)
+  high, wide = min(TILE[0], rows), min(TILE[1], even) // many
+  buffer = np.empty((wide, high, many), target.dtype)
+  for j in range(0, even // many, wide or 1):
+    for i in range(0, rows, high):
+      part = source[i : i + high, j * many : min((j + wide) * many, even)]
+      packed = buffer[: part.shape[1] // many, : len(part)]
+      for k in range(many):
+        packed[:, :, k] = part[:, k::many].T
+      words[i : i + high, j : j + wide] = packed.view(WORD)[:, :, 0].T
+  target[:, even:] = source[:, even:]
 
 
 def _densest(array: np.ndarray) -> int:
