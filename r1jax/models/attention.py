@@ -5,6 +5,8 @@ from one latent vector of R numbers, plus one rotated key that all heads share.
 The cache holds just these two.
 """
 
+import functools
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -47,8 +49,8 @@ def attend_cached(
   """
   latent = isinstance(config.attention, Latent)
   if latent:
-    plain, turned = latent_queries(block, x, positions, config)
-    new = (latents(block, x, positions, config)[:, :, None],)
+    plain, turned, cached = latents(block, x, positions, config)
+    new = (cached[:, :, None],)
     queries = absorb(block, plain, turned, config)
   else:
     queries, *new = grouped_heads(block, x, positions, config)
@@ -105,32 +107,28 @@ def latents(
   x: Float[Array, "B T D"],
   positions: Int[Array, "B T"],
   config: ModelConfig,
-) -> Float[Array, "B T C"]:
-  """What the cache holds: the normalised latent, then the rotated key."""
-  a = config.attention
-  both = x @ block["qkv_down"][:, a.q_rank or 0 :]
-  latent, key = jnp.split(both, [a.kv_rank], axis=-1)
-  latent = rms_norm(latent, block["kv_norm"], LATENT_EPSILON)
-  key = rotate(key, positions, config, interleaved=True)
-  return jnp.concatenate([latent, key], axis=-1)
+) -> tuple[
+  Float[Array, "B T N H"], Float[Array, "B T N Hr"], Float[Array, "B T C"]
+]:
+  """Queries without position, rotated ones, and what the cache holds.
 
-
-def latent_queries(
-  block: Params,
-  x: Float[Array, "B T D"],
-  positions: Int[Array, "B T"],
-  config: ModelConfig,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N Hr"]]:
-  """Queries without position, and rotated ones."""
+  That is the normalised latent, then the rotated key.
+  """
   a = config.attention
+  down = x @ block["qkv_down"]
+  turn = functools.partial(
+    rotate, positions=positions, config=config, interleaved=True
+  )
   if a.q_rank is None:
-    both = jnp.einsum("BTD,DNH->BTNH", x, block["q"])
+    queries = jnp.einsum("BTD,DNH->BTNH", x, block["q"])
   else:
-    latent = x @ block["qkv_down"][:, : a.q_rank]
+    latent, down = jnp.split(down, [a.q_rank], axis=-1)
     latent = rms_norm(latent, block["q_norm"], LATENT_EPSILON)
-    both = jnp.einsum("BTR,RNH->BTNH", latent, block["q_up"])
-  plain, turned = jnp.split(both, [a.nope_size], axis=-1)
-  return plain, rotate(turned, positions, config, interleaved=True)
+    queries = jnp.einsum("BTR,RNH->BTNH", latent, block["q_up"])
+  plain, turned = jnp.split(queries, [a.nope_size], axis=-1)
+  latent, key = jnp.split(down, [a.kv_rank], axis=-1)
+  latent = rms_norm(latent, block["kv_norm"], LATENT_EPSILON)
+  return plain, turn(turned), jnp.concatenate([latent, turn(key)], axis=-1)
 
 
 def latent_heads(
@@ -143,16 +141,13 @@ def latent_heads(
 ]:
   """Queries, keys and values of each head, made from the latents."""
   a = config.attention
-  queries = jnp.concatenate(
-    latent_queries(block, x, positions, config), axis=-1
-  )
-  latent, key = jnp.split(
-    latents(block, x, positions, config), [a.kv_rank], axis=-1
-  )
+  plain, turned, cached = latents(block, x, positions, config)
+  latent, key = jnp.split(cached, [a.kv_rank], axis=-1)
   both = jnp.einsum("BTR,RNH->BTNH", latent, block["kv_up"])
   keys, values = jnp.split(both, [a.nope_size], axis=-1)
   shared = jnp.broadcast_to(key[:, :, None], (*keys.shape[:3], a.rope_size))
-  return queries[:, :, :, None], jnp.concatenate([keys, shared], -1), values
+  queries = jnp.concatenate([plain, turned], axis=-1)[:, :, :, None]
+  return queries, jnp.concatenate([keys, shared], axis=-1), values
 
 
 def absorb(

@@ -53,7 +53,8 @@ def route(
   if given is None:
     ranked = scores + block["router_bias"] if e.biased else scores
     given = choose(jax.lax.stop_gradient(ranked), e)
-  gates = jnp.take_along_axis(scores, given, axis=-1)
+  chosen = given[..., None] == jnp.arange(e.num_routed)
+  gates = jnp.sum(jnp.where(chosen, scores[:, None], 0), axis=-1)  # No gather.
   if e.renormalise:
     gates /= jnp.sum(gates, axis=-1, keepdims=True) + 1e-20
   affinity = scores / jnp.sum(scores, axis=-1, keepdims=True)

@@ -20,7 +20,7 @@ from r1jax.models.cache import Cache
 from r1jax.models.config import ModelConfig
 from r1jax.models.layers import rms_norm, swiglu
 from r1jax.models.moe import Load, moe
-from r1jax.types import Packed, Params
+from r1jax.types import Ints, Packed, Params
 
 FLOAT32 = ("router", "router_bias")  # Weights that keep their precision.
 
@@ -301,9 +301,9 @@ def following(
 
 
 def token_logprobs(
-  model: Transformer, params: Params, tokens: Int[Array, "B T"]
+  model: Transformer, params: Params, tokens: Ints
 ) -> Float[Array, "B T"]:
-  """log p(tokens[t] | tokens[:t]), in nats; 0 for the first token."""
+  """log p(tokens[t] | tokens[:t]) of [B, T], in nats; 0 for the first token."""
   hidden = forward(model, params, pack_rows(tokens)).hidden[:, :-1]
   logprobs, _ = ops.linear_logprobs(
     hidden.reshape(-1, hidden.shape[-1]),
