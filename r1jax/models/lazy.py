@@ -14,7 +14,7 @@ from r1jax.models.layout import Box, Piece, sizes
 from r1jax.models.shards import Reader
 
 Index = tuple[int | slice, ...]
-JOB = 1 << 22  # Numbers that a thread reads at once.
+JOB = 1 << 23  # Numbers that a thread reads at once.
 THREADS = min(8, os.cpu_count() or 1)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
