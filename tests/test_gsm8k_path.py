@@ -11,7 +11,7 @@ from r1jax import config, data, metrics, models, rewards, sharding
 from r1jax.data import gsm8k, templates, tokenizer
 from r1jax.data.packing import unpack
 from r1jax.models import transformer
-from r1jax.models.config import PRESETS, preset
+from r1jax.models.presets import PRESETS, preset
 from r1jax.rollouts.engine import Engine, make_engine
 from r1jax.training import grpo
 from r1jax.training.evaluate import completions
@@ -24,8 +24,12 @@ GSM8K = SHARED / "train/math_gsm8k_train.jsonl"
 R1 = SHARED / "reference/deepseek_r1"
 VOCABULARY = 129_280
 EXPERIMENT = str(ROOT / "experiments/gsm8k_zero.py")
-TOY = PRESETS["tiny_deepseek"] | dict(
-  width=32, num_layers=2, dense_width=32, expert_width=8, num_experts=4
+TOY = preset(
+  "tiny_deepseek",
+  width=32,
+  num_layers=2,
+  dense_width=32,
+  experts=dict(width=8, num_routed=4),
 )
 
 needs_data = pytest.mark.skipif(

@@ -37,9 +37,17 @@ def pretrained(
   return replace(config, compute_dtype=compute_dtype), params
 
 
-def fresh(*, preset_name: str, seed: int, vocab_size: int):
+def fresh(
+  *,
+  preset_name: str,
+  seed: int,
+  vocab_size: int,
+  compute_dtype: str = "float32",
+) -> tuple[ModelConfig, Params]:
   """A published architecture with random weights, for `vocab_size` tokens."""
-  config = preset(preset_name, vocab_size=vocab_size)
+  config = preset(
+    preset_name, vocab_size=vocab_size, compute_dtype=compute_dtype
+  )
   model = transformer.Transformer(config)
   return config, transformer.init(model, jax.random.key(seed))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,9 +215,9 @@ def _replace(part, overrides, owner: str):
     if key not in fields:
       raise ValueError(f"{owner} has no {key!r}; it has {', '.join(fields)}")
     old = getattr(part, key)
-    if isinstance(value, dict):
-      if not dataclasses.is_dataclass(old):
-        raise ValueError(f"{owner} has no {key} whose fields could be replaced")
-      value = _replace(old, value, key)
+    if isinstance(value, dict) and not dataclasses.is_dataclass(old):
+      raise ValueError(f"{owner} has no {key} whose fields could be replaced")
+    if dataclasses.is_dataclass(old) and isinstance(value, Iterable):
+      value = _replace(old, dict(value), key)
     values[key] = value
   return dataclasses.replace(part, **values)

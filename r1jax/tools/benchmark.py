@@ -86,9 +86,7 @@ def model() -> dict:
 
 def compare(name: str, config: ModelConfig, machine: dict) -> dict:
   """One architecture, both sides in turns."""
-  params = transformer.init(
-    transformer.Transformer(config), jax.random.key(0)
-  )
+  params = transformer.init(transformer.Transformer(config), jax.random.key(0))
   peer = peers.build(config, params)
   report = {"parameters": sizes(config)["total"]}
   for kind, ours, theirs, settings, peak in (
@@ -114,7 +112,9 @@ def decoder(config: ModelConfig, params) -> Callable:
   """`run(rows, prompt_tokens, tokens)` decodes greedily."""
   network = transformer.Transformer(config)
 
-  @functools.partial(jax.jit, static_argnames=("rows", "prompt_tokens", "tokens"))
+  @functools.partial(
+    jax.jit, static_argnames=("rows", "prompt_tokens", "tokens")
+  )
   def generate(params, prompts, *, rows, prompt_tokens, tokens):
     cache = empty_cache(config, rows, prompt_tokens + tokens)
     hidden, cache = transformer.extend(network, params, prompts, cache)

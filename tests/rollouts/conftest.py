@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from r1jax.models import transformer
-from r1jax.models.config import preset
+from r1jax.models.presets import preset
 from r1jax.models.weights import is_weight, weights
 
 
@@ -36,18 +36,14 @@ def toy():
     vocab_size=40,
     width=16,
     num_layers=2,
-    num_heads=2,
-    q_rank=8,
-    kv_rank=8,
-    nope_size=4,
-    rope_size=4,
-    value_size=4,
+    attention=dict(
+      num_heads=2, q_rank=8, kv_rank=8, nope_size=4, rope_size=4, value_size=4
+    ),
     dense_width=16,
-    expert_width=8,
-    num_experts=4,
+    experts=dict(width=8, num_routed=4),
     mtp_depth=0,
   )
-  rng = np.random.default_rng(0)
+  rng = np.random.default_rng(2)
 
   def draw(weight):
     centre = 1.0 if weight.init == "ones" else 0.0

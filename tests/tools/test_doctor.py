@@ -8,13 +8,16 @@ import pytest
 from r1jax import config
 from r1jax.data import tokenizer
 from r1jax.models import convert
-from r1jax.models.config import PRESETS, ModelConfig
+from r1jax.models.presets import preset
 from r1jax.tools import checks, doctor
 from r1jax.training import grpo
 
-SIZES = ModelConfig(
-  **PRESETS["tiny_deepseek"]
-  | dict(width=32, num_layers=2, dense_width=32, expert_width=8, num_experts=4)
+SIZES = preset(
+  "tiny_deepseek",
+  width=32,
+  num_layers=2,
+  dense_width=32,
+  experts=dict(width=8, num_routed=4),
 )
 CONFIG = """
 from ml_collections import ConfigDict

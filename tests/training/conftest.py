@@ -6,7 +6,7 @@ import pytest
 
 from r1jax.data import tokenizer
 from r1jax.models import convert, transformer
-from r1jax.models.config import preset
+from r1jax.models.presets import preset
 from r1jax.models.weights import is_weight, weights
 
 LETTERS = "abcdefgh 0123456789+=?\n"
@@ -30,15 +30,11 @@ def toy_config():
     vocab_size=40,
     width=16,
     num_layers=2,
-    num_heads=2,
-    q_rank=8,
-    kv_rank=8,
-    nope_size=4,
-    rope_size=4,
-    value_size=4,
+    attention=dict(
+      num_heads=2, q_rank=8, kv_rank=8, nope_size=4, rope_size=4, value_size=4
+    ),
     dense_width=16,
-    expert_width=8,
-    num_experts=4,
+    experts=dict(width=8, num_routed=4),
   )
 
 

@@ -1,5 +1,6 @@
 """The loop of imitation: what it counts, and that it resumes."""
 
+import dataclasses
 import json
 
 import jax
@@ -78,9 +79,14 @@ def runs(toy, toy_config, compiled_once, tmp_path_factory):
   """One run straight to the end, and one in two parts."""
 
   def config(num_steps):
-    sizes = dict(name="tiny_deepseek", num_layers=1, num_dense_layers=0)
-    names = "vocab_size width num_heads q_rank kv_rank nope_size rope_size"
-    names += " value_size expert_width num_experts"
+    sizes = dict(
+      name="tiny_deepseek",
+      vocab_size=toy_config.vocab_size,
+      width=toy_config.width,
+      num_layers=1,
+      attention=dataclasses.asdict(toy_config.attention),
+      experts=dict(num_dense_layers=0, width=8, num_routed=4),
+    )
     return ml_collections.ConfigDict(
       dict(
         loop="sft",
@@ -89,7 +95,7 @@ def runs(toy, toy_config, compiled_once, tmp_path_factory):
         metrics_every=2,
         checkpoint_every=4,
         mesh=dict(data=1),
-        model=sizes | {n: getattr(toy_config, n) for n in names.split()},
+        model=sizes,
         tokenizer=dict(documents=40, word_share=0.9),
         dataset=dict(name="sums", size=40),
         batch_examples=8,
