@@ -232,7 +232,12 @@ def save(
       ids = companions.copy(pathlib.Path(tokenizer), draft)
     companions.write_json(draft / "config.json", settings | ids)
     digests = shards.write(
-      draft, plans, make, shard_bytes=shard_bytes, progress=progress
+      draft,
+      plans,
+      make,
+      shard_bytes=shard_bytes,
+      hashed=provenance is not None,
+      progress=progress,
     )
     if provenance is not None:
       named = {f"{name} sha256": value for name, value in digests.items()}

@@ -231,9 +231,10 @@ def write(
   make: Callable[[Plan], np.ndarray],
   *,
   shard_bytes: int | float,
+  hashed: bool = False,
   progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, str]:
-  """The SHA-256 of each file written; `make` gives one tensor after another.
+  """Each file written, and its SHA-256 if `hashed`; `make` gives the tensors.
 
   A shard holds at most `shard_bytes`, unless a single tensor is larger. Where
   there are several, an index is written beside them.
@@ -248,10 +249,11 @@ def write(
     with open(directory / name, "wb") as stream:
       for part in _parts(shard, make):
         stream.write(part)
-        digest.update(part)
+        if hashed:
+          digest.update(part)
         done += len(part)
         progress(min(done, total), total)
-    digests[name] = digest.hexdigest()
+    digests[name] = digest.hexdigest() if hashed else ""
   if len(shards) > 1:
     index = {"metadata": {"total_size": total}, "weight_map": files}
     text = json.dumps(index, indent=2, sort_keys=True) + "\n"
