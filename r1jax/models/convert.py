@@ -286,7 +286,7 @@ def _named(config: ModelConfig, params: Params) -> dict[str, Any]:
 
 
 class _Fetch:
-  """One layer, or expert, of an array after another, on the host."""
+  """One piece after another, on the host."""
 
   def __init__(self, arrays: Mapping[str, Any]):
     self._arrays = dict(arrays)
@@ -294,21 +294,21 @@ class _Fetch:
     self._recent: dict[str, tuple[tuple, np.ndarray]] = {}
 
   def __call__(self, piece: Piece) -> np.ndarray:
-    """The box of a piece. What a layer's other tensors share is kept."""
+    """The box of a piece; what leaves a device is kept for its layer."""
+    array = self._arrays[piece.path]
+    if not isinstance(array, jax.Array):
+      return np.asarray(array[(*piece.lead, *piece.box)])
     if self._layer != piece.lead[:1]:
       self._layer = piece.lead[:1]
       self._recent.clear()
     if self._recent.get(piece.path, (None,))[0] != piece.lead:
       self._recent.pop(piece.path, None)
-      block = on_host(self._arrays[piece.path], piece.lead)
-      self._recent[piece.path] = piece.lead, block
+      self._recent[piece.path] = piece.lead, on_host(array, piece.lead)
     return self._recent[piece.path][1][piece.box]
 
 
-def on_host(array: Any, lead: tuple[int, ...]) -> np.ndarray:
+def on_host(array: jax.Array, lead: tuple[int, ...]) -> np.ndarray:
   """array[lead] as NumPy's; all processes must ask for the same."""
-  if not isinstance(array, jax.Array):
-    return np.asarray(array[lead])
   if not array.is_fully_addressable:
     from jax.experimental import multihost_utils
 
