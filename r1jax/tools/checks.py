@@ -177,7 +177,8 @@ def prompts(context: Context) -> Iterator[Line]:
   tags = [f"{tag} {len(words.encode(tag))}" for tag in tokenizer.TAGS]
   yield Line(OK, f"EOS is {eos}; tokens of the tags: {', '.join(tags)}")
   declared = _declared(c.model.get("path"), "config.json").get("eos_token_id")
-  if declared is not None and declared not in words.eos_ids:
+  ids = declared if isinstance(declared, list) else [declared]
+  if declared is not None and not {*ids} & {*words.eos_ids}:
     yield Line(WRONG, f"EOS is {declared} in the model's config.json")
   if _declared(c.tokenizer.path, "tokenizer_config.json").get("add_bos_token"):
     yield Line(NOTE, "the tokenizer asks for a BOS, which prompts here lack")

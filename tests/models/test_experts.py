@@ -42,7 +42,7 @@ def gradients(way, weights, floats, indices, of_out):
 WAYS = [experts.dense, experts.ragged, experts.blocked]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
   st.integers(1, 40),
   st.sampled_from([(2, 1), (4, 2), (7, 3), (33, 8)]),
@@ -94,6 +94,7 @@ def test_experts_that_are_not_chosen_do_not_matter():
   np.testing.assert_array_equal(run(down), run(spoiled))
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_the_chunk():
   """Sizes at which buffers outweigh the gradient of the weights."""
 

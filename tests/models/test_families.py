@@ -210,6 +210,7 @@ def test_padding_behind_a_row_counts_for_nothing(config, params):
   close(hidden[:, 0], whole[np.arange(ROWS), lengths])
 
 
+@pytest.mark.slow
 def test_a_row_alone_says_what_it_says_among_others(config, params):
   model = transformer.Transformer(config)
   run = jax.jit(functools.partial(transformer.token_logprobs, model))
@@ -232,6 +233,7 @@ def test_chosen_experts_can_be_given_back(config, params):
   assert np.abs(others.hidden - free.hidden).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_narrow_experts_and_wide_ones_run_alike(config, params):
   (_, dense), of_dense = loss_of(config)(params)
   with pytest.MonkeyPatch.context() as patch:

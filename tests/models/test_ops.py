@@ -96,6 +96,7 @@ def test_logits_are_summed_in_float32():
   np.testing.assert_allclose(logprobs, exact[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_memory_of_logprobs_is_a_small_share_of_the_naive_forms():
   """[4, 2048] tokens, width 1024, R1's vocabulary, by XLA's own analysis."""
   shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
@@ -183,7 +184,7 @@ def packed_rows(draw):
   return draw(st.sampled_from([(1, 1), (2, 3), (3, 1)])), k_start, prefix_end
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(packed_rows(), st.integers(0, 2**31))
 def test_blockwise_attention_is_the_naive_one_forward_and_backward(rows, seed):
   (heads, group), k_start, prefix_end = rows
@@ -214,6 +215,7 @@ def test_blockwise_attention_is_the_naive_one_forward_and_backward(rows, seed):
     )
 
 
+@pytest.mark.slow
 def test_memory_of_blockwise_attention_is_linear_in_its_tokens():
   """V3's heads; the naive form would hold 128 x T x T scores."""
 

@@ -1,6 +1,5 @@
 """One optimizer step: however the batch is split, whatever it holds."""
 
-import dataclasses
 import functools
 
 import jax
@@ -12,6 +11,7 @@ import pytest
 from r1jax.data.packing import Piece, pack, pack_rollout
 from r1jax.losses.grpo import group_advantages
 from r1jax.models import transformer
+from r1jax.models.config import replace
 from r1jax.training import grpo, sft
 from r1jax.training.experience import minibatch_weights, token_arrays
 from r1jax.training.update import (
@@ -241,7 +241,11 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
 def test_the_balancing_biases_move_by_their_own_rule():
   optimizer = make_optimizer(**OPTIMIZER)
   bias = lambda *shape: {"router_bias": jnp.zeros(shape)}
-  params = {"w": jnp.ones((1, 1)), "moe": bias(1, 2), "mtp": {"block": bias(2)}}
+  params = {
+    "w": jnp.ones((1, 1)),
+    "moe": bias(1, 2),
+    "mtp": {"block": bias(1, 2)},
+  }
 
   def loss(params, packed, batch):
     value, metrics = linear(params, packed, batch)
@@ -256,7 +260,7 @@ def test_the_balancing_biases_move_by_their_own_rule():
     state.params["moe"]["router_bias"], [[-0.01, 0.01]]
   )
   np.testing.assert_allclose(
-    state.params["mtp"]["block"]["router_bias"], [0.01, -0.01]
+    state.params["mtp"]["block"]["router_bias"], [[0.01, -0.01]]
   )
 
 
@@ -296,8 +300,7 @@ def close(one, other):
 def layer(toy):
   """The toy's layer of experts and its MTP block alone: quick to compile."""
   model, params = toy
-  sizes = dict(num_layers=1, num_dense_layers=0)
-  config = dataclasses.replace(model.config, **sizes)
+  config = replace(model.config, num_layers=1, experts=dict(num_dense_layers=0))
   params = {name: w for name, w in params.items() if name != "dense"}
   return transformer.Transformer(config), params
 

@@ -1,0 +1,74 @@
+"""The whole of R1, 671 billion parameters, becomes a program for TPUs.
+
+Nothing is allocated: shapes go in, a module comes out. Where libtpu is not
+installed that is as far as a CPU goes.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.models import transformer
+from r1jax.models.cache import empty_cache
+from r1jax.models.presets import preset
+from r1jax.training import grpo
+from r1jax.training.update import init_state, make_optimizer, make_update
+from r1jax.types import Packed
+
+CONFIG = preset("deepseek_v3", compute_dtype="bfloat16")
+MODEL = transformer.Transformer(CONFIG)
+OPTIMIZER = dict(
+  learning_rate=3e-6,
+  warmup_steps=0,
+  decay_steps=0,
+  final_share=1.0,
+  b1=0.9,
+  b2=0.95,
+  weight_decay=0.1,
+  max_grad_norm=1.0,
+  frozen=("mtp",),
+)
+
+
+def lower(function, *args):
+  """The module for TPUs, as text."""
+  lowered = function.trace(*args).lower(lowering_platforms=("tpu",))
+  return lowered.as_text()
+
+
+@pytest.fixture(scope="module")
+def params():
+  return jax.eval_shape(lambda: transformer.init(MODEL, jax.random.key(0)))
+
+
+@pytest.mark.slow
+def test_a_grpo_update_lowers(params):
+  optimizer = make_optimizer(**OPTIMIZER)
+  forward = functools.partial(grpo.logprobs, MODEL, 129_280, 1.0)
+  update = make_update(
+    functools.partial(
+      grpo.objective, forward, clip_epsilon=10.0, kl_coefficient=0.001
+    ),
+    optimizer,
+  )
+  state = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+  tokens = np.zeros((1, 2, 4096), np.int32)
+  packed = Packed(**dict.fromkeys(Packed.__dataclass_fields__, tokens))
+  values = jax.ShapeDtypeStruct((8 * 16 * 1024,), jnp.float32)
+  names = "old_logprobs reference_logprobs advantages weights".split()
+  count = jax.ShapeDtypeStruct((), jnp.int32)
+  text = lower(update, state, packed, count, dict.fromkeys(names, values))
+  assert "58x256x7168x4096" in text  # The experts of all layers, stacked.
+  assert "ragged_dot" in text  # TPUs take their own grouped matmul.
+
+
+@pytest.mark.slow
+def test_a_decode_step_lowers(params):
+  cache = jax.eval_shape(lambda: empty_cache(CONFIG, 64, 2048))
+  assert jax.tree.leaves(cache.rows)[0].shape == (61, 64, 1, 2048, 576)
+  step = jax.jit(functools.partial(transformer.extend, MODEL))
+  tokens = jax.ShapeDtypeStruct((64, 1), np.int32)
+  assert "58x256x7168x4096" in lower(step, params, tokens, cache)
