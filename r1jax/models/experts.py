@@ -127,26 +127,23 @@ def _plan(indices: Int[Array, "M k"], experts: int) -> _Plan:
   order = jnp.sort(choices * n + jnp.arange(n)) % n  # By expert, then token.
   counts = jnp.sum(choices[:, None] == jnp.arange(experts), axis=0)
   blocks = -(-counts // block)
-  first = (jnp.cumsum(counts) - counts, jnp.cumsum(blocks) - blocks)
-  used = jnp.sum(blocks)
+  # Where each expert's choices begin: in that order, and in whole blocks.
+  start = jnp.cumsum(counts) - counts
+  row_start = (jnp.cumsum(blocks) - blocks) * block
+
+  by_order = choices[order]
+  row = row_start[by_order] + jnp.arange(n) - start[by_order]
+  slot = jnp.zeros(n, jnp.int32).at[order].set(row, unique_indices=True)
 
   worst = n // block + min(experts, n)
-  expert = jnp.sum(
-    jnp.arange(worst)[:, None] >= jnp.cumsum(blocks), axis=1
-  ).clip(max=experts - 1)
-  row = jnp.arange(worst * block)
+  ends = jnp.cumsum(blocks)
+  expert = jnp.sum(jnp.arange(worst)[:, None] >= ends, axis=1)
+  expert = jnp.minimum(expert, experts - 1)  # Of blocks that are not used.
   own = jnp.repeat(expert, block)
-  place = row - first[1][own] * block  # Among the rows of the expert.
-  filled = (place < counts[own]) & (row < used * block)
-  source = jnp.where(
-    filled, order[jnp.where(filled, first[0][own] + place, 0)], n
-  )
-  sorted_choice = choices[order]
-  slot_sorted = (
-    jnp.arange(n) - first[0][sorted_choice] + first[1][sorted_choice] * block
-  )
-  slot = jnp.zeros(n, jnp.int32).at[order].set(slot_sorted, unique_indices=True)
-  return _Plan(block, slot.reshape(indices.shape), source, expert, used)
+  place = jnp.arange(worst * block) - row_start[own]
+  filled = place < counts[own]
+  source = jnp.where(filled, order[jnp.minimum(start[own] + place, n - 1)], n)
+  return _Plan(block, slot.reshape(indices.shape), source, expert, ends[-1])
 
 
 def _take(x, index):
