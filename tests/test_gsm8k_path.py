@@ -196,6 +196,7 @@ def test_padding_of_the_vocabulary_is_never_sampled(r1, toy):
 
 
 @needs_data
+@pytest.mark.slow
 def test_a_round_with_r1s_vocabulary(r1, toy, rollouts, tmp_path, capsys):
   paths = {"dataset.path": str(GSM8K), "tokenizer.path": str(R1)}
   state = grpo.train(small(**paths), str(tmp_path))

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from r1jax.models import experts, ops
 from r1jax.models.chunks import over_chunks
@@ -39,23 +37,23 @@ def gradients(way, weights, floats, indices, of_out):
   return jax.grad(loss, argnums=(0, 1))(weights, floats)
 
 
-WAYS = [experts.dense, experts.ragged, experts.blocked]
+WAYS = [
+  jax.jit(experts.dense),
+  jax.jit(experts.ragged),
+  jax.jit(experts.blocked),
+]
 
 
-@settings(max_examples=10, deadline=None)
-@given(
-  st.integers(1, 40),
-  st.sampled_from([(2, 1), (4, 2), (7, 3), (33, 8)]),
-  st.sampled_from([0.0, 3.0]),
-  st.integers(0, 2**31),
+@pytest.mark.parametrize(
+  "tokens, sizes", [(1, (4, 2)), (19, (2, 1)), (19, (7, 3)), (40, (33, 8))]
 )
-def test_each_token_goes_through_its_experts(tokens, sizes, skew, seed):
+def test_each_token_goes_through_its_experts(tokens, sizes):
   """Also where one expert gets all, and most get none."""
-  rng = np.random.default_rng(seed)
-  inputs = draw(rng, tokens, *sizes, skew)
-  expected = oracle(*inputs)
-  for way in WAYS:
-    np.testing.assert_allclose(way(*inputs), expected, atol=2e-4)
+  for seed, skew in enumerate([0.0, 0.0, 0.5, 3.0]):
+    inputs = draw(np.random.default_rng(seed), tokens, *sizes, skew)
+    expected = oracle(*inputs)
+    for way in WAYS:
+      np.testing.assert_allclose(way(*inputs), expected, atol=2e-4)
 
 
 @pytest.mark.parametrize("way", [experts.ragged, experts.blocked])
