@@ -214,6 +214,7 @@ def test_a_round_with_r1s_vocabulary(r1, toy, rollouts, tmp_path, capsys):
   assert row["reward/accuracy/none_frac"] == 0
 
 
+@pytest.mark.slow
 def test_two_rounds_of_a_small_file(
   toy, rollouts, write_tokenizer, tmp_path, capsys
 ):
