@@ -17,13 +17,14 @@ import importlib.util
 import inspect
 import os
 import pathlib
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
 import ml_collections
-from absl import flags
+from absl import app, flags
 from ml_collections import config_flags
 
 LOOPS = {  # Imported on use: one loop must not wait for another's imports.
@@ -228,6 +229,26 @@ def enable_compilation_cache() -> None:
   jax.config.update("jax_compilation_cache_dir", folder)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def run_tool(main: Callable[[list[str]], None]) -> None:
+  """Runs a tool's `main` on the command line; exits with its code.
+
+  2 for wrong input and 1 for what nobody foresaw, each said in one line, with
+  the stack trace if `--debug` is given; 130 for Ctrl-C.
+  """
+  try:
+    app.run(main, flags_parser=parse_flags)
+  except KeyboardInterrupt:
+    sys.exit(130)
+  except Exception as error:
+    expected = isinstance(error, ValueError | OSError | flags.Error)
+    if "--debug" in sys.argv:
+      traceback.print_exc()
+    kind = "" if expected else f"{type(error).__name__}: "
+    text = f"error: {kind}{one_line(error)}"
+    print(text, file=sys.stderr, flush=True)
+    sys.exit(2 if expected else 1)
 
 
 def one_line(error: BaseException) -> str:

@@ -20,11 +20,10 @@ import io
 import pathlib
 import signal
 import sys
-import traceback
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from r1jax import config as configs
 from r1jax.data import chat, templates, tokenizer
@@ -303,22 +302,6 @@ def define_flags() -> None:
   flags.DEFINE_bool("debug", False, "Show stack traces and what libraries log.")
 
 
-def run() -> None:
-  """`main` with its flags and its exit codes."""
-  define_flags()
-  try:
-    app.run(main, flags_parser=configs.parse_flags)
-  except KeyboardInterrupt:
-    sys.exit(130)
-  except Exception as error:
-    expected = isinstance(error, ValueError | OSError | flags.Error)
-    if "--debug" in sys.argv:
-      traceback.print_exc()
-    kind = "" if expected else f"{type(error).__name__}: "
-    text = f"error: {kind}{configs.one_line(error)}"
-    print(text, file=sys.stderr, flush=True)
-    sys.exit(2 if expected else 1)
-
-
 if __name__ == "__main__":
-  run()
+  define_flags()
+  configs.run_tool(main)
