@@ -1,56 +1,52 @@
-"""Group Relative Policy Optimization (arXiv:2402.03300, sec. 4.1).
+"""Group Relative Policy Optimization (arXiv:2402.03300) and its relatives.
 
-Pure array maths: no model, no sampling, no config.
+Pure array maths: no model, no sampling. Each term of the objective is chosen by
+name from a table: RATIOS and CORRECTIONS, CLIPS, KLS. The advantages and the
+weights come from `r1jax.losses.advantages` and `r1jax.losses.aggregation`;
+whole recipes are in `r1jax.losses.presets`.
 """
 
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
+
+from r1jax.losses.advantages import advantages as make_advantages
+from r1jax.losses.aggregation import completion_mean
+from r1jax.losses.clips import CLIPS
+from r1jax.losses.kl import KLS, k3
+from r1jax.losses.ratios import RATIOS, completion_total, correct, exp
+from r1jax.losses.tables import choose
 
 
-def group_advantages(
-  rewards: Float[np.ndarray, "P G"],
-) -> Float[np.ndarray, "P G"]:
-  """How much better a completion is than its group: (r - mean(r)) / std(r).
+def _or_clip_epsilon(loss):
+  """Lets a loop that knows only PPO's clip, and no minima, call the loss."""
 
-  The standard deviation is the population's (ddof 0), with nothing added. A
-  group of equal rewards teaches nothing and gets exactly 0, and equal is
-  decided by max == min, not by a small deviation. A reward of NaN (could not be
-  graded) leaves the statistics and gets 0.
-
-  Host arithmetic, float64. Raises ValueError for groups of one completion.
-  """
-  rewards = np.asarray(rewards, np.float64)
-  if rewards.shape[1] < 2:
-    raise ValueError(
-      f"group_size is {rewards.shape[1]}: an advantage is measured against the "
-      "rest of the group, so it must be at least 2"
+  @functools.wraps(loss)
+  def call(*arrays, clip_epsilon=None, **settings):
+    if clip_epsilon is None:
+      return loss(*arrays, **settings)
+    settings = settings | dict(
+      ratio="token",
+      clip=dict(name="symmetric", epsilon=clip_epsilon),
+      kl="k3",
+      entropy_coefficient=0.0,
+      correction=None,
     )
-  graded = np.isfinite(rewards)
-  count = np.maximum(graded.sum(axis=1, keepdims=True), 1)
-  known = np.where(graded, rewards, 0.0)
-  centred = np.where(
-    graded, rewards - known.sum(axis=1, keepdims=True) / count, 0.0
-  )
-  deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / count)
-  highest = np.where(graded, rewards, -np.inf).max(axis=1, keepdims=True)
-  lowest = np.where(graded, rewards, np.inf).min(axis=1, keepdims=True)
-  apart = (highest > lowest) & (deviation > 0)  # Squares may underflow.
-  return np.where(apart, centred / np.where(apart, deviation, 1.0), 0.0)
+    value, metrics = loss(*arrays, **settings)
+    return value, {k: x for k, x in metrics.items() if k != "ratio/min"}
+
+  return call
 
 
-def completion_weights(
-  mask: Bool[np.ndarray, "P G T"], graded: Bool[np.ndarray, "P G"]
-) -> Float[np.ndarray, "P G T"]:
-  """Each token's share when a loss is the mean, over graded completions, of
-  the mean over a completion's tokens (eq. 3). They sum to 1, or to 0 when
-  nothing was graded."""
-  mask = np.asarray(mask) & np.asarray(graded)[..., None]
-  tokens = np.maximum(mask.sum(axis=-1, keepdims=True), 1)
-  completions = np.maximum(mask.any(axis=-1).sum(), 1)
-  return mask / tokens / completions
+group_advantages = functools.partial(make_advantages, name="group_std")
+completion_weights = completion_mean
 
 
+@_or_clip_epsilon
 def grpo_loss(
   logprobs: Float[Array, "*B"],
   old_logprobs: Float[Array, "*B"],
@@ -58,13 +54,24 @@ def grpo_loss(
   advantages: Float[Array, "*B"],
   weights: Float[Array, "*B"],
   *,
-  clip_epsilon: float,
+  completions: Int[Array, "*B"] | None = None,
+  num_completions: int = 0,
+  sampler_logprobs: Float[Array, "*B"] | None = None,
+  entropy: Float[Array, "*B"] | None = None,
+  num_tokens: Int[Array, ""] | int | None = None,
+  ratio: str,
+  clip: Mapping[str, Any],
+  kl: str,
   kl_coefficient: float,
+  entropy_coefficient: float,
+  correction: Mapping[str, Any] | None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-  """Clipped surrogate and KL penalty, summed with the tokens' weights (eq. 3).
+  """What an update descends, summed with the tokens' weights.
 
-    -sum_t w_t (min(r_t A_t, clip(r_t, 1 - e, 1 + e) A_t) - beta KL_t)
-    KL_t = pi_ref / pi - log(pi_ref / pi) - 1        (k3, eq. 4)
+    -sum_t w_t (c_t S(r_t, A_t) - beta KL_t + eta H_t)
+
+  with GRPO's clipped surrogate S = min(r A, clip(r, 1 - e, 1 + e) A), eq. 3, or
+  another. The arrays hold tokens in any layout, but all tokens of a completion.
 
   Args:
     logprobs: of the current policy.
@@ -72,34 +79,125 @@ def grpo_loss(
     reference_logprobs: of the reference policy; None leaves the KL out.
     advantages: one per token, equal within a completion.
     weights: of each token; what has weight 0 may hold anything, NaN included.
-    clip_epsilon: how far the ratio may move from 1 before its gradient stops.
-    kl_coefficient: beta, per nat.
+    completions: which completion a token is of, for what is per completion.
+    num_completions: a bound on those numbers, static.
+    sampler_logprobs: of the policy that sampled, for the correction.
+    entropy: of the policy, in nats.
+    num_tokens: that have a weight in the whole update: metrics are means over
+      them. None means with the loss's weights instead.
+    ratio: one of RATIOS.
+    clip: the name of one of CLIPS and its keyword arguments.
+    kl: one of KLS.
+    kl_coefficient: beta, per nat; 0 for no KL.
+    entropy_coefficient: eta, per nat; 0 for no bonus.
+    correction: "name" of one of CORRECTIONS, "level" and keyword arguments of
+      c, a constant in the gradient; None for c = 1.
 
   Returns:
-    The loss, and metrics that are sums over tokens with the same weights.
+    The loss, and metrics that add up over the parts of an update. Those whose
+    names end in "max" or "min" are the largest and least instead; the least of
+    no tokens is inf.
+
+  Raises ValueError for settings that do not exist or lack their arrays.
   """
+  _require(kl_coefficient=kl_coefficient, reference_logprobs=reference_logprobs)
+  _require(entropy_coefficient=entropy_coefficient, entropy=entropy)
+  _require(correction=correction, sampler_logprobs=sampler_logprobs)
   counts = weights > 0
-  logprobs, old_logprobs, advantages = (
-    jnp.where(counts, x, 0.0) for x in (logprobs, old_logprobs, advantages)
+  known = lambda x: jnp.where(counts, x, 0.0)
+  if num_tokens is None:
+    mean = lambda x: jnp.sum(weights * x)
+  else:
+    mean = lambda x: jnp.sum(known(x)) / jnp.maximum(num_tokens, 1)
+
+  def total(values):
+    if completions is None or not num_completions:
+      raise ValueError(
+        "what is of whole sequences needs completions and num_completions"
+      )
+    return completion_total(completions, num_completions, counts, values)
+
+  logprobs, old_logprobs, advantages = map(
+    known, (logprobs, old_logprobs, advantages)
   )
-  ratio = jnp.exp(logprobs - old_logprobs)
-  clipped = jnp.clip(ratio, 1 - clip_epsilon, 1 + clip_epsilon)
-  surrogate = jnp.minimum(ratio * advantages, clipped * advantages)
-  policy = -jnp.sum(weights * surrogate)
-  low = (ratio < 1 - clip_epsilon) & (advantages < 0)
-  high = (ratio > 1 + clip_epsilon) & (advantages > 0)
+  log_ratio = logprobs - old_logprobs
+  r = choose("ratio", RATIOS, dict(name=ratio))(log_ratio, total)
+  surrogate, low, high = choose("clip", CLIPS, clip)(r, advantages, logprobs)
   metrics = {
-    "loss/policy": policy,
-    "ratio/mean": jnp.sum(weights * ratio),
-    "ratio/max": jnp.max(jnp.where(counts, ratio, 0.0)),
-    "kl/old": jnp.sum(weights * (ratio - 1 - (logprobs - old_logprobs))),
-    "clip_ratio/low": jnp.sum(weights * low),
-    "clip_ratio/high": jnp.sum(weights * high),
-    "clip_ratio/region": jnp.sum(weights * (low | high)),
+    "ratio/mean": mean(r),
+    "ratio/min": jnp.min(jnp.where(counts, r, jnp.inf)),
+    "ratio/max": jnp.max(jnp.where(counts, r, 0.0)),
+    "kl/old": mean(k3(log_ratio, r)),
+    "kl/old_k1": mean(-log_ratio),
+    "clip_ratio/low": mean(low),
+    "clip_ratio/high": mean(high),
+    "clip_ratio/region": mean(low | high),
   }
-  if reference_logprobs is None:
-    return policy, metrics
-  log_ratio = jnp.where(counts, reference_logprobs, 0.0) - logprobs
-  kl = jnp.sum(weights * (jnp.exp(log_ratio) - log_ratio - 1))
-  metrics |= {"kl/ref": kl, "loss/kl": kl_coefficient * kl}
-  return policy + kl_coefficient * kl, metrics
+  if correction is not None:
+    rho, weight = correct(
+      old_logprobs - known(sampler_logprobs), total, **correction
+    )
+    surrogate = jax.lax.stop_gradient(weight) * surrogate
+    metrics |= {
+      "sampling/is_ratio_mean": mean(rho),
+      "sampling/is_ratio_max": jnp.max(jnp.where(counts, rho, 0.0)),
+      "sampling/is_clipped_frac": mean(weight != rho),
+    }
+  loss = metrics["loss/policy"] = -jnp.sum(weights * surrogate)
+
+  estimate = choose("kl", KLS, dict(name=kl))
+  if reference_logprobs is not None:
+    x, importance = known(reference_logprobs) - logprobs, exp(log_ratio)
+    metrics["kl/ref"] = mean(k3(x, importance))
+    if kl_coefficient:
+      penalty = kl_coefficient * jnp.sum(weights * estimate(x, importance))
+      metrics["loss/kl"] = penalty
+      loss = loss + penalty
+  if entropy is not None:
+    metrics["entropy/mean"] = mean(known(entropy))
+    if entropy_coefficient:
+      bonus = entropy_coefficient * jnp.sum(weights * known(entropy))
+      metrics["loss/entropy"] = -bonus
+      loss = loss - bonus
+  return loss, metrics
+
+
+def _require(**pair) -> None:
+  """Raises ValueError if the setting is on and its array absent."""
+  (setting, value), (name, array) = pair.items()
+  if value and array is None:
+    raise ValueError(f"{setting} is {value!r}, but there is no {name}")
+
+
+def check(
+  *,
+  ratio: str,
+  clip: Mapping[str, Any],
+  kl: str,
+  kl_coefficient: float,
+  entropy_coefficient: float,
+  correction: Mapping[str, Any] | None,
+) -> None:
+  """Raises ValueError for settings that `grpo_loss` would not run with.
+
+  It traces the loss of one token, which compiles nothing.
+  """
+  loss = functools.partial(
+    grpo_loss,
+    num_completions=1,
+    ratio=ratio,
+    clip=clip,
+    kl=kl,
+    kl_coefficient=kl_coefficient,
+    entropy_coefficient=entropy_coefficient,
+    correction=correction,
+  )
+  values = jax.ShapeDtypeStruct((1,), jnp.float32)
+  numbers = jax.ShapeDtypeStruct((1,), jnp.int32)
+  jax.eval_shape(
+    loss,
+    *[values] * 5,
+    completions=numbers,
+    sampler_logprobs=values,
+    entropy=values,
+  )

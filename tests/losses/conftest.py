@@ -8,3 +8,11 @@ import pytest
 def no_rank_promotion():
   with jax.numpy_rank_promotion("raise"):
     yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+  """Nothing here needs speed."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)

@@ -1,338 +1,367 @@
-"""GRPO against the paper's equations, and where other code went wrong."""
+"""The objective against the papers' equations, written as loops."""
 
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from r1jax.losses.grpo import completion_weights, group_advantages, grpo_loss
+from r1jax.losses.aggregation import completion_mean
+from r1jax.losses.clips import CLIPS
+from r1jax.losses.grpo import grpo_loss
+from r1jax.losses.kl import KLS
+from r1jax.losses.ratios import CORRECTIONS, LEVELS, RATIOS
 
-P, G, T = 3, 4, 6
-RNG = np.random.default_rng(0)
-LENGTHS = np.array([[6, 1, 3, 2], [4, 4, 6, 5], [2, 6, 1, 1]])
-MASK = np.arange(T) < LENGTHS[..., None]
-EVERY = np.ones((P, G), bool)
-
-
-def draw(scale=0.5):
-  return -np.abs(RNG.normal(scale=scale, size=(P, G, T))).astype(np.float32)
-
-
-LOGPROBS, OLD, REFERENCE = draw(), draw(), draw()
-REWARDS = RNG.integers(0, 3, (P, G)).astype(np.float64)
-ADVANTAGES = group_advantages(REWARDS)
+RNG = np.random.default_rng(1)
+LENGTHS = [6, 1, 3, 2, 4, 5]
+# Tokens of six completions, one after another.
+COMPLETIONS = np.array([c for c, n in enumerate(LENGTHS) for _ in range(n)])
+N = len(COMPLETIONS)
+WEIGHTS = RNG.uniform(0.5, 1.5, N) / N
+WEIGHTS[[2, 17]] = 0.0  # Not the policy's tokens.
+ADVANTAGES = np.array([1.5, -1.0, 0.7, 0.0, -0.4, 1.1])[COMPLETIONS]
 
 
-def arrays(mask=MASK, graded=EVERY, advantages=ADVANTAGES):
-  """The loss's arguments, [P, G, T] each."""
-  spread = np.broadcast_to(np.float32(advantages)[..., None], LOGPROBS.shape)
-  weights = completion_weights(mask, graded).astype(np.float32)
-  return tuple(map(jnp.asarray, (LOGPROBS, OLD, REFERENCE, spread, weights)))
+def draw(scale):
+  return -2 + RNG.normal(scale=scale, size=N)
 
 
-@functools.partial(jax.jit, static_argnames=("clip_epsilon", "kl_coefficient"))
-def run(*inputs, clip_epsilon=0.2, kl_coefficient=0.1):
-  """(loss, metrics), and the gradient by the policy's log-probabilities."""
-  return jax.value_and_grad(grpo_loss, has_aux=True)(
-    *inputs, clip_epsilon=clip_epsilon, kl_coefficient=kl_coefficient
-  )
+TOKENS = dict(
+  logprobs=draw(0.4),
+  old_logprobs=draw(0.4),
+  reference_logprobs=draw(0.6),
+  advantages=ADVANTAGES,
+  weights=WEIGHTS,
+  completions=COMPLETIONS,
+  sampler_logprobs=draw(0.3),
+  entropy=RNG.uniform(0, 3, N),
+)
+PLAIN = dict(
+  ratio="token",
+  clip=dict(name="symmetric", epsilon=0.2),
+  kl="k3",
+  kl_coefficient=0.0,
+  entropy_coefficient=0.0,
+  correction=None,
+)
 
 
-def loss(*inputs, **kwargs):
-  return run(*inputs, **kwargs)[0]
+@pytest.fixture(scope="module", autouse=True)
+def double_precision():
+  with jax.enable_x64(True):
+    yield
 
 
-def value_and_grad(*inputs, **kwargs):
-  (value, _), grads = run(*inputs, **kwargs)
-  return value, grads
+def run(tokens=TOKENS, **settings):
+  """(loss, metrics) and the gradient by the policy's log-probabilities."""
+  arrays = {
+    key: None if x is None else jnp.asarray(x) for key, x in tokens.items()
+  }
+  first = ("old_logprobs", "reference_logprobs", "advantages", "weights")
+  rest = {key: arrays.pop(key) for key in first}
+
+  def loss(logprobs):
+    return grpo_loss(
+      logprobs,
+      *rest.values(),
+      **arrays,
+      num_completions=len(LENGTHS),
+      **PLAIN | settings,
+    )
+
+  return jax.value_and_grad(loss, has_aux=True)(arrays.pop("logprobs"))
 
 
-def equation_3(mask, graded, advantages, epsilon, beta):
-  """-J of arXiv:2402.03300, eq. 3 and 4, completion by completion."""
-  total, policy, penalty, number = 0.0, 0.0, 0.0, 0
-  for p in range(P):
-    for g in range(G):
-      length = int(mask[p, g].sum())
-      if not graded[p, g] or not length:
-        continue
-      number += 1
-      for t in range(length):
-        now, old, ref = (float(x[p, g, t]) for x in (LOGPROBS, OLD, REFERENCE))
-        ratio = math.exp(now - old)
-        clipped = min(max(ratio, 1 - epsilon), 1 + epsilon)
-        a = float(advantages[p, g])
-        kl = math.exp(ref - now) - (ref - now) - 1
-        policy -= min(ratio * a, clipped * a) / length
-        penalty += kl / length
-  policy, penalty = policy / number, penalty / number
-  total = policy + beta * penalty
-  return total, policy, penalty
+def clamp(x, low, high):
+  return min(max(x, low), high)
 
 
-@pytest.mark.parametrize("epsilon", [0.2, 10.0])
-@pytest.mark.parametrize("beta", [0.0, 0.001, 0.5])
-def test_the_loss_is_equation_3(epsilon, beta):
-  total, policy, penalty = equation_3(MASK, EVERY, ADVANTAGES, epsilon, beta)
-  got, metrics = loss(*arrays(), clip_epsilon=epsilon, kl_coefficient=beta)
-  assert got == pytest.approx(total, rel=1e-5)
-  assert metrics["loss/policy"] == pytest.approx(policy, rel=1e-5)
-  assert metrics["kl/ref"] == pytest.approx(penalty, rel=1e-5)
-  assert metrics["loss/kl"] == pytest.approx(beta * penalty, rel=1e-5)
+def surrogate(r, a, logprob, frozen, clip):
+  """What is maximised at one token; `frozen` is r behind a stop-gradient."""
+  name = clip["name"]
+  if name == "none":
+    return r * a
+  low = clip.get("low", clip.get("epsilon"))
+  high = clip.get("high", clip.get("epsilon"))
+  if name == "cispo":
+    return clamp(frozen, 1 - low, 1 + high) * a * logprob
+  capped = min(r, clip["delta"]) if name == "two_sided" else r
+  return min(capped * a, clamp(r, 1 - low, 1 + high) * a)
 
 
-def test_without_a_reference_there_is_no_kl():
-  logprobs, old, _, advantages, weights = arrays()
-  got, metrics = loss(logprobs, old, None, advantages, weights)
-  expected, _, _ = equation_3(MASK, EVERY, ADVANTAGES, 0.2, 0.0)
-  assert got == pytest.approx(expected, rel=1e-5)
-  assert not [name for name in metrics if name in ("kl/ref", "loss/kl")]
+def estimate(name, now, old, ref):
+  """Of KL(pi || pi_ref), at one token."""
+  quotient = math.exp(ref - now)
+  k3 = quotient - math.log(quotient) - 1
+  return {
+    "k1": now - ref,
+    "k2": (now - ref) ** 2 / 2,
+    "k3": k3,
+    "k3_importance": math.exp(now - old) * k3,
+  }[name]
 
 
-def test_completions_without_a_grade_leave_loss_and_denominators():
-  graded = EVERY.copy()
-  graded[0, 1] = graded[2] = False
-  total, _, _ = equation_3(MASK, graded, ADVANTAGES, 0.2, 0.1)
-  assert loss(*arrays(graded=graded))[0] == pytest.approx(total, rel=1e-5)
+def ratios(kind, now, old):
+  """Of a completion's tokens."""
+  quotients = [math.exp(x - y) for x, y in zip(now, old)]
+  if kind == "token":
+    return quotients
+  return [math.prod(quotients) ** (1 / len(now))] * len(now)
 
 
-def test_metrics_are_sums_with_the_same_weights():
-  logprobs, old, reference, advantages, weights = arrays()
-  _, metrics = loss(logprobs, old, reference, advantages, weights)
-  ratio, a, w = np.exp(LOGPROBS - OLD), np.asarray(advantages), weights
-  low, high = (ratio < 0.8) & (a < 0), (ratio > 1.2) & (a > 0)
-  close = lambda name, x: np.testing.assert_allclose(
-    metrics[name], x, rtol=1e-5
-  )
-  close("clip_ratio/low", np.sum(w * low))
-  close("clip_ratio/high", np.sum(w * high))
-  close("clip_ratio/region", np.sum(w * (low | high)))
-  close("ratio/mean", np.sum(w * ratio))
-  close("ratio/max", ratio[MASK].max())
-  close("kl/old", np.sum(w * (ratio - 1 - np.log(ratio))))
-  assert 0 < metrics["clip_ratio/low"] < 1
-  assert 0 < metrics["clip_ratio/high"] < 1
+def corrections(correction, old, sampler):
+  """What a completion's tokens weigh for a sampler that is not the trainer."""
+  if correction is None:
+    return [1.0] * len(old)
+  rho = [math.exp(x - y) for x, y in zip(old, sampler)]
+  if correction["level"] == "sequence":
+    rho = [math.prod(rho)] * len(old)
+  if correction["name"] == "truncate":
+    return [min(x, correction["cap"]) for x in rho]
+  low, high = correction["low"], correction["high"]
+  return [x if low <= x <= high else 0.0 for x in rho]
 
 
-def test_on_policy_the_loss_is_minus_the_mean_advantage_and_still_teaches():
-  logprobs, _, _, advantages, weights = arrays()
-  inputs = (logprobs, logprobs, logprobs, advantages, weights)
-  value, grads = value_and_grad(*inputs)
-  _, metrics = loss(*inputs)
-  assert metrics["ratio/mean"] == pytest.approx(1.0, rel=1e-6)
-  assert metrics["ratio/max"] == 1.0
-  for name in ("kl/ref", "kl/old", "clip_ratio/region"):
-    assert metrics[name] == 0.0
-  assert value == pytest.approx(-ADVANTAGES.mean(), abs=1e-6)
-  np.testing.assert_allclose(grads, -weights * advantages, rtol=1e-5)
-  assert np.abs(grads).max() > 0.01
+def by_the_papers(logprobs, frozen, **settings):
+  """The loss, token by token; `frozen` are logprobs behind stop-gradients."""
+  settings = PLAIN | settings
+  arrays = TOKENS | dict(logprobs=logprobs, frozen=frozen)
+  total = 0.0
+  for c in range(len(LENGTHS)):
+    own = [i for i in range(N) if COMPLETIONS[i] == c and WEIGHTS[i] > 0]
+    t = {key: [float(x[i]) for i in own] for key, x in arrays.items()}
+    now, old = t["logprobs"], t["old_logprobs"]
+    r = ratios(settings["ratio"], now, old)
+    still = ratios(settings["ratio"], t["frozen"], old)
+    rho = corrections(settings["correction"], old, t["sampler_logprobs"])
+    for k in range(len(own)):
+      a, ref = t["advantages"][k], t["reference_logprobs"][k]
+      gain = rho[k] * surrogate(r[k], a, now[k], still[k], settings["clip"])
+      kl = estimate(settings["kl"], now[k], old[k], ref)
+      total -= t["weights"][k] * (
+        gain
+        - settings["kl_coefficient"] * kl
+        + settings["entropy_coefficient"] * t["entropy"][k]
+      )
+  return total
 
 
-# (advantage, epsilon, ratio) -> loss, and whether the ratio has a gradient.
-CLIPS = [
-  (1, 0.2, 0.5, -0.5, True),
-  (1, 0.2, 1.25, -1.2, False),
-  (1, 0.2, 1.5, -1.2, False),
-  (1, 10.0, 1.5, -1.5, True),
-  (1, 10.0, 20.0, -11.0, False),
-  (-1, 0.2, 0.5, 0.8, False),
-  (-1, 0.2, 1.25, 1.25, True),
-  (-1, 0.2, 20.0, 20.0, True),
-  (-1, 10.0, 20.0, 20.0, True),
+def agrees(**settings):
+  """Value and gradient, the latter by differences of the loops."""
+  (value, metrics), gradient = run(**settings)
+  value = float(value)
+  start = [float(x) for x in TOKENS["logprobs"]]
+  assert value == pytest.approx(by_the_papers(start, start, **settings))
+  for i in range(N):
+    ends = []
+    for step in (1e-6, -1e-6):
+      moved = [x + step * (j == i) for j, x in enumerate(start)]
+      ends.append(by_the_papers(moved, start, **settings))
+    slope = (ends[0] - ends[1]) / 2e-6
+    assert gradient[i] == pytest.approx(slope, rel=1e-6, abs=1e-9)
+  parts = [x for name, x in metrics.items() if name.startswith("loss/")]
+  assert sum(parts) == pytest.approx(value, rel=1e-12)  # What is logged.
+  assert np.abs(gradient).max() > 1e-3
+  return metrics
+
+
+EVERY_CLIP = [
+  dict(name="none"),
+  dict(name="symmetric", epsilon=0.2),
+  dict(name="symmetric", epsilon=10.0),
+  dict(name="higher", low=0.2, high=0.28),
+  dict(name="two_sided", low=0.2, high=0.28, delta=1.5),
+  dict(name="cispo", low=0.2, high=0.3),
+]
+EVERY_CORRECTION = [
+  dict(name="truncate", level="token", cap=1.1),
+  dict(name="truncate", level="sequence", cap=1.1),
+  dict(name="mask", level="token", low=0.7, high=1.3),
+  dict(name="mask", level="sequence", low=0.5, high=2.0),
 ]
 
 
-@pytest.mark.parametrize("advantage, epsilon, ratio, expected, learns", CLIPS)
-def test_the_clip_stops_the_gradient(
-  advantage, epsilon, ratio, expected, learns
-):
-  one = lambda x: jnp.full((1,), x, jnp.float32)
-  inputs = one(np.log(ratio)), one(0.0), one(0.0), one(advantage), one(1.0)
-  kwargs = dict(clip_epsilon=epsilon, kl_coefficient=0.0)
-  value, grad = value_and_grad(*inputs, **kwargs)
-  assert value == pytest.approx(expected, rel=1e-5)
-  assert grad[0] == pytest.approx(-advantage * ratio * learns, rel=1e-5)
-  _, metrics = loss(*inputs, **kwargs)
-  assert metrics["clip_ratio/region"] == (not learns)
-  assert metrics["clip_ratio/high"] == (not learns and advantage > 0)
+def test_every_entry_of_the_tables_is_tested():
+  assert {clip["name"] for clip in EVERY_CLIP} == set(CLIPS)
+  assert {c["name"] for c in EVERY_CORRECTION} == set(CORRECTIONS)
+  assert {c["level"] for c in EVERY_CORRECTION} == set(LEVELS)
 
 
-def test_the_kl_is_the_k3_estimator():
-  one = lambda x: jnp.full((1,), x, jnp.float32)
-  inputs = one(np.log(0.5)), one(np.log(0.5)), one(np.log(0.25)), one(0.0)
-  value, grad = value_and_grad(*inputs, one(1.0), kl_coefficient=1.0)
-  assert value == pytest.approx(0.193147, abs=1e-6)
-  # d/dx (exp(ref - x) - (ref - x) - 1) = 1 - exp(ref - x).
-  assert grad[0] == pytest.approx(1 - 0.25 / 0.5, rel=1e-5)
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("clip", EVERY_CLIP, ids=str)
+def test_every_ratio_and_clip_is_the_papers(ratio, clip):
+  agrees(ratio=ratio, clip=clip)
 
 
-def test_padding_changes_nothing():
-  inputs = arrays()
-  longer = tuple(
-    jnp.pad(x, ((0, 0), (0, 0), (0, 100)), constant_values=fill)
-    for x, fill in zip(inputs, (-3.0, -1.0, -2.0, 5.0, 0.0))
+@pytest.mark.parametrize("kl", KLS)
+def test_every_kl_is_the_papers(kl):
+  metrics = agrees(kl=kl, kl_coefficient=0.3)
+  start = [float(x) for x in TOKENS["logprobs"]]
+  with_kl = by_the_papers(start, start, kl=kl, kl_coefficient=0.3)
+  expected = with_kl - by_the_papers(start, start)
+  assert metrics["loss/kl"] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("correction", EVERY_CORRECTION, ids=str)
+def test_every_correction_is_the_papers(correction):
+  """The KL, beside it, stays as it was."""
+  metrics = agrees(correction=correction, kl_coefficient=0.2)
+  plain = run(kl_coefficient=0.2)[0][1]
+  assert metrics["loss/kl"] == plain["loss/kl"]
+  assert metrics["loss/policy"] != plain["loss/policy"]
+
+
+def test_the_entropy_bonus_is_subtracted():
+  metrics = agrees(entropy_coefficient=0.01)
+  expected = -0.01 * np.sum(WEIGHTS * TOKENS["entropy"])
+  assert metrics["loss/entropy"] == pytest.approx(expected)
+
+
+def test_all_terms_together_are_their_sum():
+  agrees(
+    ratio="sequence",
+    clip=dict(name="two_sided", low=0.1, high=0.1, delta=1.2),
+    kl="k3_importance",
+    kl_coefficient=0.5,
+    entropy_coefficient=-0.1,
+    correction=dict(name="mask", level="token", low=0.8, high=1.3),
   )
-  weights = completion_weights(np.pad(MASK, ((0, 0), (0, 0), (0, 100))), EVERY)
-  np.testing.assert_array_equal(np.float32(weights), longer[-1])
-  value, grads = value_and_grad(*inputs)
-  padded, padded_grads = value_and_grad(*longer)
-  assert padded == pytest.approx(float(value), rel=1e-6)
-  # Another shape is compiled anew: equal but for rounding.
-  np.testing.assert_allclose(padded_grads[..., :T], grads, rtol=1e-6)
-  np.testing.assert_array_equal(padded_grads[..., T:], 0.0)
 
 
-@pytest.mark.parametrize("hole", [np.nan, np.inf, -np.inf])
-def test_what_has_no_weight_may_hold_anything(hole):
-  *values, weights = arrays()
-  holed = [jnp.where(MASK, x, hole) for x in values]
-  value, grads = value_and_grad(*values, weights)
-  got, got_grads = value_and_grad(*holed, weights)
-  assert got == value
-  np.testing.assert_array_equal(got_grads, grads)
-  clean, dirty = loss(*values, weights)[1], loss(*holed, weights)[1]
-  for name in clean:
-    assert clean[name] == dirty[name], name
-
-
-def test_nothing_graded_is_no_loss_and_no_gradient():
-  nothing = np.zeros((P, G), bool)
-  advantages = group_advantages(np.full((P, G), np.nan))
-  np.testing.assert_array_equal(advantages, 0.0)
-  inputs = arrays(graded=nothing, advantages=advantages)
-  np.testing.assert_array_equal(inputs[-1], 0.0)
-  value, grads = value_and_grad(*inputs)
-  assert value == 0.0
-  np.testing.assert_array_equal(grads, 0.0)
-  for number in loss(*inputs)[1].values():
-    assert np.isfinite(number)
-
-
-def test_any_split_into_microbatches_adds_up():
-  *values, weights = (x.reshape(P * G, T) for x in arrays())
-  (whole, metrics), grads = run(*values, weights)
-  for cuts in ([5], [3, 4, 9], range(1, P * G)):
-    parts = []
-    for rows in np.split(np.arange(P * G), cuts):
-      inside = jnp.zeros_like(weights).at[rows].set(weights[rows])
-      parts.append(run(*values, inside))
-    assert sum(float(part[0][0]) for part in parts) == pytest.approx(
-      float(whole), rel=1e-5
+def test_metrics_are_means_over_the_tokens_that_count():
+  """Whatever the weights: those of Dr. GRPO do not even add up to 1."""
+  counted = WEIGHTS > 0
+  (_, got), _ = run(
+    TOKENS | dict(num_tokens=jnp.asarray(counted.sum())),
+    clip=dict(name="higher", low=0.2, high=0.28),
+    correction=dict(name="truncate", level="token", cap=1.1),
+  )
+  now, old, ref, sampler, a, entropy = (
+    TOKENS[key][counted]
+    for key in (
+      "logprobs",
+      "old_logprobs",
+      "reference_logprobs",
+      "sampler_logprobs",
+      "advantages",
+      "entropy",
     )
-    np.testing.assert_allclose(sum(part[1] for part in parts), grads, rtol=1e-5)
-    for name, number in metrics.items():
-      combine = max if name.endswith("max") else sum
-      assert combine(float(part[0][1][name]) for part in parts) == (
-        pytest.approx(float(number), rel=1e-4, abs=1e-7)
+  )
+  r, rho = np.exp(now - old), np.exp(old - sampler)
+  low, high = (r < 0.8) & (a < 0), (r > 1.28) & (a > 0)
+  expected = {
+    "ratio/mean": r.mean(),
+    "ratio/min": r.min(),
+    "ratio/max": r.max(),
+    "clip_ratio/low": low.mean(),
+    "clip_ratio/high": high.mean(),
+    "clip_ratio/region": (low | high).mean(),
+    "kl/old": np.mean(r - np.log(r) - 1),
+    "kl/old_k1": np.mean(old - now),
+    "kl/ref": np.mean(np.exp(ref - now) - (ref - now) - 1),
+    "entropy/mean": entropy.mean(),
+    "sampling/is_ratio_mean": rho.mean(),
+    "sampling/is_ratio_max": rho.max(),
+    "sampling/is_clipped_frac": np.mean(rho > 1.1),
+  }
+  assert got.keys() - expected.keys() == {"loss/policy"}
+  for name, number in expected.items():
+    assert got[name] == pytest.approx(number, rel=1e-12), name
+  assert 0 < got["clip_ratio/low"] < got["clip_ratio/region"] < 1
+  assert 0 < got["sampling/is_clipped_frac"] < 1
+
+
+def test_without_a_count_metrics_are_weighted_like_the_loss():
+  (_, got), _ = run()
+  ratio = np.exp(TOKENS["logprobs"] - TOKENS["old_logprobs"])
+  assert got["ratio/mean"] == pytest.approx(np.sum(WEIGHTS * ratio))
+  assert got["ratio/max"] == pytest.approx(ratio[WEIGHTS > 0].max())
+
+
+def test_without_a_reference_no_kl_is_made_up():
+  tokens = TOKENS | dict(reference_logprobs=None, entropy=None)
+  (_, metrics), _ = run(tokens)
+  absent = {"kl/ref", "loss/kl", "entropy/mean", "loss/entropy"}
+  assert not absent & metrics.keys()
+  with pytest.raises(ValueError, match="kl_coefficient is 0.1"):
+    run(tokens, kl_coefficient=0.1)
+
+
+def test_on_policy_the_ratio_is_one_and_the_kl_zero_and_it_still_teaches():
+  same = TOKENS["logprobs"]
+  tokens = TOKENS | dict(
+    old_logprobs=same, reference_logprobs=same, sampler_logprobs=same
+  )
+  for ratio in RATIOS:
+    for clip in EVERY_CLIP[:5]:
+      (value, metrics), gradient = run(
+        tokens,
+        ratio=ratio,
+        clip=clip,
+        kl_coefficient=0.5,
+        correction=EVERY_CORRECTION[1],
       )
+      for name in ("ratio/min", "ratio/max", "sampling/is_ratio_max"):
+        assert metrics[name] == 1.0  # Exactly.
+      for name in ("kl/ref", "kl/old", "kl/old_k1", "loss/kl"):
+        assert metrics[name] == 0.0
+      assert metrics["clip_ratio/region"] == 0.0
+      assert metrics["sampling/is_clipped_frac"] == 0.0
+      assert value == pytest.approx(-np.sum(WEIGHTS * ADVANTAGES))
+      if ratio == "token":
+        np.testing.assert_allclose(gradient, -WEIGHTS * ADVANTAGES, atol=1e-12)
 
 
-def test_the_layout_of_tokens_does_not_matter():
-  """Packed rows in any order, as [B, T] or flat."""
-  order = RNG.permutation(P * G * T)
-  whole, _ = loss(*arrays())
-  shuffled, _ = loss(*(x.reshape(-1)[order] for x in arrays()))
-  assert shuffled == pytest.approx(float(whole), rel=1e-5)
+def test_with_weights_that_mean_completions_the_loss_on_policy_is_zero():
+  """Its value says nothing; its gradient teaches."""
+  mask = np.arange(6) < np.array([[6, 1, 3]])[..., None]
+  a = np.array([[1.0, -0.25, -0.75]])
+  weights = completion_mean(mask, np.ones((1, 3), bool))
+  spread = np.broadcast_to(a[..., None], mask.shape)
+  same = jnp.asarray(RNG.normal(size=mask.shape))
+  loss = lambda x: grpo_loss(
+    x, same, None, jnp.asarray(spread), jnp.asarray(weights), **PLAIN
+  )[0]
+  value, gradient = jax.value_and_grad(loss)(same)
+  assert value == pytest.approx(0.0, abs=1e-15)
+  assert np.abs(gradient).max() > 0.05
 
 
-# Weights.
+def test_a_completion_of_one_token_teaches():
+  _, gradient = run(clip=dict(name="none"))
+  assert gradient[np.flatnonzero(COMPLETIONS == 1)[0]] != 0.0
 
 
-def test_every_graded_completion_weighs_the_same():
-  graded = EVERY.copy()
-  graded[1, 2] = False
-  weights = completion_weights(MASK, graded)
-  np.testing.assert_allclose(weights.sum(-1), graded / 11)
-  np.testing.assert_array_equal(weights[~MASK], 0.0)
-  for p, g in np.ndindex(P, G):
-    tokens = weights[p, g, : LENGTHS[p, g]]
-    np.testing.assert_array_equal(tokens, tokens[0])
+def test_the_length_of_a_sequence_ratio_counts_the_policys_tokens_alone():
+  """A tool's tokens are in the completion, but not the policy's doing."""
+  tokens = TOKENS | dict(logprobs=TOKENS["old_logprobs"] + 0.3)
+  (_, metrics), _ = run(tokens, ratio="sequence")
+  assert metrics["ratio/min"] == pytest.approx(math.exp(0.3))
+  assert metrics["ratio/max"] == pytest.approx(math.exp(0.3))
 
 
-def test_weights_give_the_mean_over_completions_of_token_means():
-  """Token losses [2] and [1, 1, 1]: 1.5, where the token mean is 1.25."""
-  mask = np.array([[[1, 0, 0], [1, 1, 1]]], bool)
-  losses = np.array([[[2.0, 0, 0], [1, 1, 1]]])
-  weights = completion_weights(mask, np.ones((1, 2), bool))
-  assert np.sum(weights * losses) == pytest.approx(1.5)
+def test_the_correction_compares_with_the_sampler_not_with_the_policy():
+  """However the policy moves within a round, its weights stay."""
+  correction = EVERY_CORRECTION[3]
+  (_, before), _ = run(correction=correction)
+  moved = TOKENS | dict(logprobs=TOKENS["logprobs"] + 1.0)
+  (_, after), _ = run(moved, correction=correction)
+  for name in before:
+    if name.startswith("sampling/"):
+      assert before[name] == after[name]
+  assert before["ratio/mean"] != after["ratio/mean"]
 
 
-# Advantages.
-
-
-def test_advantages_of_one_right_in_four():
-  got = group_advantages(np.array([[1.0, 0, 0, 0]]))
-  np.testing.assert_allclose(got, [[1.73205, *[-0.57735] * 3]], atol=1e-5)
-
-
-def test_advantages_of_one_right_in_sixteen():
-  rewards = np.zeros((1, 16))
-  rewards[0, 5] = 1
-  got = group_advantages(rewards)
-  assert got[0, 5] == pytest.approx(3.87298, abs=1e-5)
-  np.testing.assert_allclose(np.delete(got[0], 5), -0.25820, atol=1e-5)
-
-
-def test_equal_rewards_teach_nothing():
-  for size in range(2, 65):
-    for constant in (0.1, 0.3, 0.35, 0.7, 0.9, 1.1):
-      got = group_advantages(np.full((2, size), constant))
-      assert np.all(got == 0.0), (size, constant)  # Exactly.
-
-
-def test_each_group_is_compared_with_itself_alone():
-  rewards = RNG.normal(size=(4, 5))
-  got = group_advantages(rewards)
-  for p in range(4):
-    expected = (rewards[p] - rewards[p].mean()) / rewards[p].std()
-    np.testing.assert_allclose(got[p], expected, rtol=1e-12)
-    np.testing.assert_array_equal(
-      got[p], group_advantages(rewards[p : p + 1])[0]
-    )
-  order = RNG.permutation(5)
-  np.testing.assert_allclose(
-    group_advantages(rewards[:, order]), got[:, order], rtol=1e-9
-  )
-
-
-def test_what_could_not_be_graded_leaves_the_statistics():
-  got = group_advantages(np.array([[1.0, np.nan, 0.0], [np.nan] * 3]))
-  np.testing.assert_array_equal(got, [[1.0, 0.0, -1.0], [0.0, 0.0, 0.0]])
-  # One grade alone, or equal ones beside a NaN, teach nothing.
-  got = group_advantages(np.array([[1.0, np.nan, np.nan], [0.3, 0.3, np.nan]]))
-  assert np.all(got == 0.0)
-
-
-def test_a_reward_of_zero_is_a_reward():
-  got = group_advantages(np.array([[0.0, 0.0, 1.0]]))
-  assert got[0, 0] == pytest.approx(-0.70711, abs=1e-5)
-
-
-@pytest.mark.parametrize("size", [0, 1])
-def test_a_group_needs_two(size):
-  with pytest.raises(ValueError, match=f"group_size is {size}.*at least 2"):
-    group_advantages(np.zeros((3, size)))
-
-
-@given(
-  st.lists(st.floats(-6e4, 6e4, width=16), min_size=2, max_size=64),
-  st.floats(-100, 100),
-)
-def test_advantages_are_bounded_sum_to_zero_and_ignore_a_shift(rewards, shift):
-  got = group_advantages(np.array([rewards]))
-  size = len(rewards)
-  assert np.abs(got).max() <= np.sqrt(size - 1) * (1 + 1e-6)
-  assert abs(got.sum()) < 1e-6 * size
-  if max(rewards) == min(rewards):
-    assert np.all(got == 0.0)
-  shifted = group_advantages(np.array([rewards]) + shift)
-  np.testing.assert_allclose(shifted, got, atol=1e-3)
-
-
-def test_rewards_that_hardly_differ_are_no_division_by_zero():
-  got = group_advantages(np.array([[0.0, 1e-313], [0.0, 1e-200]]))
-  assert np.all(np.isfinite(got))
+def test_settings_that_lack_their_arrays_are_refused():
+  for absent, settings, words in (
+    ("completions", dict(ratio="sequence"), "sequences needs completions"),
+    (
+      "sampler_logprobs",
+      dict(correction=EVERY_CORRECTION[0]),
+      "no sampler_logp",
+    ),
+    ("entropy", dict(entropy_coefficient=0.1), "there is no entropy"),
+  ):
+    with pytest.raises(ValueError, match=words):
+      run(TOKENS | {absent: None}, **settings)

@@ -1,0 +1,183 @@
+"""KL estimators: golden numbers, and their gradients by enumeration."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.losses.grpo import grpo_loss
+from r1jax.losses.kl import KLS, kl_penalties
+
+# Three tokens: the policy's logits, and three other policies.
+LOGITS = np.array([0.3, -0.5, 1.0])
+REFERENCE = np.log([0.5, 0.3, 0.2])
+OLD = np.log([0.2, 0.45, 0.35])
+SAMPLER = np.log([0.3, 0.3, 0.4])
+ADVANTAGES = np.array([1.0, -0.5, 0.25])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def double_precision():
+  with jax.enable_x64(True):
+    yield
+
+
+def policy(logits):
+  return jax.nn.log_softmax(jnp.asarray(logits))
+
+
+def expected_loss(logits, sampled_by, old, sampler=None, **settings):
+  """The loss on every token, each as often as the policy that samples has it.
+
+  `sampled_by` and `old` are log-probabilities that do not move.
+  """
+  settings = (
+    dict(
+      ratio="token",
+      clip=dict(name="none"),
+      kl="k3",
+      kl_coefficient=0.0,
+      entropy_coefficient=0.0,
+      correction=None,
+      advantages=np.zeros(3),
+    )
+    | settings
+  )
+  advantages = settings.pop("advantages")
+  return grpo_loss(
+    policy(logits),
+    jnp.asarray(old),
+    jnp.asarray(REFERENCE),
+    jnp.asarray(advantages),
+    jnp.exp(jnp.asarray(sampled_by)),
+    sampler_logprobs=None if sampler is None else jnp.asarray(sampler),
+    **settings,
+  )
+
+
+def to_reference(logits):
+  """KL(pi || pi_ref)."""
+  p = policy(logits)
+  return jnp.sum(jnp.exp(p) * (p - REFERENCE))
+
+
+def from_reference(logits):
+  """KL(pi_ref || pi)."""
+  return jnp.sum(np.exp(REFERENCE) * (REFERENCE - policy(logits)))
+
+
+def kl_of(name, sampled_by):
+  """Value and gradient of the KL in the loss, all tokens enumerated."""
+
+  def kl(logits):
+    settings = dict(kl=name, kl_coefficient=1.0)
+    return expected_loss(logits, sampled_by, sampled_by, **settings)[0]
+
+  return jax.value_and_grad(kl)(LOGITS)
+
+
+@pytest.mark.parametrize(
+  "name, expected",
+  [("k1", 0.693147), ("k2", 0.240227), ("k3", 0.193147)],
+)
+def test_the_estimates_of_a_half_against_a_quarter(name, expected):
+  x = np.log([0.25]) - np.log([0.5])
+  one = np.ones(1)
+  assert KLS[name](x, one)[0] == pytest.approx(expected, abs=1e-6)
+  # k1 is positive where the policy is likelier, and so is its penalty.
+  assert KLS["k1"](-x, one)[0] < 0
+  assert KLS["k3_importance"](x, 2 * one)[0] == 2 * KLS["k3"](x, one)[0]
+
+
+def test_on_policy_k1_and_k3_have_the_right_value_and_k2_does_not():
+  truth = float(to_reference(LOGITS))
+  for name in ("k1", "k3", "k3_importance"):
+    assert kl_of(name, policy(LOGITS))[0] == pytest.approx(truth, rel=1e-9)
+  assert abs(kl_of("k2", policy(LOGITS))[0] / truth - 1) > 0.02
+
+
+def test_on_policy_each_gradient_is_what_its_docstring_says():
+  right = jax.grad(to_reference)(LOGITS)
+  reverse = jax.grad(from_reference)(LOGITS)
+  assert np.abs(right - reverse).max() > 0.03
+  close = lambda name, expected: np.testing.assert_allclose(
+    kl_of(name, policy(LOGITS))[1], expected, atol=1e-12
+  )
+  close("k1", 0.0)
+  close("k2", right)
+  close("k3", reverse)
+  close("k3_importance", right)
+
+
+def test_off_policy_only_the_weighted_k3_is_unbiased():
+  truth, right = jax.value_and_grad(to_reference)(LOGITS)
+  value, gradient = kl_of("k3_importance", OLD)
+  assert value == pytest.approx(float(truth), rel=1e-9)
+  np.testing.assert_allclose(gradient, right, atol=1e-12)
+  for name in ("k1", "k2", "k3"):
+    value, gradient = kl_of(name, OLD)
+    assert np.abs(gradient - right).max() > 0.01, name
+
+
+def test_off_policy_the_ratio_makes_the_policy_gradient_unbiased():
+  """With all tokens enumerated, sum pi_old r A is sum pi A."""
+  truth = lambda logits: -jnp.sum(jnp.exp(policy(logits)) * ADVANTAGES)
+  loss = lambda logits: expected_loss(logits, OLD, OLD, advantages=ADVANTAGES)
+  value, gradient = jax.value_and_grad(lambda x: loss(x)[0])(LOGITS)
+  assert value == pytest.approx(float(truth(LOGITS)), rel=1e-9)
+  np.testing.assert_allclose(gradient, jax.grad(truth)(LOGITS), atol=1e-12)
+
+
+def test_an_uncut_correction_makes_the_samplers_tokens_the_old_policys():
+  truth = lambda logits: -jnp.sum(jnp.exp(policy(logits)) * ADVANTAGES)
+
+  def loss(logits, **correction):
+    section = dict(name="truncate", level="token") | correction
+    settings = dict(correction=section, advantages=ADVANTAGES)
+    return expected_loss(logits, SAMPLER, OLD, SAMPLER, **settings)
+
+  gradient = jax.grad(lambda x: loss(x, cap=100.0)[0])(LOGITS)
+  np.testing.assert_allclose(gradient, jax.grad(truth)(LOGITS), atol=1e-12)
+  (value, metrics) = loss(LOGITS, cap=1.1)
+  assert value != pytest.approx(float(truth(LOGITS)), rel=1e-3)
+  assert metrics["sampling/is_ratio_mean"] == pytest.approx(1.0, rel=1e-12)
+  # Of the three, the second alone is that much likelier under the old policy.
+  assert metrics["sampling/is_clipped_frac"] == pytest.approx(0.3, rel=1e-12)
+
+
+# In the reward.
+
+RNG = np.random.default_rng(0)
+P, G, T = 2, 3, 5
+LENGTHS = np.array([[5, 1, 3], [2, 4, 5]])
+MASK = np.arange(T) < LENGTHS[..., None]
+NOW, THEN = (RNG.uniform(-4, 0, (P, G, T)).astype(np.float32) for _ in "ab")
+
+
+@pytest.mark.parametrize("name", KLS)
+def test_a_completion_pays_for_the_sum_over_its_tokens(name):
+  got = kl_penalties(NOW, THEN, MASK, name=name, coefficient=0.1)
+  assert got.dtype == np.float64 and got.shape == (P, G)
+  for p, g in np.ndindex(P, G):
+    x = [float(THEN[p, g, t] - NOW[p, g, t]) for t in range(LENGTHS[p, g])]
+    terms = {
+      "k1": [-y for y in x],
+      "k2": [y * y / 2 for y in x],
+      "k3": [np.exp(y) - y - 1 for y in x],
+    }
+    expected = 0.1 * sum(terms[name.removesuffix("_importance")])
+    assert got[p, g] == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_what_was_not_sampled_costs_nothing():
+  for hole in (np.nan, np.inf, -np.inf):
+    holed = [np.where(MASK, x, np.float32(hole)) for x in (NOW, THEN)]
+    np.testing.assert_array_equal(
+      kl_penalties(*holed, MASK, name="k3", coefficient=0.1),
+      kl_penalties(NOW, THEN, MASK, name="k3", coefficient=0.1),
+    )
+
+
+def test_a_kl_that_does_not_exist_is_refused():
+  with pytest.raises(ValueError, match="unknown kl 'k5'"):
+    kl_penalties(NOW, THEN, MASK, name="k5", coefficient=0.1)
