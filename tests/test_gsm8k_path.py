@@ -201,7 +201,7 @@ def test_a_round_with_r1s_vocabulary(r1, toy, rollouts, tmp_path, capsys):
   paths = {"dataset.path": str(GSM8K), "tokenizer.path": str(R1)}
   state = grpo.train(small(**paths), str(tmp_path))
   assert int(state.train.step) == 2
-  assert state.train.params["embed"].shape == (VOCABULARY, TOY["width"])
+  assert state.train.params["embed"].shape == (VOCABULARY, TOY.width)
   assert "6,764 of 6,764 reference answers verify" in capsys.readouterr().out
   during, *evaluated = rollouts
   assert len(evaluated) == 2

@@ -33,8 +33,8 @@ def pack(pieces: Sequence[Piece], width: int, *, rows: int = 0) -> Packed:
   """Lays `pieces` out in rows of `width` slots, best fit, longest first.
 
   Args:
-    pieces: a piece whose prompt is shared has a row to itself; pieces of one
-      completion stand together in rows.
+    pieces: one whose prompt is shared begins a row of its own; pieces of one
+      completion stand wherever there is room.
     width: slots of a row.
     rows: how many rows to make, the last ones empty; 0 for as few as it takes.
 
@@ -47,15 +47,15 @@ def pack(pieces: Sequence[Piece], width: int, *, rows: int = 0) -> Packed:
       raise ValueError(
         f"a text of {piece.size} tokens does not fit rows of {width}"
       )
-    alone = len(piece.completions) > 1
-    fits = [] if alone else [i for i, r in enumerate(room) if r >= piece.size]
+    shared = len(piece.completions) > 1
+    fits = [] if shared else [i for i, r in enumerate(room) if r >= piece.size]
     if fits:
       best = min(fits, key=lambda i: room[i])
       bins[best].append(piece)
       room[best] -= piece.size
     else:
       bins.append([piece])
-      room.append(0 if alone else width - piece.size)
+      room.append(width - piece.size)
   if rows and len(bins) > rows:
     raise ValueError(f"{len(bins)} rows of {width} are needed, not {rows}")
   return _lay_out(bins, width, rows or len(bins))

@@ -55,11 +55,10 @@ def attend_cached(
   else:
     queries, *new = grouped_heads(block, x, positions, config)
   rows = cache.append(rows, layer, tuple(new), seen.lengths)
-  prefix, own = (cache.read(y, layer) for y in (seen.prefix, rows))
   mixed = ops.attention_to_cache(
     queries,
-    (prefix[0], prefix[-1]),
-    (own[0], own[-1]),
+    cache.read(seen.prefix, layer),
+    cache.read(rows, layer),
     seen.lengths,
     scale=softmax_scale(config),
   )

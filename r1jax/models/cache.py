@@ -1,9 +1,10 @@
 """What attention remembers of the tokens seen so far.
 
 A token is cached as one array or two (`config.attention.cached`): its latent,
-or its key and its value. Layers that run as a loop have one buffer each, layers
-that run as a scan share one with a leading L; only `append`, `read` and `copy`
-know which.
+or its key and its value. Tokens stand last in the first, as scores read it, and
+before the width in the second, as mixing does. Layers that run as a loop have
+one buffer each, layers that run as a scan share one with a leading L; only the
+functions here know all that.
 """
 
 import chex
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from r1jax.models.config import ModelConfig
 
-# By layer a tuple of [..., S, H]; or one tuple of [L, ..., S, H].
+# By layer ([..., K, H, S], maybe [..., K, S, H]); or one such of [L, ...].
 Buffers = tuple
 
 
@@ -21,14 +22,14 @@ Buffers = tuple
 class Cache:
   """Tokens behind a prefix that all rows share, and each row's own."""
 
-  prefix: Buffers  # [K, S0, H]
-  rows: Buffers  # [B, K, S, H]
+  prefix: Buffers  # [K, H, S0], maybe [K, S0, H].
+  rows: Buffers  # [B, K, H, S], maybe [B, K, S, H].
   lengths: Int[Array, "B"]  # Tokens in `rows`; what lies beyond is garbage.
 
   @property
   def prefix_length(self) -> int:
     """Tokens of the prefix, S0."""
-    return jax.tree.leaves(self.prefix)[0].shape[-2]
+    return jax.tree.leaves(self.prefix)[0].shape[-1]
 
 
 def empty_cache(
@@ -57,21 +58,26 @@ def append(
   """Writes T tokens of one layer behind the first `lengths` of each row."""
   count, tokens, heads = new[0].shape[:3]
   row = jnp.arange(count)[:, None, None]
+  head = jnp.arange(heads)
   slot = lengths[:, None, None] + jnp.arange(tokens)[None, :, None]
-  index = row, jnp.arange(heads), slot
-  put = lambda old, new, at: old.at[at].set(
-    new.astype(old.dtype), mode="drop", unique_indices=True
-  )
+  places = (row, head, slice(None), slot), (row, head, slot)
+
+  def put(old, new, at):
+    new = new.astype(old.dtype)
+    return old.at[at].set(new, mode="drop", unique_indices=True)
+
   if _scanned(rows):
-    return tuple(put(old, x, (layer, *index)) for old, x in zip(rows, new))
-  changed = tuple(put(old, x, index) for old, x in zip(rows[layer], new))
+    # An array, for indices on both sides of a slice to come first.
+    at = [(jnp.asarray(layer), *place) for place in places]
+    return tuple(map(put, rows, new, at))
+  changed = tuple(map(put, rows[layer], new, places))
   return (*rows[:layer], changed, *rows[layer + 1 :])
 
 
 def read(
   buffers: Buffers, layer: int | Int[Array, ""]
-) -> tuple[Float[Array, "*B K S H"], ...]:
-  """The arrays of one layer."""
+) -> tuple[Float[Array, "..."], ...]:
+  """The arrays of one layer: of one latent, or of keys and values."""
   if _scanned(buffers):
     return tuple(x[layer] for x in buffers)
   return buffers[layer]
@@ -89,7 +95,7 @@ def copy(
   """
 
   def put(old, new):
-    at = (target, slice(None), slice(new.shape[-2]))
+    at = (target, slice(None), slice(new.shape[-2]), slice(new.shape[-1]))
     if _scanned(rows):
       return old.at[:, *at].set(new[:, source], mode="drop")
     return old.at[at].set(new[source], mode="drop")
@@ -104,11 +110,16 @@ def join(parts: list[Buffers]) -> Buffers:
 
 
 def _zeros(config: ModelConfig, rows: tuple[int, ...], size: int) -> Buffers:
-  dtype, layers = config.compute_dtype, config.num_layers
-  layered = (layers,) if config.scan else ()
+  layers = config.num_layers
+  leading = (layers, *rows) if config.scan else rows
+
+  def zeros(heads, width, tokens_last):
+    last = (width, size) if tokens_last else (size, width)
+    return jnp.zeros((*leading, heads, *last), config.compute_dtype)
+
   make = lambda: tuple(
-    jnp.zeros((*layered, *rows, heads, size, width), dtype)
-    for heads, width in config.attention.cached
+    zeros(heads, width, i == 0)
+    for i, (heads, width) in enumerate(config.attention.cached)
   )
   return make() if config.scan else tuple(make() for _ in range(layers))
 

@@ -37,10 +37,14 @@ def rotate(
   angles = positions[..., None].astype(jnp.float32) * frequencies(
     size, config.rope_theta, scaling
   )
-  angles = angles.reshape(positions.shape + (1,) * (x.ndim - 3) + (-1,))
-  sin, cos = jnp.sin(angles), jnp.cos(angles)
-  if scaling and scaling.amplitude != 1:
-    sin, cos = sin * scaling.amplitude, cos * scaling.amplitude
+  # Broadcast at once, or XLA makes them again for each head.
+  amplitude = scaling.amplitude if scaling else 1.0
+  sin, cos = (
+    jax.lax.broadcast_in_dim(
+      turn(angles) * amplitude, (*x.shape[:-1], size // 2), (0, 1, x.ndim - 1)
+    )
+    for turn in (jnp.sin, jnp.cos)
+  )
   if interleaved:
     pairs = x.reshape(*x.shape[:-1], size // 2, 2)
     first, second = pairs[..., 0], pairs[..., 1]
@@ -79,11 +83,43 @@ def frequencies(
   return np.float32(plain * kept + slow * (1 - kept))
 
 
+@jax.custom_vjp
 def swiglu(
   x: Float[Array, "*B D"],
   gate_up: Float[Array, "D twoF"],
   down: Float[Array, "F D"],
 ) -> Float[Array, "*B D"]:
-  """down(silu(gate(x)) * up(x)) (arXiv:2002.05202); one matmul for both."""
-  gate, up = jnp.split(x @ gate_up, 2, axis=-1)
-  return (jax.nn.silu(gate) * up) @ down
+  """down(silu(gate(x)) * up(x)) (arXiv:2002.05202); one matmul for both.
+
+  Of what it makes, the gradient keeps what stands before the silu alone.
+  """
+  return _swiglu_forward(x, gate_up, down)[0]
+
+
+def _swiglu_forward(x, gate_up, down):
+  both = x @ gate_up
+  return _activate(both) @ down, (x, gate_up, down, both)
+
+
+def _activate(both):
+  gate, up = jnp.split(both, 2, axis=-1)
+  return jax.nn.silu(gate) * up
+
+
+def _swiglu_backward(saved, gradient):
+  x, gate_up, down, both = saved
+  hidden, pull = jax.vjp(_activate, both)
+  (d_both,) = pull(gradient @ down.T)
+  # A product over tokens copies its left side, which is therefore the narrow
+  # one; the barrier keeps XLA from turning that round.
+  over_tokens = lambda a, b: jax.lax.optimization_barrier(
+    jnp.einsum("...D,...F->DF", a, b)
+  )
+  return (
+    d_both @ gate_up.T,
+    over_tokens(x, d_both),
+    over_tokens(gradient, hidden).T,
+  )
+
+
+swiglu.defvjp(_swiglu_forward, _swiglu_backward)

@@ -54,53 +54,9 @@ class Transformer(nn.Module):
       for name, entry in weights.weights(self.config).items()
     }
 
-  def __call__(
-    self,
-    packed: Packed,
-    *,
-    cache: Cache | None = None,
-    experts: Int[Array, "L B T k"] | None = None,
-    mtp: bool = False,
-  ) -> Forward:
+  def __call__(self, packed: Packed, **options) -> Forward:
     """See `forward`."""
-    c, params = self.config, jax.tree.map(jnp.asarray, self.tree)
-    if mtp and cache is not None:
-      raise ValueError("the MTP blocks have no cache; ask for one or the other")
-    mask = (packed.positions >= 0).astype(jnp.float32)
-    if cache is None:
-      attend = lambda block, layer, x, rows: (
-        attend_packed(block, x, packed, c),
-        rows,
-      )
-    else:
-      start = cache.prefix_length + cache.lengths[:, None]
-      positions = start + jnp.arange(packed.tokens.shape[1])
-      attend = lambda block, layer, x, rows: attend_cached(
-        block, x, positions, cache, rows, layer, c
-      )
-
-    def block_of(block, layer, carry, given):
-      return run_block(block, layer, carry, given, mask, attend, c)
-
-    x = params["embed"][packed.tokens].astype(c.compute_dtype)
-    rows = None if cache is None else cache.rows
-    (x, rows), load = run_layers(block_of, params, (x, rows), experts, c)
-    hidden = rms_norm(x, params["final_norm"], c.norm_epsilon)
-    further = None
-    if mtp and c.mtp_depth:
-      further, more = predict_further(params, hidden, packed, block_of, c)
-      load = jax.tree.map(lambda *x: jnp.concatenate(x), load, more)
-    if cache is not None:
-      added = jnp.sum(packed.positions >= 0, axis=1)
-      cache = cache.replace(rows=rows, lengths=cache.lengths + added)
-    return Forward(
-      hidden=hidden,
-      mtp_hidden=further,
-      expert_load=load.tokens,
-      balance_loss=load.balance.mean() if len(load.balance) else jnp.zeros(()),
-      experts=load.indices,
-      cache=cache,
-    )
+    return forward(self, self.tree, packed, **options)
 
 
 def run_block(
@@ -128,6 +84,11 @@ def run_block(
   return (x + out, rows), load
 
 
+def groups(config: ModelConfig) -> tuple[tuple[str, int], ...]:
+  """The stacks of like blocks, in the order of depth, and how many each has."""
+  return ("dense", config.num_dense_layers), ("moe", config.num_moe_layers)
+
+
 def run_layers(
   block_of: Callable, params: Params, carry, experts, config: ModelConfig
 ):
@@ -136,12 +97,10 @@ def run_layers(
   `block_of(block, layer, carry, given)` returns the carry and a load or None.
   """
   load, first = no_load(carry[0], config), 0
-  for group, count in (
-    ("dense", config.num_dense_layers),
-    ("moe", config.num_moe_layers),
-  ):
+  for group, count in groups(config):
     if not count:
       continue
+    blocks = params[group]
     given = experts if group == "moe" else None
     if config.scan:
       carry, loads = jax.lax.scan(
@@ -149,13 +108,18 @@ def run_layers(
           part[0], part[1], carry, part[2]
         ),
         carry,
-        (params[group], first + jnp.arange(count), given),
+        (blocks, first + jnp.arange(count), given),
       )
     else:
       loads = []
       for i in range(count):
         slice_of = lambda w, i=i: w[i]
-        block, own = jax.tree.map(slice_of, (params[group], given))
+        block = (
+          blocks[i]
+          if isinstance(blocks, tuple)
+          else jax.tree.map(slice_of, blocks)
+        )
+        own = None if given is None else given[i]
         carry, one = block_of(block, first + i, carry, own)
         loads.append(one)
       loads = jax.tree.map(lambda *x: jnp.stack(x), *loads)
@@ -230,7 +194,7 @@ def forward(
 
   Args:
     model: its architecture.
-    params: its weights.
+    params: its weights; `unstack` made them quicker to loop over.
     packed: rows, which see what `Packed` says; with a cache, each row is one
       text that goes on, and sees the cache and itself.
     cache: the tokens before; None if there are none.
@@ -238,9 +202,62 @@ def forward(
       choice; the gates are still the router's.
     mtp: also make the states of the MTP blocks.
   """
-  return model.apply(
-    {"params": params}, packed, cache=cache, experts=experts, mtp=mtp
+  c, params = model.config, jax.tree.map(jnp.asarray, params)
+  if mtp and cache is not None:
+    raise ValueError("the MTP blocks have no cache; ask for one or the other")
+  mask = (packed.positions >= 0).astype(jnp.float32)
+  if cache is None:
+    attend = lambda block, layer, x, rows: (
+      attend_packed(block, x, packed, c),
+      rows,
+    )
+  else:
+    start = cache.prefix_length + cache.lengths[:, None]
+    positions = start + jnp.arange(packed.tokens.shape[1])
+    attend = lambda block, layer, x, rows: attend_cached(
+      block, x, positions, cache, rows, layer, c
+    )
+
+  def block_of(block, layer, carry, given):
+    return run_block(block, layer, carry, given, mask, attend, c)
+
+  x = params["embed"][packed.tokens].astype(c.compute_dtype)
+  rows = None if cache is None else cache.rows
+  (x, rows), load = run_layers(block_of, params, (x, rows), experts, c)
+  hidden = rms_norm(x, params["final_norm"], c.norm_epsilon)
+  further = None
+  if mtp and c.mtp_depth:
+    further, more = predict_further(params, hidden, packed, block_of, c)
+    load = jax.tree.map(lambda *x: jnp.concatenate(x), load, more)
+  if cache is not None:
+    added = jnp.sum(packed.positions >= 0, axis=1)
+    cache = cache.replace(rows=rows, lengths=cache.lengths + added)
+  return Forward(
+    hidden=hidden,
+    mtp_hidden=further,
+    expert_load=load.tokens,
+    balance_loss=load.balance.mean() if len(load.balance) else jnp.zeros(()),
+    experts=load.indices,
+    cache=cache,
   )
+
+
+def unstack(model: Transformer, params: Params) -> Params:
+  """The same weights with the stacked blocks taken apart, one dict per layer.
+
+  A program that runs the model many times, token after token, takes them apart
+  once. Layers that run as a scan stay stacked.
+  """
+  if model.config.scan:
+    return params
+  apart = {
+    group: tuple(
+      jax.tree.map(lambda w, i=i: w[i], params[group]) for i in range(count)
+    )
+    for group, count in groups(model.config)
+    if count
+  }
+  return params | apart
 
 
 def extend(
@@ -305,10 +322,6 @@ def token_logprobs(
 ) -> Float[Array, "B T"]:
   """log p(tokens[t] | tokens[:t]) of [B, T], in nats; 0 for the first token."""
   hidden = forward(model, params, pack_rows(tokens)).hidden[:, :-1]
-  logprobs, _ = ops.linear_logprobs(
-    hidden.reshape(-1, hidden.shape[-1]),
-    unembed(params),
-    jnp.asarray(tokens)[:, 1:].reshape(-1),
-  )
-  rows, width = tokens.shape
-  return jnp.pad(logprobs.reshape(rows, width - 1), ((0, 0), (1, 0)))
+  targets = jnp.asarray(tokens)[:, 1:]
+  logprobs, _ = ops.linear_logprobs(hidden, unembed(params), targets)
+  return jnp.pad(logprobs, ((0, 0), (1, 0)))

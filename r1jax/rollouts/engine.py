@@ -20,8 +20,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from r1jax import sharding
 from r1jax.models import cache as caches
-from r1jax.models import ops, transformer
+from r1jax.models import transformer
 from r1jax.models.cache import Cache, empty_cache
+from r1jax.models.logprobs import mask_padding
 from r1jax.models.transformer import Transformer
 from r1jax.rollouts.sampling import completion_keys, sample, token_keys
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Params, Rollout, Tokenizer
@@ -253,7 +254,7 @@ def make_engine(
     hidden, cache = transformer.extend(
       model, params, slots.token[:, None], cache
     )
-    logits = ops.mask_padding(
+    logits = mask_padding(
       transformer.logits(model, params, hidden[:, 0]), tokenizer.vocab_size
     )
     token, logprob = sample(

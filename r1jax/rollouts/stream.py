@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from r1jax.models import ops, transformer
+from r1jax.models import transformer
 from r1jax.models.cache import Cache, empty_cache
+from r1jax.models.logprobs import mask_padding
 from r1jax.models.transformer import Transformer
 from r1jax.rollouts.sampling import completion_keys, sample, token_keys
 from r1jax.types import Params
@@ -171,7 +172,7 @@ def step(
   """The token that follows `token`, and the cache that holds the latter."""
   hidden, cache = extend(model, params, cache, token[:, None])
   logits = transformer.logits(model, params, hidden[:, 0])
-  logits = ops.mask_padding(logits, vocab_size)
+  logits = mask_padding(logits, vocab_size)
   if temperature == 0:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache
   token, _ = sample(

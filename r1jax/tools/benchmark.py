@@ -30,6 +30,7 @@ from r1jax.tools import peers
 DECODE = dict(rows=64, prompt_tokens=32, tokens=128)
 TRAIN = dict(rows=8, tokens=256)
 REPEATS = 5
+PAUSE = 0.5  # Seconds: threads of the side before spin on for a while.
 
 COMMON = dict(
   vocab_size=512,
@@ -116,6 +117,7 @@ def decoder(config: ModelConfig, params) -> Callable:
     jax.jit, static_argnames=("rows", "prompt_tokens", "tokens")
   )
   def generate(params, prompts, *, rows, prompt_tokens, tokens):
+    params = transformer.unstack(network, params)
     cache = empty_cache(config, rows, prompt_tokens + tokens)
     hidden, cache = transformer.extend(network, params, prompts, cache)
     pick = lambda hidden: jnp.argmax(
@@ -149,9 +151,7 @@ def trainer(config: ModelConfig, params) -> Callable:
         network, params, transformer.pack_rows(tokens)
       ).hidden[:, :-1]
       logprobs, _ = ops.linear_logprobs(
-        hidden.reshape(-1, config.width),
-        transformer.unembed(params),
-        tokens[:, 1:].reshape(-1),
+        hidden, transformer.unembed(params), tokens[:, 1:]
       )
       return -logprobs.mean()
 
@@ -177,6 +177,7 @@ def in_turns(*sides: Callable) -> list[float]:
   times = [[] for _ in sides]
   for _ in range(REPEATS):
     for side, taken in zip(sides, times):
+      time.sleep(PAUSE)
       start = time.perf_counter()
       side()
       taken.append(time.perf_counter() - start)

@@ -194,18 +194,18 @@ def encode_prompts(examples, template: str, words) -> list[list[int]]:
 
 
 def logprobs(model, vocab_size, temperature, params, packed: Packed):
-  """log p(target) and entropy of the tempered policy at every slot [B, T], and
-  the tokens that each expert got [L, E]."""
+  """log p(target) and entropy of the tempered policy [B, T], where there is an
+  origin, and the tokens that each expert got [L, E]."""
   forward = transformer.forward(model, params, packed)
   values, entropy = ops.linear_logprobs(
-    forward.hidden.reshape(-1, forward.hidden.shape[-1]),
+    forward.hidden,
     transformer.unembed(params),
-    packed.targets.reshape(-1),
+    packed.targets,
     temperature=temperature,
     vocab_size=vocab_size,
+    counted=packed.origin >= 0,
   )
-  shape = packed.targets.shape
-  return values.reshape(shape), entropy.reshape(shape), forward.expert_load
+  return values, entropy, forward.expert_load
 
 
 def make_score(forward):

@@ -100,13 +100,19 @@ def objective(
     balance: weight of the sequence-wise balance loss (eq. 17), where a row
       counts as much as its tokens.
   """
-  logprobs_of = functools.partial(
-    logprobs, unembed=transformer.unembed(params), vocab_size=vocab_size
-  )
+
+  def nll_of(hidden, targets, counted):
+    logprobs, _ = ops.linear_logprobs(
+      hidden,
+      transformer.unembed(params),
+      targets,
+      vocab_size=vocab_size,
+      counted=counted,
+    )
+    return sft_loss(logprobs, counted * token_weight)
+
   forward = transformer.forward(model, params, packed, mtp=mtp > 0)
-  counted = packed.origin >= 0
-  weights = counted * token_weight
-  nll = sft_loss(logprobs_of(forward.hidden, packed.targets), weights)
+  nll = nll_of(forward.hidden, packed.targets, packed.origin >= 0)
   balance_loss = token_weight * forward.balance_loss
   total = nll + balance * balance_loss
   numbers = {
@@ -117,24 +123,10 @@ def objective(
   if mtp:
     losses = []
     for depth, hidden in enumerate(forward.mtp_hidden, 1):
-      further, follows = transformer.following(packed, depth)
-      losses.append(
-        sft_loss(logprobs_of(hidden, further), follows * token_weight)
-      )
+      losses.append(nll_of(hidden, *transformer.following(packed, depth)))
     numbers["loss/mtp"] = sum(losses) / len(losses)
     total += mtp * numbers["loss/mtp"]
   return total, numbers
-
-
-def logprobs(hidden, targets, *, unembed, vocab_size):
-  """log p(targets) [B, T]."""
-  values, _ = ops.linear_logprobs(
-    hidden.reshape(-1, hidden.shape[-1]),
-    unembed,
-    targets.reshape(-1),
-    vocab_size=vocab_size,
-  )
-  return values.reshape(targets.shape)
 
 
 def batch(examples, words, *, width: int, max_rows: int, microbatch_rows: int):

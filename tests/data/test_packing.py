@@ -125,11 +125,15 @@ def test_texts_fill_rows_best_fit_longest_first():
   np.testing.assert_array_equal(used, [10, 10, 10])
 
 
-def test_a_shared_prompt_has_its_row_to_itself():
-  packed = pack([Piece([1, 2], [[3], [4]], [0, 1]), *singles(2, 2)], 10)
+def test_a_shared_prompt_begins_its_row():
+  shared = Piece([1, 2], [[3], [4]], [0, 1])
+  packed = pack([shared, *singles(2, 8, 2)], 10)
   assert packed.tokens.shape[0] == 2
-  together = pack([Piece([1, 2], [[3]], [0]), *singles(2, 2)], 10)
-  assert together.tokens.shape[0] == 1
+  row = packed.prefix_end.max(axis=1).argmax()
+  assert packed.tokens[row].tolist() == [1, 2, 2, 1, 2, 1, 2, 0, 0, 0]
+  assert packed.prefix_end[row].tolist() == [0, 1, 1] + 7 * [0]
+  two = pack([shared, shared._replace(origins=[2, 3])], 10)
+  assert two.tokens.shape[0] == 2
 
 
 def test_a_text_longer_than_a_row_is_refused():

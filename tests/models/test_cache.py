@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax.models import cache as caches
 from r1jax.models import transformer
 from r1jax.models.cache import append, as_prefix, empty_cache
 
@@ -83,7 +84,7 @@ def test_rows_of_different_lengths_in_one_batch(read, ragged, whole):
 
 
 def test_what_lies_beyond_the_length_has_no_influence(read, ragged):
-  beyond = jnp.arange(ROOM)[:, None] >= LENGTHS[:, None, None, None]
+  beyond = jnp.arange(ROOM) >= LENGTHS[:, None, None, None]
   new = TOKENS[np.arange(ROWS), LENGTHS][:, None]
   expected, _ = read(ragged, new)
   for garbage in (1e30, -1e30, 0.0):
@@ -112,20 +113,25 @@ def test_other_weights_make_another_cache(toy, ragged):
   cache = empty_cache(toy.config, ROWS, ROOM)
   _, cache = toy.extend(other, jnp.asarray(TOKENS[:, :5]), cache)
   for old, new in zip(*map(jax.tree.leaves, (ragged.rows, cache.rows))):
-    assert np.abs(old[:, :, :5] - new[:, :, :5]).max() > 1e-3
+    assert np.abs(old[..., :5] - new[..., :5]).max() > 1e-3
 
 
 def test_append_writes_behind_each_row_and_never_beyond_the_room():
-  rows = ((jnp.zeros((3, 1, 4, 1)),),)
-  new = jnp.arange(1.0, 7.0).reshape(3, 2, 1, 1)
-  got = append(rows, 0, (new,), jnp.asarray([0, 2, 3]))[0][0]
-  np.testing.assert_array_equal(
-    got[:, 0, :, 0], [[1, 2, 0, 0], [0, 0, 3, 4], [0, 0, 0, 5]]
-  )
+  new = jnp.arange(1.0, 13.0).reshape(3, 2, 1, 2)
+  lengths = jnp.asarray([0, 2, 3])
+  keys, values = jnp.zeros((3, 1, 2, 4)), jnp.zeros((3, 1, 4, 2))
+  expected = [[1, 3, 0, 0], [0, 0, 5, 7], [0, 0, 0, 9]]
+  for rows in (((keys, values),), (keys[None], values[None])):
+    got = caches.read(append(rows, 0, (new, new), lengths), 0)
+    np.testing.assert_array_equal(got[0][:, 0, 0], expected)
+    np.testing.assert_array_equal(got[1][:, 0, :, 0], expected)
+    np.testing.assert_array_equal(
+      got[0][:, 0, 1], np.add(expected, np.greater(expected, 0))
+    )
 
 
 def test_the_cache_holds_a_latent_and_one_key_per_token(toy):
   cache = empty_cache(toy.config, ROWS, ROOM)
   numbers = toy.config.attention.kv_rank + toy.config.attention.rope_size
   shapes = [rows.shape for rows in jax.tree.leaves(cache.rows)]
-  assert shapes == 3 * [(ROWS, 1, ROOM, numbers)]
+  assert shapes == 3 * [(ROWS, 1, numbers, ROOM)]

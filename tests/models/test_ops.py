@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax.models import ops
 
@@ -96,6 +97,88 @@ def test_logits_are_summed_in_float32():
     low(HIDDEN).astype(jnp.float32), low(UNEMBED).astype(jnp.float32), TARGETS
   )
   np.testing.assert_allclose(logprobs, exact[0], atol=1e-5)
+
+
+def rows_of(*shape, seed):
+  return jnp.asarray(
+    np.random.default_rng(seed).normal(size=shape), jnp.float32
+  )
+
+
+@given(seed=st.integers(0, 999), chunk=st.sampled_from([1, 5, 8, 24, 4096]))
+@settings(max_examples=6, deadline=None)
+def test_only_tokens_that_count_have_values_and_gradients(seed, chunk):
+  rows, width = 3, 8
+  hidden = rows_of(rows, width, D, seed=seed)
+  weights = rows_of(rows, width, seed=seed + 1)
+  rng = np.random.default_rng(seed)
+  targets = jnp.asarray(rng.integers(0, V, (rows, width)), jnp.int32)
+  counted = jnp.asarray(rng.random((rows, width)) < rng.random())
+
+  def scalar(function, hidden, unembed, **kwargs):
+    out = function(hidden, unembed, targets, **kwargs)
+    return sum(jnp.sum(jnp.where(counted, weights * x, 0.0)) for x in out), out
+
+  def plain(hidden, unembed, targets):
+    flat = naive(hidden.reshape(-1, D), unembed, targets.reshape(-1))
+    return tuple(x.reshape(rows, width) for x in flat)
+
+  run = lambda function, **kwargs: jax.value_and_grad(
+    lambda h, w: scalar(function, h, w, **kwargs), (0, 1), has_aux=True
+  )(hidden, UNEMBED)
+  got = run(ops.linear_logprobs, counted=counted, chunk=chunk)
+  (value, out), gradients = run(plain)
+  expected = (value, tuple(jnp.where(counted, x, 0.0) for x in out)), gradients
+  for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected)):
+    np.testing.assert_allclose(one, other, atol=5e-5)
+
+
+def test_tokens_that_do_not_count_are_never_looked_at():
+  hidden = jnp.tile(HIDDEN[None, :8], (2, 1, 1))
+  counted = jnp.zeros((2, 8), bool).at[:, jnp.array([1, 4, 5, 7])].set(True)
+  hidden = jnp.where(counted[..., None], hidden, jnp.nan)
+
+  def total(hidden, unembed):
+    targets = jnp.tile(TARGETS[None, :8], (2, 1))
+    out = ops.linear_logprobs(
+      hidden, unembed, targets, counted=counted, chunk=4
+    )
+    return jnp.sum(out[0] + out[1])
+
+  for value in jax.tree.leaves(
+    jax.value_and_grad(total, (0, 1))(hidden, UNEMBED)
+  ):
+    assert np.all(np.isfinite(value))
+
+
+def test_the_vocabulary_and_the_rows_may_be_split_over_devices():
+  if jax.device_count() < 8:
+    pytest.skip("needs 8 devices")
+  mesh = jax.make_mesh((2, 4), ("data", "tensor"))
+  place = lambda x, *axes: jax.device_put(
+    x, NamedSharding(mesh, PartitionSpec(*axes))
+  )
+  hidden, unembed = rows_of(4, 8, D, seed=1), rows_of(D, 48, seed=2)
+  targets = jnp.tile(TARGETS[:8], (4, 1))
+  counted = jnp.arange(32).reshape(4, 8) % 3 > 0
+
+  @jax.jit
+  def total(hidden, unembed, targets, counted):
+    out = ops.linear_logprobs(
+      hidden, unembed, targets, counted=counted, chunk=8
+    )
+    return jnp.sum(out[0] * targets + out[1]), out
+
+  run = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+  split = run(
+    place(hidden, "data"),
+    place(unembed, None, "tensor"),
+    place(targets, "data"),
+    place(counted, "data"),
+  )
+  alone = run(hidden, unembed, targets, counted)
+  for one, other in zip(jax.tree.leaves(split), jax.tree.leaves(alone)):
+    np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.slow

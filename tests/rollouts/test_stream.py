@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.models import ops, transformer
+from r1jax.models import transformer
+from r1jax.models.logprobs import mask_padding
 from r1jax.models.presets import preset
 from r1jax.rollouts import stream
 
@@ -36,7 +37,7 @@ def most_probable(model, params, prompt, count):
     rows = transformer.pack_rows(tokens)
     hidden = transformer.forward(model, params, rows).hidden
     logits = transformer.logits(model, params, hidden)
-    return jnp.argmax(ops.mask_padding(logits, 37), axis=-1)
+    return jnp.argmax(mask_padding(logits, 37), axis=-1)
 
   ids = list(prompt)
   for _ in range(count):

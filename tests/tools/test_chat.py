@@ -6,6 +6,8 @@ import os
 import pty
 import select
 import signal
+import subprocess
+import sys
 import time
 import types
 
@@ -331,20 +333,23 @@ def test_the_base_answers_one_question(python):
 
 @pytest.mark.slow
 def test_a_person_is_answered_until_they_leave():
-  process, terminal = pty.fork()
-  if process == 0:
-    import sys
-
-    os.environ["TERM"] = "xterm"
-    command = [sys.executable, "-m", "r1jax.tools.chat", f"--model={BASE}"]
-    os.execv(sys.executable, command)
+  ours, theirs = pty.openpty()
+  process = subprocess.Popen(
+    [sys.executable, "-m", "r1jax.tools.chat", f"--model={BASE}"],
+    stdin=theirs,
+    stdout=theirs,
+    stderr=theirs,
+    env=os.environ | {"TERM": "xterm"},
+    start_new_session=True,
+  )
+  os.close(theirs)
 
   def read(mark):
     seen, limit = "", time.monotonic() + 100
     while mark not in seen and time.monotonic() < limit:
-      if select.select([terminal], [], [], 1)[0]:
+      if select.select([ours], [], [], 1)[0]:
         try:
-          seen += os.read(terminal, 4096).decode()
+          seen += os.read(ours, 4096).decode()
         except OSError:  # The other side has left.
           break
     return seen
@@ -352,14 +357,13 @@ def test_a_person_is_answered_until_they_leave():
   try:
     assert read("> ").endswith("> ")
     for question in (b"What is 1 + 2?", b"What is 3 + 4?"):
-      os.write(terminal, question + b"\n")
+      os.write(ours, question + b"\n")
       answer = read("\n> ")
       assert "</answer>" in answer and "\x1b[2m" in answer
-    os.write(terminal, b"\x04")
+    os.write(ours, b"\x04")
     read("never")
-    assert os.waitpid(process, 0)[1] == 0
-  except BaseException:
-    os.kill(process, signal.SIGKILL)
-    raise
+    assert process.wait(60) == 0
   finally:
-    os.close(terminal)
+    process.kill()
+    process.wait()
+    os.close(ours)

@@ -68,7 +68,7 @@ def test_a_grpo_update_lowers(params):
 @pytest.mark.slow
 def test_a_decode_step_lowers(params):
   cache = jax.eval_shape(lambda: empty_cache(CONFIG, 64, 2048))
-  assert jax.tree.leaves(cache.rows)[0].shape == (61, 64, 1, 2048, 576)
+  assert jax.tree.leaves(cache.rows)[0].shape == (61, 64, 1, 576, 2048)
   step = jax.jit(functools.partial(transformer.extend, MODEL))
   tokens = jax.ShapeDtypeStruct((64, 1), np.int32)
   assert "58x256x7168x4096" in lower(step, params, tokens, cache)

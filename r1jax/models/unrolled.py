@@ -1,0 +1,101 @@
+"""Attention of short rows: whole rows of scores, a block of queries at a time.
+
+The blocks are unrolled, so that each skips the keys after it. The gradient
+makes the scores again from the log-sum-exp.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from r1jax.models.blockwise import NEVER, visible
+
+product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def attention(
+  queries: Float[Array, "B K G T H"],
+  keys: Float[Array, "B K T H"],
+  values: Float[Array, "B K T Hv"],
+  k_start: Int[Array, "B T"],
+  prefix_end: Int[Array, "B T"],
+  block: int,
+) -> tuple[Float[Array, "B K G T Hv"], Float[Array, "B K G T"]]:
+  """Mixed values and the log-sum-exp of the scores; see `blockwise`."""
+  return _forward(queries, keys, values, k_start, prefix_end, block)[0]
+
+
+def _forward(queries, keys, values, k_start, prefix_end, block):
+  outs, sums = [], []
+  for at in _blocks(queries, block):
+    scores = _scores(queries, keys, k_start, prefix_end, at)
+    largest = scores.max(axis=-1, keepdims=True)
+    weights = jnp.exp(scores - largest)
+    total = weights.sum(axis=-1, keepdims=True)
+    mixed = product(
+      "BKGTS,BKSH->BKGTH", weights.astype(values.dtype), values[:, :, : at.stop]
+    )
+    outs.append((mixed / total).astype(values.dtype))
+    sums.append((largest + jnp.log(total))[..., 0])
+  out, lse = (jnp.concatenate(x, axis=3) for x in (outs, sums))
+  return (out, lse), (queries, keys, values, k_start, prefix_end, out, lse)
+
+
+def _backward(block, saved, gradients):
+  queries, keys, values, k_start, prefix_end, out, lse = saved
+  d_out, d_lse = gradients
+  # Of the softmax: d score = weight * (d weight - sum of weight * d weight).
+  delta = jnp.sum(out.astype(jnp.float32) * d_out, axis=-1) - d_lse
+  d_queries = []
+  d_keys, d_values = (jnp.zeros(x.shape, jnp.float32) for x in (keys, values))
+  for at in _blocks(queries, block):
+    seen = (slice(None), slice(None), slice(at.stop))
+    scores = _scores(queries, keys, k_start, prefix_end, at)
+    weights = jnp.exp(scores - lse[..., at, None])
+    d_weights = product("BKGTH,BKSH->BKGTS", d_out[..., at, :], values[seen])
+    d_scores = weights * (d_weights - delta[..., at, None])
+    d_scores, weights = (x.astype(keys.dtype) for x in (d_scores, weights))
+    d_queries.append(product("BKGTS,BKSH->BKGTH", d_scores, keys[seen]))
+    d_keys = d_keys.at[seen].add(_over_queries(queries[..., at, :], d_scores))
+    d_values = d_values.at[seen].add(_over_queries(d_out[..., at, :], weights))
+  return (
+    jnp.concatenate(d_queries, axis=3).astype(queries.dtype),
+    d_keys.astype(keys.dtype),
+    d_values.astype(values.dtype),
+    None,
+    None,
+  )
+
+
+attention.defvjp(_forward, _backward)
+
+
+def _blocks(queries, block):
+  length = queries.shape[3]
+  return [
+    slice(start, min(start + block, length))
+    for start in range(0, length, block)
+  ]
+
+
+def _scores(queries, keys, k_start, prefix_end, at):
+  """Scores [B, K, G, block, S] of the queries `at` with the keys up to them."""
+  seen = jnp.arange(at.stop)
+  mask = visible(seen[at], seen, k_start[:, at], prefix_end[:, at])
+  scores = product(
+    "BKGTH,BKSH->BKGTS", queries[..., at, :], keys[:, :, : at.stop]
+  )
+  return jnp.where(mask[:, None, None], scores, NEVER)
+
+
+def _over_queries(x, scores):
+  """sum_t scores[t, s] x[t] as [B, K, S, H].
+
+  The product copies its left side, which is therefore the narrow one; the
+  barrier keeps XLA from turning that round.
+  """
+  out = product("BKGTH,BKGTS->BKHS", x, scores)
+  return jnp.swapaxes(jax.lax.optimization_barrier(out), 2, 3)
