@@ -127,7 +127,7 @@ def test_texts_fill_rows_best_fit_longest_first():
 
 def test_a_shared_prompt_begins_its_row():
   shared = Piece([1, 2], [[3], [4]], [0, 1])
-  packed = pack([shared, *singles(2, 8, 2)], 10)
+  packed = pack([shared, *singles(2, 9, 2)], 10)
   assert packed.tokens.shape[0] == 2
   row = packed.prefix_end.max(axis=1).argmax()
   assert packed.tokens[row].tolist() == [1, 2, 2, 1, 2, 1, 2, 0, 0, 0]
