@@ -2,6 +2,7 @@
 
 import math
 
+import hypothesis
 import numpy as np
 import pytest
 from hypothesis import given
@@ -206,6 +207,7 @@ def test_the_deviation_of_a_batch_is_that_of_centred_rewards():
 groups = st.lists(st.floats(-6e4, 6e4, width=16), min_size=2, max_size=64)
 
 
+@hypothesis.settings(deadline=None)
 @given(groups, st.floats(-100, 100), st.sampled_from([0, 1]))
 def test_advantages_are_bounded_sum_to_zero_and_ignore_a_shift(
   rewards, shift, ddof
@@ -222,6 +224,7 @@ def test_advantages_are_bounded_sum_to_zero_and_ignore_a_shift(
   np.testing.assert_allclose(shifted, got, atol=1e-3)
 
 
+@hypothesis.settings(deadline=None)
 @given(groups, st.integers(1, 5), st.sampled_from(EVERY))
 def test_ungraded_completions_change_nothing_for_the_others(
   rewards, more, settings
