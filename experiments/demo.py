@@ -78,7 +78,21 @@ def get_config(variant="zero"):
   )
   c.rows = dict(width=512, max_rows=192, microbatch_rows=4)
 
-  c.loss = dict(clip_epsilon=0.2, kl_coefficient=0.001)
+  c.advantage = dict(name="group_std")
+  c.aggregation = dict(name="completion_mean")
+  c.loss = dict(
+    ratio="token",
+    clip=dict(name="symmetric", epsilon=0.2),
+    kl="k3",
+    kl_coefficient=0.001,
+    entropy_coefficient=0.0,
+    correction=None,
+  )
+  c.kl_reward = dict(name="k1", coefficient=0.0)
+  c.mask_truncated = False
+  c.dynamic_sampling = dict(rounds=0)
+  c.old = "sampler"
+  c.mtp = "frozen"
   c.reference_every = 22
   c.router_bias_speed = 0.0  # Frozen in RL.
   c.optimizer = dict(
@@ -90,7 +104,6 @@ def get_config(variant="zero"):
     b2=0.95,
     weight_decay=0.0,
     max_grad_norm=1.0,
-    frozen=("mtp",),
   )
   c.max_skipped = 5
   c.checkpoint_every = 10

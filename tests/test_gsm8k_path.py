@@ -10,12 +10,13 @@ import pytest
 from r1jax import config, data, metrics, models, rewards, sharding
 from r1jax.data import gsm8k, templates, tokenizer
 from r1jax.data.packing import unpack
+from r1jax.losses.aggregation import completion_mean
 from r1jax.models import transformer
 from r1jax.models.presets import PRESETS, preset
 from r1jax.rollouts.engine import Engine, make_engine
 from r1jax.training import grpo
 from r1jax.training.evaluate import completions
-from r1jax.training.experience import minibatch_weights, pack_minibatch
+from r1jax.training.experience import pack_minibatch
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Rollout
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -155,7 +156,7 @@ def test_rewards_masks_and_lengths_of_texts_in_r1s_tokens(r1):
   targets = unpack(packed.targets, packed, shape)
   np.testing.assert_array_equal(targets, np.where(mask, rollout.completions, 0))
   assert (packed.origin >= 0).sum() == mask.sum() == lengths.sum()
-  weights = minibatch_weights(rollout, np.ones((2, 2), bool), [0, 1])
+  weights = completion_mean(mask, np.ones((2, 2), bool))
   assert weights.sum() == pytest.approx(1)
   assert ((weights > 0) == mask).all()
   eos = rollout.completions[0, 0, lengths[0, 0] - 1]

@@ -10,6 +10,7 @@ functions here know all that.
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from r1jax.models.config import ModelConfig
@@ -107,6 +108,30 @@ def join(parts: list[Buffers]) -> Buffers:
   """The rows of several caches as the rows of one."""
   axis = 1 if _scanned(parts[0]) else 0
   return jax.tree.map(lambda *x: jnp.concatenate(x, axis), *parts)
+
+
+def size(rows: Buffers) -> int:
+  """Tokens that each row has room for."""
+  return jax.tree.leaves(rows)[0].shape[-1]
+
+
+def resize(rows: Buffers, size: int) -> Buffers:
+  """Room for `size` tokens in each row; those beyond are lost."""
+
+  def one(array, axis):
+    change = [(0, 0, 0)] * array.ndim
+    change[axis] = (0, size - array.shape[axis], 0)
+    return jax.lax.pad(array, jnp.zeros((), array.dtype), change)
+
+  both = lambda arrays: tuple(map(one, arrays, (-1, -2)))
+  return both(rows) if _scanned(rows) else tuple(map(both, rows))
+
+
+def split_rows(rows: Buffers, mesh: Mesh) -> Buffers:
+  """The same with the rows split over the mesh axis `data`."""
+  layers = (None,) if _scanned(rows) else ()
+  split = NamedSharding(mesh, PartitionSpec(*layers, "data"))
+  return jax.lax.with_sharding_constraint(rows, split)
 
 
 def _zeros(config: ModelConfig, rows: tuple[int, ...], size: int) -> Buffers:

@@ -42,6 +42,8 @@ def route(
 ) -> Routing:
   """The experts of each token (eq. 12-16), or the gates of `given` ones.
 
+  A token whose `given` ones are below 0 keeps its own choice.
+
   s = sigmoid(x W) or softmax(x W). The best groups are found first: those whose
   two best s + bias sum highest (V3), or whose best s is highest (V2). The top k
   of s + bias within them are chosen; their gates are their s, without the bias,
@@ -50,15 +52,16 @@ def route(
   logits = x.astype(jnp.float32) @ block["router"].astype(jnp.float32)
   activate = jax.nn.sigmoid if e.biased else jax.nn.softmax
   scores = activate(logits)
-  if given is None:
-    ranked = scores + block["router_bias"] if e.biased else scores
-    given = choose(jax.lax.stop_gradient(ranked), e)
-  chosen = given[..., None] == jnp.arange(e.num_routed)
+  ranked = scores + block["router_bias"] if e.biased else scores
+  indices = choose(jax.lax.stop_gradient(ranked), e)
+  if given is not None:
+    indices = jnp.where(given < 0, indices, given)
+  chosen = indices[..., None] == jnp.arange(e.num_routed)
   gates = jnp.sum(jnp.where(chosen, scores[:, None], 0), axis=-1)  # No gather.
   if e.renormalise:
     gates /= jnp.sum(gates, axis=-1, keepdims=True) + 1e-20
   affinity = scores / jnp.sum(scores, axis=-1, keepdims=True)
-  return Routing(given, gates * e.scale, affinity)
+  return Routing(indices, gates * e.scale, affinity)
 
 
 def choose(ranked: Float[Array, "M E"], e: Experts) -> Int[Array, "M k"]:

@@ -144,11 +144,10 @@ def no_load(x: Float[Array, "B T D"], config: ModelConfig) -> Load:
 
 
 def predict_further(
+  model: Transformer,
   params: Params,
   hidden: Float[Array, "B T D"],
   packed: Packed,
-  block_of: Callable,
-  config: ModelConfig,
 ) -> tuple[Float[Array, "depth B T D"], Load]:
   """The MTP blocks (arXiv:2412.19437, sec. 2.2): states of token t + 2 and on.
 
@@ -156,8 +155,12 @@ def predict_further(
   is what the last norm before gave. The paper leaves that open; the released
   weights expect it.
   """
-  c, states, loads = config, [], []
-  following = packed.targets
+  c, states, loads = model.config, [], []
+  following, attend, mask = (
+    packed.targets,
+    attend_rows(packed, c),
+    mask_of(packed),
+  )
   for k in range(c.mtp_depth):
     p = jax.tree.map(lambda w, k=k: w[k], params["mtp"])
     embedded = params["embed"][following].astype(c.compute_dtype)
@@ -166,7 +169,10 @@ def predict_further(
       rms_norm(embedded, p["embed_norm"], c.norm_epsilon),
     ]
     x = jnp.concatenate(both, axis=-1) @ p["project"].astype(c.compute_dtype)
-    (x, _), load = block_of(p["block"], c.num_layers + k, (x, None), None)
+    layer = c.num_layers + k
+    (x, _), load = run_block(
+      p["block"], layer, (x, None), None, mask, attend, c
+    )
     hidden = rms_norm(x, p["final_norm"], c.norm_epsilon)
     following = jnp.roll(following, -1, axis=1)
     states.append(hidden)
@@ -174,6 +180,19 @@ def predict_further(
       loads.append(load)
   load = jax.tree.map(lambda *x: jnp.stack(x), *loads) if loads else None
   return jnp.stack(states), load or no_load(hidden, c)
+
+
+def mask_of(packed: Packed) -> Float[Array, "B T"]:
+  """1 where a slot holds a token."""
+  return (packed.positions >= 0).astype(jnp.float32)
+
+
+def attend_rows(packed: Packed, config: ModelConfig) -> Callable:
+  """Attention of a block without a cache, as `run_block` calls it."""
+  return lambda block, layer, x, rows: (
+    attend_packed(block, x, packed, config),
+    rows,
+  )
 
 
 def init(model: Transformer, key: jax.Array) -> Params:
@@ -205,12 +224,9 @@ def forward(
   c, params = model.config, jax.tree.map(jnp.asarray, params)
   if mtp and cache is not None:
     raise ValueError("the MTP blocks have no cache; ask for one or the other")
-  mask = (packed.positions >= 0).astype(jnp.float32)
+  mask = mask_of(packed)
   if cache is None:
-    attend = lambda block, layer, x, rows: (
-      attend_packed(block, x, packed, c),
-      rows,
-    )
+    attend = attend_rows(packed, c)
   else:
     start = cache.prefix_length + cache.lengths[:, None]
     positions = start + jnp.arange(packed.tokens.shape[1])
@@ -227,7 +243,7 @@ def forward(
   hidden = rms_norm(x, params["final_norm"], c.norm_epsilon)
   further = None
   if mtp and c.mtp_depth:
-    further, more = predict_further(params, hidden, packed, block_of, c)
+    further, more = predict_further(model, params, hidden, packed)
     load = jax.tree.map(lambda *x: jnp.concatenate(x), load, more)
   if cache is not None:
     added = jnp.sum(packed.positions >= 0, axis=1)

@@ -48,7 +48,8 @@ def estimate(
     slots, window = c.sampling.num_slots, c.sampling.prompt_tokens
     cached = slots * (window + c.sampling.max_tokens)
     cached += c.prompts_per_round * window
-    numbers["reference"] = params if c.loss.kl_coefficient else 0
+    refers = c.loss.kl_coefficient or c.kl_reward.coefficient
+    numbers["reference"] = params if refers else 0
     numbers["caches"] = cached * model.num_layers * model.cache_size
     sampled = 4 * slots * model.vocab_size
     numbers["logits"] = max(numbers["logits"], sampled)

@@ -1,13 +1,13 @@
 """From a rollout and its scores to what a GRPO update reads."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from r1jax.data.packing import pack_rollout
-from r1jax.losses.grpo import completion_weights
 from r1jax.training.update import microbatches
-from r1jax.types import Experience, Packed, Rollout
+from r1jax.types import FINISH_LENGTH, Experience, Packed, Rollout
 
 
 def minibatches(
@@ -42,23 +42,67 @@ def pack_minibatch(
   return microbatches(packed, microbatch_rows)
 
 
-def minibatch_weights(
-  rollout: Rollout, graded: np.ndarray, chosen: Sequence[int] | np.ndarray
+def which_count(
+  rollout: Rollout, total: np.ndarray, *, mask_truncated: bool
 ) -> np.ndarray:
-  """Each token's share in the update on the chosen prompts: [P, G, T]."""
-  counted = np.zeros_like(graded)
-  counted[chosen] = graded[chosen]
-  return completion_weights(rollout.sampled_mask, counted).astype(np.float32)
+  """True for completions that are learned from: [P, G].
+
+  Not those without a reward, nor, if masked, those cut at the token limit.
+  """
+  counted = np.isfinite(total)
+  if mask_truncated:
+    counted &= rollout.finish != FINISH_LENGTH
+  return counted
 
 
-def token_arrays(experience: Experience) -> dict[str, np.ndarray | None]:
-  """What the loss gathers by `origin`, each flattened from [P, G, T]."""
-  shape = experience.old_logprobs.shape
-  spread = np.broadcast_to(np.float32(experience.advantages)[..., None], shape)
-  reference = experience.reference_logprobs
+def within(counted: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+  """`counted` [P, G] among the chosen prompts alone."""
+  inside = np.zeros_like(counted)
+  inside[chosen] = counted[chosen]
+  return inside
+
+
+def token_arrays(
+  experience: Experience, packed: Packed
+) -> dict[str, np.ndarray | None]:
+  """What the loss reads beside `packed`, slot by slot, in the same layout.
+
+  Where there is no origin, the weight is 0.
+  """
+  shape = experience.weights.shape
+  filled = packed.origin >= 0
+  at = np.maximum(packed.origin, 0)
+  completion = at // shape[-1]
+
+  def slots(values: Any) -> np.ndarray | None:
+    if values is None:
+      return None
+    values = np.asarray(values, np.float32)
+    index = at if values.shape == shape else completion
+    return np.where(filled, values.reshape(-1)[index], np.float32(0))
+
   return {
-    "old_logprobs": experience.old_logprobs.reshape(-1),
-    "reference_logprobs": None if reference is None else reference.reshape(-1),
-    "advantages": spread.reshape(-1),
-    "weights": experience.weights.reshape(-1),
+    "old_logprobs": slots(experience.old_logprobs),
+    "sampler_logprobs": slots(experience.rollout.logprobs),
+    "reference_logprobs": slots(experience.reference_logprobs),
+    "advantages": slots(experience.advantages),
+    "weights": slots(experience.weights),
+    "completion": completion.astype(np.int32),
   }
+
+
+def place(values: np.ndarray, packed: Packed, out: np.ndarray) -> None:
+  """Writes the values of packed slots to their places in `out` [P, G, T]."""
+  filled = packed.origin >= 0
+  out.reshape(-1)[packed.origin[filled]] = values[filled]
+
+
+def spread(packed: Packed, count: int) -> tuple[float, float]:
+  """How full the slots of `count` microbatches are, and how unequally.
+
+  The share of slots in use, and the most tokens that a row of a microbatch
+  holds over the mean.
+  """
+  used = (np.asarray(packed.positions[:, :count]) >= 0).sum(axis=-1)
+  width = packed.positions.shape[-1]
+  return used.mean() / width, used.max() / max(used.mean(), 1e-9)

@@ -22,20 +22,29 @@ from r1jax import (
   sharding,
 )
 from r1jax.data import templates, tokenizer
-from r1jax.losses.grpo import group_advantages, grpo_loss
-from r1jax.models import ops, transformer
+from r1jax.losses import grpo as losses
+from r1jax.losses.advantages import advantages as make_advantages
+from r1jax.losses.aggregation import token_weights
+from r1jax.losses.kl import kl_penalties
+from r1jax.models import transformer
 from r1jax.rewards.grader import GraderPool
 from r1jax.rollouts.engine import make_engine
-from r1jax.training import inspection, measurements
+from r1jax.training import inspection, measurements, objective
 from r1jax.training.evaluate import completions
 from r1jax.training.experience import (
-  minibatch_weights,
   minibatches,
   pack_minibatch,
+  place,
   token_arrays,
+  which_count,
+  within,
 )
+from r1jax.training.exploration import Sampled, explore
 from r1jax.training.update import init_state, make_optimizer, make_update
-from r1jax.types import Experience, Packed, RLState
+from r1jax.types import Experience, Params, RLState
+
+MTP = ("frozen", "train", "drop")  # What RL does to the MTP blocks.
+OLD = ("sampler", "trainer")  # Whose log-probabilities the ratio divides by.
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
@@ -43,13 +52,10 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
   mesh = sharding.make_mesh(**config.mesh)
   dataset = data.load(**config.dataset)
   words = tokenizer.load(**config.tokenizer)
-  model_config, params = models.load(**config.model)
-  params = jax.tree.map(np.array, params)  # On the host: updates donate theirs.
-  inspection.check_vocabulary(words, model_config)
+  model, params = load_model(config)
+  inspection.check_vocabulary(words, model.config)
   inspection.check_prompts(inspection.in_memory(dataset), words, config)
   checkpoint.claim(workdir, config.to_dict(), ignore=CHANGEABLE)
-  model = transformer.Transformer(model_config)
-  optimizer = make_optimizer(**config.optimizer)
   engine = make_engine(
     model,
     words,
@@ -57,23 +63,15 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
     templates.shared_tokens(config.template, words),
     **config.sampling,
   )
-  forward = functools.partial(
-    logprobs, model, words.vocab_size, config.sampling.temperature
-  )
-  score = make_score(forward)
-  update = make_update(
-    functools.partial(objective, forward, **config.loss),
-    optimizer,
-    router_bias_speed=config.router_bias_speed,
-  )
+  optimizer, score, update = make_steps(config, model, words)
+  refers = config.loss.kl_coefficient or config.kl_reward.coefficient
+  as_reference = functools.partial(reference_copy, model.config.compute_dtype)
   train_state = init_state(jax.tree.map(jnp.asarray, params), optimizer)
   state = sharding.replicate(
     mesh,
     RLState(
       train=train_state,
-      reference=jax.tree.map(jnp.copy, train_state.params)
-      if config.loss.kl_coefficient
-      else None,
+      reference=as_reference(train_state.params) if refers else None,
       reference_step=jnp.zeros((), jnp.int32),
     ),
   )
@@ -90,81 +88,113 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
       config, writer, engine, words, pool, rounds
     )
     inspection.report_golds(dataset, writer.console)
+
+    def sample(params: Params, round: int, attempt: int) -> Sampled:
+      """G completions of each prompt, which the graders begin to read."""
+      number = round * (1 + config.dynamic_sampling.rounds) + attempt
+      examples = data.draw(
+        dataset, config.prompts_per_round, seed=config.seed, step=number
+      )
+      rollout = engine(
+        params,
+        encode_prompts(examples, config.template, words),
+        config.group_size,
+        seed=config.seed,
+        round=number,
+        progress=observer.sampled,
+      )
+      flat, written = completions(
+        rollout, examples, words, config.sampling.max_tokens
+      )
+      scores = rewards.submit(flat, written, pool=pool, **spec)
+      return Sampled(rollout, flat, written, scores)
+
     try:
       while step < config.num_steps:
         round = step // config.minibatches
         if step:
           observer.evaluate_if_due(step, state.train.params)
 
-        # Sample G completions of each prompt from the policy.
+        # Sample from the policy; DAPO goes on until enough groups teach.
         with observer.phase("sampling"):
-          examples = data.draw(
-            dataset, config.prompts_per_round, seed=config.seed, step=round
+          sampled = explore(
+            functools.partial(sample, state.train.params, round),
+            rounds=config.dynamic_sampling.rounds,
+            say=writer.console.note,
           )
-          rollout = engine(
-            state.train.params,
-            encode_prompts(examples, config.template, words),
-            config.group_size,
-            seed=config.seed,
-            round=round,
-            progress=observer.sampled,
-          )
+        rollout, mask = sampled.rollout, sampled.rollout.sampled_mask
 
-        # Grade them, and compare each with its own group.
-        with observer.phase("grading"):
-          flat, written = completions(
-            rollout, examples, words, config.sampling.max_tokens
-          )
-          scores = rewards.score(flat, written, pool=pool, **spec)
-          total = scores.total.reshape(len(examples), config.group_size)
-          advantages = group_advantages(total)
-
-        # What the reference policy would have said.
+        # What other policies say of it, while it is being graded.
         parts = minibatches(
-          config.minibatches, len(examples), seed=config.seed, round=round
+          config.minibatches, len(mask), seed=config.seed, round=round
         )
-        batches = []
-        for part in parts:
-          packed, count = pack_minibatch(rollout, part, **config.rows)
-          batches.append((sharding.assemble(mesh, packed), count))
-        reference_logprobs = None
-        if state.reference is not None:
+        batches = [
+          pack_minibatch(rollout, part, **config.rows) for part in parts
+        ]
+
+        def score_all(params: Params, rollout=rollout, batches=batches):
+          values = np.zeros_like(rollout.logprobs)
+          for packed, count in batches:
+            made = score(params, sharding.assemble(mesh, packed), count)
+            place(sharding.local(made), packed, values)
+          return values
+
+        old_logprobs, reference_logprobs = rollout.logprobs, None
+        if config.old == "trainer" or refers:
           with observer.phase("scoring"):
-            reference_logprobs = np.zeros_like(rollout.logprobs)
-            for packed, count in batches:
-              values = score(state.reference, packed, count)
-              place(sharding.local(values), packed, reference_logprobs)
+            if config.old == "trainer":
+              old_logprobs = score_all(state.train.params)
+            if refers:
+              reference_logprobs = score_all(state.reference)
+
+        # Compare each completion with its own group.
+        with observer.phase("grading"):
+          scores = sampled.scores()
+          total = scores.total.reshape(rollout.lengths.shape)
+          if config.kl_reward.coefficient:
+            total = total - kl_penalties(
+              old_logprobs, reference_logprobs, mask, **config.kl_reward
+            )
+          advantages = make_advantages(total, **config.advantage)
+          counted = which_count(
+            rollout, total, mask_truncated=config.mask_truncated
+          )
+          if sampled.teaching is not None:
+            counted[sampled.teaching :] = False
 
         # Learn from each completion once.
         with interrupt.deferred():
           numbers, new = [], state.train
           with observer.phase("learning"):
             for part, (packed, count) in zip(parts, batches, strict=True):
+              own = within(counted, part)
               experience = Experience(
                 rollout=rollout,
-                old_logprobs=rollout.logprobs,
+                old_logprobs=old_logprobs,
                 reference_logprobs=reference_logprobs,
                 advantages=advantages,
-                weights=minibatch_weights(rollout, np.isfinite(total), part),
+                weights=token_weights(mask, own, **config.aggregation),
               )
-              batch = sharding.replicate(mesh, token_arrays(experience))
-              new, measured = update(new, packed, count, batch)
+              rows = sharding.assemble(
+                mesh, (packed, token_arrays(experience, packed))
+              )
+              num_tokens = max(int((mask & own[..., None]).sum()), 1)
+              new, measured = update(new, rows, count, np.int32(num_tokens))
               numbers.append(jax.device_get(measured))
           step = int(new.step)
           state = state.replace(train=new)
-          if state.reference is not None and step % config.reference_every == 0:
+          if refers and step % config.reference_every == 0:
             state = state.replace(
-              reference=jax.tree.map(jnp.copy, new.params),
+              reference=as_reference(new.params),
               reference_step=jnp.copy(new.step),
             )
           observer.write(
             step,
-            rollout,
-            flat,
-            written,
+            sampled,
             scores,
             advantages,
             numbers,
+            batches,
             reference_step=state.reference_step,
           )
           if int(new.skipped) >= config.max_skipped:
@@ -187,73 +217,57 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
   return state
 
 
+def load_model(
+  config: ml_collections.ConfigDict,
+) -> tuple[transformer.Transformer, Params]:
+  """The architecture and the weights to begin with, those on the host."""
+  sizes, params = models.load(**config.model)
+  if config.mtp == "drop":
+    sizes = sizes.replace(mtp_depth=0)
+    params = {name: x for name, x in params.items() if name != "mtp"}
+  # Updates donate theirs.
+  return transformer.Transformer(sizes), jax.tree.map(np.array, params)
+
+
+def make_steps(config: ml_collections.ConfigDict, model, words):
+  """The optimizer, how to score and how to update: all that is compiled."""
+  settings, trains = config.optimizer.to_dict(), config.mtp == "train"
+  if config.mtp == "frozen":
+    settings["frozen"] = (*settings.get("frozen", ()), "mtp")
+  elif trains:
+    settings["apart"] = ("mtp",)
+  optimizer = make_optimizer(**settings)
+  policy = functools.partial(
+    objective.ask, model, words.vocab_size, config.sampling.temperature
+  )
+  further = functools.partial(objective.further_loss, model, words.vocab_size)
+  loss = functools.partial(
+    objective.objective,
+    policy,
+    further if trains and model.config.mtp_depth else None,
+    config.prompts_per_round * config.group_size,
+    **config.loss.to_dict(),
+  )
+  update = make_update(
+    loss, optimizer, router_bias_speed=config.router_bias_speed
+  )
+  return optimizer, objective.make_score(policy), update
+
+
+def reference_copy(dtype: str, params: Params) -> Params:
+  """A hard copy of the policy, in the dtype that it computes with."""
+
+  def copy(path, x):
+    router = path[-1].key in transformer.FLOAT32
+    return jnp.array(x, x.dtype if router else dtype, copy=True)
+
+  return jax.tree_util.tree_map_with_path(copy, params)
+
+
 def encode_prompts(examples, template: str, words) -> list[list[int]]:
   """Token ids of each example's prompt in the template."""
   write = templates.TEMPLATES[template]
   return [words.encode(write(example.prompt)) for example in examples]
-
-
-def logprobs(model, vocab_size, temperature, params, packed: Packed):
-  """log p(target) and entropy of the tempered policy [B, T], where there is an
-  origin, and the tokens that each expert got [L, E]."""
-  forward = transformer.forward(model, params, packed)
-  values, entropy = ops.linear_logprobs(
-    forward.hidden,
-    transformer.unembed(params),
-    packed.targets,
-    temperature=temperature,
-    vocab_size=vocab_size,
-    counted=packed.origin >= 0,
-  )
-  return values, entropy, forward.expert_load
-
-
-def make_score(forward):
-  """`score(params, packed, count)`: log p(target) [B, M, T] of microbatches."""
-
-  @jax.jit
-  def score(params, packed: Packed, count):
-    def one(i, out):
-      rows = jax.tree.map(lambda x: jnp.take(x, i, axis=1), packed)
-      return out.at[:, i].set(forward(params, rows)[0])
-
-    empty = jnp.zeros(packed.tokens.shape)
-    return jax.lax.fori_loop(0, count, one, empty)
-
-  return score
-
-
-def place(values: np.ndarray, packed: Packed, out: np.ndarray) -> None:
-  """Writes the values of packed slots to their places in `out` [P, G, T]."""
-  origin = sharding.local(packed.origin)
-  out.reshape(-1)[origin[origin >= 0]] = values[origin >= 0]
-
-
-def objective(
-  forward, params, packed: Packed, batch, *, clip_epsilon, kl_coefficient
-):
-  """`grpo_loss` on one microbatch; what it reads is gathered by origin."""
-  values, entropy, load = forward(params, packed)
-  at = jnp.maximum(packed.origin, 0)
-  take = lambda name: jnp.take(batch[name], at)
-  weights = jnp.where(packed.origin >= 0, take("weights"), 0.0)
-  reference = batch["reference_logprobs"]
-  loss, numbers = grpo_loss(
-    values,
-    take("old_logprobs"),
-    None if reference is None else take("reference_logprobs"),
-    take("advantages"),
-    weights,
-    clip_epsilon=clip_epsilon,
-    kl_coefficient=kl_coefficient,
-  )
-  gap = jnp.where(weights > 0, jnp.abs(values - take("old_logprobs")), 0.0)
-  return loss, numbers | {
-    "entropy/mean": jnp.sum(weights * entropy),
-    "router/load": load,
-    "sampling/logp_diff_mean": jnp.sum(weights * gap),
-    "sampling/logp_diff_max": jnp.max(gap),
-  }
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -273,6 +287,23 @@ def check(config: ml_collections.ConfigDict) -> None:
     raise ValueError(
       f"rows.microbatch_rows {rows.microbatch_rows} does not divide "
       f"rows.max_rows {rows.max_rows}"
+    )
+  for name, known in (("mtp", MTP), ("old", OLD)):
+    if config[name] not in known:
+      raise ValueError(f"{name} is {config[name]!r}; there is {known}")
+  dynamic_sampling(**config.dynamic_sampling)
+  losses.check(**config.loss.to_dict())
+  shape = (1, config.group_size)
+  make_advantages(np.zeros(shape), **config.advantage)
+  token_weights(
+    np.ones((*shape, 1), bool), np.ones(shape, bool), **config.aggregation
+  )
+  nothing = np.zeros((*shape, 1))
+  kl_penalties(nothing, nothing, nothing > 0, **config.kl_reward)
+  if config.loss.correction is not None and config.old == "sampler":
+    raise ValueError(
+      "loss.correction is for old = 'trainer': with 'sampler' there is nothing "
+      "to correct"
     )
   for name in ("num_steps", "reference_every", "checkpoint_every"):
     if config[name] % config.minibatches:
@@ -298,6 +329,12 @@ def check(config: ml_collections.ConfigDict) -> None:
   rewards.check(**config.rewards.to_dict())
 
 
+def dynamic_sampling(*, rounds: int) -> None:
+  """How often groups that teach nothing are sampled again; 0 for never."""
+  if rounds < 0:
+    raise ValueError(f"dynamic_sampling.rounds is {rounds}, below 0")
+
+
 SECTIONS = {
   "mesh": sharding.make_mesh,
   "model": models.MODELS,
@@ -307,7 +344,11 @@ SECTIONS = {
   "grader": GraderPool,
   "rewards": rewards.score,
   "rows": pack_minibatch,
-  "loss": objective,
+  "advantage": make_advantages,
+  "aggregation": token_weights,
+  "loss": losses.grpo_loss,
+  "kl_reward": kl_penalties,
+  "dynamic_sampling": dynamic_sampling,
   "optimizer": make_optimizer,
   "evaluation": measurements.evaluation,
 }
@@ -317,6 +358,9 @@ FIELDS = (
   "template",
   "prompts_per_round",
   "group_size",
+  "mask_truncated",
+  "old",
+  "mtp",
   "minibatches",
   "reference_every",
   "checkpoint_every",

@@ -10,6 +10,7 @@ import ml_collections
 
 from r1jax.console import Console
 from r1jax.data import templates
+from r1jax.data.mixture import Mixture
 from r1jax.models.config import ModelConfig
 from r1jax.rewards import accuracy
 from r1jax.types import Example, Tokenizer
@@ -18,7 +19,13 @@ SHOWN = 10  # Answers that are named one by one.
 
 
 def in_memory(dataset: Sequence[Example]) -> Sequence[Example]:
-  """The dataset, or nothing of one that makes examples when they are read."""
+  """The dataset, or nothing of one that makes examples when they are read.
+
+  Of a mixture, all of each part that is in memory, whoever takes part.
+  """
+  if isinstance(dataset, Mixture):
+    wholes = (in_memory(part.dataset) for part in dataset.parts.values())
+    return [example for whole in wholes for example in whole]
   return dataset if isinstance(dataset, list) else ()
 
 

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from r1jax import data, metrics
+from r1jax import data, metrics, rewards
 from r1jax.training import evaluate, inspection
-from r1jax.types import FINISH_STOP, Completion, Example, Rollout
+from r1jax.training.experience import spread
+from r1jax.training.exploration import Sampled
+from r1jax.types import FINISH_STOP, Completion, Example, Packed, Rollout
 
 # arXiv:2501.12948, appendix C.2, and what the demo's base says instead.
 REFLECTION = (
@@ -27,6 +29,13 @@ REFLECTION = (
   "wrong",
   "evaluate",
   "check",
+)
+# What is told when it is larger than this, and what it means.
+ALERTS = (
+  ("sampling/prob_diff_mean", 0.01, "sampler and trainer do not agree"),
+  ("completions/clipped_ratio", 0.5, "most completions end at the token limit"),
+  ("reward/frac_zero_std", 0.9, "hardly a group teaches anything"),
+  ("reward/accuracy/none_frac", 0.02, "answers could not be graded"),
 )
 
 
@@ -91,7 +100,7 @@ class Observer:
     }
     self._seconds = collections.Counter()
     self._tokens_seen = 0
-    self._warm = set()
+    self._warm, self._warned = set(), set()
     self._round_began = time.monotonic()
 
   @contextlib.contextmanager
@@ -161,22 +170,24 @@ class Observer:
   def write(
     self,
     step: int,
-    rollout: Rollout,
-    examples: Sequence[Example],
-    written: Sequence[Completion],
-    scores,
+    sampled: Sampled,
+    scores: rewards.Scores,
     advantages: np.ndarray,
     updates: Sequence[Mapping],
+    batches: Sequence[tuple[Packed, int]],
     *,
     reference_step: jax.Array,
   ) -> None:
     """Writes the row of a round, its completions, and shows progress."""
     config = self._config
+    rollout, examples, written = sampled[:3]
     numbers = merge(updates)
     numbers |= of_experts(numbers.pop("router/load"))
     numbers |= of_rewards(scores, advantages, examples)
     numbers |= of_lengths(rollout)
     numbers |= of_words(written)
+    numbers |= of_packing(batches)
+    self._warn(numbers)
     seconds, self._seconds = self._seconds, collections.Counter()
     whole = time.monotonic() - self._round_began
     self._round_began = time.monotonic()
@@ -185,6 +196,8 @@ class Observer:
     numbers |= {
       "round": round,
       "reference_step": int(reference_step),
+      "gen/num_gen_batches": sampled.batches,
+      "gen/discarded_samples": sampled.discarded,
       "data/tokens": tokens,
       "data/prompts_seen": round * config.prompts_per_round,
       "perf/gen_time": seconds["sampling"],
@@ -218,6 +231,15 @@ class Observer:
         title=f"round {round}, {examples[best].domain}",
       )
 
+  def _warn(self, numbers: Mapping) -> None:
+    """Says, once each, what should not be as it is."""
+    for name, limit, meaning in ALERTS:
+      if numbers.get(name, 0) > limit and name not in self._warned:
+        self._warned.add(name)
+        self._writer.console.note(
+          f"warning: {name} is {numbers[name]:.3g}, above {limit}: {meaning}"
+        )
+
   def summarise(self, workdir: str, step: int) -> None:
     """Writes summary.json: what the run began with, and what it reached."""
     rows = self._rows()
@@ -241,7 +263,7 @@ class Observer:
 
 
 def merge(updates: Sequence[Mapping]) -> dict:
-  """The mean over a round's updates; the largest of maxima.
+  """The mean over a round's updates; the largest of maxima, least of minima.
 
   How far sampler and trainer differ ("sampling/...") is what the first update
   saw: there both have the same weights.
@@ -251,6 +273,8 @@ def merge(updates: Sequence[Mapping]) -> dict:
     if name.startswith("sampling/")
     else np.max([u[name] for u in updates])
     if name.endswith("max")
+    else np.min([u[name] for u in updates])
+    if name.endswith("min")
     else np.mean([u[name] for u in updates], axis=0)
     for name in updates[0]
   }
@@ -263,6 +287,8 @@ def of_rewards(scores, advantages: np.ndarray, examples) -> dict:
     "reward/mean": of_known(np.mean, total),
     "reward/std": of_known(np.std, total),
     "reward/frac_zero_std": np.mean(np.all(advantages == 0, axis=1)),
+    "reward/none_count": int(np.isnan(total).sum()),
+    "advantage/mean": advantages.mean(),
     "advantage/std": advantages.std(),
     "advantage/min": advantages.min(),
     "advantage/max": advantages.max(),
@@ -315,6 +341,15 @@ def of_lengths(rollout: Rollout) -> dict:
     "completions/terminated_mean_length": lengths[stopped].mean()
     if stopped.any()
     else np.nan,
+  }
+
+
+def of_packing(batches: Sequence[tuple[Packed, int]]) -> dict:
+  """How full the packed rows of the updates are, and how evenly."""
+  shares, unevenness = zip(*(spread(*batch) for batch in batches))
+  return {
+    "data/pack_fill": np.mean(shares),
+    "data/pack_spread": np.max(unevenness),
   }
 
 

@@ -24,25 +24,38 @@ def make_optimizer(
   max_grad_norm: float,
   restart_rate: float = 0.0,
   restart_steps: int = 0,
+  decay: str = "cosine",
+  moments: str = "float32",
   frozen: Sequence[str] = (),
+  apart: Sequence[str] = (),
 ) -> optax.GradientTransformation:
   """AdamW (arXiv:1711.05101) behind one clip of the global gradient norm.
 
   Args:
     learning_rate: its peak.
     warmup_steps: of linear growth from 0 to the peak; 0 starts at the peak.
-    decay_steps: of cosine decay after that; 0 keeps the peak for good.
+    decay_steps: of decay after that; 0 keeps the peak for good.
     final_share: of the peak, where the decay ends.
     b1: decay of the mean of gradients.
     b2: decay of the mean of their squares.
     weight_decay: of matrices; norms, biases and embeddings have none.
     max_grad_norm: the gradient, all trained weights together, is scaled down to
       this length.
-    restart_rate: where a second cosine decay begins, after the first.
+    restart_rate: where a second decay begins, after the first.
     restart_steps: of that second decay, to the same end; 0 for none.
+    decay: "cosine" or "linear".
+    moments: dtype in which the two means are kept between steps.
     frozen: top-level names of parameters that do not move. The balancing bias
       of the router never moves here: it has its own rule.
+    apart: top-level names with a clip of their own, which the others do not
+      feel.
+
+  Raises ValueError for a decay or a dtype that does not exist.
   """
+  if decay not in DECAYS:
+    raise ValueError(f"unknown decay {decay!r}; there is {', '.join(DECAYS)}")
+  if moments not in ("float32", "bfloat16"):
+    raise ValueError(f"moments is {moments!r}, not 'float32' or 'bfloat16'")
   parts = [
     (warmup_steps, optax.linear_schedule(0.0, learning_rate, warmup_steps))
   ]
@@ -52,32 +65,61 @@ def make_optimizer(
     (restart_rate, restart_steps),
   ):
     if steps:
-      cosine = optax.cosine_decay_schedule(peak, steps, end / peak)
-      parts.append((steps, cosine))
+      parts.append((steps, DECAYS[decay](peak, steps, end)))
   if not decay_steps:
     parts.append((0, optax.constant_schedule(learning_rate)))
   parts = [part for part in parts if part[0] or part is parts[-1]]
   boundaries = np.cumsum([steps for steps, _ in parts])[:-1]
   schedule = optax.join_schedules([part for _, part in parts], boundaries)
-  trained = optax.chain(
-    optax.clip_by_global_norm(max_grad_norm),
-    optax.adamw(
-      schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed
-    ),
+  adamw = optax.adamw(
+    schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed
   )
+  if moments != "float32":
+    adamw = kept_in(adamw, moments)
+  trained = optax.chain(optax.clip_by_global_norm(max_grad_norm), adamw)
 
   def labels(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(
       lambda path, _: (
         "frozen"
         if path[0].key in frozen or path[-1].key == "router_bias"
+        else "apart"
+        if path[0].key in apart
         else "trained"
       ),
       params,
     )
 
   return optax.multi_transform(
-    {"trained": trained, "frozen": optax.set_to_zero()}, labels
+    {"trained": trained, "frozen": optax.set_to_zero()}
+    | ({"apart": trained} if apart else {}),
+    labels,
+  )
+
+
+DECAYS = {
+  "cosine": lambda peak, steps, end: optax.cosine_decay_schedule(
+    peak, steps, end / peak
+  ),
+  "linear": lambda peak, steps, end: optax.linear_schedule(peak, end, steps),
+}
+
+
+def kept_in(
+  transform: optax.GradientTransformation, dtype: str
+) -> optax.GradientTransformation:
+  """`transform`, whose state is kept in `dtype` and read in float32."""
+
+  def cast(state, dtype):
+    floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+    return jax.tree.map(lambda x: x.astype(dtype) if floating(x) else x, state)
+
+  def update(updates, state, params=None):
+    updates, state = transform.update(updates, cast(state, jnp.float32), params)
+    return updates, cast(state, dtype)
+
+  return optax.GradientTransformation(
+    lambda params: cast(transform.init(params), dtype), update
   )
 
 
@@ -113,19 +155,20 @@ def make_update(
 
   `loss(params, packed, batch) -> (scalar, metrics)` sees one microbatch, rows
   of `packed`, and all of `batch`. Its scalar and its metrics are shares of the
-  whole, which add up; metrics whose name ends in "max" are maxima instead. If
+  whole, which add up; metrics whose names end in "max" or "min" are the largest
+  and the least instead. If
   the metrics hold "router/load" [L, E] of the layers with experts, the
   balancing biases move by `router_bias_speed` against it.
 
   The step is `update(state, packed, count, batch) -> (state, metrics)` with
-  leaves of `packed` [B, M, T], of which the first `count` microbatches count.
+  leaves of `packed`, a tree, [B, M, T]; the first `count` microbatches count.
   B comes first because it is what the mesh splits.
   It donates its state. A step whose gradient is not finite changes nothing and
   is counted in `state.skipped`.
   """
 
   @functools.partial(jax.jit, donate_argnames="state")
-  def update(state: TrainState, packed: Packed, count, batch):
+  def update(state: TrainState, packed, count, batch):
     part = jax.value_and_grad(loss, has_aux=True)
 
     def add(i, carry):
@@ -134,10 +177,7 @@ def make_update(
       metrics = metrics | {"loss/total": value}
       total_grads, total = carry
       total = {
-        name: jnp.maximum(total[name], metrics[name])
-        if name.endswith("max")
-        else total[name] + metrics[name]
-        for name in metrics
+        name: _combine(name)(total[name], metrics[name]) for name in metrics
       }
       return jax.tree.map(jnp.add, total_grads, grads), total
 
@@ -146,6 +186,10 @@ def make_update(
     (_, metrics), grads = jax.tree.map(
       lambda s: jnp.zeros(s.shape, s.dtype), shapes
     )
+    metrics = {
+      name: jnp.full_like(x, jnp.inf) if name.endswith("min") else x
+      for name, x in metrics.items()
+    }
     grads, metrics = jax.lax.fori_loop(
       0, count, add, (grads, metrics | {"loss/total": jnp.zeros(())})
     )
@@ -173,6 +217,13 @@ def make_update(
     }
 
   return update
+
+
+def _combine(name: str) -> Callable:
+  """How the parts of a metric become one."""
+  if name.endswith("max"):
+    return jnp.maximum
+  return jnp.minimum if name.endswith("min") else jnp.add
 
 
 def move_biases(params: Params, load: jax.Array, speed: float) -> Params:

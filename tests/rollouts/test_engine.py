@@ -9,8 +9,8 @@ import pytest
 
 from r1jax import sharding
 from r1jax.data.packing import pack_rollout, unpack
+from r1jax.models import ops, transformer
 from r1jax.rollouts.engine import make_engine
-from r1jax.training import grpo
 from r1jax.types import FINISH_LENGTH, FINISH_STOP
 
 PREFIX = (7, 30, 7, 9)
@@ -95,11 +95,23 @@ def score(toy):
 
   @functools.cache
   def jitted(temperature):
-    return jax.jit(functools.partial(grpo.logprobs, toy.model, 37, temperature))
+    @jax.jit
+    def logprobs(params, packed):
+      hidden = transformer.forward(toy.model, params, packed).hidden
+      values, _ = ops.linear_logprobs(
+        hidden,
+        params["unembed"],
+        packed.targets,
+        temperature=temperature,
+        vocab_size=37,
+      )
+      return jnp.where(packed.origin >= 0, values, 0.0)
+
+    return logprobs
 
   def run(params, rollout, temperature):
     packed = pack_rollout(rollout, 32, chosen=range(5), rows=20)
-    values, *_ = jitted(temperature)(params, jax.tree.map(jnp.asarray, packed))
+    values = jitted(temperature)(params, jax.tree.map(jnp.asarray, packed))
     return unpack(np.asarray(values), packed, rollout.logprobs.shape)
 
   return run
@@ -213,10 +225,11 @@ def test_a_prompt_without_the_template_is_refused(toy, engine, bad):
 @pytest.mark.parametrize(
   "setting, message",
   [
-    (dict(temperature=0.0), "temperature 0.0 must be above 0"),
-    (dict(temperature=-1.0), "temperature -1.0"),
+    (dict(temperature=-1.0), "temperature -1.0 is below 0"),
     (dict(top_p=0.0), "top_p 0.0"),
     (dict(top_p=1.5), "top_p 1.5"),
+    (dict(top_k=-1), "top_k -1 is below 0"),
+    (dict(kv_bucket=0), "kv_bucket 0 must be at least 1"),
   ],
 )
 def test_settings_that_cannot_sample_are_refused(engine, setting, message):

@@ -10,7 +10,7 @@ from r1jax.data import tokenizer
 from r1jax.models import convert
 from r1jax.models.presets import preset
 from r1jax.tools import checks, doctor
-from r1jax.training import grpo
+from r1jax.training import objective
 
 SIZES = preset(
   "tiny_deepseek",
@@ -37,13 +37,27 @@ def get_config():
     temperature=0.9,
   )
   c.rows = dict(width=512, max_rows=4, microbatch_rows=2)
-  c.loss = dict(clip_epsilon=0.2, kl_coefficient=0.001)
+  c.advantage = dict(name="group_std")
+  c.aggregation = dict(name="completion_mean")
+  c.loss = dict(
+    ratio="token",
+    clip=dict(name="symmetric", epsilon=0.2),
+    kl="k3",
+    kl_coefficient=0.001,
+    entropy_coefficient=0.0,
+    correction=None,
+  )
+  c.kl_reward = dict(name="k1", coefficient=0.0)
+  c.mask_truncated = False
+  c.dynamic_sampling = dict(rounds=0)
+  c.old = "sampler"
+  c.mtp = "frozen"
   c.reference_every = c.checkpoint_every = 4
   c.router_bias_speed = 0.001
   c.max_skipped = 5
   c.optimizer = dict(
     learning_rate=1e-3, warmup_steps=0, decay_steps=0, final_share=1.0, b1=0.9,
-    b2=0.95, weight_decay=0.1, max_grad_norm=1.0, frozen=("mtp",),
+    b2=0.95, weight_decay=0.1, max_grad_norm=1.0,
   )
   c.evaluation = dict(
     every=4, seed=1, problems=4, samples=2, problems_between=4,
@@ -219,12 +233,12 @@ def test_a_run_that_does_not_fit_is_not_tried(path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_trainer_that_differs_from_the_sampler_is_noticed(path, monkeypatch):
-  honest = grpo.logprobs
+  honest = objective.ask
 
   def tempered(model, vocab_size, temperature, params, packed):
     return honest(model, vocab_size, 1.1 * temperature, params, packed)
 
-  monkeypatch.setattr(grpo, "logprobs", tempered)
+  monkeypatch.setattr(objective, "ask", tempered)
   lines = wrong(path, until="plain")
   assert any("nats between sampler and trainer" in line for line in lines)
   assert any("of the mean ratio from 1" in line for line in lines)

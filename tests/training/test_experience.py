@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 
 from r1jax.training.experience import (
-  minibatch_weights,
   minibatches,
   pack_minibatch,
+  place,
+  spread,
   token_arrays,
+  which_count,
+  within,
 )
-from r1jax.types import Experience, Rollout
+from r1jax.types import FINISH_LENGTH, FINISH_STOP, Experience, Rollout
 
 P, G, T = 6, 3, 5
 RNG = np.random.default_rng(0)
@@ -38,21 +41,17 @@ def test_minibatches_are_functions_of_seed_and_round():
   assert len({tuple(draw(s, r)) for s in range(3) for r in range(3)}) == 9
 
 
-def test_weights_of_a_minibatch_sum_to_one_over_its_own_tokens():
-  graded = np.ones((P, G), bool)
-  graded[4, 1] = graded[0, 0] = False
-  weights = minibatch_weights(ROLLOUT, graded, [4, 2])
-  assert weights.dtype == np.float32
-  assert weights.sum() == pytest.approx(1.0)
-  assert not weights[[0, 1, 3, 5]].any()
-  assert not weights[4, 1].any()
-  assert not weights[~ROLLOUT.sampled_mask].any()
-  np.testing.assert_allclose(weights[2].sum(-1), 1 / 5, rtol=1e-6)
-
-
-def test_a_minibatch_without_a_grade_has_no_weights():
-  graded = np.zeros((P, G), bool)
-  assert not minibatch_weights(ROLLOUT, graded, [4, 2]).any()
+def test_what_is_not_graded_is_not_learned_from():
+  total = np.ones((P, G))
+  total[4, 1] = np.nan
+  counted = which_count(ROLLOUT, total, mask_truncated=False)
+  assert not counted[4, 1] and counted.sum() == P * G - 1
+  cut = ROLLOUT.replace(finish=np.full((P, G), FINISH_STOP))
+  cut.finish[2, 0] = FINISH_LENGTH
+  assert which_count(cut, total, mask_truncated=False)[2, 0]
+  assert not which_count(cut, total, mask_truncated=True)[2, 0]
+  inside = within(counted, np.array([4, 2]))
+  assert inside.sum() == 2 * G - 1 and inside[[4, 2]].sum() == 2 * G - 1
 
 
 def test_a_minibatch_holds_all_completions_of_its_prompts():
@@ -69,21 +68,55 @@ def test_a_minibatch_holds_all_completions_of_its_prompts():
 
 
 @pytest.mark.parametrize("reference", [True, False])
-def test_what_the_loss_gathers_lies_where_origin_says(reference):
+def test_what_the_loss_reads_lies_where_origin_says(reference):
   experience = Experience(
     rollout=ROLLOUT,
-    old_logprobs=ROLLOUT.logprobs,
+    old_logprobs=3 * ROLLOUT.logprobs,
     reference_logprobs=2 * ROLLOUT.logprobs if reference else None,
     advantages=np.arange(P * G, dtype=np.float64).reshape(P, G),
-    weights=np.float32(ROLLOUT.sampled_mask),
+    weights=np.where(ROLLOUT.sampled_mask, ROLLOUT.logprobs, 0.0),
   )
-  arrays = token_arrays(experience)
-  p, g, t = 3, 1, 2
-  at = np.ravel_multi_index((p, g, t), (P, G, T))
-  assert arrays["advantages"][at] == p * G + g
-  assert arrays["old_logprobs"][at] == ROLLOUT.logprobs[p, g, t]
-  assert arrays["weights"][at] == ROLLOUT.sampled_mask[p, g, t]
+  packed, _ = pack_minibatch(
+    ROLLOUT, [5, 1, 3], width=16, max_rows=8, microbatch_rows=2
+  )
+  arrays = token_arrays(experience, packed)
+  filled = packed.origin >= 0
+  p, g, t = np.unravel_index(packed.origin[filled], (P, G, T))
+  said = ROLLOUT.logprobs[p, g, t]
+  expected = dict(
+    advantages=p * G + g,
+    completion=p * G + g,
+    sampler_logprobs=said,
+    old_logprobs=3 * said,
+    weights=said,
+  )
   if reference:
-    assert arrays["reference_logprobs"][at] == 2 * ROLLOUT.logprobs[p, g, t]
+    expected["reference_logprobs"] = 2 * said
   else:
     assert arrays["reference_logprobs"] is None
+  for name, values in expected.items():
+    assert arrays[name].shape == packed.tokens.shape
+    np.testing.assert_allclose(arrays[name][filled], values, rtol=1e-6)
+  assert not arrays["weights"][~filled].any()
+
+
+def test_values_come_back_to_their_places():
+  packed, _ = pack_minibatch(
+    ROLLOUT, [5, 1, 3], width=16, max_rows=8, microbatch_rows=2
+  )
+  out = np.full((P, G, T), -1.0)
+  place(packed.origin.astype(float), packed, out)
+  mask = np.zeros((P, G, T), bool)
+  mask[[5, 1, 3]] = ROLLOUT.sampled_mask[[5, 1, 3]]
+  np.testing.assert_array_equal(out[mask], np.flatnonzero(mask))
+  np.testing.assert_array_equal(out[~mask], -1)
+
+
+def test_how_full_and_how_uneven_rows_are():
+  packed, count = pack_minibatch(
+    ROLLOUT, range(P), width=16, max_rows=16, microbatch_rows=1
+  )
+  share, unevenness = spread(packed, count)
+  used = (packed.positions[:, :count] >= 0).sum(-1)
+  assert share == pytest.approx(used.mean() / 16)
+  assert unevenness == pytest.approx(used.max() / used.mean()) and share > 0.6

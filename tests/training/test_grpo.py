@@ -63,7 +63,21 @@ def make_config(base):
       temperature=1.0,
     )
     c.rows = dict(width=48, max_rows=8, microbatch_rows=4)
-    c.loss = dict(clip_epsilon=0.2, kl_coefficient=0.001)
+    c.advantage = dict(name="group_std")
+    c.aggregation = dict(name="completion_mean")
+    c.loss = dict(
+      ratio="token",
+      clip=dict(name="symmetric", epsilon=0.2),
+      kl="k3",
+      kl_coefficient=0.001,
+      entropy_coefficient=0.0,
+      correction=None,
+    )
+    c.kl_reward = dict(name="k1", coefficient=0.0)
+    c.mask_truncated = False
+    c.dynamic_sampling = dict(rounds=0)
+    c.old = "sampler"
+    c.mtp = "frozen"
     c.reference_every = STOP
     c.router_bias_speed = 0.0
     c.optimizer = dict(
@@ -75,7 +89,6 @@ def make_config(base):
       b2=0.95,
       weight_decay=0.01,
       max_grad_norm=1.0,
-      frozen=("mtp",),
     )
     c.max_skipped = 3
     c.checkpoint_every = 8

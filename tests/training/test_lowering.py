@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax.losses.presets import PRESETS
 from r1jax.models import transformer
 from r1jax.models.cache import empty_cache
 from r1jax.models.presets import preset
-from r1jax.training import grpo
+from r1jax.training import objective
 from r1jax.training.update import init_state, make_optimizer, make_update
 from r1jax.types import Packed
 
@@ -47,20 +48,19 @@ def params():
 @pytest.mark.slow
 def test_a_grpo_update_lowers(params):
   optimizer = make_optimizer(**OPTIMIZER)
-  forward = functools.partial(grpo.logprobs, MODEL, 129_280, 1.0)
-  update = make_update(
-    functools.partial(
-      grpo.objective, forward, clip_epsilon=10.0, kl_coefficient=0.001
-    ),
-    optimizer,
+  policy = functools.partial(objective.ask, MODEL, 129_280, 1.0)
+  loss = functools.partial(
+    objective.objective, policy, None, 8192, **PRESETS["r1"]["loss"]
   )
+  update = make_update(loss, optimizer)
   state = jax.eval_shape(lambda p: init_state(p, optimizer), params)
   tokens = np.zeros((1, 2, 4096), np.int32)
   packed = Packed(**dict.fromkeys(Packed.__dataclass_fields__, tokens))
-  values = jax.ShapeDtypeStruct((8 * 16 * 1024,), jnp.float32)
-  names = "old_logprobs reference_logprobs advantages weights".split()
+  values = jax.ShapeDtypeStruct(tokens.shape, jnp.float32)
+  names = "old_logprobs sampler_logprobs reference_logprobs advantages weights"
+  told = dict.fromkeys(names.split(), values) | {"completion": tokens}
   count = jax.ShapeDtypeStruct((), jnp.int32)
-  text = lower(update, state, packed, count, dict.fromkeys(names, values))
+  text = lower(update, state, (packed, told), count, np.int32(1))
   assert "58x256x7168x4096" in text  # The experts of all layers, stacked.
   assert "ragged_dot" in text  # TPUs take their own grouped matmul.
 

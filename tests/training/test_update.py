@@ -9,11 +9,13 @@ import optax
 import pytest
 
 from r1jax.data.packing import Piece, pack, pack_rollout
-from r1jax.losses.grpo import group_advantages
+from r1jax.losses.advantages import advantages
+from r1jax.losses.aggregation import token_weights
+from r1jax.losses.presets import PRESETS
 from r1jax.models import transformer
 from r1jax.models.config import replace
-from r1jax.training import grpo, sft
-from r1jax.training.experience import minibatch_weights, token_arrays
+from r1jax.training import objective, sft
+from r1jax.training.experience import token_arrays
 from r1jax.training.update import (
   decayed,
   init_state,
@@ -305,45 +307,91 @@ def layer(toy):
   return transformer.Transformer(config), params
 
 
+REWARDS = RNG.integers(0, 2, (P, G)).astype(float)
+REWARDS[0] = [0, 1, np.nan]
+
+
 @pytest.fixture(scope="module")
-def grpo_steps(layer):
-  """{microbatch rows: (gradient, metrics)} of one GRPO minibatch."""
+def grpo_step(layer):
+  """`step(recipe, width=, size=, pad=, further=)`: (gradient, metrics)."""
   model, params = layer
-  rewards = RNG.integers(0, 2, (P, G)).astype(float)
-  rewards[0] = [0, 1, np.nan]
-  experience = Experience(
-    rollout=ROLLOUT,
-    old_logprobs=np.where(ROLLOUT.sampled_mask, ROLLOUT.logprobs, np.nan),
-    reference_logprobs=ROLLOUT.logprobs - 0.1,
-    advantages=group_advantages(rewards),
-    weights=minibatch_weights(ROLLOUT, np.isfinite(rewards), range(P)),
-  )
-  batch = jax.tree.map(jnp.asarray, token_arrays(experience))
-  packed = pack_rollout(ROLLOUT, 16, chosen=range(P), rows=8)
-  assert (packed.positions >= 0).any(axis=1).sum() > 4
-  forward = functools.partial(grpo.logprobs, model, 37, 0.9)
-  loss = functools.partial(
-    grpo.objective, forward, clip_epsilon=0.2, kl_coefficient=0.1
-  )
-  return {
-    size: gradient_of(loss, params, packed, size, batch) for size in (1, 4)
-  }
+  policy = functools.partial(objective.ask, model, 37, 0.9)
+  mtp = functools.partial(objective.further_loss, model, 37)
+
+  @functools.cache
+  def update(recipe, further):
+    loss = functools.partial(
+      objective.objective,
+      policy,
+      mtp if further else None,
+      P * G,
+      **PRESETS[recipe]["loss"] | dict(kl_coefficient=0.1),
+    )
+    return make_update(loss, optax.sgd(1.0))
+
+  def step(recipe, *, width=16, size=1, pad=0, further=False):
+    rollout = jax.tree.map(np.asarray, ROLLOUT)
+    widen = lambda x: np.pad(x, ((0, 0), (0, 0), (0, pad)))
+    rollout = rollout.replace(
+      completions=widen(ROLLOUT.completions), logprobs=widen(ROLLOUT.logprobs)
+    )
+    mask, counted = rollout.sampled_mask, np.isfinite(REWARDS)
+    settings = PRESETS[recipe]
+    experience = Experience(
+      rollout=rollout,
+      old_logprobs=np.where(mask, rollout.logprobs, np.nan),
+      reference_logprobs=rollout.logprobs - 0.1,
+      advantages=advantages(REWARDS, **settings["advantage"]),
+      weights=token_weights(mask, counted, **settings["aggregation"]),
+    )
+    packed = pack_rollout(rollout, width, chosen=range(P), rows=12)
+    packed, count = microbatches(packed, size)
+    tokens = np.int32((mask & counted[..., None]).sum())
+    rows = packed, token_arrays(experience, packed)
+    state, metrics = update(recipe, further)(
+      init_state(copied(params), optax.sgd(1.0)), rows, count, tokens
+    )
+    return jax.tree.map(lambda a, b: a - b, state.params, params), metrics
+
+  return step
 
 
-def test_any_split_of_a_grpo_minibatch_gives_the_same_gradient(grpo_steps):
-  gradient, metrics = grpo_steps[1]
+@pytest.mark.parametrize(
+  "recipe",
+  [
+    name if name == "gspo" else pytest.param(name, marks=pytest.mark.slow)
+    for name in sorted(PRESETS)
+  ],
+)
+def test_any_layout_of_a_minibatch_gives_the_same_update(grpo_step, recipe):
+  """Microbatches, rows of another width, padded completions."""
+  gradient, metrics = grpo_step(recipe)
   assert metrics["optim/grad_norm"] > 0.01
-  close(grpo_steps[4][0], gradient)
-  close(grpo_steps[4][1], metrics)
+  metrics.pop("router/load")  # A prompt counts as often as it is laid out.
+  for layout in (dict(size=4), dict(width=24), dict(width=12, pad=5, size=2)):
+    other_gradient, other_metrics = grpo_step(recipe, **layout)
+    close(other_gradient, gradient)
+    close({name: other_metrics[name] for name in metrics}, metrics)
 
 
-def test_in_grpo_the_mtp_block_gets_no_gradient(grpo_steps):
-  gradient, _ = grpo_steps[1]
+def test_in_grpo_the_mtp_block_gets_no_gradient(grpo_step):
+  gradient, _ = grpo_step("r1")
   for leaf in jax.tree.leaves(gradient["mtp"]):
     np.testing.assert_array_equal(leaf, 0)
   np.testing.assert_array_equal(gradient["moe"]["router_bias"], 0)
   for name in ("embed", "unembed", "final_norm"):
     assert np.abs(gradient[name]).max() > 0
+
+
+def test_an_mtp_block_that_learns_does_not_change_the_policys_gradient(
+  grpo_step,
+):
+  alone, _ = grpo_step("r1")
+  beside, metrics = grpo_step("r1", further=True)
+  assert metrics["loss/mtp"] > 1
+  assert np.abs(beside.pop("mtp")["project"]).max() > 0
+  alone.pop("mtp")
+  jax.tree.map(np.testing.assert_array_equal, beside, alone)
 
 
 def test_any_split_of_an_sft_batch_gives_the_same_gradient(layer):

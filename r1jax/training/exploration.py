@@ -1,0 +1,103 @@
+"""The completions of a round: sampled, graded, and sampled again where DAPO
+wants groups that teach something (arXiv:2503.14476, sec. 3.2)."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from r1jax.losses.advantages import zero_signal
+from r1jax.rewards import Scores
+from r1jax.types import Completion, Example, Rollout
+
+
+class Sampled(NamedTuple):
+  """P groups, and the way to their scores."""
+
+  rollout: Rollout  # P prompts, G completions each.
+  examples: Sequence[Example]  # [P * G]: that of each completion.
+  written: Sequence[Completion]  # [P * G]
+  scores: Callable[[], Scores]  # Waits for the graders.
+  batches: int = 1  # Times that the engine was asked.
+  discarded: int = 0  # Completions that were sampled and not kept.
+  teaching: int | None = None  # Groups with a signal; None if nobody looked.
+
+
+def explore(
+  sample: Callable[[int], Sampled],
+  *,
+  rounds: int,
+  say: Callable[[str], None] = lambda text: None,
+) -> Sampled:
+  """`sample(0)`, or P groups that teach from up to `rounds` more samplings.
+
+  A group teaches if its task reward (accuracy, where there is one: shaping such
+  as a penalty on length would hide that all are right) is not equal throughout.
+  When the bound is reached, groups that do not teach fill the batch up, and
+  `say` is told.
+  """
+  first = sample(0)
+  if not rounds:
+    return first
+  prompts, group = first.rollout.lengths.shape
+  parts, teaches = [], np.zeros(0, bool)
+  while teaches.sum() < prompts and len(parts) <= rounds:
+    part = sample(len(parts)) if parts else first
+    scores = part.scores()
+    task = scores.parts.get("accuracy", scores.total).reshape(prompts, group)
+    teaches = np.concatenate([teaches, ~zero_signal(task)])
+    parts.append((part, scores))
+  # Those that teach first, each kind in the order in which it was sampled.
+  kept = np.argsort(~teaches, kind="stable")[:prompts]
+  teaching = int(teaches[kept].sum())
+  if teaching < prompts:
+    say(
+      f"{teaching} of {prompts} groups teach something after "
+      f"{len(parts)} samplings; going on with them (dynamic_sampling.rounds)"
+    )
+  merged = _merge([scores for _, scores in parts], kept, group)
+
+  def flat(lists):
+    together = [*itertools.chain(*lists)]
+    return [x for p in kept for x in together[p * group : (p + 1) * group]]
+
+  return Sampled(
+    rollout=_take([part.rollout for part, _ in parts], kept),
+    examples=flat([part.examples for part, _ in parts]),
+    written=flat([part.written for part, _ in parts]),
+    scores=lambda: merged,
+    batches=len(parts),
+    discarded=(len(teaches) - prompts) * group,
+    teaching=teaching,
+  )
+
+
+def _take(rollouts: Sequence[Rollout], kept: np.ndarray) -> Rollout:
+  """The kept prompts of several rollouts, as one."""
+
+  def join(*arrays):
+    widest = np.max([a.shape[1:] for a in arrays], axis=0)
+    padded = [
+      np.pad(a, [(0, 0), *((0, w - s) for w, s in zip(widest, a.shape[1:]))])
+      for a in arrays
+    ]
+    return np.concatenate(padded)[kept]
+
+  return jax.tree.map(join, *rollouts)
+
+
+def _merge(scores: Sequence[Scores], kept: np.ndarray, group: int) -> Scores:
+  take = lambda arrays: (
+    np.concatenate(arrays).reshape(-1, group)[kept].reshape(-1)
+  )
+  return scores[0]._replace(
+    total=take([s.total for s in scores]),
+    parts={
+      name: take([s.parts[name] for s in scores]) for name in scores[0].parts
+    },
+    counts={
+      name: sum(s.counts[name] for s in scores) for name in scores[0].counts
+    },
+  )

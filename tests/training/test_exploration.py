@@ -1,0 +1,95 @@
+"""Groups that teach nothing are sampled again, so often and no oftener."""
+
+import numpy as np
+import pytest
+
+from r1jax.rewards import Scores
+from r1jax.training.exploration import Sampled, explore
+from r1jax.types import Completion, Example, Rollout
+
+P, G = 3, 2
+MIXED, RIGHT, WRONG = (1.0, 0.0), (1.0, 1.0), (0.0, 0.0)
+
+
+def sampler(*attempts, width=4, shaping=0.0):
+  """`sample(i)`: groups of the rewards `attempts[i]`; and the calls so far."""
+  calls = []
+
+  def sample(attempt):
+    calls.append(attempt)
+    accuracy = np.array(attempts[attempt])
+    size = width + attempt  # Later ones may be wider.
+    mark = 100 * attempt + np.arange(P)
+    rollout = Rollout(
+      prompts=np.tile(mark[:, None], (1, size)),
+      prompt_lengths=np.full(P, size),
+      completions=np.tile(mark[:, None, None], (1, G, 3)),
+      lengths=np.full((P, G), 3),
+      finish=np.ones((P, G), int),
+      logprobs=np.zeros((P, G, 3), np.float32),
+    )
+    total = accuracy.reshape(-1) + shaping * np.arange(P * G)
+    scores = Scores(
+      total, {"accuracy": accuracy.reshape(-1)}, {"timeouts": 1, "crashes": 0}
+    )
+    flat = np.repeat(mark, G)
+    return Sampled(
+      rollout,
+      [Example(str(m), "") for m in flat],
+      [Completion(str(m)) for m in flat],
+      lambda: scores,
+    )
+
+  return sample, calls
+
+
+def test_without_rounds_what_was_sampled_is_taken_as_it_is():
+  sample, calls = sampler([RIGHT, WRONG, MIXED])
+  sampled = explore(sample, rounds=0)
+  assert calls == [0] and sampled.teaching is None
+  assert sampled.rollout.prompts[:, 0].tolist() == [0, 1, 2]
+
+
+def test_a_full_batch_ends_the_search():
+  sample, calls = sampler(3 * [MIXED], 3 * [MIXED])
+  assert explore(sample, rounds=5).batches == 1 and calls == [0]
+
+
+def test_groups_that_teach_nothing_are_replaced_in_order():
+  sample, calls = sampler(
+    [RIGHT, MIXED, WRONG], [WRONG, MIXED, RIGHT], [MIXED, MIXED, RIGHT]
+  )
+  told = []
+  sampled = explore(sample, rounds=5, say=told.append)
+  assert calls == [0, 1, 2] and not told
+  marks = [1, 101, 200]
+  assert sampled.rollout.prompts[:, 0].tolist() == marks
+  assert sampled.rollout.completions[:, 1, 2].tolist() == marks
+  assert [e.prompt for e in sampled.examples] == [
+    str(m) for m in marks for _ in range(G)
+  ]
+  assert [c.text for c in sampled.written[::G]] == [str(m) for m in marks]
+  scores = sampled.scores()
+  np.testing.assert_array_equal(scores.total, 3 * MIXED)
+  assert scores.counts["timeouts"] == 3
+  assert (sampled.teaching, sampled.batches) == (3, 3)
+  assert sampled.discarded == 6 * G
+  assert sampled.rollout.prompts.shape == (P, 6)
+
+
+def test_at_the_bound_it_goes_on_with_what_there_is_and_says_so():
+  sample, calls = sampler([RIGHT, MIXED, WRONG], 3 * [RIGHT])
+  told = []
+  sampled = explore(sample, rounds=1, say=told.append)
+  assert calls == [0, 1] and sampled.teaching == 1
+  assert sampled.rollout.prompts[:, 0].tolist() == [1, 0, 2]
+  assert told == [
+    "1 of 3 groups teach something after 2 samplings; going on with them "
+    "(dynamic_sampling.rounds)"
+  ]
+
+
+@pytest.mark.parametrize("shaping", [0.0, 0.1])
+def test_shaping_does_not_make_a_group_teach(shaping):
+  sample, _ = sampler([RIGHT, RIGHT, WRONG], 3 * [RIGHT], shaping=shaping)
+  assert explore(sample, rounds=1).teaching == 0
