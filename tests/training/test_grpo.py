@@ -4,6 +4,7 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
@@ -275,6 +276,62 @@ def test_without_a_kl_there_is_no_reference(make_config, tmp_path):
   assert row["loss/total"] == row["loss/policy"]
 
 
+def test_the_first_update_on_policy_has_ratio_one(make_config, tmp_path):
+  """With the trainer's own log-probs; beside all else that can be on."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  try:
+    config = make_config(
+      num_steps=1,
+      minibatches=1,
+      old="trainer",
+      mtp="train",
+      mask_truncated=True,
+      **{
+        "advantage.name": "leave_one_out",
+        "aggregation.name": "token_mean",
+        "loss.entropy_coefficient": 0.01,
+        "kl_reward.coefficient": 0.01,
+        "dynamic_sampling.rounds": 1,
+        "optimizer.moments": "bfloat16",
+        "optimizer.warmup_steps": 0,
+      },
+    )
+    config.loss.correction = dict(name="truncate", level="token", cap=2.0)
+    start = grpo.load_model(config)[1]
+    state = grpo.train(config, str(tmp_path))
+  finally:
+    jax.config.update("jax_disable_most_optimizations", False)
+  (row,) = rows_of(tmp_path)
+  for name in ("ratio/min", "ratio/mean", "ratio/max"):
+    assert row[name] == pytest.approx(1, abs=1e-5)
+  assert 0 <= row["kl/ref"] <= 1e-9
+  assert row["clip_ratio/region"] == 0
+  assert row["sampling/is_ratio_mean"] == pytest.approx(1, abs=1e-3)
+  assert row["sampling/prob_diff_mean"] < 1e-4
+  assert row["loss/mtp"] > 1 and row["loss/entropy"] < 0
+  assert row["gen/num_gen_batches"] in (1, 2)
+  moved = np.abs(start["mtp"]["project"] - state.train.params["mtp"]["project"])
+  assert moved.max() > 0
+  kept = jax.tree.leaves(state.train.optimizer_state)
+  assert any(x.dtype == np.dtype("bfloat16") for x in kept)
+
+
+def test_mtp_blocks_can_be_left_out(make_config):
+  model, params = grpo.load_model(make_config(mtp="drop"))
+  assert "mtp" not in params and model.config.mtp_depth == 0
+
+
+def test_the_reference_is_a_copy_in_the_compute_dtype():
+  params = {"moe": {"router": jnp.ones(2), "out": jnp.ones(2)}}
+  copied = grpo.reference_copy("bfloat16", params)["moe"]
+  assert copied["out"].dtype == jnp.bfloat16
+  assert copied["router"].dtype == jnp.float32
+  same = grpo.reference_copy("float32", params)["moe"]["out"]
+  assert (
+    same.unsafe_buffer_pointer() != params["moe"]["out"].unsafe_buffer_pointer()
+  )
+
+
 def test_a_workdir_of_another_config_is_refused(runs, make_config):
   other = make_config(group_size=4)
   with pytest.raises(ValueError, match="group_size was 8, is 4"):
@@ -292,6 +349,14 @@ def test_a_workdir_of_another_config_is_refused(runs, make_config):
     ({"checkpoint_every": 9}, "checkpoint_every 9 is not a multiple"),
     ({"evaluation.every": 5}, "evaluation.every 5 is not a multiple"),
     ({"template": "r1"}, "unknown template 'r1'"),
+    ({"mtp": "keep"}, "mtp is 'keep'"),
+    ({"old": "policy"}, "old is 'policy'"),
+    ({"loss.clip.epsilon": -1.0}, "epsilon"),
+    ({"advantage.name": "group"}, "advantage 'group'; did you mean 'group_"),
+    ({"aggregation.name": "mean"}, "aggregation 'mean'"),
+    ({"loss.kl": "k4"}, "kl 'k4'; did you mean"),
+    ({"kl_reward.name": "k4"}, "kl 'k4'; did you mean"),
+    ({"dynamic_sampling.rounds": -1}, "rounds is -1, below 0"),
   ],
 )
 def test_settings_that_do_not_go_together_are_refused(
