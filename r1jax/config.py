@@ -6,7 +6,8 @@ module says of which one in its SECTIONS:
     SECTIONS = {"loss": grpo_loss, "dataset": data.DATASETS, ...}
 
 A table stands for the entry that the section's `name` picks; without a `name`,
-the section's keys are themselves names in it. FIELDS, beside it, are the plain
+the section's keys are themselves names in it, or labels of sections that have a
+`name` of their own. FIELDS, beside it, are the plain
 values that the loop reads, and `check(config)` its rules across sections.
 """
 
@@ -114,6 +115,9 @@ def bind(
       bind(path, rest, reader[name])
       return
     for key, value in section.items():
+      if isinstance(value, Mapping) and "name" in value:
+        bind(f"{path}.{key}", value, reader)
+        continue
       if key not in reader:
         raise ValueError(unknown("config key", key, reader, path))
       if isinstance(value, Mapping):

@@ -3,38 +3,82 @@
 To add a dataset: write a module with `load`, and name it in DATASETS.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from r1jax.data import gsm8k, reasoning_gym, worked
+from r1jax.data import gsm8k, mixture, order, reasoning_gym, worked
 from r1jax.types import Example
 
-DATASETS: dict[str, Callable[..., Sequence[Example]]] = {
+DATASETS: dict[str, Callable | Mapping[str, Callable]] = {
   "gsm8k": gsm8k.load,
   "reasoning_gym": reasoning_gym.load,
   "worked": worked.load,
 }
+DATASETS["mixture"] = {
+  name: mixture.of_mixture(load) for name, load in DATASETS.items()
+}
 
 
-def load(name: str, **kwargs) -> Sequence[Example]:
-  """The dataset `name`; its section's other keys are its arguments."""
-  return DATASETS[name](**kwargs)
+def load(name: str = "", **section) -> Sequence[Example]:
+  """The dataset `name`; its section's other keys are its arguments.
+
+  Without a name the section is `mixture={label: part}`; see `data.mixture`.
+  """
+  if not name and [*section] == ["mixture"]:
+    name, section = "mixture", {**section["mixture"]}
+  if name not in DATASETS:
+    raise ValueError(
+      f"dataset.name is {name!r}, with {[*section]}; it is one of "
+      f"{[*DATASETS]}, or else 'mixture' stands alone"
+    )
+  if name != "mixture":
+    return DATASETS[name](**section)
+  parts = {}
+  for label, part in sorted(section.items()):  # As they are, or in a config.
+    arguments = {"name": label, **part}
+    load_part = DATASETS["mixture"][arguments.pop("name")]
+    try:
+      parts[label] = load_part(**arguments)
+    except ValueError as error:
+      raise ValueError(f"dataset.mixture.{label}: {error}") from error
+  return mixture.Mixture(parts)
 
 
 def draw(
-  dataset: Sequence[Example], count: int, *, seed: int, step: int
+  dataset: Sequence[Example],
+  count: int,
+  *,
+  seed: int,
+  step: int,
+  attempt: int = 0,
 ) -> list[Example]:
   """The `step`-th `count` examples of the shuffled, repeated dataset.
 
   A pure function of (seed, step): nothing is saved or replayed, and a run
-  resumes exactly from its step alone. Every epoch has an order of its own.
+  resumes exactly from its step alone. Every epoch has an order of its own. Of a
+  mixture, every draw has its proportions as nearly as whole numbers allow, and
+  in the long run exactly.
+
+  An `attempt` above 0 draws instead of, or beside, the examples of the same
+  step: from another shuffle, so that what one step needs moves no other's.
   """
-  order = _order(len(dataset), seed)
-  return [dataset[order[step * count + i]] for i in range(count)]
+  if isinstance(dataset, mixture.Mixture):
+    return dataset.draw(count, seed=seed, step=step, attempt=attempt)
+  if attempt:
+    seed = order.seed_of(seed, attempt)
+  indices = order.shuffled(len(dataset), seed)
+  return [dataset[indices[step * count + i]] for i in range(count)]
 
 
-@functools.lru_cache(maxsize=8)
-def _order(size: int, seed: int):
-  import grain
+def epochs(
+  dataset: Sequence[Example], count: int, *, step: int
+) -> dict[str, float]:
+  """Passes over the dataset before the `step`-th draw of `count`, as metrics.
 
-  return grain.MapDataset.range(size).shuffle(seed=seed).repeat()
+  "data/epoch", and for each part of a mixture "data/epoch/LABEL"; of the
+  mixture as a whole it is what was drawn over what there is.
+  """
+  numbers = {"data/epoch": step * count / len(dataset)}
+  if isinstance(dataset, mixture.Mixture):
+    for label, passes in dataset.epochs(count, step).items():
+      numbers[f"data/epoch/{label}"] = passes
+  return numbers

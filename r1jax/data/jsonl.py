@@ -1,6 +1,8 @@
 """Files of one JSON object per line, and errors that name file and line."""
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,8 @@ from typing import Any
 
 def read(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
   """Yields (line number from 1, object) for each line that is not blank.
+
+  A file whose name ends in .gz is read through gzip.
 
   Raises FileNotFoundError at once if there is no such file, and ValueError with
   "path:line" on reaching a line that is no JSON object in UTF-8.
@@ -22,18 +26,25 @@ def read(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-  with path.open("rb") as lines:
-    for number, line in enumerate(lines, 1):
-      if not line.strip():
-        continue
-      try:
-        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-      except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}:{number}: not JSON: {error}") from None
-      if not isinstance(row, dict):
-        kind = type(row).__name__
-        raise ValueError(f"{path}:{number}: want a JSON object, got a {kind}")
-      yield number, row
+  number = 0
+  with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+    try:
+      for number, line in enumerate(lines, 1):
+        if line.strip():
+          yield number, _object(line, path, number)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+      raise ValueError(f"{path}:{number + 1}: not gzip: {error}") from None
+
+
+def _object(line: bytes, path: Path, number: int) -> dict[str, Any]:
+  try:
+    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path}:{number}: not JSON: {error}") from None
+  if not isinstance(row, dict):
+    kind = type(row).__name__
+    raise ValueError(f"{path}:{number}: want a JSON object, got a {kind}")
+  return row
 
 
 def text(row: Mapping[str, Any], *names: str, where: str) -> str:

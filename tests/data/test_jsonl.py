@@ -1,5 +1,7 @@
 """Broken files are named, with their line."""
 
+import gzip
+
 import pytest
 
 from r1jax.data import jsonl
@@ -49,3 +51,16 @@ def test_fields_are_text_under_any_of_their_names():
   for name in "def":
     with pytest.raises(ValueError, match=f"f:1: '{name}' must be text"):
       jsonl.text(row, name, where="f:1")
+
+
+def test_gzip_is_read_and_a_cut_is_named(tmp_path):
+  path = tmp_path / "file.jsonl.gz"
+  whole = gzip.compress(b'{"a": 1}\n' + b'{"b": 2}\n' * 9)
+  path.write_bytes(whole)
+  assert len([*jsonl.read(path)]) == 10
+  path.write_bytes(whole[:-4])
+  with pytest.raises(ValueError, match="file.jsonl.gz:11: not gzip"):
+    list(jsonl.read(path))
+  path.write_bytes(b"plain")
+  with pytest.raises(ValueError, match="file.jsonl.gz:1: not gzip"):
+    list(jsonl.read(path))
