@@ -9,7 +9,11 @@ import sys
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # Golden numbers are the CPU's.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import jax
 import pytest
+
+# Eight devices, of which most tests use one: `sharding.make_mesh(data=1)`.
+jax.config.update("jax_num_cpu_devices", 8)
 
 ROOT = pathlib.Path(__file__).parent.parent
 

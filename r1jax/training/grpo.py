@@ -27,6 +27,7 @@ from r1jax.losses.advantages import advantages as make_advantages
 from r1jax.losses.aggregation import token_weights
 from r1jax.losses.kl import kl_penalties
 from r1jax.models import transformer
+from r1jax.models.config import replace
 from r1jax.rewards.grader import GraderPool
 from r1jax.rollouts.engine import make_engine
 from r1jax.training import inspection, measurements, objective
@@ -223,7 +224,7 @@ def load_model(
   """The architecture and the weights to begin with, those on the host."""
   sizes, params = models.load(**config.model)
   if config.mtp == "drop":
-    sizes = sizes.replace(mtp_depth=0)
+    sizes = replace(sizes, mtp_depth=0)
     params = {name: x for name, x in params.items() if name != "mtp"}
   # Updates donate theirs.
   return transformer.Transformer(sizes), jax.tree.map(np.array, params)

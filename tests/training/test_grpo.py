@@ -354,8 +354,8 @@ def test_a_workdir_of_another_config_is_refused(runs, make_config):
     ({"loss.clip.epsilon": -1.0}, "epsilon"),
     ({"advantage.name": "group"}, "advantage 'group'; did you mean 'group_"),
     ({"aggregation.name": "mean"}, "aggregation 'mean'"),
-    ({"loss.kl": "k4"}, "kl 'k4'; did you mean"),
-    ({"kl_reward.name": "k4"}, "kl 'k4'; did you mean"),
+    ({"loss.kl": "k4"}, "kl 'k4'; there is k1"),
+    ({"kl_reward.name": "k4"}, "kl 'k4'; there is k1"),
     ({"dynamic_sampling.rounds": -1}, "rounds is -1, below 0"),
   ],
 )

@@ -1,0 +1,105 @@
+"""Eight devices on the data axis say what one says."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from r1jax import sharding
+from r1jax.data.packing import pack_rollout
+from r1jax.losses.advantages import advantages
+from r1jax.losses.aggregation import token_weights
+from r1jax.losses.presets import PRESETS
+from r1jax.models import transformer
+from r1jax.models.config import replace
+from r1jax.models.presets import preset
+from r1jax.training import objective
+from r1jax.training.experience import token_arrays
+from r1jax.training.update import init_state, make_update, microbatches
+from r1jax.types import Experience, Rollout
+
+P, G, T = 4, 4, 6
+RNG = np.random.default_rng(0)
+LENGTHS = RNG.integers(1, T + 1, (P, G)).astype(np.int32)
+ROLLOUT = Rollout(
+  prompts=RNG.integers(0, 37, (P, 5)).astype(np.int32),
+  prompt_lengths=np.array([5, 3, 1, 4], np.int32),
+  completions=RNG.integers(0, 37, (P, G, T)).astype(np.int32),
+  lengths=LENGTHS,
+  finish=np.ones((P, G), np.int32),
+  logprobs=RNG.uniform(-5, -3, (P, G, T)).astype(np.float32),
+)
+MODELS = {
+  "moe": dict(num_layers=1, experts=dict(num_dense_layers=0), mtp_depth=0),
+  "dense": dict(num_layers=1),
+}
+
+
+@pytest.fixture(
+  scope="module",
+  params=["moe", pytest.param("dense", marks=pytest.mark.slow)],
+)
+def toy_model(request, random_params):
+  name = "tiny_deepseek" if request.param == "moe" else "tiny_qwen2"
+  config = replace(
+    preset(name), vocab_size=40, width=16, **MODELS[request.param]
+  )
+  return transformer.Transformer(config), random_params(config)
+
+
+def run(toy_model, recipe: str, devices: int):
+  """The gradient and the metrics of one update over so many devices."""
+  model, params = toy_model
+  settings, mesh = PRESETS[recipe], sharding.make_mesh(data=devices)
+  rewards = np.arange(P * G).reshape(P, G) % 3 * 1.0
+  mask, counted = ROLLOUT.sampled_mask, np.ones((P, G), bool)
+  experience = Experience(
+    rollout=ROLLOUT,
+    old_logprobs=ROLLOUT.logprobs,
+    reference_logprobs=ROLLOUT.logprobs - 0.1,
+    advantages=advantages(rewards, **settings["advantage"]),
+    weights=token_weights(mask, counted, **settings["aggregation"]),
+  )
+  packed = pack_rollout(ROLLOUT, 16, chosen=range(P), rows=16)
+  packed, count = microbatches(packed, 8)
+  loss = functools.partial(
+    objective.objective,
+    functools.partial(objective.ask, model, 37, 0.9),
+    None,
+    P * G,
+    **settings["loss"] | dict(kl_coefficient=0.1),
+  )
+  optimizer = optax.sgd(1.0)
+  state = init_state(jax.tree.map(jnp.asarray, params), optimizer)
+  rows = sharding.assemble(mesh, (packed, token_arrays(experience, packed)))
+  new, metrics = make_update(loss, optimizer)(
+    sharding.replicate(mesh, state), rows, count, np.int32(mask.sum())
+  )
+  assert len(new.params["embed"].sharding.device_set) == devices
+  gradient = jax.tree.map(lambda a, b: np.asarray(a) - b, new.params, params)
+  return gradient, jax.device_get(metrics)
+
+
+@pytest.mark.parametrize(
+  "recipe",
+  [
+    name if name == "gspo" else pytest.param(name, marks=pytest.mark.slow)
+    for name in sorted(PRESETS)
+  ],
+)
+def test_any_number_of_devices_gives_the_same_update(toy_model, recipe):
+  jax.config.update("jax_disable_most_optimizations", True)
+  try:
+    one, two, eight = (run(toy_model, recipe, n) for n in (1, 2, 8))
+  finally:
+    jax.config.update("jax_disable_most_optimizations", False)
+  assert one[1]["optim/grad_norm"] > 0.01
+  for other in (two, eight):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=3e-6),
+      other,
+      one,
+    )
