@@ -68,6 +68,10 @@ class Rollout:
   lengths: Ints  # [P, G]: tokens that the policy chose, EOS included.
   finish: Ints  # [P, G]: FINISH_STOP or FINISH_LENGTH.
   logprobs: Floats  # [P, G, Tc]: the sampler's; 0 beyond the length.
+  # Who worked on the token before each one of a completion [P, G, Tc, L, k],
+  # and on each of a prompt [P, Tp, L, k]; None if that was not recorded.
+  experts: Ints | None = None
+  prompt_experts: Ints | None = None
 
   @property
   def sampled_mask(self):

@@ -2,63 +2,40 @@
 
 A prompt is read once and its cache copied into the slots of its G completions;
 the tokens with which all prompts begin (the template) are read once per call
-and are never copied. Every few tokens the host looks which slots have finished,
-takes their completions and fills them with the next. What it decides depends on
-lengths and finish flags alone.
+and are never copied. Every few tokens the host takes what was sampled, fills
+the slots that have finished with the next completions, and gives the cache as
+much room as the longest needs. What it decides depends on lengths and finish
+flags alone.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 
-import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key
 
-from r1jax import sharding
 from r1jax.models import cache as caches
-from r1jax.models import transformer
-from r1jax.models.cache import Cache, empty_cache
-from r1jax.models.logprobs import mask_padding
 from r1jax.models.transformer import Transformer
-from r1jax.rollouts.sampling import completion_keys, sample, token_keys
-from r1jax.types import FINISH_LENGTH, FINISH_STOP, Params, Rollout, Tokenizer
+from r1jax.rollouts import slots as programs
+from r1jax.rollouts.slots import Sampling, Slots
+from r1jax.types import Ints, Params, Rollout, Tokenizer
 
 PREFILL = 16  # Prompts that are read at once.
 REFILL = 32  # Slots that are filled at once.
-
-
-@chex.dataclass(frozen=True)
-class Slots:
-  """Completions under way, one per slot."""
-
-  cache: Cache  # What follows the common prefix: own prompt and completion.
-  token: Int[Array, "B"]  # The last one, not yet in the cache.
-  count: Int[Array, "B"]  # Tokens sampled so far.
-  active: Bool[Array, "B"]
-  finish: Int[Array, "B"]
-  keys: Key[Array, "B"]
-  tokens: Int[Array, "B Tc"]
-  logprobs: Float[Array, "B Tc"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
   """Samples completions; make one with `make_engine`."""
 
-  mesh: Mesh
+  model: Transformer
+  sampling: Sampling
   prefix: tuple[int, ...]
   num_slots: int
   prompt_tokens: int
   max_tokens: int
-  empty: Callable[[], Slots]
-  read_prefix: Callable
-  read_prompts: Callable
-  fill: Callable
-  decode: Callable
+  kv_bucket: int
 
   def __call__(
     self,
@@ -68,104 +45,195 @@ class Engine:
     *,
     seed: int,
     round: int,
+    evaluation: bool = False,
+    max_tokens: Ints | int | None = None,
     progress: Callable[[int, int], None] = lambda done, tokens: None,
   ) -> Rollout:
     """`group_size` completions of each prompt.
 
-    `progress` is called now and then with the number of finished completions
-    and of sampled tokens. Raises ValueError for a prompt that is longer than
-    the window, or does not begin with the prefix.
+    Args:
+      params: the weights of the policy.
+      prompts: token ids; each begins with the prefix.
+      group_size: G
+      seed: of everything sampled.
+      round: gives other completions of the same prompts.
+      evaluation: draws from a stream that no round of training draws from.
+      max_tokens: of each completion [P, G], or of all; None for the engine's.
+      progress: called now and then with the number of finished completions and
+        of the tokens in them.
+
+    Raises ValueError for a prompt that is longer than the window or does not
+    begin with the prefix, and for limits beyond the engine's.
     """
+    shape = (len(prompts), group_size)
+    limits = self._limits(max_tokens, shape)
     own, lengths = self._own_tokens(prompts)
-    prefix = self.read_prefix(params)
-    read = self._read(params, prefix, own)
-    requests = [(p, g) for p in range(len(prompts)) for g in range(group_size)]
-    shape = (len(prompts), group_size, self.max_tokens)
-    out = Rollout(
-      prompts=np.concatenate(
-        [np.tile(np.int32(self.prefix), (len(own), 1)), own], axis=1
-      ),
+    params = programs.prepare(self.model, params)
+    prefix, read, prompt_experts = self._read(params, own)
+    out = self._empty_rollout(own, lengths, group_size, prompt_experts)
+
+    # Who is in each slot: a prompt or -1, a member of its group, its length.
+    source = np.full(self.num_slots, -1)
+    member, count = np.zeros((2, self.num_slots), int)
+    slots, begun, done, tokens = None, 0, 0, 0
+    while True:
+      # Free slots take the next completions.
+      free = np.flatnonzero(source < 0)[: limits.size - begun]
+      source[free], member[free] = np.divmod(
+        np.arange(begun, begun + len(free)), group_size
+      )
+      begun, count[free] = begun + len(free), 0
+      busy = np.flatnonzero(source >= 0)
+      if not len(busy):
+        return out
+      limit = limits[source, member]  # Of idle slots, anything.
+      final = np.minimum(count + self.sampling.steps, limit)
+      longest = np.max((lengths[source] - 1 + final)[busy])
+      slots = self._resized(slots, max(int(longest), own.shape[1]))
+      slots = self._filled(
+        slots,
+        read,
+        free,
+        (source, member, last_of(own, lengths)[source], lengths[source], limit),
+        dict(seed=seed, round=round, evaluation=evaluation),
+      )
+
+      # They all go on for some tokens, which the host puts in their places.
+      slots, record = programs.decode(
+        self.model, self.sampling, params, prefix, slots
+      )
+      record = jax.device_get(record)
+      new = np.arange(self.sampling.steps) < (record.count - count)[:, None]
+      slot, step = np.nonzero(new)
+      where = source[slot], member[slot], count[slot] + step
+      out.completions[where] = record.tokens[slot, step]
+      out.logprobs[where] = record.logprobs[slot, step]
+      if out.experts is not None:
+        out.experts[where] = record.experts[slot, step]
+      count = np.array(record.count)
+      ended = busy[record.finish[busy] > 0]
+      if len(ended):
+        where = source[ended], member[ended]
+        out.lengths[where] = count[ended]
+        out.finish[where] = record.finish[ended]
+        source[ended] = -1
+        done, tokens = done + len(ended), tokens + int(count[ended].sum())
+        progress(done, tokens)
+
+  def _limits(self, max_tokens, shape) -> np.ndarray:
+    """Tokens that each completion may have [P, G]."""
+    given = self.max_tokens if max_tokens is None else max_tokens
+    limits = np.broadcast_to(np.asarray(given, np.int32), shape)
+    if limits.size and not 0 < limits.min() <= limits.max() <= self.max_tokens:
+      raise ValueError(
+        f"max_tokens from {limits.min()} to {limits.max()} are not within 1 "
+        f"and the engine's {self.max_tokens}"
+      )
+    return limits
+
+  def _own_tokens(self, prompts) -> tuple[np.ndarray, np.ndarray]:
+    """What follows the prefix in each prompt [P, Tq], and its lengths [P]."""
+    start = len(self.prefix)
+    for row, prompt in enumerate(prompts):
+      if tuple(prompt[:start]) != self.prefix or len(prompt) == start:
+        raise ValueError(f"prompt {row} does not begin with the template")
+      if len(prompt) - start > self.prompt_tokens:
+        raise ValueError(
+          f"prompt {row} has {len(prompt) - start} tokens beyond the template, "
+          f"and the window prompt_tokens is {self.prompt_tokens}; raise it, or "
+          "filter the dataset"
+        )
+    lengths = np.array([len(prompt) - start for prompt in prompts], np.int32)
+    width = room(int(lengths.max()), self.prompt_tokens, self.kv_bucket)
+    own = np.zeros((len(prompts), width), np.int32)
+    for row, prompt in zip(own, prompts):
+      row[: len(prompt) - start] = prompt[start:]
+    return own, lengths
+
+  def _read(self, params, own):
+    """The caches of the prefix and of all prompts, and the prompts' experts."""
+    record = dict(record_experts=self.sampling.record_experts)
+    prefix, experts = programs.read_prefix(
+      self.model, params, np.array(self.prefix, np.int32), **record
+    )
+    rows, chosen = [], []
+    for start in range(0, len(own), PREFILL):
+      part = own[start : start + PREFILL]
+      part = np.pad(part, ((0, PREFILL - len(part)), (0, 0)))
+      of_rows, of_experts = programs.read_prompts(
+        self.model, params, prefix, part, **record
+      )
+      rows.append(of_rows)
+      chosen.append(jax.device_get(of_experts))
+    read = caches.join(rows)
+    if not self.sampling.record_experts:
+      return prefix, read, None
+    chosen = np.concatenate(chosen)[: len(own)]
+    if experts is not None:
+      experts = jax.device_get(experts)
+      before = np.broadcast_to(experts, (len(own), *experts.shape[1:]))
+      chosen = np.concatenate([before, chosen], axis=1)
+    return prefix, read, chosen
+
+  def _empty_rollout(self, own, lengths, group_size, prompt_experts) -> Rollout:
+    """Nothing sampled yet."""
+    start = np.tile(np.int32(self.prefix), (len(own), 1))
+    shape = (len(own), group_size, self.max_tokens)
+    experts = None
+    if prompt_experts is not None:
+      experts = np.zeros((*shape, *prompt_experts.shape[2:]), np.int16)
+    return Rollout(
+      prompts=np.concatenate([start, own], axis=1),
       prompt_lengths=lengths + len(self.prefix),
       completions=np.zeros(shape, np.int32),
       lengths=np.zeros(shape[:2], np.int32),
       finish=np.zeros(shape[:2], np.int32),
       logprobs=np.zeros(shape, np.float32),
+      experts=experts,
+      prompt_experts=prompt_experts,
     )
-    slots, holding, waiting = self.empty(), {}, iter(requests)
-    done = tokens = 0
-    while True:
-      slots = self._refill(
-        slots, read, own, lengths, holding, waiting, seed, round
-      )
-      if not holding:
-        return out
-      slots = self.decode(params, prefix, slots)
-      active, count = jax.device_get((slots.active, slots.count))
-      ended = [slot for slot in holding if not active[slot]]
-      if not ended:
-        continue
-      host = jax.device_get((slots.tokens, slots.logprobs, slots.finish))
-      for slot in ended:
-        where = holding.pop(slot)
-        out.completions[where], out.logprobs[where] = (
-          host[0][slot],
-          host[1][slot],
-        )
-        out.finish[where], out.lengths[where] = host[2][slot], count[slot]
-        done, tokens = done + 1, tokens + int(count[slot])
-      progress(done, tokens)
 
-  def _own_tokens(self, prompts) -> tuple[np.ndarray, np.ndarray]:
-    """What follows the prefix in each prompt [P, Tq], and its lengths [P]."""
-    start = len(self.prefix)
-    own = np.zeros((len(prompts), self.prompt_tokens), np.int32)
-    lengths = np.zeros(len(prompts), np.int32)
-    for row, prompt in enumerate(prompts):
-      rest = prompt[start:]
-      if tuple(prompt[:start]) != self.prefix or not rest:
-        raise ValueError(f"prompt {row} does not begin with the template")
-      if len(rest) > self.prompt_tokens:
-        raise ValueError(
-          f"prompt {row} has {len(rest)} tokens beyond the template, and the "
-          f"window prompt_tokens is {self.prompt_tokens}; raise it, or filter "
-          "the dataset"
-        )
-      own[row, : len(rest)] = rest
-      lengths[row] = len(rest)
-    return own, lengths
+  def _resized(self, slots: Slots | None, needed: int) -> Slots:
+    """The slots with room for `needed` tokens each, and not much more."""
+    size = room(needed, self.prompt_tokens + self.max_tokens, self.kv_bucket)
+    if slots is None:
+      mesh = self.sampling.mesh
+      return programs.empty(self.model, mesh, self.num_slots, size)
+    if caches.size(slots.cache.rows) == size:
+      return slots
+    rows = programs.resize(slots.cache.rows, size)
+    return slots.replace(cache=slots.cache.replace(rows=rows))
 
-  def _read(self, params, prefix, own):
-    """The cached rows of all prompts."""
-    parts = []
-    for start in range(0, len(own), PREFILL):
-      part = own[start : start + PREFILL]
-      part = np.pad(part, ((0, PREFILL - len(part)), (0, 0)))
-      parts.append(self.read_prompts(params, prefix, part))
-    return caches.join(parts)
+  def _filled(self, slots, read, free, columns, stream) -> Slots:
+    """The slots with those `free` filled, `REFILL` at a time.
 
-  def _refill(self, slots, read, own, lengths, holding, waiting, seed, round):
-    """Puts waiting requests into free slots, `REFILL` at a time."""
-    free = [slot for slot in range(self.num_slots) if slot not in holding]
-    taken = list(zip(free, waiting, strict=False))
-    holding |= taken
-    last = own[np.arange(len(own)), lengths - 1]
-    for start in range(0, len(taken), REFILL):
-      part = taken[start : start + REFILL]
+    `columns` say for every slot what `slots.fill` asks for.
+    """
+    for start in range(0, len(free), REFILL):
+      part = free[start : start + REFILL]
       # Slots beyond the last are dropped.
-      slot = np.full(REFILL, self.num_slots, np.int32)
-      source, member = np.zeros((2, REFILL), np.int32)
-      for i, (where, (p, g)) in enumerate(part):
-        slot[i], source[i], member[i] = where, p, g
-      slots = self.fill(
-        slots,
-        read,
-        slot,
-        source,
-        last[source],
-        lengths[source],
-        completion_keys(seed, round, jnp.array(source), jnp.array(member)),
-      )
+      beyond = (0, REFILL - len(part))
+      slot = np.pad(part, beyond, constant_values=self.num_slots)
+      rest = [np.pad(column[part], beyond) for column in columns]
+      rest = [column.astype(np.int32) for column in (slot, *rest)]
+      slots = programs.fill(slots, read, *rest, **stream)
     return slots
+
+
+def last_of(own: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+  """The last token of each row."""
+  return own[np.arange(len(own)), lengths - 1]
+
+
+def room(needed: int, limit: int, smallest: int) -> int:
+  """`limit` halved as often as `needed` and `smallest` allow, rounded up.
+
+  A cache comes in these sizes only: every other one is a program to compile.
+  """
+  size = int(limit)
+  while (half := -(-size // 2)) >= max(needed, smallest):
+    size = half
+  return size
 
 
 def make_engine(
@@ -180,6 +248,9 @@ def make_engine(
   max_tokens: int,
   temperature: float,
   top_p: float = 1.0,
+  top_k: int = 0,
+  kv_bucket: int = 256,
+  record_experts: bool = False,
 ) -> Engine:
   """An engine for prompts that all begin with `prefix`.
 
@@ -192,114 +263,44 @@ def make_engine(
     decode_steps: tokens between two looks of the host.
     prompt_tokens: window for what follows the prefix in a prompt.
     max_tokens: of a completion, EOS included.
-    temperature: of sampling.
+    temperature: of sampling; 0 takes the most probable token, for evaluation.
     top_p: see `sampling.sample`; anything below 1 is for evaluation only.
+    top_k: likewise; anything but 0 is for evaluation only.
+    kv_bucket: the cache of a slot has room for prompt_tokens + max_tokens, for
+      half of that, a quarter, and so on, as the longest text under way asks
+      for it, but never for fewer tokens than this.
+    record_experts: keeps which experts worked on each token.
   """
-  if temperature <= 0:
-    raise ValueError(f"temperature {temperature} must be above 0")
+  if temperature < 0:
+    raise ValueError(f"temperature {temperature} is below 0")
   if not 0 < top_p <= 1:
     raise ValueError(f"top_p {top_p} is not within (0, 1]")
-  c = model.config
-  eos = jnp.array(tokenizer.eos_ids)
-  prefix = tuple(int(i) for i in prefix)
-
-  def empty() -> Slots:
-    def zeros(*shape, dtype=np.int32):
-      return sharding.assemble(mesh, np.zeros((num_slots, *shape), dtype))
-
-    cache = empty_cache(c, num_slots, prompt_tokens + max_tokens)
-    return Slots(
-      cache=sharding.assemble(mesh, cache.replace(prefix=())),
-      token=zeros(),
-      count=zeros(),
-      active=zeros(dtype=bool),
-      finish=zeros(),
-      keys=jax.random.wrap_key_data(zeros(2, dtype=np.uint32)),
-      tokens=zeros(max_tokens),
-      logprobs=zeros(max_tokens, dtype=np.float32),
+  if top_k < 0:
+    raise ValueError(f"top_k {top_k} is below 0; 0 keeps all tokens")
+  if kv_bucket < 1:
+    raise ValueError(f"kv_bucket {kv_bucket} must be at least 1")
+  if record_experts and not model.config.num_moe_layers:
+    raise ValueError("record_experts is set, but the model has no experts")
+  if num_slots % mesh.size:
+    raise ValueError(
+      f"num_slots {num_slots} do not divide over the {mesh.size} devices of "
+      "the mesh"
     )
-
-  @jax.jit
-  def read_prefix(params):
-    cache = empty_cache(c, 1, len(prefix))
-    if prefix:
-      tokens = jnp.array(prefix, jnp.int32)[None]
-      _, cache = transformer.extend(model, params, tokens, cache)
-    return caches.as_prefix(cache)
-
-  @jax.jit
-  def read_prompts(params, prefix_cache, own):
-    cache = empty_cache(c, own.shape[0], prompt_tokens, prefix_cache)
-    return transformer.extend(model, params, own, cache)[1].rows
-
-  @functools.partial(jax.jit, donate_argnames="slots")
-  def fill(slots, prompts, slot, source, last, lengths, keys):
-    put = lambda old, new: old.at[slot].set(new, mode="drop")
-    keys = put(jax.random.key_data(slots.keys), jax.random.key_data(keys))
-    rows = caches.copy(slots.cache.rows, slot, prompts, source)
-    lengths = put(slots.cache.lengths, lengths - 1)
-    return slots.replace(
-      cache=Cache(prefix=(), rows=rows, lengths=lengths),
-      token=put(slots.token, last),
-      count=put(slots.count, 0),
-      finish=put(slots.finish, 0),
-      active=put(slots.active, True),
-      keys=jax.random.wrap_key_data(keys),
-      tokens=put(slots.tokens, 0),
-      logprobs=put(slots.logprobs, 0.0),
-    )
-
-  def step(params, prefix_cache, slots):
-    cache = slots.cache.replace(prefix=prefix_cache)
-    hidden, cache = transformer.extend(
-      model, params, slots.token[:, None], cache
-    )
-    logits = mask_padding(
-      transformer.logits(model, params, hidden[:, 0]), tokenizer.vocab_size
-    )
-    token, logprob = sample(
-      logits,
-      token_keys(slots.keys, slots.count),
+  return Engine(
+    model=model,
+    sampling=Sampling(
+      mesh=mesh,
+      vocab_size=tokenizer.vocab_size,
+      eos_ids=tuple(int(i) for i in tokenizer.eos_ids),
+      steps=decode_steps,
       temperature=temperature,
       top_p=top_p,
-    )
-    row, active = jnp.arange(num_slots), slots.active
-    at = jnp.where(active, slots.count, max_tokens)  # Dropped if idle.
-    count = slots.count + active
-    stopped = jnp.any(token[:, None] == eos, axis=-1)
-    finish = jnp.where(
-      stopped,
-      FINISH_STOP,
-      jnp.where(count >= max_tokens, FINISH_LENGTH, 0),
-    )
-    finish = jnp.where(active, finish, slots.finish)
-    return slots.replace(
-      cache=cache.replace(prefix=(), lengths=slots.cache.lengths + active),
-      token=jnp.where(active, token, slots.token),
-      count=count,
-      active=active & (finish == 0),
-      finish=finish,
-      tokens=slots.tokens.at[row, at].set(token, mode="drop"),
-      logprobs=slots.logprobs.at[row, at].set(logprob, mode="drop"),
-    )
-
-  @functools.partial(jax.jit, donate_argnames="slots")
-  def decode(params, prefix_cache, slots):
-    return jax.lax.while_loop(
-      lambda carry: (carry[0] < decode_steps) & jnp.any(carry[1].active),
-      lambda carry: (carry[0] + 1, step(params, prefix_cache, carry[1])),
-      (0, slots),
-    )[1]
-
-  return Engine(
-    mesh=mesh,
-    prefix=prefix,
+      top_k=top_k,
+      record_experts=record_experts,
+    ),
+    prefix=tuple(int(i) for i in prefix),
     num_slots=num_slots,
     prompt_tokens=prompt_tokens,
     max_tokens=max_tokens,
-    empty=empty,
-    read_prefix=read_prefix,
-    read_prompts=read_prompts,
-    fill=fill,
-    decode=decode,
+    kv_bucket=kv_bucket,
   )

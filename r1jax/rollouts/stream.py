@@ -173,8 +173,6 @@ def step(
   hidden, cache = extend(model, params, cache, token[:, None])
   logits = transformer.logits(model, params, hidden[:, 0])
   logits = mask_padding(logits, vocab_size)
-  if temperature == 0:
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache
   token, _ = sample(
     logits, token_keys(keys, position), temperature=temperature, top_p=top_p
   )

@@ -36,7 +36,7 @@ def engine(toy):
     return make_engine(
       toy.model,
       toy.words,
-      sharding.make_mesh(),
+      sharding.make_mesh(data=1),
       prefix,
       temperature=temperature,
       **sizes | kwargs,
@@ -193,6 +193,39 @@ def test_ids_that_the_tokenizer_lacks_are_never_drawn(toy, engine):
   assert got.completions.max() < 37
   expected = engine()(toy.params, PROMPTS, GROUP, seed=0, round=0)
   assert_same((got, ...), (expected, ...))
+
+
+def test_a_completion_may_have_a_limit_of_its_own(toy, engine, rollout):
+  limits = 1 + np.arange(5 * GROUP).reshape(5, GROUP) % MOST
+  got = engine()(toy.params, PROMPTS, GROUP, seed=3, round=2, max_tokens=limits)
+  cut = rollout.lengths > limits
+  assert cut.any() and not cut.all()
+  np.testing.assert_array_equal(
+    got.lengths, np.minimum(rollout.lengths, limits)
+  )
+  np.testing.assert_array_equal(
+    got.finish, np.where(cut, FINISH_LENGTH, rollout.finish)
+  )
+  for where in np.ndindex(5, GROUP):
+    ids = rollout.completions[where][: got.lengths[where]]
+    assert [*got.completions[where][: len(ids)]] == [*ids]
+    assert not got.completions[where][len(ids) :].any()
+
+
+@pytest.mark.parametrize("bad", [0, MOST + 1, [[1], [2], [3], [4], [13]]])
+def test_a_limit_beyond_the_engines_is_refused(toy, engine, bad):
+  with pytest.raises(ValueError, match="max_tokens from .* the engine's 12"):
+    engine()(
+      toy.params, PROMPTS, GROUP, seed=0, round=0, max_tokens=np.array(bad)
+    )
+
+
+def test_an_evaluation_has_its_own_stream(toy, engine, rollout):
+  run = functools.partial(engine(), toy.params, PROMPTS, GROUP, seed=3)
+  evaluated = run(round=2, evaluation=True)
+  assert evaluated.logprobs.tobytes() != rollout.logprobs.tobytes()
+  again = run(round=2, evaluation=True)
+  assert_same((again, ...), (evaluated, ...))
 
 
 def test_progress_counts_completions_and_tokens(toy, engine, rollout):

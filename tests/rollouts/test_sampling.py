@@ -1,5 +1,7 @@
 """One token: drawn with its probability, by a key that is its own."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from r1jax.models.logprobs import mask_padding
 from r1jax.rollouts.sampling import (
   completion_keys,
   inverse_cdf,
+  most_probable,
   nucleus,
   sample,
   token_keys,
@@ -126,9 +129,44 @@ def test_the_nucleus_is_that_of_a_sort(top_p):
     np.testing.assert_array_equal(kept, expected)
 
 
+@pytest.mark.parametrize("top_k", [1, 2, 7, 59, 60, 1000])
+def test_the_most_probable_are_those_of_a_sort(top_k):
+  probabilities = distributions(100, 60, zeros=0.2)
+  # As small as they come, and all of them count.
+  probabilities[0] = np.float32(1e-44) * RNG.permutation(60)
+  got = jax.jit(most_probable, static_argnums=1)(
+    jnp.asarray(probabilities), top_k
+  )
+  for row, kept in zip(probabilities, np.asarray(got)):
+    last = np.sort(row)[::-1][min(top_k, 60) - 1]
+    np.testing.assert_array_equal(kept, np.where(row >= last, row, 0))
+
+
 def test_equally_probable_tokens_stay_together():
-  got = nucleus(jnp.full((1, 8), 0.125), 0.3)
-  np.testing.assert_array_equal(got, 0.125)
+  even = jnp.full((1, 8), 0.125)
+  np.testing.assert_array_equal(nucleus(even, 0.3), 0.125)
+  np.testing.assert_array_equal(most_probable(even, 3), 0.125)
+
+
+def test_top_p_is_a_share_of_what_top_k_leaves():
+  """0.44, 0.27 and 0.16 are left: 0.8 of them are the first two."""
+  p = softmax(LOGITS)[[0, 3, 6]]
+  assert p[:2].sum() < 0.8 < p[:2].sum() / p.sum()
+  tokens, logprobs = draw(LOGITS, 2000, temperature=1.0, top_k=3, top_p=0.8)
+  assert {*np.unique(tokens).tolist()} == {0, 3}
+  tokens, logprobs = draw(LOGITS, 2000, temperature=1.0, top_k=3)
+  assert {*np.unique(tokens).tolist()} == {0, 3, 6}
+  np.testing.assert_allclose(
+    logprobs, np.log(softmax(LOGITS))[tokens], atol=1e-5
+  )
+
+
+def test_without_temperature_the_most_probable_token_is_taken():
+  tokens, logprobs = draw(LOGITS, 50, temperature=0.0)
+  np.testing.assert_array_equal(tokens, 0)
+  np.testing.assert_allclose(
+    logprobs, np.log(softmax(LOGITS))[tokens], atol=1e-5
+  )
 
 
 def test_padding_of_the_vocabulary_is_never_drawn():
@@ -149,6 +187,16 @@ def test_every_completion_and_every_token_has_a_key_of_its_own():
       of_tokens = token_keys(keys, jnp.full(12, position))
       bits |= {tuple(k) for k in jax.random.key_data(of_tokens).tolist()}
   assert len(bits) == 4 * 12 * 3
+
+
+def test_an_evaluation_shares_no_key_with_any_round():
+  prompts, members = jnp.repeat(jnp.arange(4), 3), jnp.tile(jnp.arange(3), 4)
+  bits = collections.Counter()
+  for round in (*range(21), 2**31 - 1):
+    for evaluation in (False, True):
+      keys = completion_keys(7, round, prompts, members, evaluation=evaluation)
+      bits.update(tuple(key) for key in jax.random.key_data(keys).tolist())
+  assert len(bits) == 22 * 2 * 12
 
 
 def test_a_key_does_not_depend_on_who_else_is_there():

@@ -1,0 +1,270 @@
+"""Completions under way, one per slot, and the programs that go on with them.
+
+Everything here runs on the devices, with the shapes of one engine; what the
+host decides comes in as arguments.
+"""
+
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
+
+from r1jax import sharding
+from r1jax.models import cache as caches
+from r1jax.models import transformer
+from r1jax.models.cache import Cache, empty_cache
+from r1jax.models.logprobs import mask_padding
+from r1jax.models.transformer import Transformer
+from r1jax.rollouts.sampling import completion_keys, sample, token_keys
+from r1jax.types import FINISH_LENGTH, FINISH_STOP, Params
+
+KEPT = (*transformer.FLOAT32, "final_norm")  # In the precision they have.
+
+
+@chex.dataclass(frozen=True)
+class Slots:
+  """Completions under way, one per slot; a slot that has finished is idle."""
+
+  cache: Cache  # What follows the common prefix: own prompt and completion.
+  token: Int[Array, "B"]  # The last one, not yet in the cache.
+  count: Int[Array, "B"]  # Tokens sampled so far.
+  limit: Int[Array, "B"]  # Tokens that may be sampled.
+  finish: Int[Array, "B"]  # 0 while it goes on.
+  keys: Key[Array, "B"]
+
+
+@chex.dataclass(frozen=True)
+class Record:
+  """What one call of `decode` sampled; every device holds all of it."""
+
+  tokens: Int[Array, "B n"]  # Of each row the first ones, up to its `count`.
+  logprobs: Float[Array, "B n"]
+  experts: Int[Array, "B n L k"] | None  # That read the token before.
+  count: Int[Array, "B"]  # Of the whole completion.
+  finish: Int[Array, "B"]
+
+
+class Sampling(NamedTuple):
+  """How tokens are sampled; static."""
+
+  mesh: Mesh
+  vocab_size: int
+  eos_ids: tuple[int, ...]
+  steps: int  # Of one call of `decode`.
+  temperature: float
+  top_p: float
+  top_k: int
+  record_experts: bool
+
+
+@functools.partial(jax.jit, static_argnames=("model", "mesh", "count", "size"))
+def empty(model: Transformer, mesh: Mesh, count: int, size: int) -> Slots:
+  """`count` idle slots, split over `data`, with room for `size` tokens."""
+  cache = empty_cache(model.config, count, size)
+  zeros = jnp.zeros(count, jnp.int32)
+  slots = Slots(
+    cache=cache.replace(prefix=(), rows=caches.split_rows(cache.rows, mesh)),
+    token=zeros,
+    count=zeros,
+    limit=zeros,
+    finish=zeros + FINISH_LENGTH,
+    keys=jax.random.wrap_key_data(jnp.zeros((count, 2), jnp.uint32)),
+  )
+  split = lambda x: jax.lax.with_sharding_constraint(x, sharding.rows(mesh))
+  others = {
+    name: split(slots[name]) for name in ("token", "count", "limit", "finish")
+  }
+  return slots.replace(**others)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def prepare(model: Transformer, params: Params) -> Params:
+  """The weights as decoding reads them: apart, and in the compute dtype."""
+
+  def cast(path, weight):
+    if path[-1].key in KEPT:
+      return weight
+    return weight.astype(model.config.compute_dtype)
+
+  used = {name: w for name, w in params.items() if name != "mtp"}
+  used = jax.tree_util.tree_map_with_path(cast, used)
+  return transformer.unstack(model, used)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "record_experts"))
+def read_prefix(
+  model: Transformer,
+  params: Params,
+  tokens: Int[Array, "T"],
+  *,
+  record_experts: bool,
+) -> tuple[caches.Buffers, Int[Array, "1 T L k"] | None]:
+  """What the tokens that all prompts begin with leave in the cache."""
+  cache = empty_cache(model.config, 1, len(tokens))
+  if not len(tokens):
+    return caches.as_prefix(cache), None
+  made = transformer.forward(
+    model, params, transformer.pack_rows(tokens[None]), cache=cache
+  )
+  return caches.as_prefix(made.cache), used(made.experts, record_experts)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "record_experts"))
+def read_prompts(
+  model: Transformer,
+  params: Params,
+  prefix: caches.Buffers,
+  own: Int[Array, "B T"],
+  *,
+  record_experts: bool,
+) -> tuple[caches.Buffers, Int[Array, "B T L k"] | None]:
+  """Cached rows of what follows the prefix in some prompts."""
+  cache = empty_cache(model.config, *own.shape, prefix)
+  made = transformer.forward(
+    model, params, transformer.pack_rows(own), cache=cache
+  )
+  return made.cache.rows, used(made.experts, record_experts)
+
+
+def used(
+  experts: Int[Array, "L B T k"], record: bool
+) -> Int[Array, "B T L k"] | None:
+  """The experts of each token as they are recorded; None if they are not."""
+  return jnp.moveaxis(experts, 0, 2).astype(jnp.int16) if record else None
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def resize(rows: caches.Buffers, size: int) -> caches.Buffers:
+  """`rows` with room for `size` tokens."""
+  return caches.resize(rows, size)
+
+
+@functools.partial(
+  jax.jit, static_argnames="evaluation", donate_argnames="slots"
+)
+def fill(
+  slots: Slots,
+  prompts: caches.Buffers,
+  slot: Int[Array, "M"],
+  source: Int[Array, "M"],
+  member: Int[Array, "M"],
+  last: Int[Array, "M"],
+  lengths: Int[Array, "M"],
+  limit: Int[Array, "M"],
+  *,
+  seed: Int[Array, ""] | int,
+  round: Int[Array, ""] | int,
+  evaluation: bool,
+) -> Slots:
+  """Begins a completion in each `slot`; one beyond the last is dropped.
+
+  It is completion `member` of prompt `source`, whose own part has `lengths`
+  tokens and ends with `last`.
+  """
+  put = lambda old, new: old.at[slot].set(new, mode="drop")
+  keys = completion_keys(seed, round, source, member, evaluation=evaluation)
+  keys = put(jax.random.key_data(slots.keys), jax.random.key_data(keys))
+  return Slots(
+    cache=Cache(
+      prefix=(),
+      rows=caches.copy(slots.cache.rows, slot, prompts, source),
+      lengths=put(slots.cache.lengths, lengths - 1),
+    ),
+    token=put(slots.token, last),
+    count=put(slots.count, 0),
+    limit=put(slots.limit, limit),
+    finish=put(slots.finish, 0),
+    keys=jax.random.wrap_key_data(keys),
+  )
+
+
+@functools.partial(
+  jax.jit, static_argnames=("model", "sampling"), donate_argnames="slots"
+)
+def decode(
+  model: Transformer,
+  sampling: Sampling,
+  params: Params,
+  prefix: caches.Buffers,
+  slots: Slots,
+) -> tuple[Slots, Record]:
+  """`sampling.steps` more tokens in every slot, or up to its end."""
+  shape = (len(slots.token), sampling.steps)
+  config, experts = model.config, None
+  if sampling.record_experts:
+    per_token = (config.num_moe_layers, config.experts.per_token)
+    experts = jnp.zeros((*shape, *per_token), jnp.int16)
+  sampled = jnp.zeros(shape, jnp.int32), jnp.zeros(shape), experts
+
+  def one(carry):
+    i, slots, sampled = carry
+    slots, new = step(model, sampling, params, prefix, slots)
+    sampled = jax.tree.map(lambda x, y: x.at[:, i].set(y), sampled, new)
+    return i + 1, slots, sampled
+
+  _, slots, (tokens, logprobs, experts) = jax.lax.while_loop(
+    lambda carry: (carry[0] < sampling.steps) & jnp.any(carry[1].finish == 0),
+    one,
+    (0, slots, sampled),
+  )
+  record = Record(
+    tokens=tokens,
+    logprobs=logprobs,
+    experts=experts,
+    count=slots.count,
+    finish=slots.finish,
+  )
+  whole = sharding.whole(sampling.mesh)
+  return slots, jax.lax.with_sharding_constraint(record, whole)
+
+
+def step(
+  model: Transformer,
+  sampling: Sampling,
+  params: Params,
+  prefix: caches.Buffers,
+  slots: Slots,
+) -> tuple[Slots, tuple]:
+  """One more token in every slot that is not idle.
+
+  Also returns the tokens [B], their log-probabilities and, if they are
+  recorded, the experts [B, L, k] that made them; of idle slots, anything.
+  """
+  made = transformer.forward(
+    model,
+    params,
+    transformer.pack_rows(slots.token[:, None]),
+    cache=slots.cache.replace(prefix=prefix),
+  )
+  logits = mask_padding(
+    transformer.logits(model, params, made.hidden[:, 0]), sampling.vocab_size
+  )
+  token, logprob = sample(
+    logits,
+    token_keys(slots.keys, slots.count),
+    temperature=sampling.temperature,
+    top_p=sampling.top_p,
+    top_k=sampling.top_k,
+  )
+  active = slots.finish == 0
+  count = slots.count + active
+  eos = jnp.array(sampling.eos_ids, jnp.int32)
+  stopped = jnp.any(token[:, None] == eos, axis=-1)
+  finish = jnp.where(count >= slots.limit, FINISH_LENGTH, 0)
+  finish = jnp.where(stopped, FINISH_STOP, finish)
+  experts = used(made.experts, sampling.record_experts)
+  slots = slots.replace(
+    cache=Cache(
+      prefix=(),
+      rows=made.cache.rows,
+      lengths=slots.cache.lengths + active,
+    ),
+    token=jnp.where(active, token, slots.token),
+    count=count,
+    finish=jnp.where(active, finish, slots.finish),
+  )
+  return slots, (token, logprob, None if experts is None else experts[:, 0])
