@@ -15,14 +15,18 @@ billion: the clip (the paper's 10 is printed for R1, none for R1-Zero), learning
 rate, batch, lengths and number of steps.
 
 Expect: see README. `demo.py:random_reward` is the control: the same rounds,
-paid by the toss of a coin; nothing should rise.
+paid by the toss of a coin; nothing should rise. `demo.py:dapo`, and so on, runs
+the recipe of that name in `r1jax.losses.presets` at the demo's sizes.
 """
 
 import importlib.resources
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("zero", "random_reward")
+from r1jax.losses.presets import PRESETS
+
+VARIANTS = ("zero", "random_reward", *PRESETS)
+SIZES = ("group_size", "prompts_per_round", "minibatches", "reference_every")
 
 
 def get_config(variant="zero"):
@@ -122,4 +126,9 @@ def get_config(variant="zero"):
       name="reasoning_gym", tasks=larger, split="test", size=192, seed=0
     ),
   )
+  for key, value in PRESETS.get(variant, {}).items():
+    if key not in SIZES:
+      c[key] = value
+  if variant == "dr_grpo":
+    c.aggregation.divisor = c.sampling.max_tokens
   return c
