@@ -1,0 +1,210 @@
+"""A round comes back from its file as it was."""
+
+import gzip
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from r1jax.data import pass_rates
+from r1jax.rewards import Scores
+from r1jax.training import records
+from r1jax.types import Completion, Example, Rollout
+
+
+def make_round(seed=0, experts=False):
+  """Two prompts, three completions of each."""
+  rng = np.random.default_rng(seed)
+  lengths = np.int32([[1, 4, 5], [3, 5, 2]])
+  sampled = np.arange(5) < lengths[..., None]
+  noise = rng.integers(0, 2**32, sampled.shape, np.uint32).view(np.float32)
+  noise[0, 2, :4] = [-0.0, 1e-45, -1 / 3, -np.inf]
+  draw = lambda *shape: rng.integers(0, 99, shape).astype(np.int16)
+  rollout = Rollout(
+    prompts=np.int32([[5, 6, 0], [7, 8, 9]]),
+    prompt_lengths=np.int32([2, 3]),
+    completions=np.where(sampled, rng.integers(0, 99, (2, 3, 5)), 0).astype(
+      np.int32
+    ),
+    lengths=lengths,
+    finish=np.int32([[1, 1, 2], [1, 2, 1]]),
+    logprobs=np.where(sampled, noise, 0).astype(np.float32),
+    **(
+      dict(experts=draw(2, 3, 5, 4, 2), prompt_experts=draw(2, 3, 4, 2))
+      if experts
+      else {}
+    ),
+  )
+  examples = [
+    Example(f"What?\n\u2028{i // 3}", "1/3", "math/gsm8k", f"f.jsonl:{i // 3}")
+    for i in range(6)
+  ]
+  written = [
+    Completion(
+      f"é\ud800 {i}", int(n), 5, "stop" if finish == 1 else "length", "<think>"
+    )
+    for i, (n, finish) in enumerate(zip(lengths.flat, rollout.finish.flat))
+  ]
+  scores = Scores(
+    total=np.array([0.1 + 0.2, np.nan, 0, 1, 1, 1 / 3]),
+    parts={
+      "accuracy": np.array([1, np.nan, 0, 1, 1, 0.0]),
+      "format": rng.random(6),
+    },
+    counts={"timeouts": 1, "crashes": 0},
+  )
+  return dict(
+    step=8,
+    rollout=rollout,
+    examples=examples,
+    written=written,
+    scores=scores,
+    advantages=rng.normal(size=(2, 3)),
+    facts={"teaching": None, "batches": 2},
+  )
+
+
+def same_bits(a, b):
+  a, b = np.asarray(a), np.asarray(b)
+  return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+
+
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("experts", [True, False])
+def test_a_round_comes_back_bit_for_bit(tmp_path, compress, experts):
+  made = make_round(experts=experts)
+  records.dump(tmp_path, 4, **made, compress=compress)
+  read = records.load(tmp_path, 4)
+  arrays = [read.rollout, *read.scores[:2], read.advantages]
+  expected = [made["rollout"], *made["scores"][:2], made["advantages"]]
+  assert jax.tree.all(jax.tree.map(same_bits, arrays, expected))
+  for name in ("step", "examples", "written", "facts"):
+    assert getattr(read, name) == made[name]
+  assert read.scores.counts == made["scores"].counts
+
+
+def test_the_same_round_is_the_same_bytes(tmp_path):
+  for compress in (True, False):
+    written = []
+    for workdir in (tmp_path / "a", tmp_path / "b", tmp_path / "a"):
+      records.dump(workdir, 4, **make_round(), compress=compress)
+      (file,) = (workdir / "rollouts").iterdir()  # The other form is gone.
+      written.append((file.name, file.read_bytes()))
+    assert written[0] == written[1] == written[2]
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_a_write_that_is_cut_short_leaves_the_old_file(
+  tmp_path, monkeypatch, compress
+):
+  records.dump(tmp_path, 4, **make_round(), compress=compress)
+  (file,) = (tmp_path / "rollouts").iterdir()
+  before = file.read_bytes()
+
+  def killed(descriptor):
+    raise SystemExit
+
+  monkeypatch.setattr(os, "fsync", killed)
+  for round in (4, 5):
+    with pytest.raises(SystemExit):
+      records.dump(tmp_path, round, **make_round(1), compress=compress)
+  assert file.read_bytes() == before
+  with pytest.raises(FileNotFoundError, match="no rollouts of round 5"):
+    records.load(tmp_path, 5)
+
+
+def test_a_line_tells_the_reader_what_happened(tmp_path):
+  made = make_round()
+  records.dump(tmp_path, 4, **made)
+  (file,) = (tmp_path / "rollouts").glob("000004.jsonl.gz")
+  lines = [json.loads(line) for line in gzip.open(file)]
+  assert len(lines) == 6
+  line = lines[5]
+  assert (line["round"], line["step"], line["row"]) == (4, 8, [1, 2])
+  assert (line["id"], line["domain"]) == ("f.jsonl:1", "math/gsm8k")
+  assert (
+    line["completion_tokens"] == made["rollout"].completions[1, 2, :2].tolist()
+  )
+  assert line["prompt_tokens"] == [7, 8, 9]
+  assert (line["finish"], line["length"]) == ("stop", 2)
+  assert (line["reward"], line["rewards"]["accuracy"]) == (1 / 3, 0)
+  assert lines[1]["reward"] is None
+
+
+def test_a_dump_is_a_record_of_pass_rates(tmp_path):
+  records.dump(tmp_path, 0, **make_round())
+  assert pass_rates.read(tmp_path / "rollouts") == {
+    ("f.jsonl:0", "math/gsm8k"): 0.5,  # One of three was not graded.
+    ("f.jsonl:1", "math/gsm8k"): 2 / 3,
+  }
+
+
+def change(lines, at, **changes):
+  line = json.loads(lines[at]) | changes
+  kept = {k: v for k, v in line.items() if v is not ...}
+  return [*lines[:at], json.dumps(kept), *lines[at + 1 :]]
+
+
+BROKEN = {
+  "cut": (lambda x: [*x[:2], x[2][:40]], ":3: not JSON"),
+  "short": (lambda x: x[:4], ":4: it ends after 4 of 6 completions"),
+  "empty": (lambda x: [], ":0: it ends after 0 of any"),
+  "doubled": (lambda x: [x[0], *x], r":2: no record.*row \[0, 0\]"),
+  "lost": (lambda x: [x[0], *x[2:]], r":2: no record.*row \[0, 2\]"),
+  "missing": (lambda x: change(x, 1, logprobs=...), ":2:.*no 'logprobs'"),
+  "bytes": (
+    lambda x: change(
+      x, 1, logprobs=dict(dtype="float32", shape=[4], base64="AAAA")
+    ),
+    ":2: no record",
+  ),
+  "fewer": (lambda x: change(x, 3, completion_tokens=[1]), ":4:.*3 log-prob"),
+  "finish": (lambda x: change(x, 3, finish="stopped"), ":4:.*'stopped'"),
+  "reward": (lambda x: change(x, 0, reward="high"), ":1: no record"),
+  "text": (lambda x: change(x, 5, completion=None), ":6:.*should be text"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_record_is_named(tmp_path, name):
+  breaks, message = BROKEN[name]
+  records.dump(tmp_path, 4, **make_round(), compress=False)
+  (file,) = (tmp_path / "rollouts").iterdir()
+  lines = breaks(file.read_text().splitlines())
+  file.write_text("".join(line + "\n" for line in lines))
+  with pytest.raises(ValueError, match=f"000004.jsonl{message}"):
+    records.load(tmp_path, 4)
+
+
+def test_what_is_new_in_a_line_does_no_harm(tmp_path):
+  records.dump(tmp_path, 4, **make_round(), compress=False)
+  (file,) = (tmp_path / "rollouts").iterdir()
+  lines = file.read_text().splitlines()
+  for at in range(6):
+    lines = change(lines, at, tools=["search"])
+  file.write_text("\n".join(lines))
+  assert records.load(tmp_path, 4).step == 8
+
+
+def test_a_round_that_was_not_dumped_is_named(tmp_path):
+  with pytest.raises(FileNotFoundError, match="round 2, there is none"):
+    records.load(tmp_path, 2)
+  records.dump(tmp_path, 0, **make_round())
+  with pytest.raises(FileNotFoundError, match=r"from 000000\.jsonl\.gz to"):
+    records.load(tmp_path, 2)
+
+
+def test_a_round_of_another_size_is_refused(tmp_path):
+  records.dump(tmp_path, 0, **make_round())
+  assert records.load(tmp_path, 0, size=(2, 3)).step == 8
+  with pytest.raises(ValueError, match="2 prompts and 3 .* group_size 4"):
+    records.load(tmp_path, 0, size=(2, 4))
+
+
+def test_what_would_be_lost_is_refused(tmp_path):
+  made = make_round()
+  made["rollout"].logprobs[0, 0, 3] = -1.0  # Beyond its length of 1.
+  with pytest.raises(ValueError, match="not 0 beyond the ends"):
+    records.dump(tmp_path, 0, **made)
