@@ -1,4 +1,8 @@
-r"""Grades mathematics: equal strings, equal numbers, then math-verify.
+r"""Grades mathematics: the parts of an answer, one by one, then math-verify.
+
+An answer is brought to one form (`latex`), read into its parts (`structure`),
+and these are compared: as strings, as exact numbers with their units
+(`quantity`), as words; what is left, a formula, goes to math-verify.
 
 math-verify is handed one \boxed{} and nothing else: of whole texts it may pick
 another answer than the last, and of a gold answer without delimiters it reads
@@ -10,10 +14,16 @@ import functools
 import logging
 import re
 
-from r1jax.rewards import arithmetic
+from r1jax.rewards import latex, quantity, structure, words
+from r1jax.rewards.latex import MAX_LENGTH, last_boxed, squeeze
+from r1jax.rewards.structure import Parts
 from r1jax.types import Example
 
-MAX_LENGTH, MAX_DEPTH = 512, 16  # Characters and nested braces, of an answer.
+__all__ = ["grade", "last_boxed", "normalise", "verify_gold"]
+
+MAX_DEPTH = 16  # Nested brackets of an answer.
+MAX_WORDS = 8  # Of a gold answer in words; more are prose, said in many ways.
+MAX_FORMULAS = 8  # Elements of a list that may be compared in any order.
 
 # Numbers that the library would compute, digit by digit.
 HUGE = re.compile(
@@ -23,66 +33,240 @@ HUGE = re.compile(
   r"|\d{4}[\s})]*!|!.*!",  # 9999!, (99!)!
   re.DOTALL,
 )
-
-REWRITES = (
-  (re.compile(r"\\left|\\right|\\[!,;: ]|[$\s]"), ""),
-  (re.compile(r"\\[dt]frac"), r"\\frac"),
-  (re.compile(r"^\\text\{([^{}]*)\}$"), r"\1"),
-  (re.compile(r"^\\frac\{(\d+)\}\{(\d+)\}$"), r"\1/\2"),
-  (re.compile(r"^-\\frac\{(\d+)\}\{(\d+)\}$"), r"-\1/\2"),
-  (re.compile(r"\{,\}"), ","),
-  (re.compile(r"\.$"), ""),
+LETTER = re.compile(r"\W*([A-Z])\W*|\(?([A-Z])[).:](?:\s.*)?", re.DOTALL)
+FUNCTION = re.compile(
+  r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\w|_\{[^{}]*\})?'?"
+  r"(?:\([a-zA-Z](?:,[a-zA-Z])*\))?"
 )
+# What stands before an answer in a sentence.
+LEAD = re.compile(
+  r"^.*\b(?:answer|result|solution)\b\s*(?:is|are|:|=|equals|to be)+:?"
+  r"|^.*答案(?:是|为|：|:)"
+  r"|^\W*(?:A|Ans|Answer)\s*:"
+  r"|^\W*(?:(?:so|thus|hence|therefore|then)\b,?)?\s*"
+  r"(?:it(?:'s| is)|that is|we (?:get|have)|there (?:are|is)|equals|about"
+  r"|approximately|roughly)\b",
+  re.IGNORECASE | re.DOTALL,
+)
+MATH_SPAN = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
+NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
+PLAIN_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}|[\u4e00-\u9fff]{2,}")
 
 
-def last_boxed(text: str) -> str | None:
-  r"""The content of the last \boxed{...}, stripped; None if it is open."""
-  _, found, rest = text.rpartition(r"\boxed{")
-  depth = 1
-  for i, char in enumerate(rest[: MAX_LENGTH + 1] if found else ""):
-    depth += (char == "{") - (char == "}")
-    if not depth:
-      return rest[:i].strip()
-  return None
+class UnreadableGold(Exception):
+  """The example's own answer is nothing that answers can be compared with."""
 
 
-def grade(example: Example, answer: str) -> float | None:
-  """1 if the answer equals the example's, 0 if not; None for a bad gold."""
-  gold, given = normalise(example.answer), normalise(answer)
-  if gold == given:
+def grade(example: Example, answer: str, *, fast: bool = True) -> float | None:
+  """1 if the answer equals the example's, 0 if not; None for a bad gold.
+
+  Without `fast`, math-verify is asked about everything, as one formula.
+  """
+  gold = example.answer
+  if len(answer) > MAX_LENGTH or len(gold) > MAX_LENGTH:
+    return float(answer == gold)
+  if not fast:
+    return _grade_slowly(gold, answer)
+  tree, given = _read_gold(gold), latex.clean(answer)
+  if squeeze(given) == squeeze(latex.clean(gold)):
     return 1.0
-  values = arithmetic.number(gold), arithmetic.number(given)
-  if None not in values:
-    if values[0] == values[1]:
-      return 1.0
-    if all(value.denominator == 1 for value in values):
-      return 0.0  # Others may be equal when rounded.
   if not _readable(answer):
     return 0.0
-  parsed = _parse_gold(example.answer)
-  if not parsed:
+  try:
+    if _equal(tree, structure.read(given)):
+      return 1.0
+    said = _said(answer, tree)
+    return float(
+      said is not None and _equal(tree, structure.read(latex.clean(said)))
+    )
+  except UnreadableGold:
     return None
-  return float(_verify(parsed, _parse(answer)))
 
 
 def verify_gold(example: Example, answer: str) -> float:
-  """1 if answers can be compared with the example's: it is a number or parses.
+  """1 if answers can be compared with the example's part by part.
 
   `answer` is the example's own; equal strings alone do not count.
   """
-  if arithmetic.number(normalise(answer)) is not None:
-    return 1.0
-  parsed = _parse_gold(example.answer)
-  return float(bool(parsed) and _verify(parsed, _parse(answer)))
+  if len(answer) > MAX_LENGTH:
+    return 0.0
+  try:
+    tree = _read_gold(answer)
+    return float(_equal(tree, tree, trust_strings=False))
+  except UnreadableGold:
+    return 0.0
 
 
 def normalise(text: str) -> str:
   """The text without spaces, dollar signs and other matters of taste."""
-  if len(text) > MAX_LENGTH:
-    return text
-  for pattern, replacement in REWRITES:
-    text = pattern.sub(replacement, text)
-  return text
+  return squeeze(latex.clean(text)) if len(text) <= MAX_LENGTH else text
+
+
+@functools.lru_cache(4096)
+def _read_gold(text: str) -> Parts:
+  return structure.read(latex.clean(text))
+
+
+def _equal(gold: Parts, given: Parts, trust_strings: bool = True) -> bool:
+  """Whether two trees are equal; see `structure` for their kinds."""
+  same = functools.partial(_equal, trust_strings=trust_strings)
+  gold, given = _unpack(gold), _unpack(given)
+  kinds = gold.kind, given.kind
+  if kinds == ("leaf", "leaf"):
+    return _equal_leaves(gold.text, given.text, trust_strings)
+  if kinds in (("list", "list"), ("union", "union")):
+    return _equal_in_any_order(gold, given, same)
+  if "rows" in kinds and kinds != ("rows", "rows"):
+    gold, given = _vector(gold), _vector(given)
+  elif kinds == ("tuple", "list") and gold.brackets == ";":
+    given = given._replace(kind="tuple", brackets=";")
+  return (
+    gold.kind == given.kind != "leaf"
+    and gold.brackets == given.brackets
+    and len(gold.parts) == len(given.parts)
+    and all(map(same, gold.parts, given.parts))
+  )
+
+
+def _unpack(tree: Parts) -> Parts:
+  """A list of one is its element."""
+  alone = tree.kind in ("list", "union") and len(tree.parts) == 1
+  return tree.parts[0] if alone else tree
+
+
+def _vector(tree: Parts) -> Parts:
+  """A matrix of one row or column as a tuple; any other tree as it is."""
+  if tree.kind == "rows" and 1 in (len(tree.parts), len(tree.parts[0].parts)):
+    parts = tuple(leaf for row in tree.parts for leaf in row.parts)
+    return Parts("tuple", parts=parts, brackets="()")
+  return tree
+
+
+def _equal_in_any_order(gold: Parts, given: Parts, same) -> bool:
+  """Whether every part has its own equal on the other side."""
+  wanted, found = _distinct(gold.parts), _distinct(given.parts)
+  if len(wanted) != len(found):
+    wanted, found = [*gold.parts], [*given.parts]
+  if len(wanted) != len(found):
+    return False
+  rest = [part for part in wanted if part not in found]
+  others = [part for part in found if part not in wanted]
+  if len(rest) > MAX_FORMULAS:
+    return False
+  for part in rest:
+    match = next((other for other in others if same(part, other)), None)
+    if match is None:
+      return False
+    others.remove(match)
+  return not others
+
+
+def _distinct(parts: tuple[Parts, ...]) -> list[Parts]:
+  squeezed = {
+    part._replace(text=squeeze(part.text)) if part.kind == "leaf" else part
+    for part in parts
+  }
+  return sorted(squeezed, key=repr)
+
+
+def _equal_leaves(gold: str, given: str, trust_strings: bool) -> bool:
+  if trust_strings and squeeze(gold) == squeeze(given):
+    return True
+  gold_letter = LETTER.fullmatch(squeeze(gold)) if len(gold) < 12 else None
+  if gold_letter and (letter := LETTER.fullmatch(_unwrap(given).strip())):
+    return (gold_letter[1] or gold_letter[2]) == (letter[1] or letter[2])
+  if "=" in gold or "=" in given:
+    return _equal_equations(gold, given, trust_strings)
+  if r"\approx" in given:
+    sides = structure.split(given, r"\approx")[:2]
+    return any(_equal_leaves(gold, side, trust_strings) for side in sides)
+  if _is_words(gold):
+    if len(words.split(gold)) > MAX_WORDS:
+      raise UnreadableGold(gold)
+    return _fold(gold) == _fold(given)
+  gold, unit = quantity.split_unit(gold)
+  given, given_unit = quantity.split_unit(given)
+  if (
+    unit != given_unit and "?" not in unit + given_unit and unit and given_unit
+  ):
+    return False
+  numbers = quantity.read(gold), quantity.read(given)
+  if numbers[0] and not numbers[1] and given[-1:] in ("m", "g", "s", "h", "L"):
+    numbers = numbers[0], quantity.read(given[:-1])
+  if all(numbers):
+    return quantity.equal(*numbers)
+  bases = quantity.radix(gold), quantity.radix(given)
+  if bases[0] and (bases[1] or numbers[1]):
+    digits = (squeeze(given).upper(), bases[0][1])
+    return bases[0] == (bases[1] or digits)
+  if not gold or not given:
+    return False
+  return _equivalent(squeeze(gold), squeeze(given))
+
+
+def _equal_equations(gold: str, given: str, trust_strings: bool) -> bool:
+  """An assignment equals its value; other equations, each other's multiples."""
+  sides = [structure.split(text, "=") for text in (gold, given)]
+  if not all(map(all, sides)):
+    return False
+  values = [_value(side) for side in sides]
+  if None not in values:
+    return _equal(*map(structure.read, values), trust_strings)
+  if [len(side) for side in sides] != [2, 2]:
+    return False
+  return _equivalent(*(f"({left})-({right})" for left, right in sides), True)
+
+
+def _value(sides: list[str]) -> str | None:
+  """What a chain of equal sides comes to; None for a real equation."""
+  if len(sides) == 1:
+    return sides[0]
+  first, *_, last = map(squeeze, sides)
+  if (
+    FUNCTION.fullmatch(first)
+    or quantity.read(sides[-1])
+    and not re.search(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", first))
+  ):
+    return sides[-1]
+  return sides[0] if FUNCTION.fullmatch(last) else None
+
+
+def _is_words(gold: str) -> bool:
+  """True for text that is no formula, such as names and yes or no."""
+  text = _unwrap(gold)
+  if re.fullmatch(r"\\text\{[^{}]*[^\W\d_][^{}]*\}", gold):
+    return quantity.read(quantity.split_unit(text)[0]) is None
+  letters = sum(map(str.isalpha, text))
+  return bool(
+    not re.search(r"[\\^_{}=+*/<>|\d]", text)
+    and (letters >= 4 or not text.isascii())
+  )
+
+
+def _unwrap(text: str) -> str:
+  return re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
+
+
+def _fold(text: str) -> str:
+  text = re.sub(r"^\W*(?:the|an?|it(?:'s| is))\s", "", _unwrap(text).lower())
+  return re.sub(r"[\W_]+", "", text)
+
+
+def _said(answer: str, gold: Parts) -> str | None:
+  """The answer within a sentence, if there is one; None if it is none."""
+  text = answer.strip()
+  rest = LEAD.sub("", text, count=1)
+  spans = [a or b for a, b in MATH_SPAN.findall(rest)]
+  if len(spans) == 1 and PLAIN_WORD.search(MATH_SPAN.sub("", rest)):
+    return spans[0]
+  plain = gold.kind == "leaf" and quantity.read(
+    quantity.split_unit(gold.text)[0]
+  )
+  if plain and len(PLAIN_WORD.findall(text)) >= 2 and "\\" not in text:
+    numbers = NUMBER.findall(text)
+    if len(numbers) == 1:
+      return numbers[0] + "%" * (numbers[0] + "%" in text)
+  return rest if rest != text else None
 
 
 def _readable(text: str) -> bool:
@@ -96,6 +280,34 @@ def _readable(text: str) -> bool:
     if braces < 0 or depth > MAX_DEPTH:
       return False
   return braces == 0
+
+
+def _grade_slowly(gold: str, answer: str) -> float | None:
+  if not _readable(answer):
+    return 0.0
+  parsed = _parse_gold(gold)
+  return float(_verify(parsed, _parse(answer))) if parsed else None
+
+
+@functools.lru_cache(4096)
+def _equivalent(gold: str, given: str, equations: bool = False) -> bool:
+  """What math-verify says of two formulas, or of two that should be 0.
+
+  Raises UnreadableGold if it cannot read the first.
+  """
+  parsed = _parse_gold(gold)
+  if not parsed:
+    raise UnreadableGold(gold)
+  other = _parse(given)
+  if not equations:
+    return _verify(parsed, other)
+  import sympy
+
+  try:
+    ratio = sympy.cancel(parsed[0] / other[0])
+  except (TypeError, AttributeError, IndexError, sympy.PolynomialError):
+    return False
+  return bool(ratio.is_number and ratio.is_finite and ratio != 0)
 
 
 @functools.lru_cache(4096)
