@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from r1jax.rewards import math
 from r1jax.types import Example
 
-MAX_LENGTH = 2048  # Characters of an answer that may quote a choice.
+MAX_LENGTH = 2048  # Characters; a longer answer names no letter.
 
-ALONE = re.compile(r"[\W_]*([A-Za-z](?:[\s,;&、]*(?:and\s+)?[A-Z])*)[\W_]*")
+# "C", "(c)", "**C**."; and "A, B and D", "ABD".
+ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
+SEVERAL = re.compile(r"[\W_]*[A-H](?:(?:[\W_]|and)*[A-H])+[\W_]*")
 # "C) Paris", "(C) Paris", "C: Paris", "C. Paris"
-LABELLED = re.compile(r"[\s*]*(?:\(([A-Z])\)|([A-Z])\s*[).:：、．])\s*\S")
+LABELLED = re.compile(
+  r"[\s*]*(?:\(([A-Z])\)|([A-Z])\s*(?:[).:：．]|、(?![A-Z]\b)))\s*\S"
+)
 NAMED = re.compile(
-  r"\b(?:answer|option|choice)s?\b(?:\s+is)?\s*[:=]?\s*[*(\[\s]*([A-Z])\b"
-  r"|(?:答案|选项?)(?:是|为|：|:)?\s*[*(（\s]*([A-Z])(?![a-z])"
+  r"(?i:\b(?:answer|option|choice)s?\b(?:\s+is)?)\s*[:=]?\s*[*(\[\s]*([A-Z])\b"
+  r"(?!\W*(?:(?:or|and)\b|[,/&])\W*[A-Z]\b)"
+  r"|(?:答案|选项?)(?:是|为|：|:)?\s*[*(（\s]*([A-Z])(?![A-Za-z])"
 )
 WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 
@@ -34,26 +39,27 @@ def grade(example: Example, answer: str) -> float:
 
 def letters(answer: str, choices: Sequence[str] = ()) -> str | None:
   """The letters that an answer names, sorted; None if it names none."""
-  text = answer[:MAX_LENGTH].replace("$", " ")
+  if len(answer) > MAX_LENGTH:
+    return None
+  text = answer.replace("$", " ")
   while (unwrapped := WRAPPER.sub(r" \1 ", text)) != text:
     text = unwrapped
   text = text.replace("\\", " ").strip()
-  for i, choice in enumerate(choices):
-    if _fold(choice) and _fold(choice) == _fold(answer):
-      return chr(ord("A") + i)
-  if match := ALONE.fullmatch(text):
-    named = sorted({c for c in match[1].upper() if c.isalpha()} - {""})
-    return (
-      "".join(named) if "AND" not in match[1].upper() else _joined(match[1])
-    )
-  if match := LABELLED.match(text):
-    return match[1] or match[2]
+  alone = ALONE.fullmatch(text)
+  if alone and (alone[1].isupper() or "(" in text):
+    return alone[1].upper()
+  said = _fold(answer)
+  same = [i for i, choice in enumerate(choices) if _fold(choice) == said]
+  if said and len(same) == 1:
+    return chr(ord("A") + same[0])
+  if alone:
+    return alone[1].upper()
+  if (match := LABELLED.match(text)) and match.lastindex:
+    return match[match.lastindex]
+  if SEVERAL.fullmatch(text):
+    return "".join(sorted({*re.findall("[A-H]", text)}))
   named = {a or b for a, b in NAMED.findall(text)}
   return named.pop() if len(named) == 1 else None
-
-
-def _joined(text: str) -> str:
-  return "".join(sorted(set(re.findall(r"\b[A-Z]\b", text))))
 
 
 def _fold(text: str) -> str:

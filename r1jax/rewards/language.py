@@ -3,7 +3,7 @@
     words in the target language / words        (arXiv:2501.12948, eq. 7)
 
 over the chain of thought, without its formulas, code, numbers and URLs. Scripts
-tell most languages apart; those that share one are told by `lingua`, sentence
+tell most languages apart; those that share one are told by py3langid, sentence
 by sentence. Where a script has no spaces, each character is a word.
 """
 
@@ -80,11 +80,6 @@ SHARED = {
   "arabic": ("ar", "fa", "ur"),
   "devanagari": ("hi", "mr", "ne"),
 }
-# Words and endings of Nepali, which lingua does not know.
-NEPALI = re.compile(
-  r"(?<![\u0900-\u097f])(?:छ|छन्|हो|थियो|गर्न|पनि|छैन|तपाईं|हुन्छ|भएको|यो|र)"
-  r"(?![\u0900-\u097f])|(?:हरू|लाई|मा|को)(?![\u0900-\u097f])"
-)
 
 
 def reward(
@@ -183,23 +178,18 @@ def _language(script: str, sentence: Sequence[str]) -> str | None:
 
 
 @functools.lru_cache(4096)
-def _ask(script: str, text: str) -> str | None:
-  found = _detector(script).detect_language_of(text)
-  if found is None:
-    return None
-  code = found.iso_code_639_1.name.lower()
-  if script == "devanagari" and len(NEPALI.findall(text)) * 5 > text.count(" "):
-    return "ne"
-  return code
+def _ask(script: str, text: str) -> str:
+  ranked = _identifier().rank(text)
+  return next(code for code, _ in ranked if code in SHARED[script])
 
 
 @functools.cache
-def _detector(script: str):
-  import lingua  # It holds its models; they are read when first needed.
+def _identifier():
+  # A second to read its model, 4 MB.
+  from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-  codes = [
-    getattr(lingua.IsoCode639_1, code.upper())
-    for code in SHARED[script]
-    if code != "ne"
-  ]
-  return lingua.LanguageDetectorBuilder.from_iso_codes_639_1(*codes).build()
+  identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
+  identifier.set_languages(
+    [code for codes in SHARED.values() for code in codes]
+  )
+  return identifier
