@@ -30,6 +30,7 @@ setup(
     "numpy>=2.0",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.20",
+    "py3langid>=0.4",
     "reasoning-gym>=0.1.23",
     "rich>=13.7",
     "safetensors>=0.5",
