@@ -5,7 +5,8 @@ is never a wrong answer. It is deterministic, and imports no JAX: graders run in
 processes of their own. To add one, write a module with `reward`, and name it in
 REWARDS; if it hands the text to a library, name it in POOLED too. A reward that
 compares the completions of one prompt with each other takes the list of them,
-gives a list of floats, and stands in GROUP_REWARDS.
+gives a list of floats, and stands in GROUP_REWARDS. One that waits for another
+machine gives BACKGROUND a function that starts a whole batch.
 """
 
 import difflib
@@ -22,6 +23,7 @@ from r1jax.rewards import (
   accuracy,
   format,
   instructions,
+  judge,
   language,
   length,
   random,
@@ -41,6 +43,7 @@ REWARDS: dict[str, Reward] = {
   "cosine": length.cosine,
   "format": format.reward,
   "instructions": instructions.reward,
+  "judge": judge.reward,
   "language": language.reward,
   "overlong": length.overlong,
   "random": random.reward,
@@ -51,10 +54,19 @@ REWARDS: dict[str, Reward] = {
 # Called with (Example, list[Completion]): all completions of one prompt.
 GROUP_REWARDS: dict[str, GroupReward] = {
   "length": length.group,
+  "preference": judge.group_reward,
 }
 
 # These hand the policy's text to libraries that may hang or crash on it.
 POOLED = {"accuracy", "cosine", "instructions", "language", "length"}
+
+# These wait for another machine. Called with all pairs, or all groups, and the
+# keyword arguments, it starts; what it gives is called to wait for the values.
+# With nothing to grade it raises what is wrong with the arguments.
+BACKGROUND: dict[str, Callable[..., Callable[[], list]]] = {
+  "judge": judge.start,
+  "preference": judge.start_groups,
+}
 
 
 class Scores(NamedTuple):
@@ -107,6 +119,11 @@ def submit(
     for example, written in zip(examples, completions, strict=True)
   ]
   groups = _groups(pairs, group_size)
+  waits = {
+    name: BACKGROUND[name](groups if name in GROUP_REWARDS else pairs, **kwargs)
+    for name, (_, kwargs) in spec.items()
+    if name in BACKGROUND
+  }
   calls = {
     name: [Call(REWARDS[name], pair, kwargs) for pair in pairs]
     if name in REWARDS
@@ -121,7 +138,9 @@ def submit(
     counts = Counter(timeouts=0, crashes=0)
     parts = {}
     for name in spec:
-      if grading := gradings.get(name):
+      if name in waits:
+        values = waits[name]()
+      elif grading := gradings.get(name):
         values = grading.values()
         counts.update(grading.counts)
       else:
@@ -161,7 +180,9 @@ def check(**spec: Any) -> dict[str, tuple[float, dict[str, Any]]]:
       )
     try:
       inspect.signature(known[name]).bind(None, None, **kwargs)
-    except TypeError as error:
+      if name in BACKGROUND:
+        BACKGROUND[name]([], **kwargs)
+    except (TypeError, ValueError) as error:
       raise ValueError(f"rewards.{name}: {error}") from None
     checked[name] = (float(weight), kwargs)
   return checked

@@ -28,7 +28,7 @@ from r1jax.rewards.endpoint import Endpoint, Request, ask
 from r1jax.types import Completion, Example
 
 MAX_ANSWER, MAX_REPLY = 2**16, 2**16  # Characters; more is not read.
-MAX_OBJECTS = 1000  # That a reply may seem to open; more are not tried.
+MAX_OBJECTS = 100  # That a reply may seem to open; more are not tried.
 
 CORRECTNESS = {"correct": 1.0, "incorrect": 0.0}
 PREFERENCE = {"A>>B": 1.0, "A>B": 0.5, "A=B": 0.0, "B>A": -0.5, "B>>A": -1.0}

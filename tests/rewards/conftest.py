@@ -21,6 +21,7 @@ class JudgeServer(http.server.ThreadingHTTPServer):
   """
 
   daemon_threads = False  # Closing waits for all threads.
+  request_queue_size = 128  # As many as may knock at once.
 
   def __init__(self):
     super().__init__(("127.0.0.1", 0), Handler)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r1jax import rewards
 from r1jax.rewards import endpoint, judge
 from r1jax.types import Completion, Example
 
@@ -364,3 +365,52 @@ def test_group_rewards_are_the_mean_over_pairs_orders_and_samples(
   assert all(len(drawn) == 2 for drawn in table.values())
   pairs = sum(len([*itertools.combinations(g, 2)]) for _, g in groups)
   assert len(judge_server.asked) == 4 * pairs
+
+
+# Among the other rewards.
+
+
+def test_judges_are_rewards_like_others(server, judge_server):
+  judge_server.rule = lambda asked: (
+    honest(asked) if asked["temperature"] == 0 else longer(asked)
+  )
+  other = SUM._replace(prompt="What is 2 + 10?", id="sum/1")
+  examples = [SUM, SUM, other, other]
+  written = [answered(text) for text in ("12", "132", "13", "12")]
+  spec = dict(judge=dict(weight=1.0, **server))
+  spec |= dict(preference=dict(weight=0.1, **server), format=0.0)
+  scores = rewards.score(examples, written, **spec)
+  np.testing.assert_array_equal(scores.parts["judge"], [1, 0, 0, 1])
+  np.testing.assert_array_equal(scores.parts["preference"], [-0.75, 0.75, 0, 0])
+  np.testing.assert_allclose(scores.total, [0.925, 0.075, 0, 1])
+
+
+def test_others_are_graded_while_the_judge_thinks(server, judge_server, acts):
+  judge_server.script = [acts.hangs]
+  wait = rewards.submit(
+    [SUM], [answered("12")], judge=dict(weight=1.0, **server), format=1.0
+  )
+  judge_server.rule = honest
+  judge_server.released.set()
+  assert wait().total == 1.0
+
+
+@pytest.mark.parametrize("name", ["judge", "preference"])
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (dict(modle="m"), "modle"),
+    (dict(model=""), "must name the model"),
+    (dict(base_url="localhost"), "must start with http"),
+    (dict(attempts=0), "attempts must be 1 or more"),
+  ],
+)
+def test_a_bad_spec_is_refused_before_anything_is_asked(name, changes, message):
+  place = dict(base_url="http://localhost:1/v1", model="m")
+  with pytest.raises(ValueError, match=f"rewards.{name}: .*{message}"):
+    rewards.check(**{name: dict(weight=1.0) | place | changes})
+
+
+def test_a_judge_without_a_place_is_refused():
+  with pytest.raises(ValueError, match="rewards.judge: .*base_url"):
+    rewards.check(judge=1.0)
