@@ -13,11 +13,11 @@ speed.
 import builtins
 import marshal
 import os
-import signal
 import sys
 
 from r1jax.rewards.values import decode, encode, receive, send
 
+SIGKILL = 9  # Linux's; to import `signal` takes as long as Python's start.
 MAX_MESSAGE = 1000  # Characters of an error that are reported.
 
 
@@ -205,7 +205,7 @@ def run(start, given: bytes, limit: int) -> tuple[int, bytes, str]:
     start()
   _, status = os.waitpid(pid, 0)
   try:
-    os.killpg(pid, signal.SIGKILL)
+    os.killpg(pid, SIGKILL)
   except OSError:
     pass  # There are no children.
   output = os.pread(fds[1], limit, 0)
@@ -280,6 +280,7 @@ def main() -> None:
   read = lambda size: os.read(control, size)
   job = decode(receive(read))
   confine(job["limits"], job["user"])
+  builtins.exit = builtins.quit = sys.exit  # As `site` has them, half as slow.
   send(control, encode("ready"))
   if "inputs" in job["work"]:
     return run_cases(control, **job["work"])
@@ -296,6 +297,7 @@ def main() -> None:
   # The program has been forked off: only now do the tests come in here.
   for test in check(decode(receive(read)), Program(answers, ask)):
     send(control, encode(test))
+  os._exit(0)  # Faster than a tidy end.
 
 
 if __name__ == "__main__":

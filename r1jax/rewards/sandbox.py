@@ -185,7 +185,7 @@ def run_tests(
   Raises as `run_cases` does.
   """
   with _start(dict(prefix=prefix, source=source), kind, limits) as box:
-    box.send(tests._asdict())
+    box.send(values.encode(tests._asdict()))
     for _, counts in tests.statements:
       if counts:
         yield box.receive()
@@ -198,11 +198,11 @@ class _Box:
     self.process, self._connection = process, connection
     self.deadline = time.monotonic() + START_SECONDS
 
-  def send(self, value: Any) -> None:
-    frame = values.encode(value)
+  def send(self, *frames: bytes) -> None:
+    sized = (len(frame).to_bytes(8, "big") + frame for frame in frames)
     with self._telling_why():
       self._wait()
-      self._connection.sendall(len(frame).to_bytes(8, "big") + frame)
+      self._connection.sendall(b"".join(sized))
 
   def receive(self) -> Any:
     with self._telling_why():
@@ -260,7 +260,7 @@ def _start(work: dict, kind: str, limits: Limits) -> Iterator[_Box]:
     stack.callback(_kill, process, kind)
     box = _Box(process, ours)
     try:
-      box.send(job)
+      box.send(_modules(), values.encode(job))
       box.receive()  # The program has not begun: what fails here, we have done.
     except Ended as error:
       _kill(process, kind)
@@ -290,7 +290,7 @@ def _popen_bwrap(stdin: socket.socket, limits: Limits) -> subprocess.Popen:
     os.write(write, seccomp.program())
     os.close(write)
     return subprocess.Popen(
-      [*command, "--seccomp", str(read), "--", *_python()],
+      [*command, "--seccomp", str(read), "--", *PYTHON],
       stdin=stdin,
       stdout=subprocess.DEVNULL,
       stderr=subprocess.PIPE,
@@ -303,7 +303,7 @@ def _popen_bwrap(stdin: socket.socket, limits: Limits) -> subprocess.Popen:
 
 def _popen_none(stdin: socket.socket, home: str) -> subprocess.Popen:
   return subprocess.Popen(
-    _python(),
+    PYTHON,
     stdin=stdin,
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
@@ -313,21 +313,29 @@ def _popen_none(stdin: socket.socket, home: str) -> subprocess.Popen:
   )
 
 
+# What Python runs first: the modules that come in ahead of the work. To hand
+# them over on the command line takes longer, and as files they might be closed
+# to the user of the sandbox.
+START = """
+import marshal, os, sys
+size, data = int.from_bytes(os.read(0, 8), "big"), b""
+while len(data) < size:
+  data += os.read(0, size - len(data)) or os._exit(1)
+for name, code in marshal.loads(data):
+  module = sys.modules.setdefault(name, type(sys)(name))
+  exec(code, module.__dict__)
+"""
+PYTHON = [os.path.realpath(sys.executable), "-I", "-S", "-B", "-c", START]
+
+
 @functools.cache
-def _python() -> list[str]:
-  """The command that runs `inside`, which is compiled here once."""
+def _modules() -> bytes:
+  """The modules that run inside, compiled here once."""
   parts = []
   for module, name in ((values, values.__name__), (inside, "__main__")):
     source = Path(module.__file__).read_text()
     parts.append((name, compile(source, name, "exec")))
-  data = marshal.dumps(parts).hex()
-  start = (
-    "import marshal, sys\n"
-    f"for name, code in marshal.loads(bytes.fromhex('{data}')):\n"
-    "  module = sys.modules.setdefault(name, type(sys)(name))\n"
-    "  exec(code, module.__dict__)"
-  )
-  return [os.path.realpath(sys.executable), "-I", "-S", "-B", "-c", start]
+  return marshal.dumps(parts)
 
 
 @functools.cache
@@ -348,12 +356,13 @@ def _bwrap() -> list[str]:
       command += ["--symlink", os.readlink(path), path]
     else:
       command += ["--ro-bind-try", path, path]
+  command += ["--dir", "/dev", "--dir", "/etc"]  # Else as closed as the host's.
   for path in ("/etc/alternatives", "/etc/ld.so.cache"):
     command += ["--ro-bind-try", path, path]
   prefix = os.path.realpath(sys.base_prefix)
   if not prefix.startswith("/usr"):
     for parent in reversed(Path(prefix).parents[:-1]):
-      command += ["--dir", str(parent)]  # Open to all, as the host's may not be.
+      command += ["--dir", str(parent)]
     command += ["--ro-bind", prefix, prefix]
   for name in ("null", "zero", "full", "random", "urandom"):
     command += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]

@@ -335,13 +335,15 @@ CHEATS = {
   "reads the tests": "import gc, os, sys\ndef f(x):\n  found = []\n"
   "  for fd in range(3):\n    found.append(os.read(fd, 9999))\n"
   "  found += [o for o in gc.get_objects() if 'assert' in repr(o)]\n"
-  "  return 6 if any('f(3)' in repr(o) for o in found) else 5",
+  "  test = ''.join(map(chr, [102, 40, 51, 41]))  # And no copy of it here.\n"
+  "  return 6 if any(test in repr(o) for o in found) else 5",
   "looks for the tests": "import pathlib\ndef f(x):\n"
   "  texts = [p.read_text(errors='replace') for p in [\n"
   "    *pathlib.Path('/tmp').rglob('*')]]\n"
   "  return 6 if any('f(3)' in text for text in texts) else 5",
-  "knows its caller": "import sys\ndef f(x):\n  frame = sys._getframe()\n"
-  "  while frame:\n    if '== 6' in repr(frame.f_locals): return 6\n"
+  "knows its caller": "import sys\ndef f(x):\n  frame = sys._getframe(1)\n"
+  "  test = ''.join(map(chr, [61, 61, 32, 54]))\n"
+  "  while frame:\n    if test in repr(frame.f_locals): return 6\n"
   "    frame = frame.f_back",
   "is nothing": "pass",
   "defines no function": "def g(x): return 6",

@@ -8,24 +8,30 @@ from hypothesis import strategies as st
 
 from r1jax.rewards.values import MAX_FRAME, decode, encode, receive
 
-HASHABLE = st.recursive(
-  st.none()
-  | st.booleans()
-  | st.integers()
-  | st.floats(allow_nan=False)
-  | st.complex_numbers(allow_nan=False)
-  | st.text(st.characters(exclude_categories=()))
-  | st.binary(),
-  lambda inner: st.lists(inner).map(tuple) | st.frozensets(inner),
+SCALARS = st.one_of(
+  st.none(),
+  st.booleans(),
+  st.integers(),
+  st.floats(allow_nan=False),
+  st.complex_numbers(allow_nan=False),
+  st.text(st.characters(exclude_categories=())),
+  st.binary(),
 )
-VALUES = st.recursive(
-  HASHABLE,
-  lambda inner: (
-    st.lists(inner)
-    | st.lists(inner).map(tuple)
-    | st.dictionaries(HASHABLE, inner)
-    | st.sets(HASHABLE)
-  ),
+HASHABLE = st.deferred(
+  lambda: (
+    SCALARS
+    | st.lists(HASHABLE, max_size=3).map(tuple)
+    | st.frozensets(HASHABLE, max_size=3)
+  )
+)
+VALUES = st.deferred(
+  lambda: (
+    HASHABLE
+    | st.lists(VALUES, max_size=3)
+    | st.lists(VALUES, max_size=3).map(tuple)
+    | st.dictionaries(HASHABLE, VALUES, max_size=3)
+    | st.sets(HASHABLE, max_size=3)
+  )
 )
 
 
@@ -45,13 +51,12 @@ def test_a_value_comes_back_as_it_was(value):
 
 
 def test_numbers_of_any_size_come_back():
-  for value in (10**9999, -(2**70), math.inf, -math.inf, 5e-324, -0.0, True):
+  for value in (9**300, -(2**70), math.inf, -math.inf, 5e-324, -0.0, True):
     back = decode(encode([value]))[0]
-    assert (back, type(back), str(back)[:1]) == (
-      value,
-      type(value),
-      str(value)[:1],
-    )
+    assert back == value
+    assert type(back) is type(value)
+    assert math.copysign(1, back) == math.copysign(1, value)
+  assert decode(encode(9**9999)) == 9**9999
   assert math.isnan(decode(encode(math.nan)))
 
 
