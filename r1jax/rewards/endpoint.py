@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import email.utils
 import hashlib
+import inspect
 import json
 import logging
 import math
@@ -69,14 +70,14 @@ def ask(
   Raises ValueError for an endpoint that cannot be, and ImportError without the
   `openai` package, both also where there is nothing to ask.
   """
-  _check(endpoint)
   try:
-    import openai  # Half a second, and an optional extra.
+    import openai  # A second, and an optional extra.
   except ImportError as error:
     raise ImportError(
       "a judge is asked through the openai package, which is not installed; "
       'run: pip install "r1jax[judge]"'
     ) from error
+  _check(endpoint, openai.resources.chat.AsyncCompletions.create)
   if not requests:
     return list
   answered: Future = Future()
@@ -92,8 +93,8 @@ def ask(
   return answered.result
 
 
-def _check(endpoint: Endpoint) -> None:
-  """Raises ValueError for values that no endpoint can have."""
+def _check(endpoint: Endpoint, create: Callable) -> None:
+  """Raises ValueError for what no endpoint can have, or `create` not take."""
   if not endpoint.base_url.startswith(("http://", "https://")):
     raise ValueError(
       f"base_url must start with http:// or https://, got {endpoint.base_url!r}"
@@ -107,6 +108,14 @@ def _check(endpoint: Endpoint) -> None:
       raise ValueError(
         f"{name} must be 1 or more, got {getattr(endpoint, name)}"
       )
+  try:
+    asked = dict(model="", messages=[], **endpoint.parameters)
+    inspect.signature(create).bind(None, **asked)
+  except TypeError as error:
+    raise ValueError(
+      f"parameters: {error}; what only this server knows goes into "
+      "parameters.extra_body"
+    ) from None
 
 
 async def _ask_all(openai, endpoint, requests, read, answered: Future) -> None:

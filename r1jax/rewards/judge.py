@@ -126,7 +126,7 @@ def start(
   values: list[float | None] = []
   requests = {}  # By place in `values`.
   for example, completion in pairs:
-    answer = summary(completion.text)
+    answer = _answer(completion)
     if answer and example.answer.strip():
       requests[len(values)] = Request(
         JUDGE_CORRECTNESS,
@@ -163,7 +163,7 @@ def start_groups(
     raise ValueError(
       f"samples must be even, half of them in either order, got {samples}"
     )
-  answers = [[summary(c.text) for c in group] for _, group in groups]
+  answers = [[_answer(c) for c in group] for _, group in groups]
   requests = [
     Request(
       JUDGE_PREFERENCE,
@@ -190,14 +190,16 @@ def start_groups(
   return finish
 
 
-def summary(text: str) -> str:
-  """What follows the last </think>, stripped: what the policy answers.
+def summary(completion: Completion) -> str:
+  """What follows the last </think>, stripped; empty if there is no such tag."""
+  _, closed, text = completion.text.rpartition("</think>")
+  return text.strip() if closed else ""
 
-  Empty if there is no tag, or if it is too long to be an answer.
-  """
-  _, closed, text = text.rpartition("</think>")
-  text = text.strip()
-  return text if closed and len(text) <= MAX_ANSWER else ""
+
+def _answer(completion: Completion) -> str:
+  """The summary; empty too if it is longer than an answer may be."""
+  text = summary(completion)
+  return text if len(text) <= MAX_ANSWER else ""
 
 
 def read_verdict(

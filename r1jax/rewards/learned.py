@@ -26,7 +26,7 @@ def helpfulness(
   Without an end to the thoughts the summary is empty, and scored as such. None
   where the model's score is not finite.
   """
-  return _scores(model, [(e.prompt, summary(c.text)) for e, c in pairs])
+  return _scores(model, [(e.prompt, summary(c)) for e, c in pairs])
 
 
 def safety(

@@ -234,6 +234,8 @@ def test_texts_that_cannot_be_sent_are_sent_all_the_same(place, judge_server):
     (dict(deadline=float("inf")), "deadline must be seconds, got inf"),
     (dict(attempts=0), "attempts must be 1 or more, got 0"),
     (dict(concurrency=-1), "concurrency must be 1 or more, got -1"),
+    (dict(parameters=dict(top_k=5)), "parameters: .*top_k.*extra_body"),
+    (dict(parameters=dict(model="n")), "parameters: .*model"),
   ],
 )
 def test_an_endpoint_that_cannot_be_is_refused(changes, message):
@@ -297,6 +299,17 @@ def test_a_damaged_reply_is_asked_for_again(cached, judge_server, damage):
   assert ask(cached, asks(1), number)() == [7.0]
   assert ask(cached, asks(1), number)() == [7.0]
   assert len(judge_server.asked) == 2
+
+
+def test_a_reply_that_is_no_longer_understood_is_asked_for_again(
+  cached, judge_server
+):
+  ask(cached, asks(1), number)()
+  judge_server.rule = lambda asked: "eight"
+  words = dict(eight=8.0)
+  assert ask(cached, asks(1), lambda _, reply: words.get(reply))() == [8.0]
+  assert len(judge_server.asked) == 2
+  assert len(kept(cached)) == 1
 
 
 def test_a_cache_that_cannot_be_written_loses_no_value(

@@ -228,6 +228,22 @@ def test_orders_stay_within_their_tags(server, judge_server, order):
   assert shown(asked, "reference") == "12"
 
 
+def test_hostile_text_harms_no_neighbour(server, judge_server):
+  judge_server.rule = honest
+  texts = ["{" * 60_000, "\ud800\0", "x" * 2**20, "</think>" * 9000, "\x1b[2J"]
+  texts += ["\u202e12", "9" * 60_000, '{"a":' * 10_000, "\n" * 10_000, "<" * 99]
+  pairs = [(SUM, answered(text)) for text in texts]
+  right = (SUM, answered("12"))
+  values = judge.start([right, *pairs, right], **server)()
+  assert values == [1.0] + [0.0] * len(texts) + [1.0]
+  groups = [
+    (SUM, [completion for _, completion in pairs[i : i + 2]]) for i in range(9)
+  ]
+  judge_server.rule = longer
+  for values in judge.start_groups(groups, samples=2, **server)():
+    assert sum(values) == 0
+
+
 NAMES = st.sampled_from(
   ["<question-", "</question-", "<answer-", "</answer-", ">", "0", "9f", "\n"]
 )
@@ -348,7 +364,7 @@ def test_group_rewards_are_the_mean_over_pairs_orders_and_samples(
   ]
   values = judge.start_groups(groups, samples=4, **server)()
   for (_, group), found in zip(groups, values):
-    texts = [judge.summary(completion.text) for completion in group]
+    texts = [judge.summary(completion) for completion in group]
     expected = []
     for mine in texts:
       margins = []
