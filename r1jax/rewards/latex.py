@@ -62,7 +62,11 @@ REWRITES = tuple(
     (r"(?<=\d),\s*\\!\s*(?=\d{3})", ""),
     (r"^\s*\*\*([^*]+)\*\*\W*$", r"\1"),  # Markdown's bold.
     (r"(?<!\\)\\[,;:!> ]|~|\\q?quad(?![a-zA-Z])|\\h?space\{[^{}]*\}", " "),
+    (r"\{([:;])\}", r"\1"),
     # Plain text's way of writing mathematics.
+    (r"^\s*\{([^{}]*,[^{}]*)\}\s*$", r"\\{\1\\}"),
+    (r"(?<=\d)\s*\(([a-zA-Z][a-zA-Z ]+)\)\s*$", r" \1"),
+    (r"^\s*=", ""),
     (r"(?<![\\a-zA-Z])(sqrt|pi|infinity|infty)(?![a-zA-Z])", r"\\\1"),
     (r"\\infinity|(?<![\\a-zA-Z])inf(?![a-zA-Z])", r"\\infty"),
     (r"\*\*", "^"),
@@ -83,6 +87,7 @@ REWRITES = tuple(
     (r"\\lbrace(?![a-zA-Z])", r"\\{"),
     (r"\\rbrace(?![a-zA-Z])", r"\\}"),
     (r"\\colon(?![a-zA-Z])", ":"),
+    (r"\\log_\{?e(?![a-zA-Z])\}?", r"\\ln"),
     (r"(^|[(\[{,;=])\s*\+\s*(?=[\w\\.])", r"\1"),
     # Scripts: braces around more than one character, and around no single one.
     (r"\^\s*(-?\d{2,}|-\w)", r"^{\1}"),
@@ -90,7 +95,7 @@ REWRITES = tuple(
     (r"(?<![\d^_.])(\d+)\s+(\d+)\s*/\s*(\d+)(?!\d)", r"\1\\frac{\2}{\3}"),
   )
 )
-TAIL = re.compile(r"[\s.,;:]+$")
+TAIL = re.compile(r"[\s.,;:\\]+$")
 THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 SPACED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d,])")
 NUMBERS = re.compile(r"(?<![\d_^])(\d+)\s+(?=\d)")  # 1 2 is no number.

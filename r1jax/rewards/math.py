@@ -27,10 +27,10 @@ MAX_FORMULAS = 8  # Elements of a list that may be compared in any order.
 
 # Numbers that the library would compute, digit by digit.
 HUGE = re.compile(
-  r"\^\s*\{?[^{}]*\^"  # 9^{9^9}
+  r"\^\s*[{(][^{}a-zA-Z\\]*\^|\^[\s{(]*-?[\d.]+[\s})]*\^"  # 9^{9^9}
   r"|\^[^()]*\d{3}[^()]*\)\s*\^\s*\{?\d{3}"  # (9^{999})^{999}
   r"|(\^|\*\*)[\s{(]*-?\d{5}"  # 9^{99999}
-  r"|\d{4}[\s})]*!|!.*!",  # 9999!, (99!)!
+  r"|\d{5}[\s})]*!|!\s*[)}\]]*\s*!",  # 99999!, (99!)!
   re.DOTALL,
 )
 LETTER = re.compile(r"\W*([A-Z])\W*|\(?([A-Z])[).:](?:\s.*)?", re.DOTALL)
@@ -38,9 +38,12 @@ FUNCTION = re.compile(
   r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\w|_\{[^{}]*\})?'?"
   r"(?:\([a-zA-Z](?:,[a-zA-Z])*\))?"
 )
+ASSIGNED = re.compile(r"([a-zA-Z])=([^=]+)")
+TIME = re.compile(r"\d+(?::\d+)+\s*(?:[ap]\.?\s?m\.?)?", re.IGNORECASE)
 # What stands before an answer in a sentence.
 LEAD = re.compile(
-  r"^.*\b(?:answer|result|solution)\b\s*(?:is|are|:|=|equals|to be)+:?"
+  r"^.*\b(?:answer|result|solution|option|choice)\b\s*(?:is|are|:|=|equals)+:?"
+  r"|^\W*(?:option|choice)\b"
   r"|^.*答案(?:是|为|：|:)"
   r"|^\W*(?:A|Ans|Answer)\s*:"
   r"|^\W*(?:(?:so|thus|hence|therefore|then)\b,?)?\s*"
@@ -128,6 +131,8 @@ def _equal(gold: Parts, given: Parts, trust_strings: bool = True) -> bool:
     gold, given = _vector(gold), _vector(given)
   elif kinds == ("tuple", "list") and gold.brackets == ";":
     given = given._replace(kind="tuple", brackets=";")
+  elif sorted(kinds) == ["list", "tuple"]:
+    gold, given = _point(gold), _point(given)
   return (
     gold.kind == given.kind != "leaf"
     and gold.brackets == given.brackets
@@ -137,9 +142,21 @@ def _equal(gold: Parts, given: Parts, trust_strings: bool = True) -> bool:
 
 
 def _unpack(tree: Parts) -> Parts:
-  """A list of one is its element."""
-  alone = tree.kind in ("list", "union") and len(tree.parts) == 1
-  return tree.parts[0] if alone else tree
+  """A list of one element, however often it is there, is that element."""
+  if tree.kind not in ("list", "union"):
+    return tree
+  distinct = _distinct(tree.parts)
+  return distinct[0] if len(distinct) == 1 else tree
+
+
+def _point(tree: Parts) -> Parts:
+  """x = 3, y = 4 as (3, 4); any other tree as it is."""
+  found = [ASSIGNED.fullmatch(squeeze(part.text)) for part in tree.parts]
+  names = [match[1] for match in found if match]
+  if len(names) < len(found) or names != sorted({*names}):
+    return tree
+  values = tuple(structure.read(match[2]) for match in found)
+  return Parts("tuple", parts=values, brackets="()")
 
 
 def _vector(tree: Parts) -> Parts:
@@ -244,6 +261,8 @@ def _value(sides: list[str]) -> str | None:
 def _is_words(gold: str) -> bool:
   """True for text that is no formula, such as names and yes or no."""
   text = _unwrap(gold)
+  if TIME.fullmatch(text.strip()):
+    return True
   if re.fullmatch(r"\\text\{[^{}]*[^\W\d_][^{}]*\}", gold):
     return quantity.read(quantity.split_unit(text)[0]) is None
   letters = sum(map(str.isalpha, text))
@@ -259,7 +278,7 @@ def _unwrap(text: str) -> str:
 
 def _fold(text: str) -> str:
   text = re.sub(r"^\W*(?:the|an?|it(?:'s| is))\s", "", _unwrap(text).lower())
-  return re.sub(r"[\W_]+", "", text)
+  return re.sub(r"[^\w:]|_", "", text)
 
 
 def _said(answer: str, gold: Parts) -> str | None:

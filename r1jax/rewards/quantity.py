@@ -56,6 +56,10 @@ SCALES = {
   "万": 10**4,
   "亿": 10**8,
 }
+SPELLED = (
+  "zero one two three four five six seven eight nine ten eleven twelve "
+  "thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
+).split()
 # Words after a number that make another number of it.
 OTHER = re.compile(
   r"\b(half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|eighths?|tenths?"
@@ -71,12 +75,13 @@ WORDS = re.compile(
   r"(?:\\text\{\s*([^{}]*?)\s*\}|([a-zA-Z\u4e00-\u9fff$€][^{}\\^=<>()+*|&\d]*))"
   r"(?:\^\{?([23])\}?)?$"
 )
+RATE = re.compile(r"[a-zA-Z]+\s?(?:/|per)\s?[a-zA-Z]+")
 DEGREES = re.compile(r"\^\{\\circ\}\s*(?:\\text\{\s*([CF]?)\s*\}|([CF]))?$")
 RADIX = re.compile(r"([0-9A-Za-z]+)_\{?(?:\\text\{)?\s*(\w+)\s*\}*")
 FRACTION = re.compile(r"\\frac\{(-?[\d.,]+)\}\{(-?[\d.,]+)\}")
 MIXED = re.compile(r"(-?)(\d+)\\frac\{(\d+)\}\{(\d+)\}")
 POWER_OF_TEN = re.compile(
-  r"(-?[\d.]+)(?:\\times|\\cdot|\*)10\^\{?(-?\d{1,3})\}?"
+  r"(-?[\d.]+)(?:(?:\\times|\\cdot|\*)10\^\{?|[eE]\+?)(-?\d{1,3})\}?"
 )
 REPEATING = re.compile(
   r"(-?)(\d*)\.(\d*)\\(?:overline|bar|dot)\{?(\d+)\}?(?:\\ldots)?"
@@ -190,6 +195,8 @@ def _value(text: str) -> Fraction | None:
     value = Fraction(int(whole + fixed + period) - int(whole + fixed))
     value /= 10 ** len(fixed) * (10 ** len(period) - 1)
     return -value if match[1] else value
+  if (word := text.lower()) in SPELLED:
+    return Fraction(SPELLED.index(word))
   return arithmetic.number(text)
 
 
@@ -198,6 +205,8 @@ def _is_unit(head: str, words: str) -> bool:
   if words.lower().rstrip("s") in UNITS or words in UNITS:
     return len(words) > 1
   known = read(head) is not None
+  if known and RATE.fullmatch(words):
+    return True
   letters = sum(map(str.isalpha, words))
   return known and (letters > 2 or not words.isascii() or "$" in words)
 
