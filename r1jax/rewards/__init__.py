@@ -60,6 +60,9 @@ GROUP_REWARDS: dict[str, GroupReward] = {
 # These hand the policy's text to libraries that may hang or crash on it.
 POOLED = {"accuracy", "cosine", "instructions", "language", "length"}
 
+# What these make of bad arguments shows on any completion.
+PROBED = {"cosine", "overlong", "random", "repetition"}
+
 # These wait for another machine. Called with all pairs, or all groups, and the
 # keyword arguments, it starts; what it gives is called to wait for the values.
 # With nothing to grade it raises what is wrong with the arguments.
@@ -182,6 +185,8 @@ def check(**spec: Any) -> dict[str, tuple[float, dict[str, Any]]]:
       inspect.signature(known[name]).bind(None, None, **kwargs)
       if name in BACKGROUND:
         BACKGROUND[name]([], **kwargs)
+      if name in PROBED:
+        known[name](Example("", ""), Completion("", 1, 1), **kwargs)
     except (TypeError, ValueError) as error:
       raise ValueError(f"rewards.{name}: {error}") from None
     checked[name] = (float(weight), kwargs)

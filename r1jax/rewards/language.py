@@ -15,24 +15,24 @@ from collections.abc import Iterator, Sequence
 from r1jax.rewards import words
 from r1jax.types import Completion, Example
 
-MAX_LENGTH = 1_000_000  # Characters that are read of a text.
+MAX_LENGTH = 400_000  # Characters that are read of a text.
+MAX_SENTENCE = 1000  # Characters that tell a sentence's language.
+MAX_WORD = 40  # Characters that tell a word's script.
+MAX_ENVIRONMENTS = 20  # Kinds of LaTeX environments that are left out.
 MIN_LETTERS = 12  # Of a sentence; a shorter one is in its neighbour's language.
 
-# What is no prose. Fences and brackets must close, or they are prose.
+# What is no prose. It must be closed, or it is prose.
+SPANS = (("```", "```"), ("$$", "$$"), (r"\[", r"\]"), (r"\(", r"\)"))
+ENVIRONMENT = re.compile(r"\\begin\{(\w{1,20}\*?)\}")
 NO_PROSE = tuple(
-  re.compile(pattern, re.DOTALL)
+  re.compile(pattern)
   for pattern in (
-    r"```.*?```",
     r"`[^`\n]*`",
-    r"\$\$.*?\$\$",
-    r"\\\[.*?\\\]",
-    r"\\\(.*?\\\)",
-    r"\\begin\{(\w+\*?)\}.*?\\end\{\1\}",
     r"\$(?=[^$\n]*[\\^_={}<>+*/]|[^$\s]\$)[^$\n]*\$",  # No "$10 and $20".
     r"\\[a-zA-Z]+(?:\{[^{}]*\}|\[[^\[\]]*\])*",
-    r"</?\w+>",
+    r"</?\w{1,20}>",
     r"(?:https?://|www\.)\S+",
-    r"\b[\w.+-]+@[\w-]+\.[\w.]+\b",
+    r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,64}\.[\w.]{1,64}",
   )
 )
 SENTENCE = re.compile(r"[^.!?\n。！？;；।॥]+[.!?\n。！？;；।॥]*")
@@ -115,11 +115,27 @@ def thinking(text: str) -> str:
 
 
 def prose(text: str) -> str:
-  """The text without formulas, code, tags, numbers and addresses."""
+  """The text without formulas, code, tags and addresses."""
   text = text[:MAX_LENGTH]
+  for opening, closing in SPANS:
+    text = _cut(text, opening, closing)
+  for name in sorted({*ENVIRONMENT.findall(text)})[:MAX_ENVIRONMENTS]:
+    text = _cut(text, rf"\begin{{{name}}}", rf"\end{{{name}}}")
   for pattern in NO_PROSE:
     text = pattern.sub(" ", text)
   return text
+
+
+def _cut(text: str, opening: str, closing: str) -> str:
+  """The text without its spans, in time that grows with its length alone."""
+  kept, position = [], 0
+  while (start := text.find(opening, position)) >= 0:
+    end = text.find(closing, start + len(opening))
+    if end < 0:
+      break
+    kept.append(text[position:start])
+    position = end + len(closing)
+  return " ".join([*kept, text[position:]])
 
 
 def identify(text: str) -> str | None:
@@ -151,7 +167,7 @@ def _sentences(text: str) -> Iterator[tuple[str, list[str]]]:
   for match in SENTENCE.finditer(text):
     by_script = {}
     for word in words.split(match[0]):
-      if (script := _script(word)) and not SYMBOL.fullmatch(word):
+      if script := _script(word[:MAX_WORD]):
         by_script.setdefault(script, []).append(word)
     if kana := by_script.pop("kana", None):  # Its Han are Japanese too.
       by_script["ja"] = kana + by_script.pop("han", [])
@@ -160,7 +176,11 @@ def _sentences(text: str) -> Iterator[tuple[str, list[str]]]:
     yield from by_script.items()
 
 
+@functools.lru_cache(1 << 16)
 def _script(word: str) -> str | None:
+  """The script of a word; None for one of no language."""
+  if SYMBOL.fullmatch(word):
+    return None
   for script, letters in SCRIPTS:
     if letters.search(word):
       return script
@@ -171,7 +191,7 @@ def _language(script: str, sentence: Sequence[str]) -> str | None:
   """The language of words in one script; None if they are too few to tell."""
   if script not in SHARED:
     return script
-  text = " ".join(sentence)
+  text = " ".join(sentence)[:MAX_SENTENCE]
   if sum(map(str.isalpha, text)) < MIN_LETTERS:
     return None
   return _ask(script, text)

@@ -35,21 +35,25 @@ HUGE = re.compile(
 )
 LETTER = re.compile(r"\W*([A-Z])\W*|\(?([A-Z])[).:](?:\s.*)?", re.DOTALL)
 FUNCTION = re.compile(
-  r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\w|_\{[^{}]*\})?'?"
+  r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\w|_\{[^{}]*\}|\^\{-1\})?'?"
   r"(?:\([a-zA-Z](?:,[a-zA-Z])*\))?"
 )
 ASSIGNED = re.compile(r"([a-zA-Z])=([^=]+)")
 TIME = re.compile(r"\d+(?::\d+)+\s*(?:[ap]\.?\s?m\.?)?", re.IGNORECASE)
 # What stands before an answer in a sentence.
 LEAD = re.compile(
-  r"^.*\b(?:answer|result|solution|option|choice)\b\s*(?:is|are|:|=|equals)+:?"
+  r"^.*\b(?:answer|result|solution|option|choice)\b(?:\s*(?:is|are|:|=))+[*_]*"
   r"|^\W*(?:option|choice)\b"
   r"|^.*答案(?:是|为|：|:)"
-  r"|^\W*(?:A|Ans|Answer)\s*:"
+  r"|^\W*(?:A|Ans|Answer)\s*:[*_]*"
   r"|^\W*(?:(?:so|thus|hence|therefore|then)\b,?)?\s*"
   r"(?:it(?:'s| is)|that is|we (?:get|have)|there (?:are|is)|equals|about"
   r"|approximately|roughly)\b",
   re.IGNORECASE | re.DOTALL,
+)
+# "(C) 12", as answers to multiple choice are boxed.
+LABEL = re.compile(
+  r"(?:\\text\w*\s*\{\s*)?\([A-E]\)\s*\}?(?:\\ |\\[,;:]|~|:|\s)*(?=[^\s}])"
 )
 MATH_SPAN = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
 NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
@@ -284,6 +288,8 @@ def _fold(text: str) -> str:
 def _said(answer: str, gold: Parts) -> str | None:
   """The answer within a sentence, if there is one; None if it is none."""
   text = answer.strip()
+  if label := LABEL.match(text):
+    return text[label.end() :]
   rest = LEAD.sub("", text, count=1)
   spans = [a or b for a, b in MATH_SPAN.findall(rest)]
   if len(spans) == 1 and PLAIN_WORD.search(MATH_SPAN.sub("", rest)):

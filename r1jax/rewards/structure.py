@@ -38,6 +38,7 @@ BOUND_BACK = re.compile(
 BUILDER = re.compile(r"[^|:]*?(?:\||\\mid(?![a-zA-Z])|:)")  # {x | ...}
 RELATION = re.compile(r"[<>=]|\\(?:le|ge|ne)(?![a-zA-Z])")
 FLIP = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
+REALS = {r"\mathbb{R}", r"\R", "allrealnumbers", "allreals", "R"}
 INFINITY = r"\infty"
 
 
@@ -59,6 +60,8 @@ def read(text: str) -> Parts:
   text = text.strip()
   if match := IN.match(text):
     text = text[match.end() :].strip()
+  if latex.squeeze(text) in REALS:
+    text = r"(-\infty,\infty)"
   return (
     _matrix(text)
     or _union(text)

@@ -73,6 +73,10 @@ def test_a_reward_that_raises_is_counted_and_named(monkeypatch, caplog):
     (dict(random=dict(probability=0.5)), "weight must be a finite number"),
     (dict(accuracy="1"), "weight must be a finite number, got '1'"),
     (dict(accuracy=math.nan), "weight must be a finite number"),
+    (dict(overlong=1.0), "rewards.overlong.*'buffer'"),
+    (dict(overlong=dict(weight=1.0, buffer=0)), "buffer must be 1 or more"),
+    (dict(repetition=dict(weight=1.0, size=0)), "size must be 1 or more"),
+    (dict(length=dict(weight=1.0, buffer=1)), "rewards.length.*'buffer'"),
   ],
 )
 def test_a_bad_spec_says_what_is_wrong(spec, message):
