@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from r1jax.rewards import words
 from r1jax.types import Completion, Example
 
-MAX_LENGTH = 400_000  # Characters that are read of a text.
+MAX_LENGTH = 300_000  # Characters that are read of a text.
 MAX_SENTENCE = 1000  # Characters that tell a sentence's language.
 MAX_WORD = 40  # Characters that tell a word's script.
 MAX_ENVIRONMENTS = 20  # Kinds of LaTeX environments that are left out.

@@ -27,7 +27,7 @@ MAX_FORMULAS = 8  # Elements of a list that may be compared in any order.
 
 # Numbers that the library would compute, digit by digit.
 HUGE = re.compile(
-  r"\^\s*[{(][^{}a-zA-Z\\]*\^|\^[\s{(]*-?[\d.]+[\s})]*\^"  # 9^{9^9}
+  r"\^\s*[{(][^{}a-zA-Z\\]*\^|\^[\s{(]*-?[\d.]+[\s}]*\^"  # 9^{9^9}
   r"|\^[^()]*\d{3}[^()]*\)\s*\^\s*\{?\d{3}"  # (9^{999})^{999}
   r"|(\^|\*\*)[\s{(]*-?\d{5}"  # 9^{99999}
   r"|\d{5}[\s})]*!|!\s*[)}\]]*\s*!",  # 99999!, (99!)!
@@ -37,6 +37,11 @@ LETTER = re.compile(r"\W*([A-Z])\W*|\(?([A-Z])[).:](?:\s.*)?", re.DOTALL)
 FUNCTION = re.compile(
   r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\w|_\{[^{}]*\}|\^\{-1\})?'?"
   r"(?:\([a-zA-Z](?:,[a-zA-Z])*\))?"
+)
+# Signs and functions; a hyphen stands between words.
+FORMULA = re.compile(
+  r"[\\^_{}=+*/<>|\d]|(?<![a-zA-Z]{3})-|-(?![a-zA-Z]{3})"
+  r"|\b(?:sin|cos|tan|log|ln|exp|sqrt|max|min)\b"
 )
 ASSIGNED = re.compile(r"([a-zA-Z])=([^=]+)")
 TIME = re.compile(r"\d+(?::\d+)+\s*(?:[ap]\.?\s?m\.?)?", re.IGNORECASE)
@@ -270,10 +275,7 @@ def _is_words(gold: str) -> bool:
   if re.fullmatch(r"\\text\{[^{}]*[^\W\d_][^{}]*\}", gold):
     return quantity.read(quantity.split_unit(text)[0]) is None
   letters = sum(map(str.isalpha, text))
-  return bool(
-    not re.search(r"[\\^_{}=+*/<>|\d]", text)
-    and (letters >= 4 or not text.isascii())
-  )
+  return bool(not FORMULA.search(text) and (letters >= 4 or not text.isascii()))
 
 
 def _unwrap(text: str) -> str:
