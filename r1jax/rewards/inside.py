@@ -179,6 +179,23 @@ def check(tests: dict, program: Program):
       yield message is None, message or ""
 
 
+def run_tests(control: int, read, prefix: str, source: str) -> None:
+  """Reports on each test, as `check` yields it."""
+  (asked, ask), (answers, answer) = os.pipe(), os.pipe()
+  if not os.fork():
+    for fd in (control, ask, answers):
+      os.close(fd)
+    try:
+      serve(asked, answer, prefix, source)
+    finally:
+      os._exit(1)
+  os.close(asked)
+  os.close(answer)
+  # The program has been forked off: only now do the tests come in here.
+  for test in check(decode(receive(read)), Program(answers, ask)):
+    send(control, encode(test))
+
+
 # Programs that read and print.
 
 
@@ -283,21 +300,10 @@ def main() -> None:
   builtins.exit = builtins.quit = sys.exit  # As `site` has them, half as slow.
   send(control, encode("ready"))
   if "inputs" in job["work"]:
-    return run_cases(control, **job["work"])
-  (asked, ask), (answers, answer) = os.pipe(), os.pipe()
-  if not os.fork():
-    for fd in (control, ask, answers):
-      os.close(fd)
-    try:
-      serve(asked, answer, **job["work"])
-    finally:
-      os._exit(1)
-  os.close(asked)
-  os.close(answer)
-  # The program has been forked off: only now do the tests come in here.
-  for test in check(decode(receive(read)), Program(answers, ask)):
-    send(control, encode(test))
-  os._exit(0)  # Faster than a tidy end.
+    run_cases(control, **job["work"])
+  else:
+    run_tests(control, read, **job["work"])
+  read(1)  # To be ended from outside is to be ended whole.
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 KINDS = ("bwrap", "none")
 START_SECONDS = 20.0  # To set a sandbox up, on a busy machine.
+PATIENCE = 1.0  # Seconds until a sandbox that does not end is left behind.
 BUILD_SECONDS = 10.0  # To compile, on top of a program's own limit.
 ENVIRONMENT = {
   "HOME": "/tmp",
@@ -115,6 +116,7 @@ for what, attempt in attempts.items():
 """
 
 
+@functools.cache
 def check(kind: str) -> None:
   """Raises ValueError unless a sandbox of this kind can be had, and holds."""
   if kind not in KINDS:
@@ -123,8 +125,6 @@ def check(kind: str) -> None:
     logger.warning("sandbox='none': the policy's programs may do all you may")
     return
   advice = "; say sandbox='none' to run the policy's programs without isolation"
-  if not shutil.which("bwrap"):
-    raise ValueError("there is no bwrap: install bubblewrap" + advice)
   with tempfile.NamedTemporaryFile() as file:
     try:
       _, run = run_cases("python", PROBE, [file.name], kind, Limits())
@@ -243,7 +243,7 @@ def _start(work: dict, kind: str, limits: Limits) -> Iterator[_Box]:
       FSIZE=limits.output_mib * size,
       MSGQUEUE=0,
       NOFILE=256,
-      NPROC=limits.processes + 2,  # The checker, and a process of bwrap's.
+      NPROC=limits.processes + 2,  # `inside`, and a process of bubblewrap's.
     ),
   )
   ours, theirs = socket.socketpair()
@@ -254,6 +254,8 @@ def _start(work: dict, kind: str, limits: Limits) -> Iterator[_Box]:
         if os.geteuid() == 0:  # A user that nobody else is, to be counted.
           job["user"] = 62000 + threading.get_native_id() % 3000
         process = stack.enter_context(_popen_bwrap(theirs, limits))
+      elif kind != "none":
+        raise ValueError(f"sandbox must be one of {[*KINDS]}, got {kind!r}")
       else:
         home = stack.enter_context(tempfile.TemporaryDirectory())
         process = stack.enter_context(_popen_none(theirs, home))
@@ -264,7 +266,7 @@ def _start(work: dict, kind: str, limits: Limits) -> Iterator[_Box]:
       box.receive()  # The program has not begun: what fails here, we have done.
     except Ended as error:
       _kill(process, kind)
-      words = process.stderr.read().decode(errors="replace")[-1000:]
+      words = process.stderr.read().decode(errors="replace")[-1000:].strip()
       raise RuntimeError(
         f"the sandbox cannot start, {error}: {words}"
       ) from None
@@ -273,12 +275,18 @@ def _start(work: dict, kind: str, limits: Limits) -> Iterator[_Box]:
 
 
 def _kill(process: subprocess.Popen, kind: str) -> None:
-  """Ends the sandbox: bubblewrap's death is that of all inside."""
-  if kind == "bwrap":
-    process.kill()
-  else:
-    with contextlib.suppress(OSError):
+  """Ends the sandbox, and waits until all that ran there is gone."""
+  with contextlib.suppress(OSError):
+    if kind == "none":
       os.killpg(process.pid, signal.SIGKILL)
+    elif process.poll() is None:
+      # Its first process takes all others along, and bubblewrap waits for it.
+      path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+      for pid in path.read_text().split():
+        os.kill(int(pid), signal.SIGKILL)
+  with contextlib.suppress(subprocess.TimeoutExpired):
+    process.wait(PATIENCE)
+  process.kill()
   process.wait()
 
 
@@ -341,8 +349,10 @@ def _modules() -> bytes:
 @functools.cache
 def _bwrap() -> list[str]:
   """The command of the sandbox, up to its directory for writing."""
+  if not (path := shutil.which("bwrap")):
+    raise RuntimeError("there is no bwrap: install bubblewrap")
   command = [
-    *[shutil.which("bwrap") or "bwrap", "--die-with-parent", "--new-session"],
+    *[path, "--die-with-parent", "--new-session"],
     *["--unshare-ipc", "--unshare-net", "--unshare-pid", "--unshare-uts"],
     *["--cap-drop", "ALL"],
   ]

@@ -351,9 +351,17 @@ CHEATS = {
 }
 
 
-@pytest.mark.parametrize("name", CHEATS)
-def test_cheats_score_nothing(name):
-  assert judge(CHEATS[name], seconds=5.0).score == 0.0
+def scored(programs, example=DOUBLES):
+  """The names of those that score."""
+  return [
+    name
+    for name, program in programs.items()
+    if judge(program, example, seconds=5.0).score
+  ]
+
+
+def test_cheats_score_nothing():
+  assert scored(CHEATS) == []
 
 
 PRINTING_CHEATS = {
@@ -374,9 +382,8 @@ PRINTING_CHEATS = {
 }
 
 
-@pytest.mark.parametrize("name", PRINTING_CHEATS)
-def test_cheats_that_print_score_nothing(name):
-  assert judge(PRINTING_CHEATS[name], ECHOES, seconds=5.0).score == 0.0
+def test_cheats_that_print_score_nothing():
+  assert scored(PRINTING_CHEATS, ECHOES) == []
 
 
 # What never ends, or grows.
@@ -385,6 +392,7 @@ ENDLESS = {
   "loops": "while True: pass",
   "loops later": "def f(x):\n  while True: pass",
   "loops in C": "def f(x): return 9 ** 9 ** 9",
+  "is a power tower": "x = 9 ** 9 ** 9 ** 9",
   "sleeps": "import time\ntime.sleep(1000)",
   "waits": "import threading\nthreading.Event().wait()",
   "ignores signals": "import signal\nfor s in range(1, 65):\n"
@@ -436,7 +444,6 @@ WRITTEN = {
   "nests blocks": "".join(" " * i + "if 1:\n" for i in range(200)),
   "adds": "x = " + "+".join(["1"] * 10**5),
   "negates": "x = " + "-" * 10**5 + "1",
-  "is a power tower": "x = 9 ** 9 ** 9 ** 9",
   "folds much": "x = ('x' * 4000,) * 4000 * 4000 * 4000",
   "has a long text": "x = '" + "x" * 200_000 + "'",
   "has a long name": "x" * 200_000 + " = 1",
@@ -467,6 +474,5 @@ def test_what_never_ends_is_ended(name):
   assert time.monotonic() - start < 2 * SECONDS + 2.0
 
 
-@pytest.mark.parametrize("name", WRITTEN)
-def test_what_no_compiler_likes_scores_nothing(name):
-  assert judge(WRITTEN[name], seconds=5.0).score == 0.0
+def test_what_no_compiler_likes_scores_nothing():
+  assert scored(WRITTEN) == []
