@@ -49,7 +49,7 @@ def serve(read: int, write: int, prefix: str, source: str) -> None:
   """Runs the program, and then what the checker asks of it."""
   module = type(sys)("program")
   sys.modules["program"] = module
-  objects = {}
+  objects = {"builtins." + key: value for key, value in vars(builtins).items()}
 
   def name(value):
     key = str(id(value))
@@ -57,7 +57,10 @@ def serve(read: int, write: int, prefix: str, source: str) -> None:
     return key
 
   def find(key):
-    return objects[key] if key in objects else module.__dict__[key]
+    for place in objects, module.__dict__:
+      if key in place:
+        return place[key]
+    raise NameError(f"name {key!r} is not defined")
 
   try:
     load(prefix, source, module.__dict__)
@@ -102,8 +105,7 @@ class Program:
 
   def ask(self, operation: str, *args, **kwargs):
     """Has the program do the operation; what it changed in place is changed."""
-    request = encode((operation, args, kwargs), lambda value: value._name)
-    send(self._write, request)
+    send(self._write, encode((operation, args, kwargs), name_for_program))
     data = receive(lambda size: os.read(self._read, size))
     error, value, changed = decode(data, lambda name: Remote(self, name))
     if error is not None:
@@ -161,22 +163,38 @@ class Remote:
   __hash__ = None
 
 
+class Unusable(Exception):
+  """What a test does cannot be done here, whatever the program."""
+
+
+def name_for_program(value) -> str:
+  """The name under which the program has the object."""
+  if type(value) is Remote:
+    return value._name
+  name = getattr(value, "__name__", "")
+  if getattr(builtins, name, None) is value:
+    return "builtins." + name
+  raise Unusable(f"a program can be given no {type(value).__name__}")
+
+
 def check(tests: dict, program: Program):
-  """Yields for each test whether it holds, and why not."""
+  """Yields for each test whether it holds, and why not; None for unusable."""
   greeting = decode(receive(lambda size: os.read(program._read, size)))
   namespace = {"__name__": "tests"}
   if tests["setup"] and greeting is None:
     exec(compile(tests["setup"], "setup", "exec"), namespace)
   namespace.update((name, Remote(program, name)) for name in tests["names"])
   for code, counts in tests["statements"]:
-    message = greeting
-    if greeting is None:
+    holds, message = greeting is None, greeting or ""
+    if holds:
       try:
         exec(marshal.loads(code), namespace)
+      except Unusable as error:
+        holds, message = None, describe(error)
       except BaseException as error:
-        message = describe(error)
-    if counts:
-      yield message is None, message or ""
+        holds, message = False, describe(error)
+    if counts or holds is None:
+      yield holds, message
 
 
 def run_tests(control: int, read, prefix: str, source: str) -> None:

@@ -182,13 +182,16 @@ def run_tests(
   """Yields for each test whether it holds, and why not.
 
   The program is the source alone, after the prefix, or the prefix continued.
-  Raises as `run_cases` does.
+  Raises as `run_cases` does, and ValueError for tests that cannot be run here.
   """
   with _start(dict(prefix=prefix, source=source), kind, limits) as box:
     box.send(values.encode(tests._asdict()))
     for _, counts in tests.statements:
       if counts:
-        yield box.receive()
+        holds, message = box.receive()
+        if holds is None:
+          raise ValueError(message)
+        yield holds, message
 
 
 class _Box:
@@ -333,7 +336,7 @@ for name, code in marshal.loads(data):
   module = sys.modules.setdefault(name, type(sys)(name))
   exec(code, module.__dict__)
 """
-PYTHON = [os.path.realpath(sys.executable), "-I", "-S", "-B", "-c", START]
+PYTHON = [os.path.realpath(sys.executable), *"-s -S -P -B -c".split(), START]
 
 
 @functools.cache
