@@ -6,7 +6,8 @@ processes of their own. To add one, write a module with `reward`, and name it in
 REWARDS; if it hands the text to a library, name it in POOLED too. A reward that
 compares the completions of one prompt with each other takes the list of them,
 gives a list of floats, and stands in GROUP_REWARDS. One that waits for another
-machine gives BACKGROUND a function that starts a whole batch.
+machine gives BACKGROUND a function that starts a whole batch; one that needs
+something of this machine gives CHECKS a function that looks for it.
 """
 
 import difflib
@@ -21,6 +22,7 @@ import numpy as np
 
 from r1jax.rewards import (
   accuracy,
+  code,
   format,
   instructions,
   judge,
@@ -40,6 +42,7 @@ GroupReward = Callable[..., list[float | None]]
 # Called with (Example, Completion), and the keyword arguments of the spec.
 REWARDS: dict[str, Reward] = {
   "accuracy": accuracy.reward,
+  "code": code.reward,
   "cosine": length.cosine,
   "format": format.reward,
   "instructions": instructions.reward,
@@ -58,7 +61,7 @@ GROUP_REWARDS: dict[str, GroupReward] = {
 }
 
 # These hand the policy's text to libraries that may hang or crash on it.
-POOLED = {"accuracy", "cosine", "instructions", "language", "length"}
+POOLED = {"accuracy", "code", "cosine", "instructions", "language", "length"}
 
 # What these make of bad arguments shows on any completion.
 PROBED = {"cosine", "overlong", "random", "repetition"}
@@ -70,6 +73,10 @@ BACKGROUND: dict[str, Callable[..., Callable[[], list]]] = {
   "judge": judge.start,
   "preference": judge.start_groups,
 }
+
+# Called with the keyword arguments before anything is graded; they raise
+# ValueError where the reward cannot work.
+CHECKS: dict[str, Callable[..., None]] = {"code": code.check}
 
 
 class Scores(NamedTuple):
@@ -185,6 +192,8 @@ def check(**spec: Any) -> dict[str, tuple[float, dict[str, Any]]]:
       inspect.signature(known[name]).bind(None, None, **kwargs)
       if name in BACKGROUND:
         BACKGROUND[name]([], **kwargs)
+      if name in CHECKS:
+        CHECKS[name](**kwargs)
       if name in PROBED:
         known[name](Example("", ""), Completion("", 1, 1), **kwargs)
     except (TypeError, ValueError) as error:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from r1jax.rewards import (
   arithmetic,
   choice,
+  code,
   countdown,
   instructions,
   logic,
@@ -76,6 +77,7 @@ GRADERS: dict[str, Callable[[Example, str], float | None]] = {
 
 # Of all that was written.
 WHOLE: dict[str, Callable[[Example, Completion], float | None]] = {
+  "code": code.reward,
   "instructions": instructions.followed,
 }
 

@@ -33,6 +33,7 @@ from r1jax.rewards.sandbox import (
   run_cases,
   run_tests,
 )
+from r1jax.rewards.sandbox import check as check_sandbox
 from r1jax.types import Completion, Example
 
 MAX_LENGTH = 2**18  # Characters of a program.
@@ -47,6 +48,16 @@ class Verdict(NamedTuple):
 
   score: float  # 1 if all tests have run and passed; or the share of them.
   feedback: str  # The first thing that went wrong; "" if nothing did.
+
+
+def check(
+  *, partial: bool = False, seconds: float = 4.0, sandbox: str = "bwrap"
+) -> None:
+  """Raises ValueError if programs cannot be run, and kept in, as asked."""
+  del partial
+  if not 0 < seconds < 3600:
+    raise ValueError(f"seconds must be 0 to 3600, got {seconds}")
+  check_sandbox(sandbox)
 
 
 def reward(

@@ -4,11 +4,14 @@ import json
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from r1jax import rewards
 from r1jax.rewards import code, sandbox
+from r1jax.rewards.grader import GraderPool
 from r1jax.types import Completion, Example
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -317,6 +320,49 @@ def test_an_example_that_cannot_be_graded_says_why(metadata, message):
   text = completion("", metadata.get("language", "python"))
   with pytest.raises(ValueError, match=message):
     code.judge(example, text, sandbox="none")
+
+
+HANGS = "import time\ntime.sleep(1000)"
+
+
+@every_sandbox
+def test_in_a_pool_it_is_the_same(kind):
+  programs = ["def f(x): return 2 * x", "def f(x): return x", HANGS] * 2
+  examples = [Example("", "", "code", "", dict(tests=DOUBLES))] * 6
+  texts = [completion(program) for program in programs]
+  spec = dict(code=dict(weight=2.0, sandbox=kind, seconds=0.5))
+  here = rewards.score(examples, texts, **spec)
+  with GraderPool(
+    num_workers=2, timeout=10.0, preload=["r1jax.rewards"], canaries=()
+  ) as pool:
+    there = rewards.score(examples, texts, pool=pool, **spec)
+  for scores in (here, there):
+    np.testing.assert_array_equal(scores.total, [2.0, 0.0, 0.0] * 2)
+    assert scores.counts == dict(timeouts=0, crashes=0)
+
+
+@needs_bwrap
+def test_accuracy_runs_the_programs_of_its_domain():
+  examples = [
+    Example("", "", "code/test", "", dict(tests=SUMS)),
+    Example("", "7", "math", ""),
+  ]
+  right = completion("print(sum(map(int, input().split())))")
+  texts = [right, Completion(r"</think>\boxed{7}")]
+  assert rewards.score(examples, texts, accuracy=1.0).total.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+  ("kwargs", "message"),
+  [
+    (dict(sandbox="bwarp"), "rewards.code: sandbox must be one of"),
+    (dict(sandbox="none", seconds=0.0), "rewards.code: seconds must be"),
+    (dict(language="cobol"), "rewards.code.*language"),
+  ],
+)
+def test_a_bad_configuration_is_refused_at_the_start(kwargs, message):
+  with pytest.raises(ValueError, match=message):
+    rewards.check(code=dict(weight=1.0, **kwargs))
 
 
 def load(path, count):
