@@ -14,7 +14,7 @@ import functools
 import logging
 import re
 
-from r1jax.rewards import latex, quantity, structure, words
+from r1jax.rewards import formulas, latex, prose, quantity, structure, words
 from r1jax.rewards.latex import MAX_LENGTH, last_boxed, squeeze
 from r1jax.rewards.structure import Parts
 from r1jax.types import Example
@@ -23,6 +23,7 @@ __all__ = ["grade", "last_boxed", "normalise", "verify_gold"]
 
 MAX_DEPTH = 16  # Nested brackets of an answer.
 MAX_WORDS = 8  # Of a gold answer in words; more are prose, said in many ways.
+ANY_UNIT = {*quantity.UNITS.values()}
 MAX_FORMULAS = 8  # Elements of a list that may be compared in any order.
 
 # Numbers that the library would compute, digit by digit.
@@ -33,6 +34,7 @@ HUGE = re.compile(
   r"|\d{5}[\s})]*!|!\s*[)}\]]*\s*!",  # 99999!, (99!)!
   re.DOTALL,
 )
+PLAIN = re.compile(r"-?\d{1,18}")
 LETTER = re.compile(r"\W*([A-Z])\W*|\(?([A-Z])[).:](?:\s.*)?", re.DOTALL)
 FUNCTION = re.compile(
   r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\w|_\{[^{}]*\}|\^\{-1\})?'?"
@@ -45,24 +47,6 @@ FORMULA = re.compile(
 )
 ASSIGNED = re.compile(r"([a-zA-Z])=([^=]+)")
 TIME = re.compile(r"\d+(?::\d+)+\s*(?:[ap]\.?\s?m\.?)?", re.IGNORECASE)
-# What stands before an answer in a sentence.
-LEAD = re.compile(
-  r"^.*\b(?:answer|result|solution|option|choice)\b(?:\s*(?:is|are|:|=))+[*_]*"
-  r"|^\W*(?:option|choice)\b"
-  r"|^.*答案(?:是|为|：|:)"
-  r"|^\W*(?:A|Ans|Answer)\s*:[*_]*"
-  r"|^\W*(?:(?:so|thus|hence|therefore|then)\b,?)?\s*"
-  r"(?:it(?:'s| is)|that is|we (?:get|have)|there (?:are|is)|equals|about"
-  r"|approximately|roughly)\b",
-  re.IGNORECASE | re.DOTALL,
-)
-# "(C) 12", as answers to multiple choice are boxed.
-LABEL = re.compile(
-  r"(?:\\text\w*\s*\{\s*)?\([A-E]\)\s*\}?(?:\\ |\\[,;:]|~|:|\s)*(?=[^\s}])"
-)
-MATH_SPAN = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
-NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
-PLAIN_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}|[\u4e00-\u9fff]{2,}")
 
 
 class UnreadableGold(Exception):
@@ -75,19 +59,23 @@ def grade(example: Example, answer: str, *, fast: bool = True) -> float | None:
   Without `fast`, math-verify is asked about everything, as one formula.
   """
   gold = example.answer
+  if fast and answer == gold:
+    return 1.0
+  if fast and PLAIN.fullmatch(gold) and PLAIN.fullmatch(answer):
+    return float(int(gold) == int(answer))
   if len(answer) > MAX_LENGTH or len(gold) > MAX_LENGTH:
     return float(answer == gold)
   if not fast:
     return _grade_slowly(gold, answer)
   tree, given = _read_gold(gold), latex.clean(answer)
-  if squeeze(given) == squeeze(latex.clean(gold)):
+  if squeeze(given) == normalise(gold):
     return 1.0
   if not _readable(answer):
     return 0.0
   try:
     if _equal(tree, structure.read(given)):
       return 1.0
-    said = _said(answer, tree)
+    said = prose.answer(answer, _is_number(tree))
     if said is not None and _equal(tree, structure.read(latex.clean(said))):
       return 1.0
   except UnreadableGold:
@@ -103,6 +91,7 @@ def verify_gold(example: Example, answer: str) -> float:
   return float(len(answer) <= MAX_LENGTH and _is_readable_gold(answer))
 
 
+@functools.lru_cache(4096)
 def normalise(text: str) -> str:
   """The text without spaces, dollar signs and other matters of taste."""
   return squeeze(latex.clean(text)) if len(text) <= MAX_LENGTH else text
@@ -206,7 +195,7 @@ def _distinct(parts: tuple[Parts, ...]) -> list[Parts]:
 def _equal_leaves(gold: str, given: str, trust_strings: bool) -> bool:
   if trust_strings and squeeze(gold) == squeeze(given):
     return True
-  if not _is_words(gold) and len(PLAIN_WORD.findall(gold)) > MAX_WORDS // 2:
+  if not _is_words(gold) and len(prose.WORD.findall(gold)) > MAX_WORDS // 2:
     raise UnreadableGold(gold)
   gold_letter = LETTER.fullmatch(squeeze(gold)) if len(gold) < 12 else None
   if gold_letter and (letter := LETTER.fullmatch(_unwrap(given).strip())):
@@ -216,19 +205,20 @@ def _equal_leaves(gold: str, given: str, trust_strings: bool) -> bool:
   if r"\approx" in given:
     sides = structure.split(given, r"\approx")[:2]
     return any(_equal_leaves(gold, side, trust_strings) for side in sides)
+  if gold.isalpha() and len(gold) > 1 and _fold(gold) == _fold(given):
+    return True
   if _is_words(gold):
     if len(words.split(gold)) > MAX_WORDS:
       raise UnreadableGold(gold)
     return _fold(gold) == _fold(given)
   gold, unit = quantity.split_unit(gold)
   given, given_unit = quantity.split_unit(given)
-  if (
-    unit != given_unit and "?" not in unit + given_unit and unit and given_unit
-  ):
+  if len({unit, given_unit} - {"", quantity.ANY}) > 1:
     return False
-  numbers = quantity.read(gold), quantity.read(given)
-  if numbers[0] and not numbers[1] and given[-1:] in ("m", "g", "s", "h", "L"):
-    numbers = numbers[0], quantity.read(given[:-1])
+  numbers = (
+    quantity.read(_drop_unit(gold, {given_unit})),
+    quantity.read(_drop_unit(given, {unit} if unit else ANY_UNIT)),
+  )
   if all(numbers):
     return quantity.equal(*numbers)
   bases = quantity.radix(gold), quantity.radix(given)
@@ -237,7 +227,19 @@ def _equal_leaves(gold: str, given: str, trust_strings: bool) -> bool:
     return bases[0] == (bases[1] or digits)
   if not gold or not given:
     return False
-  return _equivalent(squeeze(gold), squeeze(given))
+  gold, given = squeeze(gold), squeeze(given)
+  if gold == given and formulas.value(gold) is not None:
+    return True
+  if formulas.differ(gold, given):
+    return False
+  return _equivalent(gold, given)
+
+
+def _drop_unit(text: str, units: set[str]) -> str:
+  """A number without a letter behind it that is one of the units: 5 m."""
+  unit = quantity.UNITS.get(text[-1:])
+  bare = unit in units and quantity.read(text[:-1])
+  return text[:-1] if bare else text
 
 
 def _equal_equations(gold: str, given: str, trust_strings: bool) -> bool:
@@ -287,23 +289,9 @@ def _fold(text: str) -> str:
   return re.sub(r"[^\w:]|_", "", text)
 
 
-def _said(answer: str, gold: Parts) -> str | None:
-  """The answer within a sentence, if there is one; None if it is none."""
-  text = answer.strip()
-  if label := LABEL.match(text):
-    return text[label.end() :]
-  rest = LEAD.sub("", text, count=1)
-  spans = [a or b for a, b in MATH_SPAN.findall(rest)]
-  if len(spans) == 1 and PLAIN_WORD.search(MATH_SPAN.sub("", rest)):
-    return spans[0]
-  plain = gold.kind == "leaf" and quantity.read(
-    quantity.split_unit(gold.text)[0]
-  )
-  if plain and len(PLAIN_WORD.findall(text)) >= 2 and "\\" not in text:
-    numbers = NUMBER.findall(text)
-    if len(numbers) == 1:
-      return numbers[0] + "%" * (numbers[0] + "%" in text)
-  return rest if rest != text else None
+def _is_number(tree: Parts) -> bool:
+  text, _ = quantity.split_unit(tree.text)
+  return tree.kind == "leaf" and quantity.read(text) is not None
 
 
 def _readable(text: str) -> bool:
