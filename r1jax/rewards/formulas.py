@@ -132,7 +132,7 @@ def _atom(tokens: list[str]) -> complex:
     return FUNCTIONS[token](_atom(tokens))
   if token in CONSTANTS:
     return complex(CONSTANTS[token])
-  if token in GREEK or token[:1].isalpha():
+  if token in GREEK or re.match("[a-zA-Z]", token):
     return complex(1.1 + zlib.crc32(token.encode()) / 2**32)
   raise ValueError(f"unknown: {token}")
 
@@ -141,7 +141,7 @@ def _argument(tokens: list[str]) -> complex:
   """What stands in braces, or one sign."""
   if tokens[-1] == "-" or tokens[-1] == "{":
     return _power(tokens) if tokens[-1] == "-" else _atom(tokens)
-  if tokens[-1][:1].isdigit() or tokens[-1].isalpha():
+  if re.match(r"\d|[a-zA-Z]$", tokens[-1]):
     return _atom(tokens)
   if tokens[-1] in CONSTANTS or tokens[-1] == "(":
     return _atom(tokens)

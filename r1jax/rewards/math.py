@@ -205,7 +205,7 @@ def _equal_leaves(gold: str, given: str, trust_strings: bool) -> bool:
   if r"\approx" in given:
     sides = structure.split(given, r"\approx")[:2]
     return any(_equal_leaves(gold, side, trust_strings) for side in sides)
-  if gold.isalpha() and len(gold) > 1 and _fold(gold) == _fold(given):
+  if re.fullmatch("[A-Za-z]{2,3}", gold) and _fold(gold) == _fold(given):
     return True
   if _is_words(gold):
     if len(words.split(gold)) > MAX_WORDS:
@@ -310,8 +310,10 @@ def _readable(text: str) -> bool:
 def _grade_slowly(gold: str, answer: str) -> float | None:
   if not _readable(answer):
     return 0.0
-  parsed = _parse_gold(gold)
-  return float(_verify(parsed, _parse(answer))) if parsed else None
+  try:
+    return float(_equivalent(gold, answer))
+  except UnreadableGold:
+    return None
 
 
 @functools.lru_cache(4096)
@@ -323,15 +325,19 @@ def _equivalent(gold: str, given: str, equations: bool = False) -> bool:
   parsed = _parse_gold(gold)
   if not parsed:
     raise UnreadableGold(gold)
-  other = _parse(given)
-  if not equations:
+  try:
+    other = _parse(given)
+    if equations:
+      return _proportional(parsed[0], other[0])
     return _verify(parsed, other)
+  except Exception:  # The library stumbled over what the policy wrote.
+    return False
+
+
+def _proportional(one, other) -> bool:
   import sympy
 
-  try:
-    ratio = sympy.cancel(parsed[0] / other[0])
-  except (TypeError, AttributeError, IndexError, sympy.PolynomialError):
-    return False
+  ratio = sympy.cancel(one / other)
   return bool(ratio.is_number and ratio.is_finite and ratio != 0)
 
 
