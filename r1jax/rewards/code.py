@@ -13,6 +13,15 @@ holds
 
 A prompt that is itself Python and defines the entry point stands before the
 program (HumanEval).
+
+What a program prints is compared outside of the sandbox, to which the outputs
+never come. Tests in Python run inside, but in a process of their own, which the
+program cannot look into; they come there after the program has been started in
+its own, and get copies of the values that it returns. So there is no verdict
+that it could forge, read or patch. Limits that remain: tests that call several
+of its functions, or look at its objects, trust what these say; objects of its
+classes cannot be compared, nor can tests hand it objects of theirs; and what it
+changes deep inside of its arguments is only seen in those that are containers.
 """
 
 import ast

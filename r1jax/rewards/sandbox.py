@@ -285,12 +285,14 @@ def _kill(process: subprocess.Popen, kind: str) -> None:
     elif process.poll() is None:
       # Its first process takes all others along, and bubblewrap waits for it.
       path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-      for pid in path.read_text().split():
+      pids = path.read_text().split() if path.exists() else ()
+      for pid in pids or [process.pid]:
         os.kill(int(pid), signal.SIGKILL)
-  with contextlib.suppress(subprocess.TimeoutExpired):
+  try:
     process.wait(PATIENCE)
-  process.kill()
-  process.wait()
+  except subprocess.TimeoutExpired:
+    process.kill()
+    process.wait()
 
 
 def _popen_bwrap(stdin: socket.socket, limits: Limits) -> subprocess.Popen:

@@ -1,8 +1,10 @@
 """Code: programs that pass their tests, and those that only seem to."""
 
 import json
+import os
 import pathlib
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -75,6 +77,8 @@ def test_programs_that_print_what_they_should(kind):
 
 def test_part_of_the_tests_is_part_of_the_score_if_asked():
   assert judge(DOUBLES, "def f(x): return 4", partial=True).score == 1 / 3
+  mostly = "def f(x): return 2 * x if x else exit()"
+  assert judge(DOUBLES, mostly, partial=True).score == 2 / 3
   assert judge(SUMS, "print(3)", partial=True).score == 1 / 2
   assert judge(DOUBLES, "def f(x) 4", partial=True).score == 0.0
 
@@ -380,18 +384,25 @@ def broken(row, solution):
   yield solution + "\n)"
 
 
-def check_references(path, count, kind):
-  wrong = []
-  for example, solution in load(path, count):
-    verdict = code.judge(
-      example, completion(solution), sandbox=kind, seconds=60.0
-    )
-    if verdict.score != 1.0:
-      wrong.append((example.id, verdict))
+def check_references(path, count):
+  kind = "none" if NO_BWRAP else "bwrap"
+
+  def judge(example, program):
+    text = completion(program)
+    return code.judge(example, text, sandbox=kind, seconds=60.0)
+
+  def mistakes(example, solution):
+    verdict = judge(example, solution)
+    yield from [verdict] if verdict.score != 1.0 else []
     for program in broken(example.metadata, solution):
-      if code.judge(example, completion(program), sandbox=kind).score:
-        wrong.append((example.id, program))
-  assert not wrong
+      yield from [program] if judge(example, program).score else []
+
+  with ThreadPoolExecutor(os.cpu_count()) as threads:
+    found = threads.map(
+      lambda pair: [(pair[0].id, each) for each in mistakes(*pair)],
+      load(path, count),
+    )
+    assert [each for mistakes in found for each in mistakes] == []
 
 
 FILES = [
@@ -404,12 +415,11 @@ FILES = [
 @needs_data
 @pytest.mark.parametrize("path", FILES)
 def test_reference_solutions_pass_and_broken_ones_do_not(path):
-  check_references(path, 8, "none" if NO_BWRAP else "bwrap")
+  check_references(path, 8)
 
 
 @pytest.mark.slow
 @needs_data
-@every_sandbox
 @pytest.mark.parametrize("path", FILES)
-def test_all_reference_solutions_pass_and_broken_ones_do_not(path, kind):
-  check_references(path, None, kind)
+def test_all_reference_solutions_pass_and_broken_ones_do_not(path):
+  check_references(path, None)

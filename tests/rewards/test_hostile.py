@@ -40,11 +40,10 @@ def judge(program, example=DOUBLES, seconds=SECONDS):
   return code.judge(example, text, seconds=seconds)
 
 
-def prints(program, given=""):
+def prints(program, given="", **limits):
   """What it prints in a sandbox."""
-  _, run = sandbox.run_cases(
-    "python", program, [given], "bwrap", sandbox.Limits()
-  )
+  limits = sandbox.Limits(seconds=30.0)._replace(**limits)
+  _, run = sandbox.run_cases("python", program, [given], "bwrap", limits)
   assert run.status == 0, run.errors
   return run.output.decode()
 
@@ -109,14 +108,15 @@ n, held = 0, []
 try:
   for _ in range(64):
     held.append({})
-    n += 64
+    n += 16
 except (MemoryError, OSError):
   pass
 held.clear()
 print(n)
 """
-  for take in ("bytearray(2**26)", "mmap.mmap(-1, 2**26)", "'x' * 2**26"):
-    assert 512 < int(prints(program.format(take))) < 1024
+  for take in ("bytearray(2**24)", "mmap.mmap(-1, 2**24)", "'x' * 2**24"):
+    assert 128 < int(prints(program.format(take), memory_mib=256)) < 256
+  assert sandbox.Limits().memory_mib <= 1024
 
 
 def test_files_are_few_and_small():
@@ -138,8 +138,9 @@ for folder, _, _ in os.walk("/"):
 os.remove("/tmp/0")
 print(n / 2**20)
 """
-  mib = float(prints(program))
-  assert 0.5 < mib / sandbox.Limits().disk_mib <= 1.0
+  mib = float(prints(program, disk_mib=16, output_mib=2))
+  assert 8 < mib <= 16
+  assert sandbox.Limits().disk_mib <= 64
 
 
 def test_output_is_limited():
@@ -364,6 +365,26 @@ def test_cheats_score_nothing():
   assert scored(CHEATS) == []
 
 
+def test_a_program_cannot_plant_a_module_for_its_tests():
+  plants = """
+import os
+for name in ("random", "math", "string", "decimal", "sitecustomize"):
+  for folder in (".", "/tmp", os.environ["HOME"]):
+    with open(f"{folder}/{name}.py", "w") as file:
+      file.write("import builtins\\nbuiltins.AssertionError = builtins.id\\n")
+      file.write("floor = randint = lambda *_: 6\\n")
+def f(x): return 5
+"""
+  for tests in (
+    "import random\nassert random.randint(6, 6) == f(3)",
+    "import decimal, string\nassert f(3) == 6",
+    "assert math.floor(f(3)) == 6",
+  ):
+    example = DOUBLES._replace(metadata=dict(tests=tests))
+    assert judge(plants, example, seconds=5.0).score == 0.0
+    assert judge("def f(x): return 6", example, seconds=5.0).score == 1.0
+
+
 PRINTING_CHEATS = {
   "exits": "import sys\nsys.exit(0)",
   "leaves": "import os\nos._exit(0)",
@@ -402,9 +423,8 @@ ENDLESS = {
   "counts for ever": "def f(x):\n  while True: yield x",
   "stops the tests": "import os, signal\n"
   "def f(x): os.kill(os.getppid(), signal.SIGSTOP)",
-  "leaves children": "import os, time\nfor _ in range(3):\n"
-  "  if not os.fork():\n    os.setsid()\n    if not os.fork():\n"
-  "      time.sleep(1000)\n    os._exit(0)\n"
+  "leaves children": "import os, time\nif not os.fork():\n"
+  "  os.setsid()\n  if not os.fork():\n    time.sleep(1000)\n  os._exit(0)\n"
   "def f(x): return 2 * x if x < 3 else time.sleep(1000)",
   "leaves a command": "import subprocess\n"
   "subprocess.Popen(['setsid', 'sleep', '1000'])\ndef f(x): return 5",

@@ -1,6 +1,9 @@
 """Values between processes: what is read is what was written, or an error."""
 
 import math
+from collections import deque
+from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -74,6 +77,22 @@ def test_what_overrides_its_comparison_comes_back_without_it():
   assert decode(encode(Number(3))) != 4
   assert type(decode(encode(Number(3)))) is int
   assert decode(encode(Items([1]))) != [2]
+
+
+def test_some_classes_of_the_standard_library_come_back():
+  for value in (
+    Fraction(-1, 3),
+    Decimal("0.10"),
+    Decimal("NaN"),
+    deque([1, (2,)]),
+  ):
+    back = decode(encode([value]))[0]
+    assert type(back) is type(value)
+    assert repr(back) == repr(value)
+  with pytest.raises(ValueError, match="no class 'os.system'"):
+    decode(
+      encode(Fraction(1)).replace(b"18;fractions.Fraction", b"9;os.system")
+    )
 
 
 def test_other_objects_go_by_name_or_not_at_all():
