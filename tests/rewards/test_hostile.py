@@ -128,7 +128,7 @@ def fill(folder):
   try:
     for i in range(64):
       with open(f"{folder}/{i}", "wb", buffering=0) as file:
-        for _ in range(8):
+        for _ in range(2):
           n += file.write(bytes(2**20))
   except OSError:
     pass
