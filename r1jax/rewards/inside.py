@@ -104,7 +104,11 @@ class Program:
     self._read, self._write = read, write
 
   def ask(self, operation: str, *args, **kwargs):
-    """Has the program do the operation; what it changed in place is changed."""
+    """Has the program do the operation.
+
+    Arguments that it changed in place are changed where it returns nothing.
+    Else it could answer `f(x) == sorted(x)` with an empty list, twice.
+    """
     send(self._write, encode((operation, args, kwargs), name_for_program))
     data = receive(lambda size: os.read(self._read, size))
     error, value, changed = decode(data, lambda name: Remote(self, name))
@@ -113,10 +117,10 @@ class Program:
       if isinstance(kind, type) and issubclass(kind, Exception):
         raise kind(value)
       raise RuntimeError(value)
-    for old, new in zip(args, changed or ()):
-      if type(old) is list and type(new) is list:
+    for old, new in zip(args, changed or ()) if value is None else ():
+      if type(old) is list:
         old[:] = new
-      elif type(old) is type(new) and type(old) in (dict, set):
+      elif type(old) in (dict, set):
         old.clear()
         old.update(new)
     return value
@@ -181,8 +185,10 @@ def check(tests: dict, program: Program):
   """Yields for each test whether it holds, and why not; None for unusable."""
   greeting = decode(receive(lambda size: os.read(program._read, size)))
   namespace = {"__name__": "tests"}
-  if tests["setup"] and greeting is None:
+  try:
     exec(compile(tests["setup"], "setup", "exec"), namespace)
+  except BaseException as error:
+    yield None, f"before the tests: {describe(error)}"
   namespace.update((name, Remote(program, name)) for name in tests["names"])
   for code, counts in tests["statements"]:
     holds, message = greeting is None, greeting or ""

@@ -126,6 +126,7 @@ def check(kind: str) -> None:
     return
   advice = "; say sandbox='none' to run the policy's programs without isolation"
   with tempfile.NamedTemporaryFile() as file:
+    os.chmod(file.name, 0o644)  # Only the sandbox is in the way of reading it.
     try:
       _, run = run_cases("python", PROBE, [file.name], kind, Limits())
     except (RuntimeError, ValueError, Ended) as error:
@@ -197,8 +198,8 @@ def run_tests(
 class _Box:
   """The outer side of a sandbox."""
 
-  def __init__(self, process: subprocess.Popen, connection: socket.socket):
-    self.process, self._connection = process, connection
+  def __init__(self, connection: socket.socket):
+    self._connection = connection
     self.deadline = time.monotonic() + START_SECONDS
 
   def send(self, *frames: bytes) -> None:
@@ -234,16 +235,15 @@ class _Box:
 @contextlib.contextmanager
 def _start(work: dict, kind: str, limits: Limits) -> Iterator[_Box]:
   """A sandbox that has been given its work; gone when the block ends."""
-  seconds = int(limits.seconds) + 1
-  size = 2**20
+  mib = 2**20
   job = dict(
     work=work,
     user=None,
     limits=dict(
-      AS=limits.memory_mib * size,
+      AS=limits.memory_mib * mib,
       CORE=0,
-      CPU=seconds,
-      FSIZE=limits.output_mib * size,
+      CPU=int(limits.seconds) + 1,
+      FSIZE=limits.output_mib * mib,
       MSGQUEUE=0,
       NOFILE=256,
       NPROC=limits.processes + 2,  # `inside`, and a process of bubblewrap's.
@@ -263,7 +263,7 @@ def _start(work: dict, kind: str, limits: Limits) -> Iterator[_Box]:
         home = stack.enter_context(tempfile.TemporaryDirectory())
         process = stack.enter_context(_popen_none(theirs, home))
     stack.callback(_kill, process, kind)
-    box = _Box(process, ours)
+    box = _Box(ours)
     try:
       box.send(_modules(), values.encode(job))
       box.receive()  # The program has not begun: what fails here, we have done.
@@ -298,9 +298,10 @@ def _kill(process: subprocess.Popen, kind: str) -> None:
 def _popen_bwrap(stdin: socket.socket, limits: Limits) -> subprocess.Popen:
   command = [*_bwrap(), "--size", str(limits.disk_mib * 2**20)]
   command += ["--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"]
+  program = seccomp.program()
   read, write = os.pipe()
   try:
-    os.write(write, seccomp.program())
+    os.write(write, program)  # It fits into a pipe.
     os.close(write)
     return subprocess.Popen(
       [*command, "--seccomp", str(read), "--", *PYTHON],

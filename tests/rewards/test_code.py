@@ -126,6 +126,16 @@ def test_functions_may_change_their_arguments():
   tests = "l = [2, 1]\nf(l)\nassert l == [1, 2]"
   assert judge(tests, "def f(x): x.sort()").score == 1.0
   assert judge(tests, "def f(x): return sorted(x)").score == 0.0
+  tests = "d = {1: [2]}\nf(d)\nassert d == {1: [2, 3], 4: {5}}"
+  program = "def f(x):\n  x[1] += [3]\n  x[4] = {5}"
+  assert judge(tests, program).score == 1.0
+
+
+def test_functions_that_return_cannot_change_what_they_are_compared_with():
+  tests = "l = [3, 1, 2]\nassert f(l) == sorted(l)"
+  assert judge(tests, "def f(x): return sorted(x)").score == 1.0
+  assert judge(tests, "def f(x):\n  x.clear()\n  return x").score == 0.0
+  assert judge(tests, "def f(x):\n  x.clear()\n  return []").score == 0.0
 
 
 def test_tests_may_use_the_classes_of_a_program():
@@ -167,6 +177,9 @@ def test_tests_may_hand_over_types_but_no_objects_of_their_own():
   for own in ("lambda: 1", "object()", "type('A', (), {})"):
     with pytest.raises(ValueError, match="a program can be given no"):
       judge(f"assert f({own}) == 1", "def f(x): return 1")
+  prompt = "def f(x):\n  pass\n\ng = 1 / 0\n"
+  with pytest.raises(ValueError, match="before the tests: ZeroDivisionError"):
+    judge("assert f(1) == g", "def f(x): 1", prompt=prompt, entry_point="f")
 
 
 @every_sandbox
