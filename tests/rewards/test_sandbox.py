@@ -174,7 +174,7 @@ def test_any_thread_may_use_it():
   assert values == {n: [1.0] * 3 for n in range(4)}
 
 
-USER = """
+ALONE = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # If ignored.
 from r1jax.rewards import sandbox
@@ -186,30 +186,52 @@ next(runs)
 print("begun", flush=True)
 next(runs)
 """
+IN_A_POOL = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # If ignored.
+from r1jax.rewards import code
+from r1jax.rewards.grader import Call, GraderPool
+from r1jax.types import Completion, Example
+program = "import os, time; os.fork() or os.setsid(); time.sleep(1000)"
+example = Example("", "", "code", "", dict(tests="assert f()"))
+text = Completion(f"</think>\\n```py\\n{program}\\n```")
+call = Call(code.reward, (example, text), dict(seconds=1000.0))
+preload = ["r1jax.rewards.code"]
+with GraderPool(
+  num_workers=1, timeout=1000.0, preload=preload, canaries=()
+) as pool:
+  pool.warm()
+  print("begun", flush=True)
+  pool.map([call])
+"""
 
 
 @needs_bwrap
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_outlives_its_user(signum):
+@pytest.mark.parametrize("program", [ALONE, IN_A_POOL])
+def test_nothing_outlives_its_user(signum, program):
   user = subprocess.Popen(
-    [sys.executable, "-c", USER],
+    [sys.executable, "-c", program],
     stdout=subprocess.PIPE,
     stderr=subprocess.DEVNULL,
     env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     start_new_session=True,
   )
+  # bubblewrap's two, `inside`, the program's two; the pool's two; by then.
+  expected = 5 if program == ALONE else 7
   with user:
     try:
       assert user.stdout.readline() == b"begun\n"
-      time.sleep(0.5)
-      inside = descendants(user.pid)
+      deadline = time.monotonic() + 10.0
+      while len(below := descendants(user.pid)) < expected:
+        assert time.monotonic() < deadline, below
+        time.sleep(0.02)
       os.kill(user.pid, signum)
       user.wait(timeout=10)
     finally:
       user.kill()
-  assert len(inside) == 5  # bubblewrap's two, `inside`, the program's two.
   deadline = time.monotonic() + 5.0
-  while left := [pid for pid in inside if alive(pid)]:
+  while left := [pid for pid in below if alive(pid)]:
     assert time.monotonic() < deadline, left
     time.sleep(0.02)
 
@@ -217,7 +239,10 @@ def test_nothing_outlives_its_user(signum):
 def descendants(pid):
   """The processes below one; bubblewrap's own are among them."""
   path = pathlib.Path(f"/proc/{pid}/task/{pid}/children")
-  children = [int(each) for each in path.read_text().split()]
+  try:
+    children = [int(each) for each in path.read_text().split()]
+  except OSError:
+    return []
   return children + [each for child in children for each in descendants(child)]
 
 
