@@ -2,13 +2,26 @@
 
 DeepSeek-R1 (arXiv:2501.12948), section 2.2.2. Only what follows the last
 </think> is graded, so that a right answer in passing is worth nothing. The
-example's domain, up to its first "/", picks the grader.
+example's domain, up to its first "/", picks the grader: a mixture of domains
+needs one reward. Domains that have none are compared as text.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
-from r1jax.rewards import arithmetic, math, reasoning_gym
+from r1jax.rewards import (
+  arithmetic,
+  choice,
+  code,
+  countdown,
+  instructions,
+  logic,
+  math,
+  reasoning_gym,
+)
 from r1jax.types import Completion, Example
+
+MARKED = re.compile(r"^(?:####|A:)[ \t]*(\S[^\n]*)\s*\Z", re.MULTILINE)
 
 
 def extract(completion: Completion | str) -> str | None:
@@ -16,6 +29,8 @@ def extract(completion: Completion | str) -> str | None:
 
   It is the content of the last <answer>...</answer> after the last </think>,
   or of the last balanced \boxed{...} inside or after that, or instead of it.
+  Without either, it is what follows "####" or "A:" in the last line, which is
+  how GSM8K (arXiv:2110.14168) marks it.
   """
   text = completion if isinstance(completion, str) else completion.text
   _, closed, text = text.rpartition("</think>")
@@ -24,13 +39,19 @@ def extract(completion: Completion | str) -> str | None:
   head, found, tail = text.rpartition("</answer>")
   _, opened, answer = head.rpartition("<answer>")
   if not (found and opened):
-    return math.last_boxed(text)
+    if r"\boxed" in text:
+      return math.last_boxed(text)
+    marked = MARKED.search(text)
+    return marked[1].strip() if marked else None
   boxed = math.last_boxed(answer + tail)
   return answer.strip() if boxed is None else boxed
 
 
 def reward(example: Example, completion: Completion) -> float | None:
-  """1 if the final answer is right, 0 if not, None if it cannot be told."""
+  """1 if what was written is right, 0 if not, None if it cannot be told."""
+  family = _family(example)
+  if family in WHOLE:
+    return WHOLE[family](example, completion)
   answer = extract(completion)
   return 0.0 if answer is None else grade(example, answer)
 
@@ -45,9 +66,19 @@ def grade_exact(example: Example, answer: str) -> float:
   return float(_fold(answer) == _fold(example.answer))
 
 
+# Of a final answer.
 GRADERS: dict[str, Callable[[Example, str], float | None]] = {
-  "reasoning_gym": reasoning_gym.grade,
+  "choice": choice.grade,
+  "countdown": countdown.grade,
+  "logic": logic.grade,
   "math": math.grade,
+  "reasoning_gym": reasoning_gym.grade,
+}
+
+# Of all that was written.
+WHOLE: dict[str, Callable[[Example, Completion], float | None]] = {
+  "code": code.reward,
+  "instructions": instructions.followed,
 }
 
 
@@ -69,12 +100,17 @@ def canonical(example: Example, answer: str) -> str:
 
 
 def verify_golds(examples: Sequence[Example]) -> list[tuple[str, str]]:
-  """The (id, answer) of examples whose own answer is not graded as right."""
+  """The (id, answer) of examples whose own answer is not graded as right.
+
+  Examples without an answer of their own have nothing to verify: those that
+  are graded whole, and Countdown's.
+  """
   graders = GRADERS | {"math": math.verify_gold}
   return [
     (example.id, example.answer)
     for example in examples
-    if graders.get(_family(example), grade_exact)(example, example.answer) != 1
+    if _family(example) not in {*WHOLE, "countdown"}
+    and graders.get(_family(example), grade_exact)(example, example.answer) != 1
   ]
 
 

@@ -50,3 +50,30 @@ def terms(tree: ast.expr, sign: int = 1) -> list[str]:
     case ast.UnaryOp(ast.USub(), operand):
       return terms(operand, -sign)
   return ["-+"[sign > 0] + ast.unparse(tree)]
+
+
+def integers(tree: ast.expr) -> list[int]:
+  """The integers that an expression is made of, in no order."""
+  nodes = ast.walk(tree)
+  return [node.value for node in nodes if isinstance(node, ast.Constant)]
+
+
+def value(tree: ast.expr) -> Fraction | None:
+  """What an expression comes to, exactly; None if it divides by 0."""
+  match tree:
+    case ast.Constant(number):
+      return Fraction(number)
+    case ast.UnaryOp(_, operand):
+      inner = value(operand)
+      return None if inner is None else -inner
+  left, right = value(tree.left), value(tree.right)
+  if left is None or right is None:
+    return None
+  match tree.op:
+    case ast.Add():
+      return left + right
+    case ast.Sub():
+      return left - right
+    case ast.Mult():
+      return left * right
+  return left / right if right else None

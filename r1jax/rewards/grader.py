@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 START_TIMEOUT = 120.0  # Seconds that the graders may take to be imported.
 BATCH = 16  # Calls in one message to a worker.
+MAX_LINE = 2**20  # Bytes of an answer.
 
 
 class Call(NamedTuple):
@@ -88,11 +90,13 @@ class _Job(NamedTuple):
 class GraderPool:
   """Worker processes that compute calls within limits of time and memory.
 
-  A call that takes longer than `timeout` seconds is worth None and counts in
-  `timeouts`; its process, and all that this has started, is killed and
-  replaced. One whose process ends, or that raises, is worth None and counts in
-  `crashes`. The other calls are not harmed. Any thread may use a pool. The
-  constructor does not wait for the processes to start; `warm` does.
+  A call that takes longer than `timeout` seconds, or uses more of the CPU than
+  `cpu_seconds` (rounded up to whole ones; None for as many as `timeout`), is
+  worth None and counts in `timeouts`; its process, and all that this has
+  started, is killed and replaced. One whose process ends, or that raises, is
+  worth None and counts in `crashes`. The other calls are not harmed. Any thread
+  may use a pool. The constructor does not wait for the processes to start;
+  `warm` does.
   """
 
   def __init__(
@@ -100,6 +104,7 @@ class GraderPool:
     *,
     num_workers: int,
     timeout: float,
+    cpu_seconds: float | None = None,
     memory_gib: float = 4.0,
     preload: Sequence[str] = ("r1jax.rewards", "reasoning_gym", "math_verify"),
     canaries: Sequence[tuple[Call, float]] = CANARIES,
@@ -112,7 +117,7 @@ class GraderPool:
     }
     memory = int(memory_gib * 2**30)
     self._options = dict(nouns=nouns, preload=[*preload], memory=memory)
-    self._timeout = timeout
+    self._limits = timeout, timeout if cpu_seconds is None else cpu_seconds
     self._canaries = canaries
     self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
     self._lock = threading.Lock()
@@ -188,7 +193,7 @@ class GraderPool:
         self._ready[slot].set_result(None)
       for job in iter(self._jobs.get, None):
         lost, done = False, 0
-        for outcome in self._converse(connection, job.frames, self._timeout):
+        for outcome in self._converse(connection, job.frames, self._limits):
           lost = "failure" in outcome and "error" not in outcome
           job.grading._finished.put((job.indices[done], outcome))
           done += 1
@@ -200,15 +205,21 @@ class GraderPool:
     return False
 
   def _converse(
-    self, connection: socket.socket, frames: Sequence[bytes], timeout: float
+    self,
+    connection: socket.socket,
+    frames: Sequence[bytes],
+    limits: tuple[float, float],
   ) -> Iterator[dict]:
     """Yields an outcome per frame, and stops after one that ends the worker."""
+    timeout, cpu_seconds = limits
     connection.settimeout(timeout)
+    began = time.monotonic()
     try:
       with connection.makefile("rb") as lines:
-        connection.sendall(pickle.dumps(list(frames)))
+        connection.sendall(pickle.dumps((list(frames), cpu_seconds)))
         for _ in frames:
-          line = lines.readline()
+          began = time.monotonic()
+          line = lines.readline(MAX_LINE)
           if not line.endswith(b"\n"):
             raise ConnectionError("the worker has ended")
           outcome = json.loads(line)
@@ -218,12 +229,13 @@ class GraderPool:
     except TimeoutError:
       yield {"failure": "timeouts"}
     except (OSError, ValueError):
-      yield {"failure": "crashes"}
+      spent = time.monotonic() - began >= cpu_seconds
+      yield {"failure": "timeouts" if spent else "crashes"}
 
   def _try_canaries(self, connection: socket.socket) -> None:
     frames = [pickle.dumps(tuple(call)) for call, _ in self._canaries]
     expected = [value for _, value in self._canaries]
-    outcomes = [*self._converse(connection, frames, START_TIMEOUT)]
+    outcomes = [*self._converse(connection, frames, (START_TIMEOUT,) * 2)]
     values = [outcome.get("value") for outcome in outcomes]
     if values != expected:
       raise RuntimeError(

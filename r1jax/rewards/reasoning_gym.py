@@ -1,32 +1,57 @@
 """Grades answers to reasoning-gym's tasks by the library's own scorers.
 
 Some scorers run `eval` or sympy's `parse_expr` on the text that they are given,
-and through it any code the policy may write: a guard reads the text first.
+and through it any code the policy may write: a guard reads the text first. They
+run in the grader pool like all accuracy, under its limits of time and memory.
 """
 
 import functools
+import re
 from collections.abc import Callable
 
 from r1jax.rewards import arithmetic
 from r1jax.types import Example
 
+# Text that calls nothing and computes nothing, whatever executes it.
+INERT = re.compile(r"[\w\s,.:;'\"\[\]-]*")
+# Formulas: numbers, single letters, functions that sympy has, and operators.
+FORMULA = re.compile(
+  r"(?:\s|\d{1,30}(?:\.\d{1,30})?|(?<![\w.])(?:[a-zA-Z]|pi|sqrt|exp|log|ln|Abs"
+  r"|a?(?:sin|cos|tan|cot|sec|csc)h?)(?![\w.])|\*\*|[-+*/^(),])*"
+)
+TOWER = re.compile(r"(?:\*\*|\^)(?:[^+-]*(?:\*\*|\^)|\s*\(?\s*-?\d{4})")
+
+
+def is_expression(text: str) -> bool:
+  """True for integers, + - * / and ()."""
+  return arithmetic.parse(text) is not None
+
+
+def is_inert(text: str) -> bool:
+  """True for text without brackets that call, and without operators."""
+  return INERT.fullmatch(text) is not None
+
+
+def is_formula(text: str) -> bool:
+  """True for a formula whose powers are small."""
+  return FORMULA.fullmatch(text) is not None and not TOWER.search(text)
+
+
 # What may be shown to the scorer of a task; True lets the text through.
 GUARDS: dict[str, Callable[[str], bool]] = {
-  "countdown": lambda text: arithmetic.parse(text) is not None,
-  "puzzle24": lambda text: arithmetic.parse(text) is not None,
+  "binary_matrix": is_inert,
+  "countdown": is_expression,
+  "intermediate_integration": is_formula,
+  "n_queens": is_inert,
+  "polynomial_multiplication": is_formula,
+  "puzzle24": is_expression,
+  "simple_integration": is_formula,
+  "spiral_matrix": is_inert,
+  "string_insertion": is_inert,
 }
 
-# Their scorers execute what they are given, and no guard is written yet.
-REFUSED = {
-  "binary_matrix",
-  "composite",
-  "intermediate_integration",
-  "n_queens",
-  "polynomial_multiplication",
-  "simple_integration",
-  "spiral_matrix",
-  "string_insertion",
-}
+# It hands the answer to the scorer of any task.
+REFUSED = {"composite"}
 
 
 def grade(example: Example, answer: str) -> float:
@@ -38,8 +63,8 @@ def grade(example: Example, answer: str) -> float:
   task = example.domain.partition("/")[2]
   if task in REFUSED:
     raise ValueError(
-      f"{task}: its scorer in reasoning-gym executes the answer; write a guard "
-      "in r1jax/rewards/reasoning_gym.py, or take another task"
+      f"{task}: its scorer in reasoning-gym may execute the answer; name the "
+      "single tasks in its place"
     )
   if len(answer) > arithmetic.MAX_LENGTH + 2 * len(example.answer):
     return 0.0

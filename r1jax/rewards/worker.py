@@ -4,7 +4,9 @@
 
 The server imports the graders once and never sees what a policy wrote. It forks
 a worker when it is asked to, and ends the one that had the slot before, so that
-a replaced worker is back in milliseconds. When the pool is gone, so are they.
+a replaced worker is back in milliseconds. When the pool is gone, so are they,
+and whatever they have started: it becomes the server's own child at the latest
+when its parent ends, and dies with the next worker that is ended.
 """
 
 import collections
@@ -12,18 +14,26 @@ import contextlib
 import ctypes
 import importlib
 import json
+import math
 import os
 import pickle
 import resource
 import signal
 import socket
 import sys
+import time
 import types
+from pathlib import Path
+
+# Options of Linux's prctl.
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def main(options: str) -> None:
   """Serves until the pool closes its end of the socket that is stdin."""
   options = json.loads(options)
+  if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   shut_out_jax(options["nouns"])
   for module in options["preload"]:
@@ -36,7 +46,8 @@ def main(options: str) -> None:
       break
     slot = message[0]
     if slot in workers:
-      end(workers[slot])
+      end(workers.pop(slot))
+      end_strays(workers)
     workers[slot] = os.fork()
     if not workers[slot]:
       work(socket.socket(fileno=fds[0]), options["memory"])
@@ -45,6 +56,7 @@ def main(options: str) -> None:
     os.close(fds[0])
   for pid in workers.values():
     end(pid)
+  end_strays({})
   os._exit(0)  # Half a second faster than a tidy end.
 
 
@@ -60,10 +72,25 @@ def shut_out_jax(nouns: dict) -> None:
 
 
 def end(pid: int) -> None:
-  """Kills a worker and all that it started; waits until it is gone."""
+  """Kills a worker and its process group; waits until it is gone."""
   with contextlib.suppress(ProcessLookupError):
     os.killpg(pid, signal.SIGKILL)
   os.waitpid(pid, 0)
+
+
+def end_strays(workers: dict[int, int]) -> None:
+  """Kills what workers had started outside of their process groups.
+
+  The children of one that is killed come here in turn. Linux only.
+  """
+  children = Path(f"/proc/self/task/{os.getpid()}/children")
+  with contextlib.suppress(OSError):
+    while strays := {*map(int, children.read_text().split())} - {
+      *workers.values()
+    }:
+      for pid in strays:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def work(pool: socket.socket, memory: int) -> None:
@@ -71,12 +98,13 @@ def work(pool: socket.socket, memory: int) -> None:
 
   What comes back is never pickled: the pool must not trust this process.
   """
-  if sys.platform == "linux":  # PR_SET_PDEATHSIG: not to outlive the server.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+  if sys.platform == "linux":  # Not to outlive the server.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
   with contextlib.suppress(OSError):
     os.setpgid(0, 0)
-  with contextlib.suppress(OSError, ValueError):
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+  for kind, most in (resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0):
+    with contextlib.suppress(OSError, ValueError):
+      resource.setrlimit(kind, (most, most))
   null = os.open(os.devnull, os.O_RDWR)
   for fd in range(3):  # The control socket among them.
     os.dup2(null, fd)
@@ -84,9 +112,19 @@ def work(pool: socket.socket, memory: int) -> None:
   frames = pool.makefile("rb")
   with contextlib.suppress(EOFError, OSError):
     while True:
-      for frame in pickle.load(frames):
+      calls, cpu_seconds = pickle.load(frames)
+      for frame in calls:
+        limit_cpu(cpu_seconds)
         pool.sendall(answer(frame) + b"\n")
   os._exit(0)
+
+
+def limit_cpu(seconds: float) -> None:
+  """Has the kernel end this process when it has used that much more."""
+  _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+  until = math.ceil(time.process_time() + seconds)
+  with contextlib.suppress(OSError, ValueError):
+    resource.setrlimit(resource.RLIMIT_CPU, (until, hard))
 
 
 def answer(frame: bytes) -> bytes:

@@ -63,6 +63,10 @@ def write(answer: str) -> Completion:
     (r"</think>\boxed{\boxed{1}}", "1"),
     (r"</think>\boxed{1} no, \boxed{2", None),
     (r"<think>\boxed{1}</think>", None),
+    ("</think>So it is.\n#### 1,000", "1,000"),
+    ("</think>So it is.\nA: 12\n", "12"),
+    ("</think>A: 12\nor so", None),
+    ("<think>A: 12", None),
   ],
 )
 def test_the_last_answer_after_the_thinking_is_extracted(text, expected):
@@ -124,9 +128,32 @@ def test_the_library_alone_would_have_run_what_it_was_given(tmp_path):
   assert not path.exists()
 
 
-def test_a_task_whose_scorer_executes_answers_is_refused():
-  with pytest.raises(ValueError, match="n_queens.*guard"):
-    accuracy.reward(SUM._replace(domain="reasoning_gym/n_queens"), write("1"))
+def test_a_task_that_may_hand_the_answer_to_any_scorer_is_refused():
+  with pytest.raises(ValueError, match="composite.*single tasks"):
+    accuracy.reward(SUM._replace(domain="reasoning_gym/composite"), write("1"))
+
+
+@pytest.mark.parametrize("task", sorted(reasoning_gym.GUARDS))
+def test_no_scorer_is_shown_code_and_all_are_shown_their_answers(task):
+  from reasoning_gym import create_dataset
+
+  code = "__import__('os')._exit(7)"
+  for entry in create_dataset(task, size=8, seed=1):
+    example = Example(
+      entry["question"],
+      entry["answer"],
+      f"reasoning_gym/{task}",
+      metadata=entry["metadata"],
+    )
+    if entry["answer"] and "Integral" not in entry["answer"]:
+      assert reasoning_gym.grade(example, entry["answer"]) == 1.0
+    for answer in (code, f"[{code}]", f"(1, {code})", "9**9**9", "2**99999"):
+      assert reasoning_gym.grade(example, answer) == 0.0
+
+
+def test_copying_the_problem_does_not_solve_an_integral():
+  assert not reasoning_gym.is_formula("Integral(x**2, x)")
+  assert reasoning_gym.is_formula("-2*x**3*cos(x) + log(x)/3.5 + C")
 
 
 def test_every_scorer_that_executes_text_is_guarded_or_refused():
@@ -212,6 +239,27 @@ def test_numbers_are_read_whole_or_not_at_all():
     "9" * 300,
   ):
     assert read(text) is None
+
+
+def test_a_mixture_of_domains_needs_one_reward():
+  text = "<think></think><answer>{}</answer>"
+  countdown = Example("", "", "countdown", "", NUMBERS | dict(target=10))
+  commas = dict(instruction_id_list=["punctuation:no_comma"], kwargs=[{}])
+  mixture = [
+    (SUM, "12"),
+    (Example("", r"\frac{1}{2}", "math/500"), "0.5"),
+    (Example("", "B", "choice/aqua"), "(B)"),
+    (Example("", "[1]", "logic"), "[1.0]"),
+    (countdown, "5 + 1 + 4"),
+    (Example("", "", "instructions", "", commas), "no"),
+    (TEXT, "paris"),
+  ]
+  for example, answer in mixture:
+    right = Completion(text.format(answer))
+    wrong = Completion(text.format("no, 77"))
+    assert accuracy.reward(example, right) == 1.0
+    assert accuracy.reward(example, wrong) == 0.0
+    assert accuracy.reward(example, Completion(answer)) == 0.0
 
 
 def test_golds_that_do_not_verify_are_named():

@@ -60,6 +60,32 @@ def test_anything_else_is_not(text):
   assert reward(text) == 0.0
 
 
+def test_a_prefilled_tag_is_put_back_if_it_is_missing():
+  assert reward("a</think><answer>b</answer>", prefill="<think>\n") == 1.0
+  assert reward("a</think><answer>b</answer>") == 0.0
+  text = "<think>\na</think><answer>b</answer>"
+  assert reward(text, prefill="<think>\n") == 1.0
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("", 0.0),
+    ("<think>", 0.25),
+    ("<think>a</think>", 0.5),
+    ("so <think>a</think> so <answer>b</answer> so", 1.0),
+    ("<think>a</think><answer>b", 0.75),
+    ("<think>a<answer>b</answer>", 0.75),
+    ("<think><think>a</think><answer>b</answer>", 0.75),
+    ("<answer>b</answer><think>a</think>", 0.5),
+    ("</answer><answer></think><think>", 0.25),
+    ("<think>" * 9 + "</answer>" * 9, 0.0),
+  ],
+)
+def test_each_tag_in_its_place_earns_a_quarter(text, expected):
+  assert format.tags(Example("", ""), Completion(text)) == expected
+
+
 @given(st.lists(st.sampled_from([*TAGS, " ", "\n", "a"]), max_size=12))
 def test_it_agrees_with_reading_tag_by_tag(pieces):
   def outside(text):

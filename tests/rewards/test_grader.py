@@ -132,11 +132,46 @@ def test_memory_is_limited():
     assert grading.counts == dict(timeouts=0, crashes=1)
 
 
-def test_children_of_one_that_hangs_end_with_it(light_pool, tmp_path):
+@pytest.mark.parametrize("start", ["sleep", "setsid sleep", "nohup sleep"])
+def test_children_of_one_that_hangs_end_with_it(light_pool, tmp_path, start):
   path = tmp_path / "pid"
-  command = f"sleep 1000 & echo $! > {path}; sleep 1000"
+  command = f"{start} 1000 & echo $! > {path}; sleep 1000"
   assert light_pool.map([Call(os.system, (command,))]) == [None]
   assert has_ended(read_pid(path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's prctl")
+def test_what_was_left_behind_ends_too(light_pool, tmp_path):
+  # A session of its own, and no parent that is still there.
+  path = tmp_path / "pid"
+  command = f"(setsid sh -c 'echo $$ > {path}; exec sleep 1000' &)"
+  assert light_pool.map([Call(os.system, (command,))]) == [0]
+  pid = read_pid(path)
+  assert not has_ended(pid, within=0.1)
+  assert light_pool.map([Call(time.sleep, (1000,))]) == [None]
+  assert has_ended(pid)
+  assert light_pool.map([Call(os.system, (command,))]) == [0]
+  light_pool.close()
+  assert has_ended(read_pid(path))
+
+
+def test_time_on_the_cpu_is_limited():
+  limits = dict(timeout=30.0, cpu_seconds=1.0)
+  with GraderPool(num_workers=1, **limits, **LIGHT) as pool:
+    sleep, burn = Call(time.sleep, (1.5,)), Call(pow, (9, 9**9))
+    some = Call(sum, (range(2 * 10**6),))
+    grading = pool.submit([sleep, some, some, burn, some, FINE])
+    start = time.monotonic()
+    values = [
+      None,
+      *[sum(range(2 * 10**6))] * 2,
+      None,
+      sum(range(2 * 10**6)),
+      7,
+    ]
+    assert grading.values() == values
+    assert grading.counts == dict(timeouts=1, crashes=0)
+    assert time.monotonic() - start < 20.0
 
 
 def test_what_a_worker_prints_is_not_its_answer(light_pool):

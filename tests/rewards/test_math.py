@@ -1,9 +1,19 @@
 """Mathematics: what is equal, and the traps of the library that decides."""
 
+import pathlib
+
 import pytest
 
+from r1jax.data import jsonl
 from r1jax.rewards import accuracy, math
 from r1jax.types import Completion, Example
+
+# Answers as they are written: gold, answer, and whether it is right.
+ANSWERS = pathlib.Path(__file__).parent / "answers.jsonl"
+SHARED = pathlib.Path(__file__).parents[2] / "../shared/data"
+needs_data = pytest.mark.skipif(
+  not SHARED.exists(), reason="there is no ../shared/data"
+)
 
 RIGHT = [
   ("6", r"\boxed{6}"),
@@ -82,3 +92,73 @@ def test_the_last_balanced_box_is_found():
   assert math.last_boxed(r"\boxed{1} \boxed{\frac{1}{2}} .") == r"\frac{1}{2}"
   assert math.last_boxed(r"\boxed{1} \boxed{2") is None
   assert math.last_boxed("1") is None
+
+
+def test_answers_are_equal_in_every_way_they_are_written():
+  missed = [
+    row
+    for _, row in jsonl.read(ANSWERS)
+    if math.grade(Example("", row["gold"], "math"), row["answer"])
+    != float(row["right"])
+  ]
+  assert missed == []
+
+
+def test_without_the_fast_path_math_verify_decides_alone():
+  example = Example("", r"2\sqrt{3}", "math")
+  assert math.grade(example, r"\sqrt{12}", fast=False) == 1.0
+  assert math.grade(example, r"\sqrt{13}", fast=False) == 0.0
+  assert math.grade(example, "9^{9^{9}}", fast=False) == 0.0
+  bad = Example("", r"\mho(a", "math")
+  assert math.grade(bad, "1", fast=False) is None
+
+
+@needs_data
+def test_all_1200_verdicts_on_real_completions_agree():
+  rows = jsonl.read(SHARED / "eval/completions_gsm8k_dev.jsonl")
+  for _, row in rows:
+    example = Example(row["problem"], row["gold"], "math/gsm8k")
+    thought, _, answer = row["completion"].strip().rpartition("\nA: ")
+    for text in (
+      f"<think></think>{row['completion']}",
+      f"<think>{thought}</think><answer>{answer}</answer>",
+      f"<think>{thought}</think>So it is \\boxed{{{answer}}}.",
+    ):
+      verdict = accuracy.reward(example, Completion(text))
+      assert verdict == row["expected"], (row["gold"], answer)
+
+
+@needs_data
+def test_verdicts_on_sampled_solutions_of_math_agree():
+  """But for one problem, whose answer the file's grader cut off."""
+  for _, row in jsonl.read(SHARED / "train/rm_math_outcomes_qwen.jsonl"):
+    example = Example(row["problem"], row["gold"], "math")
+    completion = Completion(f"<think></think>{row['completion']}")
+    expected = row["expected"] or r"4:30 \text{" in row["completion"]
+    assert accuracy.reward(example, completion) == expected
+
+
+@needs_data
+@pytest.mark.parametrize(
+  ("name", "bad"),
+  [
+    ("math_gsm8k_test", []),
+    ("math_math500", []),
+    ("math_aime2024", []),
+    ("math_amc23", []),
+    # A bracket that begins with a letter, and a sentence with conditions.
+    ("math_olympiadbench_en", ["$t(0,4]$", "$f(x)=a x+b$, where $b$ is an"]),
+    ("math_cmath_test_zh", []),
+    # Two sentences.
+    ("math_gaokao_cloze_zh", ["三组对面分别平行的四棱柱为平行六面体;"]),
+    ("math_svamp_300", []),
+  ],
+)
+def test_gold_answers_verify_against_themselves(name, bad):
+  examples = [
+    Example(row["problem"], str(row["answer"]), "math", row["id"])
+    for _, row in jsonl.read(SHARED / f"eval/{name}.jsonl")
+  ]
+  wrong = [answer for _, answer in accuracy.verify_golds(examples)]
+  assert [a[: len(b)] for a, b in zip(wrong, bad, strict=True)] == bad
+  assert all(math.grade(e, e.answer) == 1.0 for e in examples)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1jax import rewards
@@ -73,6 +73,10 @@ def test_a_reward_that_raises_is_counted_and_named(monkeypatch, caplog):
     (dict(random=dict(probability=0.5)), "weight must be a finite number"),
     (dict(accuracy="1"), "weight must be a finite number, got '1'"),
     (dict(accuracy=math.nan), "weight must be a finite number"),
+    (dict(overlong=1.0), "rewards.overlong.*'buffer'"),
+    (dict(overlong=dict(weight=1.0, buffer=0)), "buffer must be 1 or more"),
+    (dict(repetition=dict(weight=1.0, size=0)), "size must be 1 or more"),
+    (dict(length=dict(weight=1.0, buffer=1)), "rewards.length.*'buffer'"),
   ],
 )
 def test_a_bad_spec_says_what_is_wrong(spec, message):
@@ -99,6 +103,7 @@ def test_the_random_reward_is_paid_as_often_as_asked():
   assert (toss(texts, seed=1) != toss(texts, seed=2)).mean() > 0.4
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(), max_size=6), st.randoms())
 def test_a_reward_depends_on_no_other_row(texts, random):
   order = random.sample(range(len(texts)), len(texts))

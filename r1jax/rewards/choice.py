@@ -1,0 +1,66 @@
+"""Grades multiple choice: the letter, or the text of the choice itself."""
+
+import re
+from collections.abc import Sequence
+
+from r1jax.rewards import math
+from r1jax.types import Example
+
+MAX_LENGTH = 2048  # Characters; a longer answer names no letter.
+
+# "C", "(c)", "**C**."; and "A, B and D", "ABD".
+ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
+SEVERAL = re.compile(r"[\W_]*[A-H](?:(?:[\W_]|and)*[A-H])+[\W_]*")
+# "C) Paris", "(C) Paris", "C: Paris", "C. Paris"
+LABELLED = re.compile(
+  r"[\s*]*(?:\(([A-Z])\)|([A-Z])\s*(?:[).:：．]|、(?![A-Z]\b)))\s*\S"
+)
+NAMED = re.compile(
+  r"(?i:\b(?:answer|option|choice)s?\b(?:\s+is)?)\s*[:=]?\s*[*(\[\s]*([A-Z])\b"
+  r"(?!\W*(?:(?:or|and)\b|[,/&])\W*[A-Z]\b)"
+  r"|(?:答案|选项?)(?:是|为|：|:)?\s*[*(（\s]*([A-Z])(?![A-Za-z])"
+)
+WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+
+
+def grade(example: Example, answer: str) -> float:
+  """1 if the answer names the example's letter, or letters, and no other.
+
+  `metadata["choices"]`, in the order of the letters and optional, lets an
+  answer say the choice's text in place of its letter.
+  """
+  choices = example.metadata.get("choices") or ()
+  gold = letters(example.answer, choices)
+  given = letters(answer, choices)
+  if gold is None:  # It is no letter: a text to be matched.
+    return float(_fold(answer) == _fold(example.answer))
+  return float(given == gold)
+
+
+def letters(answer: str, choices: Sequence[str] = ()) -> str | None:
+  """The letters that an answer names, sorted; None if it names none."""
+  if len(answer) > MAX_LENGTH:
+    return None
+  text = answer.replace("$", " ")
+  while (unwrapped := WRAPPER.sub(r" \1 ", text)) != text:
+    text = unwrapped
+  text = text.replace("\\", " ").strip()
+  alone = ALONE.fullmatch(text)
+  if alone and (alone[1].isupper() or "(" in text):
+    return alone[1].upper()
+  said = _fold(answer)
+  same = [i for i, choice in enumerate(choices) if _fold(choice) == said]
+  if said and len(same) == 1:
+    return chr(ord("A") + same[0])
+  if alone:
+    return alone[1].upper()
+  if (match := LABELLED.match(text)) and match.lastindex:
+    return match[match.lastindex]
+  if SEVERAL.fullmatch(text):
+    return "".join(sorted({*re.findall("[A-H]", text)}))
+  named = {a or b for a, b in NAMED.findall(text)}
+  return named.pop() if len(named) == 1 else None
+
+
+def _fold(text: str) -> str:
+  return "".join(math.normalise(text).lower().split())

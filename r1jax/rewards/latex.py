@@ -1,0 +1,193 @@
+r"""LaTeX as policies and data sets write it, brought to one form.
+
+Matters of taste go: dollar signs, \left and \right, spacing, \dfrac, \frac12,
+full-width and other Unicode signs, thousands separators, a closing full stop.
+"""
+
+import re
+
+MAX_LENGTH = 512  # Characters of an answer; a longer one is not read.
+
+# One character to one, or to some ASCII.
+CHARACTERS = str.maketrans(
+  {
+    **dict.fromkeys("−–—﹣－", "-"),
+    **{chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F) if c != 0xFF0D},
+    **{c: f"^{{{d}}}" for d, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
+    **{c: f"_{{{d}}}" for d, c in enumerate("₀₁₂₃₄₅₆₇₈₉")},
+    **{c: rf"\text{{({i})}}" for i, c in enumerate("①②③④⑤⑥⑦⑧⑨⑩", 1)},
+    **{"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}"},
+    **{"¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅛": r"\frac{1}{8}"},
+    **{"×": r"\times ", "⋅": r"\cdot ", "·": r"\cdot ", "÷": "/", "∗": "*"},
+    **{"±": r"\pm ", "∞": r"\infty ", "π": r"\pi ", "θ": r"\theta "},
+    **{"√": r"\sqrt ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in "},
+    **{"≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne "},
+    **{
+      "°": r"^{\circ}",
+      "º": r"^{\circ}",
+      "≈": r"\approx ",
+      "∅": r"\emptyset ",
+    },
+    **{
+      "、": ",",
+      "，": ",",
+      "。": ".",
+      "：": ":",
+      "«": '"',
+      "»": '"',
+      "…": r"\ldots ",
+    },
+    **dict.fromkeys("“”„", '"'),
+    **dict.fromkeys("‘’′", "'"),
+    **dict.fromkeys("\u00a0\u2002\u2003\u2009\u200a\u202f\u3000\t\n\r", " "),
+    **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", ""),
+  }
+)
+
+WRAPPERS = (
+  r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|mathrm|mathbf"
+  r"|mathit|mathsf|mathtt|mbox|operatorname\*?|emph|bf|rm|bm|boldsymbol"
+  r"|underline)\s*\{([^{}]*)\}"
+)
+REWRITES = tuple(
+  (re.compile(pattern), replacement)
+  for pattern, replacement in (
+    (r"\\textcircled\{(\w+)\}", r"\\text{(\1)}"),
+    (r"\\(?:display|text)style(?![a-zA-Z])|\\phantom\{[^{}]*\}", ""),
+    (r"\\(?:left|right|middle)(?![a-zA-Z])\.?", ""),
+    (r"\\[bB]igg?[lrm]?(?![a-zA-Z])", ""),
+    (r"(?<!\\)\\[()\[\]]", " "),
+    # Digits of one number, then space.
+    (r"(?<=\d)(?:\\,|\{,\}|\\!|\\ |~)+(?=\d)", ""),
+    (r"(?<=\d),\s*\\!\s*(?=\d{3})", ""),
+    (r"^\s*\*\*([^*]+)\*\*\W*$", r"\1"),  # Markdown's bold.
+    (r"(?<!\\)\\[,;:!> ]|~|\\q?quad(?![a-zA-Z])|\\h?space\{[^{}]*\}", " "),
+    (r"\{([:;])\}", r"\1"),
+    # Plain text's way of writing mathematics.
+    (r"^\s*\{([^{}]*,[^{}]*)\}\s*$", r"\\{\1\\}"),
+    (r"(?<=\d)\s*\(([a-zA-Z][a-zA-Z ]+)\)\s*$", r" \1"),
+    (r"^\s*=", ""),
+    (r"(?<![\\a-zA-Z])(sqrt|pi|infinity|infty)(?![a-zA-Z])", r"\\\1"),
+    (r"\\infinity|(?<![\\a-zA-Z])inf(?![a-zA-Z])", r"\\infty"),
+    (r"\*\*", "^"),
+    (r"<=", r"\\le "),
+    (r">=", r"\\ge "),
+    (r"!=", r"\\ne "),
+    # Synonyms.
+    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+    (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
+    (r"\\(?:degrees?|textdegree)(?![a-zA-Z])", r"^{\\circ}"),
+    (r"\^?\s*(?:\^\s*\\circ|\{\s*\\circ\s*\})", r"^{\\circ}"),
+    (r"\\(?:leqslant|leqq?)(?![a-zA-Z])", r"\\le"),
+    (r"\\(?:geqslant|geqq?)(?![a-zA-Z])", r"\\ge"),
+    (r"\\neq(?![a-zA-Z])", r"\\ne"),
+    (r"\\lt(?![a-zA-Z])", "<"),
+    (r"\\gt(?![a-zA-Z])", ">"),
+    (r"\\mathbb\s*([A-Z])", r"\\mathbb{\1}"),
+    (r"\\\{\s*\\\}|\\varnothing|\\empty(?![a-zA-Z])", r"\\emptyset"),
+    (r"\\lbrace(?![a-zA-Z])", r"\\{"),
+    (r"\\rbrace(?![a-zA-Z])", r"\\}"),
+    (r"\\colon(?![a-zA-Z])", ":"),
+    (r"\\log_\{?e(?![a-zA-Z])\}?", r"\\ln"),
+    (r"(^|[(\[{,;=])\s*\+\s*(?=[\w\\.])", r"\1"),
+    # Scripts: braces around more than one character, and around no single one.
+    (r"\^\s*(-?\d{2,}|-\w)", r"^{\1}"),
+    (r"([\^_])\s*\{\s*(\w)\s*\}", r"\1\2"),
+    (r"(?<![\d^_.])(\d+)\s+(\d+)\s*/\s*(\d+)(?!\d)", r"\1\\frac{\2}{\3}"),
+  )
+)
+TAIL = re.compile(r"[\s.,;:\\]+$")
+THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+SPACED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d,])")
+NUMBERS = re.compile(r"(?<![\d_^])(\d+)\s+(?=\d)")  # 1 2 is no number.
+COMMAND_LETTER = re.compile(r"(\\[a-zA-Z]+)\s+(?=[a-zA-Z])")
+BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+BRACED = re.compile(r"\\(frac|sqrt)(?![a-zA-Z])\s*(\[[^\[\]]*\])?")
+COMMAND = re.compile(r"\\[a-zA-Z]+|.", re.DOTALL)
+
+
+def last_boxed(text: str) -> str | None:
+  r"""The content of the last \boxed{...}, stripped; None if it is open."""
+  start = text.rfind(r"\boxed")
+  start = max(start, text.rfind(r"\fbox"))
+  match = BOX.match(text, start) if start >= 0 else None
+  if not match:
+    return None
+  depth, rest = 1, text[match.end() : match.end() + MAX_LENGTH + 1]
+  for i, char in enumerate(rest):
+    depth += (char == "{") - (char == "}")
+    if not depth:
+      return rest[:i].strip()
+  return None
+
+
+def clean(text: str) -> str:
+  r"""The text in one form; words stay in \text{...}, and spaces between words.
+
+  A dollar sign that is a currency's is left standing. Text beyond MAX_LENGTH
+  comes back as it is.
+  """
+  if len(text) > MAX_LENGTH:
+    return text
+  text = text.translate(CHARACTERS)
+  text = re.sub(WRAPPERS, lambda m: rf"\text{{{m[1]}}}", text)
+  text = text.replace(r"\$", "\0")
+  if text.count("$") % 2 == 0:
+    text = text.replace("$", " ")
+  text = text.replace("$", "\0").replace("\0", "$")
+  for pattern, replacement in REWRITES:
+    text = pattern.sub(replacement, text)
+  text = SPACED.sub(lambda m: m[0].replace(" ", ""), _brace(text))
+  text = THOUSANDS.sub(_join, NUMBERS.sub(r"\1, ", text).strip())
+  return TAIL.sub("", " ".join(text.split()))
+
+
+def squeeze(text: str) -> str:
+  r"""Clean text without its spaces, and without \text around words."""
+  text = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
+  text = COMMAND_LETTER.sub("\\1\0", text)
+  return text.replace(" ", "").replace("\0", " ")
+
+
+def closing(text: str, start: int = 0) -> int:
+  """Where the bracket that opens at `start` is closed; -1 if nowhere.
+
+  All kinds of brackets count as one, as (0, 1] wants it.
+  """
+  depth = 0
+  for i in range(start, len(text)):
+    depth += (text[i] in "([{") - (text[i] in ")]}")
+    if not depth:
+      return i
+  return -1
+
+
+def _join(number: re.Match) -> str:
+  """1,234 is a number; in (1,234) it may be two."""
+  before = number.string[: number.start()]
+  inside = sum(before.count(c) for c in "([") - sum(map(before.count, ")]"))
+  inside += before.count(r"\{") - before.count(r"\}")
+  return number[0] if inside > 0 else number[0].replace(",", "")
+
+
+def _brace(text: str) -> str:
+  r"""\frac and \sqrt with braces around every argument."""
+  done = ""
+  while match := BRACED.search(text):
+    done += text[: match.start()] + match[0].rstrip()
+    text = text[match.end() :]
+    for _ in range(2 if match[1] == "frac" else 1):
+      argument, text = _argument(text)
+      done += "{" + _brace(argument) + "}"
+  return done + text
+
+
+def _argument(text: str) -> tuple[str, str]:
+  """What TeX, or a hasty writer, would take for an argument; and the rest."""
+  text = text.lstrip()
+  if text[:1] in ("{", "("):
+    end = closing(text)
+    if end > 0:
+      return text[1:end], text[end + 1 :]
+  match = COMMAND.match(text)
+  return (match[0], text[match.end() :]) if match else ("", "")

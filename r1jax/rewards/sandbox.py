@@ -1,0 +1,385 @@
+"""Runs a program that nobody trusts, and hands back what it computed.
+
+Each program gets a sandbox of its own, by bubblewrap: no network, no files but
+the system's to read and a small empty directory to write, no environment, no
+sight of other processes, limits on time, memory, processes and output, and a
+filter of system calls. `inside` is what runs there.
+
+Limits that remain: the kernel is shared, and memory is limited by process, so
+that all of them together may take `processes` times as much.
+"""
+
+import contextlib
+import functools
+import logging
+import marshal
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from r1jax.rewards import inside, seccomp, values
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("bwrap", "none")
+START_SECONDS = 20.0  # To set a sandbox up, on a busy machine.
+PATIENCE = 1.0  # Seconds until a sandbox that does not end is left behind.
+BUILD_SECONDS = 10.0  # To compile, on top of a program's own limit.
+ENVIRONMENT = {
+  "HOME": "/tmp",
+  "LANG": "C.UTF-8",
+  "PATH": "/usr/local/bin:/usr/bin:/bin",
+  "PYTHONHASHSEED": "0",
+}
+
+
+class Limits(NamedTuple):
+  """What a program may use."""
+
+  seconds: float = 4.0  # Of wall clock, over all tests; of CPU, per process.
+  memory_mib: int = 1024  # Of address space, per process.
+  processes: int = 4  # Threads count too.
+  disk_mib: int = 64
+  output_mib: int = 8  # Of each file that it writes, stdout being one.
+
+
+class Language(NamedTuple):
+  """How programs of a language are built and run; Python needs neither."""
+
+  tags: tuple[str, ...]  # Of fenced blocks.
+  file: str = ""
+  build: tuple[str, ...] = ()
+  command: tuple[str, ...] = ()
+  memory_mib: int = 0  # On top of the limit: reserved, not used.
+  processes: int = 0  # On top of the limit.
+
+
+LANGUAGES = {
+  "python": Language(("python", "py", "python3")),
+  "cpp": Language(
+    ("cpp", "c++", "cc", "cxx"),
+    file="main.cpp",
+    build=("g++", "-O2", "-std=c++17", "-o", "main", "main.cpp"),
+    command=("./main",),
+  ),
+  "javascript": Language(
+    ("javascript", "js", "node"),
+    file="main.js",
+    command=("node", "main.js"),
+    memory_mib=2048,
+    processes=16,
+  ),
+}
+
+
+class Ended(Exception):
+  """The program has used up its time, or brought its sandbox down."""
+
+
+class Run(NamedTuple):
+  """How a build or a run ended."""
+
+  status: int  # The exit status; minus the number of a signal.
+  output: bytes
+  errors: str  # The end of it.
+
+
+# Prints what a sandbox must not let it do; its input names a file of the host.
+PROBE = """
+import mmap, os, signal, socket
+def fork():
+  for _ in range(64):
+    if not os.fork():
+      signal.pause()
+attempts = {
+  "read files": lambda: open(input()),
+  "write files": lambda: open("/usr/probe", "w"),
+  "use the network": lambda: socket.socket(socket.AF_INET),
+  "have all memory": lambda: mmap.mmap(-1, 2**34),
+  "start any number of processes": fork,
+}
+for what, attempt in attempts.items():
+  try:
+    attempt()
+  except OSError:
+    continue
+  print(what, end=", ")
+"""
+
+
+@functools.cache
+def check(kind: str) -> None:
+  """Raises ValueError unless a sandbox of this kind can be had, and holds."""
+  if kind not in KINDS:
+    raise ValueError(f"sandbox must be one of {[*KINDS]}, got {kind!r}")
+  if kind == "none":
+    logger.warning("sandbox='none': the policy's programs may do all you may")
+    return
+  advice = "; say sandbox='none' to run the policy's programs without isolation"
+  with tempfile.NamedTemporaryFile() as file:
+    os.chmod(file.name, 0o644)  # Only the sandbox is in the way of reading it.
+    try:
+      _, run = run_cases("python", PROBE, [file.name], kind, Limits())
+    except (RuntimeError, ValueError, Ended) as error:
+      raise ValueError(f"no sandbox here: {error}{advice}") from error
+  if run.status or run.output:
+    did = run.output.decode() or run.errors
+    raise ValueError(f"the sandbox does not hold, programs can {did}{advice}")
+
+
+def run_cases(
+  language: str, source: str, inputs: Sequence[str], kind: str, limits: Limits
+) -> Iterator[Run]:
+  """Yields how the program was built, then how it ran on each input.
+
+  Ends early if it cannot be built. Raises `Ended`, and RuntimeError if the
+  sandbox cannot be started.
+  """
+  how = LANGUAGES[language]
+  tool = (how.build or how.command or ("",))[0]
+  if tool and not shutil.which(tool, path=ENVIRONMENT["PATH"]):
+    raise RuntimeError(f"programs in {language} need {tool}: install it")
+  limits = limits._replace(
+    memory_mib=limits.memory_mib + how.memory_mib,
+    processes=limits.processes + how.processes,
+  )
+  work = dict(
+    source=source,
+    file=how.file,
+    build=list(how.build),
+    command=list(how.command),
+    inputs=[each.encode("utf-8", "surrogatepass") for each in inputs],
+    limit=limits.output_mib * 2**20,
+  )
+  with _start(work, kind, limits) as box:
+    if how.build:
+      box.deadline += BUILD_SECONDS
+    yield Run(*box.receive())
+    box.deadline = time.monotonic() + limits.seconds
+    for _ in inputs:
+      yield Run(*box.receive())
+
+
+class Tests(NamedTuple):
+  """Tests of functions, which stay out of the program's sight."""
+
+  setup: str  # Python, run first: definitions that the tests use.
+  names: Sequence[str]  # What the tests use of the program.
+  statements: Sequence[tuple[bytes, bool]]  # Marshalled code; True for a test.
+
+
+def run_tests(
+  prefix: str, source: str, tests: Tests, kind: str, limits: Limits
+) -> Iterator[tuple[bool, str]]:
+  """Yields for each test whether it holds, and why not.
+
+  The program is the source alone, after the prefix, or the prefix continued.
+  Raises as `run_cases` does, and ValueError for tests that cannot be run here.
+  """
+  with _start(dict(prefix=prefix, source=source), kind, limits) as box:
+    box.send(values.encode(tests._asdict()))
+    for _, counts in tests.statements:
+      if counts:
+        holds, message = box.receive()
+        if holds is None:
+          raise ValueError(message)
+        yield holds, message
+
+
+class _Box:
+  """The outer side of a sandbox."""
+
+  def __init__(self, connection: socket.socket):
+    self._connection = connection
+    self.deadline = time.monotonic() + START_SECONDS
+
+  def send(self, *frames: bytes) -> None:
+    sized = (len(frame).to_bytes(8, "big") + frame for frame in frames)
+    with self._telling_why():
+      self._wait()
+      self._connection.sendall(b"".join(sized))
+
+  def receive(self) -> Any:
+    with self._telling_why():
+      return values.decode(values.receive(self._read))
+
+  @contextlib.contextmanager
+  def _telling_why(self) -> Iterator[None]:
+    try:
+      yield
+    except TimeoutError:
+      raise Ended("out of time") from None
+    except (OSError, EOFError, ValueError):
+      raise Ended("the process has ended") from None
+
+  def _read(self, size: int) -> bytes:
+    self._wait()
+    return self._connection.recv(size)
+
+  def _wait(self) -> None:
+    left = self.deadline - time.monotonic()
+    if left <= 0:
+      raise TimeoutError
+    self._connection.settimeout(left)
+
+
+@contextlib.contextmanager
+def _start(work: dict, kind: str, limits: Limits) -> Iterator[_Box]:
+  """A sandbox that has been given its work; gone when the block ends."""
+  mib = 2**20
+  job = dict(
+    work=work,
+    user=None,
+    limits=dict(
+      AS=limits.memory_mib * mib,
+      CORE=0,
+      CPU=int(limits.seconds) + 1,
+      FSIZE=limits.output_mib * mib,
+      MSGQUEUE=0,
+      NOFILE=256,
+      NPROC=limits.processes + 2,  # `inside`, and a process of bubblewrap's.
+    ),
+  )
+  ours, theirs = socket.socketpair()
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(ours)
+    with theirs:
+      if kind == "bwrap":
+        if os.geteuid() == 0:  # A user that nobody else is, to be counted.
+          job["user"] = 62000 + threading.get_native_id() % 3000
+        process = stack.enter_context(_popen_bwrap(theirs, limits))
+      elif kind != "none":
+        raise ValueError(f"sandbox must be one of {[*KINDS]}, got {kind!r}")
+      else:
+        home = stack.enter_context(tempfile.TemporaryDirectory())
+        process = stack.enter_context(_popen_none(theirs, home))
+    stack.callback(_kill, process, kind)
+    box = _Box(ours)
+    try:
+      box.send(_modules(), values.encode(job))
+      box.receive()  # The program has not begun: what fails here, we have done.
+    except Ended as error:
+      _kill(process, kind)
+      words = process.stderr.read().decode(errors="replace")[-1000:].strip()
+      raise RuntimeError(
+        f"the sandbox cannot start, {error}: {words}"
+      ) from None
+    box.deadline = time.monotonic() + limits.seconds
+    yield box
+
+
+def _kill(process: subprocess.Popen, kind: str) -> None:
+  """Ends the sandbox, and waits until all that ran there is gone."""
+  with contextlib.suppress(OSError):
+    if kind == "none":
+      os.killpg(process.pid, signal.SIGKILL)
+    elif process.poll() is None:
+      # Its first process takes all others along, and bubblewrap waits for it.
+      path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+      pids = path.read_text().split() if path.exists() else ()
+      for pid in pids or [process.pid]:
+        os.kill(int(pid), signal.SIGKILL)
+  try:
+    process.wait(PATIENCE)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    process.wait()
+
+
+def _popen_bwrap(stdin: socket.socket, limits: Limits) -> subprocess.Popen:
+  command = [*_bwrap(), "--size", str(limits.disk_mib * 2**20)]
+  command += ["--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"]
+  program = seccomp.program()
+  read, write = os.pipe()
+  try:
+    os.write(write, program)  # It fits into a pipe.
+    os.close(write)
+    return subprocess.Popen(
+      [*command, "--seccomp", str(read), "--", *PYTHON],
+      stdin=stdin,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      env=ENVIRONMENT,
+      pass_fds=[read],
+    )
+  finally:
+    os.close(read)
+
+
+def _popen_none(stdin: socket.socket, home: str) -> subprocess.Popen:
+  return subprocess.Popen(
+    PYTHON,
+    stdin=stdin,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    cwd=home,
+    env=ENVIRONMENT | {"HOME": home},
+    start_new_session=True,
+  )
+
+
+# What Python runs first: the modules that come in ahead of the work. To hand
+# them over on the command line takes longer, and as files they might be closed
+# to the user of the sandbox.
+START = """
+import marshal, os, sys
+size, data = int.from_bytes(os.read(0, 8), "big"), b""
+while len(data) < size:
+  data += os.read(0, size - len(data)) or os._exit(1)
+for name, code in marshal.loads(data):
+  module = sys.modules.setdefault(name, type(sys)(name))
+  exec(code, module.__dict__)
+"""
+PYTHON = [os.path.realpath(sys.executable), *"-s -S -P -B -c".split(), START]
+
+
+@functools.cache
+def _modules() -> bytes:
+  """The modules that run inside, compiled here once."""
+  parts = []
+  for module, name in ((values, values.__name__), (inside, "__main__")):
+    source = Path(module.__file__).read_text()
+    parts.append((name, compile(source, name, "exec")))
+  return marshal.dumps(parts)
+
+
+@functools.cache
+def _bwrap() -> list[str]:
+  """The command of the sandbox, up to its directory for writing."""
+  if not (path := shutil.which("bwrap")):
+    raise RuntimeError("there is no bwrap: install bubblewrap")
+  command = [
+    *[path, "--die-with-parent", "--new-session"],
+    *["--unshare-ipc", "--unshare-net", "--unshare-pid", "--unshare-uts"],
+    *["--cap-drop", "ALL"],
+  ]
+  if os.geteuid() == 0:  # `inside` becomes another user, see `confine`.
+    command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+  else:
+    command += ["--unshare-user"]
+  command += ["--ro-bind", "/usr", "/usr"]
+  for path in ("/bin", "/lib", "/lib64"):
+    if os.path.islink(path):
+      command += ["--symlink", os.readlink(path), path]
+    else:
+      command += ["--ro-bind-try", path, path]
+  command += ["--dir", "/dev", "--dir", "/etc"]  # Else as closed as the host's.
+  for path in ("/etc/alternatives", "/etc/ld.so.cache"):
+    command += ["--ro-bind-try", path, path]
+  prefix = os.path.realpath(sys.base_prefix)
+  if not prefix.startswith("/usr"):
+    for parent in reversed(Path(prefix).parents[:-1]):
+      command += ["--dir", str(parent)]
+    command += ["--ro-bind", prefix, prefix]
+  for name in ("null", "zero", "full", "random", "urandom"):
+    command += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
+  return [*command, "--perms", "1777"]

@@ -1,0 +1,51 @@
+"""Sentences and tokens of a text, as linguists count them."""
+
+import re
+
+# A full stop after these ends no sentence.
+ABBREVIATIONS = frozenset(
+  "dr mr mrs ms prof sr jr st vs etc e.g i.e inc ltd co corp dept est fig gen "
+  "gov hon jan feb mar apr jun jul aug sep sept oct nov dec lt col sgt capt "
+  "rev vol pp approx ca cf a.m p.m u.s u.k u.n ph.d m.d b.a m.a mt ft".split()
+)
+END = re.compile(
+  r"[.!?\u2026]+[\"'\u201d\u2019)\]}*_]*(?=\s|$)|[。！？]+[」』”）]*"
+)
+# What is cut off a word: brackets, signs, and the tails of contractions.
+TOKEN = re.compile(
+  r"""[\[\](){}<>"`;@#$%&?!,:\u201c\u201d\u2018\u2026]+|\.{2,}|--+"""
+)
+TAILS = re.compile(r"(?i)(.+?)(n't|'(?:s|re|ve|ll|d|m))$")
+JOINED = re.compile(r"(?i)(can)(not)|(gim|lem)(me)|(gon|wan)(na)|(got)(ta)")
+
+
+def split(text: str) -> list[str]:
+  """The sentences of a text; a line break alone ends none."""
+  parts, start = [], 0
+  for match in END.finditer(text):
+    if text[match.start()] == "." and _goes_on(text[start : match.start()]):
+      continue
+    parts.append(text[start : match.end()].strip())
+    start = match.end()
+  parts.append(text[start:].strip())
+  return [part for part in parts if part]
+
+
+def tokens(text: str) -> list[str]:
+  """Words, with hyphens in them, and apart from signs and contractions."""
+  found = []
+  for word in TOKEN.sub(" ", text.replace("\u2019", "'")).split():
+    match = TAILS.fullmatch(word) or JOINED.fullmatch(word.rstrip("."))
+    if match:
+      found += [group for group in match.groups() if group]
+    else:
+      found.append(word)
+  return found
+
+
+def _goes_on(before: str) -> bool:
+  """True if the full stop behind this text belongs to its last word."""
+  words = before.split()
+  last = words[-1].lstrip("(\"'*").lower() if words else ""
+  initial = len(last) == 1 and last.isalpha() and words[-1] != "I"
+  return last in ABBREVIATIONS or initial
