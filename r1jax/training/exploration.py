@@ -78,6 +78,8 @@ def _take(rollouts: Sequence[Rollout], kept: np.ndarray) -> Rollout:
   """The kept prompts of several rollouts, as one."""
 
   def join(*arrays):
+    if np.ndim(arrays[0]) == 0:
+      return sum(arrays)
     widest = np.max([a.shape[1:] for a in arrays], axis=0)
     padded = [
       np.pad(a, [(0, 0), *((0, w - s) for w, s in zip(widest, a.shape[1:]))])

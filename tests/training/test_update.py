@@ -17,7 +17,6 @@ from r1jax.models.config import replace
 from r1jax.training import objective, sft
 from r1jax.training.experience import token_arrays
 from r1jax.training.update import (
-  decayed,
   init_state,
   make_optimizer,
   make_update,
@@ -48,102 +47,6 @@ def compiled_quickly():
 
 def copied(tree):
   return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
-
-
-# The optimizer.
-
-
-def steps(gradient, count, **settings):
-  """The updates of `count` equal gradients."""
-  optimizer = make_optimizer(**OPTIMIZER | settings)
-  params = jax.tree.map(jnp.zeros_like, gradient)
-  state, updates = optimizer.init(params), []
-  for _ in range(count):
-    update, state = optimizer.update(gradient, state, params)
-    updates.append(update)
-  return updates
-
-
-def rates(count, **settings):
-  """The learning rate of each step: Adam's own part of it is 1."""
-  updates = steps({"w": jnp.array([[3.0]])}, count, **settings)
-  return [-float(update["w"][0, 0]) for update in updates]
-
-
-@pytest.mark.parametrize(
-  "settings, expected",
-  [
-    (dict(), [0.1] * 6),
-    (dict(warmup_steps=4), [0, 0.025, 0.05, 0.075, 0.1, 0.1]),
-    (
-      dict(decay_steps=4, final_share=0.2),
-      [0.1]
-      + [0.02 + 0.04 * (1 + np.cos(np.pi * i / 4)) for i in (1, 2, 3, 4)]
-      + [0.02],
-    ),
-    (
-      dict(warmup_steps=2, decay_steps=2, final_share=0.0),
-      [0, 0.05, 0.1, 0.05, 0, 0],
-    ),
-  ],
-)
-def test_the_learning_rate_warms_up_then_decays(settings, expected):
-  np.testing.assert_allclose(rates(6, **settings), expected, atol=1e-6)
-
-
-TREE = {
-  "embed": jnp.ones((4, 3)),
-  "unembed": jnp.ones((3, 4)),
-  "moe": {
-    "router": jnp.ones((3, 2)),
-    "router_bias": jnp.ones((1, 2)),
-    "q_norm": jnp.ones((1, 3)),
-    "down": jnp.ones((1, 3, 2)),
-  },
-  "mtp": {"project": jnp.ones((6, 3)), "block": {"down": jnp.ones((3, 2))}},
-}
-
-
-def test_frozen_weights_and_the_routers_bias_do_not_move():
-  gradient = jax.tree.map(jnp.ones_like, TREE)
-  settings = dict(frozen=("mtp",), weight_decay=0.5)
-  optimizer = make_optimizer(**OPTIMIZER | settings)
-  updates, _ = optimizer.update(gradient, optimizer.init(TREE), TREE)
-  moved = jax.tree.map(lambda u: bool(jnp.any(u != 0)), updates)
-  assert moved == {
-    "embed": True,
-    "unembed": True,
-    "moe": {"router": True, "router_bias": False, "q_norm": True, "down": True},
-    "mtp": {"project": False, "block": {"down": False}},
-  }
-
-
-def test_matrices_decay_and_norms_biases_and_embeddings_do_not():
-  nothing = jax.tree.map(jnp.zeros_like, TREE)
-  optimizer = make_optimizer(**OPTIMIZER | dict(weight_decay=0.5))
-  updates, _ = optimizer.update(nothing, optimizer.init(TREE), TREE)
-  shrunk = jax.tree.map(lambda u: round(float(u.ravel()[0]), 6), updates)
-  assert shrunk == {
-    "embed": 0,
-    "unembed": 0,
-    "moe": {"router": -0.05, "router_bias": 0, "q_norm": 0, "down": -0.05},
-    "mtp": {"project": -0.05, "block": {"down": -0.05}},
-  }
-  assert decayed(TREE)["moe"]["down"] and not decayed(TREE)["moe"]["q_norm"]
-
-
-def test_the_gradient_is_clipped_as_one():
-  """Two weights of norm 3 and 4 make 5; Adam's memory shows the scale."""
-  optimizer = make_optimizer(**OPTIMIZER | dict(max_grad_norm=1.0))
-  gradient = {"a": jnp.array([[3.0]]), "b": jnp.array([[4.0]])}
-  _, state = optimizer.update(gradient, optimizer.init(gradient), gradient)
-  mean = optax.tree_utils.tree_get(state, "mu")
-  assert float(mean["a"][0, 0]) == pytest.approx(0.1 * 3 / 5)
-  assert float(mean["b"][0, 0]) == pytest.approx(0.1 * 4 / 5)
-  short = jax.tree.map(lambda g: g / 100, gradient)  # Not made longer.
-  _, state = optimizer.update(short, optimizer.init(gradient), gradient)
-  mean = optax.tree_utils.tree_get(state, "mu")
-  assert float(mean["a"][0, 0]) == pytest.approx(0.1 * 0.03)
 
 
 # The step, on a loss that needs no model.
