@@ -14,51 +14,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from r1jax.losses.advantages import advantages as make_advantages
-from r1jax.losses.aggregation import completion_mean
 from r1jax.losses.clips import CLIPS
 from r1jax.losses.kl import KLS, k3
 from r1jax.losses.ratios import RATIOS, completion_total, correct, exp
 from r1jax.losses.tables import choose
 
 
-def _or_clip_epsilon(loss):
-  """Lets a loop that knows only PPO's clip, and no minima, call the loss."""
-
-  @functools.wraps(loss)
-  def call(*arrays, clip_epsilon=None, **settings):
-    if clip_epsilon is None:
-      return loss(*arrays, **settings)
-    settings = settings | dict(
-      ratio="token",
-      clip=dict(name="symmetric", epsilon=clip_epsilon),
-      kl="k3",
-      entropy_coefficient=0.0,
-      correction=None,
-    )
-    value, metrics = loss(*arrays, **settings)
-    return value, {k: x for k, x in metrics.items() if k != "ratio/min"}
-
-  return call
-
-
-group_advantages = functools.partial(make_advantages, name="group_std")
-completion_weights = completion_mean
-
-
-@_or_clip_epsilon
 def grpo_loss(
   logprobs: Float[Array, "*B"],
   old_logprobs: Float[Array, "*B"],
   reference_logprobs: Float[Array, "*B"] | None,
   advantages: Float[Array, "*B"],
   weights: Float[Array, "*B"],
+  num_tokens: Int[Array, ""] | int,
   *,
   completions: Int[Array, "*B"] | None = None,
   num_completions: int = 0,
   sampler_logprobs: Float[Array, "*B"] | None = None,
   entropy: Float[Array, "*B"] | None = None,
-  num_tokens: Int[Array, ""] | int | None = None,
   ratio: str,
   clip: Mapping[str, Any],
   kl: str,
@@ -79,12 +52,11 @@ def grpo_loss(
     reference_logprobs: of the reference policy; None leaves the KL out.
     advantages: one per token, equal within a completion.
     weights: of each token; what has weight 0 may hold anything, NaN included.
+    num_tokens: with a weight in the whole update; metrics are means over them.
     completions: which completion a token is of, for what is per completion.
     num_completions: a bound on those numbers, static.
     sampler_logprobs: of the policy that sampled, for the correction.
     entropy: of the policy, in nats.
-    num_tokens: that have a weight in the whole update: metrics are means over
-      them. None means with the loss's weights instead.
     ratio: one of RATIOS.
     clip: the name of one of CLIPS and its keyword arguments.
     kl: one of KLS.
@@ -105,10 +77,7 @@ def grpo_loss(
   _require(correction=correction, sampler_logprobs=sampler_logprobs)
   counts = weights > 0
   known = lambda x: jnp.where(counts, x, 0.0)
-  if num_tokens is None:
-    mean = lambda x: jnp.sum(weights * x)
-  else:
-    mean = lambda x: jnp.sum(known(x)) / jnp.maximum(num_tokens, 1)
+  mean = lambda x: jnp.sum(known(x)) / jnp.maximum(num_tokens, 1)
 
   def total(values):
     if completions is None or not num_completions:
@@ -184,6 +153,7 @@ def check(
   """
   loss = functools.partial(
     grpo_loss,
+    num_tokens=1,
     num_completions=1,
     ratio=ratio,
     clip=clip,

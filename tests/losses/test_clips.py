@@ -17,19 +17,17 @@ DELTA = dict(name="two_sided", low=0.2, high=0.2, delta=3.0)
 EVERY = [EPSILON, HIGHER, CISPO, DELTA, dict(name="none")]
 
 
-def one_token(ratio, advantage, clip, **settings):
+def one_token(ratio, advantage, clip):
   """(loss, metrics) and the gradient of a token that the old policy was sure
   of: its log-probability was 0."""
   one = lambda x: jnp.full((1,), x, jnp.float32)
-  settings = (
-    dict(
-      ratio="token",
-      kl="k3",
-      kl_coefficient=0.0,
-      entropy_coefficient=0.0,
-      correction=None,
-    )
-    | settings
+  settings = dict(
+    num_tokens=1,
+    ratio="token",
+    kl="k3",
+    kl_coefficient=0.0,
+    entropy_coefficient=0.0,
+    correction=None,
   )
   loss = lambda logprob: grpo_loss(
     logprob, one(0.0), one(0.0), one(advantage), one(1.0), clip=clip, **settings
@@ -138,6 +136,7 @@ def test_no_log_ratio_overflows(clip, kl):
     sampler_logprobs=apart,
     completions=jnp.arange(4),
     num_completions=4,
+    num_tokens=4,
     ratio="token",
     clip=clip,
     kl=kl,
@@ -159,6 +158,7 @@ def test_a_policy_far_from_its_reference_is_pulled_back():
     one(-1.0),
     one(0.0),
     one(1.0),
+    num_tokens=1,
     ratio="token",
     clip=EPSILON,
     kl="k3",
