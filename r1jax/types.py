@@ -72,6 +72,7 @@ class Rollout:
   # and on each of a prompt [P, Tp, L, k]; None if that was not recorded.
   experts: Ints | None = None
   prompt_experts: Ints | None = None
+  steps: Ints | int = 0  # That the slots took together; 0 if that is not known.
 
   @property
   def sampled_mask(self):
