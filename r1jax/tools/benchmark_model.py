@@ -1,0 +1,161 @@
+"""Decoding and training of tiny models, beside transformers.
+
+`model`: decoding at batch 64 and training of a tiny Qwen2 and a tiny
+DeepSeek-V3, beside transformers with the same weights (`r1jax[reference]`):
+sizes, rates, and what share of the machine's own matmul rate they are. Runs of
+the two sides alternate; every number is a median.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from r1jax.models import ops, transformer
+from r1jax.models.cache import empty_cache
+from r1jax.models.config import Experts, Grouped, Latent, ModelConfig
+from r1jax.models.weights import sizes
+from r1jax.tools import flops, peers, timing
+
+DECODE = dict(rows=64, prompt_tokens=32, tokens=128)
+TRAIN = dict(rows=8, tokens=256)
+
+COMMON = dict(
+  vocab_size=512,
+  width=256,
+  num_layers=4,
+  dense_width=1024,
+  norm_epsilon=1e-6,
+  rope_theta=10_000.0,
+  max_length=4096,
+)
+MODELS = {
+  "qwen2": ModelConfig(
+    attention=Grouped(num_heads=4, num_kv_heads=2, head_size=64, bias=True),
+    **COMMON,
+  ),
+  "deepseek_v3": ModelConfig(
+    attention=Latent(
+      num_heads=4,
+      q_rank=128,
+      kv_rank=64,
+      nope_size=32,
+      rope_size=32,
+      value_size=32,
+    ),
+    experts=Experts(
+      num_routed=8,
+      num_shared=1,
+      num_dense_layers=1,
+      per_token=2,
+      width=256,
+      scores="sigmoid",
+      renormalise=True,
+      scale=2.5,
+    ),
+    **COMMON,
+  ),
+}
+
+
+def model() -> dict:
+  """Rates of both sides, in tokens per second, and of the machine."""
+  report = {
+    "machine": timing.machine(),
+    "versions": {"jax": jax.__version__} | peers.versions(),
+    "decode": DECODE,
+    "train": TRAIN,
+  }
+  for name, config in MODELS.items():
+    print(f"measuring {name} ...", file=sys.stderr)
+    report[name] = compare(name, config, report["machine"])
+  return report
+
+
+def compare(name: str, config: ModelConfig, machine: dict) -> dict:
+  """One architecture, both sides in turns."""
+  params = transformer.init(transformer.Transformer(config), jax.random.key(0))
+  peer = peers.build(config, params)
+  report = {"parameters": sizes(config)["total"]}
+  for kind, ours, theirs, settings, peak in (
+    ("decode", decoder(config, params), peer.decode, DECODE, 64),
+    ("train", trainer(config, params), peer.train, TRAIN, 2048),
+  ):
+    mine, other = timing.in_turns(
+      functools.partial(ours, **settings), functools.partial(theirs, **settings)
+    )
+    tokens = settings["rows"] * settings["tokens"]
+    work = flops.of_token(config) + flops.of_logits(config)
+    work *= tokens * (3 if kind == "train" else 1)
+    share = work / mine / (machine[f"matmul_{peak}_gflops"] * 1e9)
+    report[kind] = {
+      "tokens_per_second": round(tokens / mine),
+      "peer_tokens_per_second": round(tokens / other),
+      "ratio": round(other / mine, 2),
+      "share_of_matmul_rate": round(share, 3),
+    }
+  return report
+
+
+def decoder(config: ModelConfig, params) -> Callable:
+  """`run(rows, prompt_tokens, tokens)` decodes greedily."""
+  network = transformer.Transformer(config)
+
+  @functools.partial(
+    jax.jit, static_argnames=("rows", "prompt_tokens", "tokens")
+  )
+  def generate(params, prompts, *, rows, prompt_tokens, tokens):
+    params = transformer.unstack(network, params)
+    cache = empty_cache(config, rows, prompt_tokens + tokens)
+    hidden, cache = transformer.extend(network, params, prompts, cache)
+    pick = lambda hidden: jnp.argmax(
+      transformer.logits(network, params, hidden), axis=-1
+    ).astype(jnp.int32)
+
+    def step(t, carry):
+      token, cache, out = carry
+      hidden, cache = transformer.extend(network, params, token[:, None], cache)
+      return pick(hidden[:, 0]), cache, out.at[:, t].set(token)
+
+    start = pick(hidden[:, -1]), cache, jnp.zeros((rows, tokens), jnp.int32)
+    return jax.lax.fori_loop(0, tokens, step, start)[2]
+
+  def run(rows, prompt_tokens, tokens):
+    prompts = draw(config, rows, prompt_tokens)
+    sizes = dict(rows=rows, prompt_tokens=prompt_tokens, tokens=tokens)
+    return np.asarray(generate(params, jnp.asarray(prompts), **sizes))
+
+  return run
+
+
+def trainer(config: ModelConfig, params) -> Callable:
+  """`run(rows, tokens)` makes the gradient of the mean cross-entropy."""
+  network = transformer.Transformer(config)
+
+  @jax.jit
+  def gradient(params, tokens):
+    def loss(params):
+      hidden = transformer.forward(
+        network, params, transformer.pack_rows(tokens)
+      ).hidden[:, :-1]
+      logprobs, _ = ops.linear_logprobs(
+        hidden, transformer.unembed(params), tokens[:, 1:]
+      )
+      return -logprobs.mean()
+
+    return jax.value_and_grad(loss)(params)
+
+  def run(rows, tokens):
+    batch = jnp.asarray(draw(config, rows, tokens))
+    return jax.block_until_ready(gradient(params, batch))
+
+  return run
+
+
+def draw(config: ModelConfig, rows: int, tokens: int) -> np.ndarray:
+  """Random tokens [B, T], the same for both sides."""
+  rng = np.random.default_rng(0)
+  return rng.integers(0, config.vocab_size, (rows, tokens), np.int32)
