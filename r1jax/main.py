@@ -5,17 +5,25 @@
 Any value of the config can be replaced: `--config.seed=1`. What is wrong with a
 command or its input is said in one line, with exit code 2; `--debug` adds the
 stack trace. Ctrl-C saves, and exits with code 130.
+
+What is asked of a run beside its config moves none of its numbers: a trace of
+some rounds (`--profile=3:2`), every rollout on disk (`--dump`), a row for every
+update (`--update_rows`), other places for the metrics (`--sinks=wandb`). With
+`--replay=WORKDIR` the rollouts are those of another run, and none is sampled.
 """
 
+import inspect
 import os
 import pathlib
 import shlex
 import sys
 import traceback
+from typing import Any
 
 from absl import app, flags, logging
 
 from r1jax import config, interrupt
+from r1jax.training import profiler
 
 _CONFIG = config.define_flag()
 _WORKDIR = flags.DEFINE_string(
@@ -27,6 +35,21 @@ _SWEEP = flags.DEFINE_integer(
 _DEBUG = flags.DEFINE_bool(
   "debug", False, "Show stack traces and what libraries log."
 )
+_PROFILE = flags.DEFINE_string(
+  "profile", None, "FIRST:COUNT rounds (of sft: steps) to trace, from 0."
+)
+_DUMP = flags.DEFINE_bool(
+  "dump", False, "Write every rollout to WORKDIR/rollouts."
+)
+_REPLAY = flags.DEFINE_string(
+  "replay", None, "A workdir whose dumped rollouts are learned from."
+)
+_UPDATE_ROWS = flags.DEFINE_bool(
+  "update_rows", False, "Write a row for every update to updates.jsonl."
+)
+_SINKS = flags.DEFINE_list(
+  "sinks", None, "Where metrics go beside metrics.jsonl: tensorboard, wandb."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -35,14 +58,45 @@ def main(argv: list[str]) -> None:
     raise ValueError(f"unknown argument {argv[1]!r}; flags start with --")
   if not _DEBUG.value:
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot.
+  asked = options()
   settings = config.from_flag(_CONFIG, sweep_index=_SWEEP.value)
   config.check(settings)
+  train = config.loop(settings.loop).train
+  check_options(settings.loop, train, asked)
   if _WORKDIR.value is None:
     raise ValueError("no --workdir; say where the run's files should go")
   config.enable_compilation_cache()
   pathlib.Path(_WORKDIR.value).mkdir(parents=True, exist_ok=True)
-  config.loop(settings.loop).train(settings, _WORKDIR.value)
+  train(settings, _WORKDIR.value, **asked)
   conclude(_WORKDIR.value)
+
+
+def options() -> dict[str, Any]:
+  """What the flags ask of the loop: keyword arguments of its `train`."""
+  asked = {
+    "profile": _PROFILE.value and profiler.parse(_PROFILE.value),
+    "dump": _DUMP.value,
+    "replay": _REPLAY.value,
+    "update_rows": _UPDATE_ROWS.value,
+    "sinks": _SINKS.value and tuple(_SINKS.value),
+  }
+  return {name: value for name, value in asked.items() if value}
+
+
+def check_options(loop: str, train, asked: dict[str, Any]) -> None:
+  """Raises ValueError for what a loop, or this machine, cannot do."""
+  for name in asked.keys() - inspect.signature(train).parameters.keys():
+    raise ValueError(f"the loop {loop!r} has no --{name}")
+  if sinks := asked.get("sinks"):
+    from r1jax import metrics  # A wrong command need not wait for JAX.
+
+    metrics.check_sinks(sinks)
+  if replay := asked.get("replay"):
+    if not (pathlib.Path(replay) / "rollouts").is_dir():
+      raise ValueError(
+        f"--replay={replay}: no rollouts in it; give the workdir of a run that "
+        "was started with --dump"
+      )
 
 
 def conclude(workdir: str) -> None:

@@ -24,8 +24,9 @@ def check(config):
   if config.num_steps < 0:
     raise ValueError(f"num_steps is {config.num_steps}, but must be positive")
 
-def train(config, workdir):
+def train(config, workdir, *, profile=None, sinks=(), replay=None):
   print(json.dumps(config.to_dict()), flush=True)
+  print("asked", profile, sinks, replay)
   if config.mode == "bug":
     raise RuntimeError("a bug")
   if config.mode == "input":
@@ -136,6 +137,25 @@ def command(tmp_path, python):
       ["--config=c.py", "--workdir=w", "--config.dataset.name=sum"],
       "unknown dataset.name 'sum'; did you mean 'sums'?",
     ),
+    *(
+      (
+        ["--config=c.py", "--workdir=w", f"--profile={window}"],
+        f"--profile={window}: give FIRST:COUNT, such as 3:2",
+      )
+      for window in ("3", "x:1", "3:0", "-1:2", "1:2:3")
+    ),
+    (
+      ["--config=c.py", "--workdir=w", "--update_rows"],
+      "the loop 'fake' has no --update_rows",
+    ),
+    (
+      ["--config=c.py", "--workdir=w", "--sinks=tensorbord"],
+      "unknown metrics sink 'tensorbord'; did you mean 'tensorboard'?",
+    ),
+    (
+      ["--config=c.py", "--workdir=w", "--replay=nowhere"],
+      "--replay=nowhere: no rollouts in it; give the workdir of a run",
+    ),
     (["--config=c.py:input", "--workdir=w"], "line one line two"),
     (["--config=c.py:file", "--workdir=w"], "no file '/nowhere/data.jsonl'"),
   ],
@@ -171,6 +191,16 @@ def test_overrides_go_over_the_sweep(command):
   assert '"seed": 2' in done.stdout
   assert '"learning_rate": 0.25' in done.stdout
   assert '"mode": "ok"' in done.stdout
+
+
+def test_what_is_asked_beside_the_config_reaches_the_loop(command, tmp_path):
+  (tmp_path / "old" / "rollouts").mkdir(parents=True)
+  done = command(
+    "--config=c.py", "--workdir=w", "--profile=3:2", "--replay=old"
+  )
+  assert "asked Window(first=3, count=2) () old" in done.stdout
+  done = command("--config=c.py", "--workdir=w", "--sinks=jsonl,tensorboard")
+  assert "asked None ('jsonl', 'tensorboard') None" in done.stdout
 
 
 def test_a_run_ends_with_its_report_and_its_summary(command, tmp_path):

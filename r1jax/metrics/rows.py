@@ -1,0 +1,94 @@
+"""Files of JSON rows, each with its step, that a run can go back in."""
+
+import json
+import math
+import numbers
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+
+class Rows:
+  """A file to which rows are added, each whole on the disk at once.
+
+  Opening it drops the rows beyond `step`, and with None all of them; the file
+  appears with its first row.
+  """
+
+  def __init__(self, path: pathlib.Path, step: int | None):
+    truncate(path, step)
+    self._path, self._file = path, None
+
+  def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Adds rows; what JSON has no number for becomes null."""
+    if self._file is None:
+      self._file = open(self._path, "a", encoding="utf-8")
+    for row in rows:
+      row = {name: finite(value) for name, value in row.items()}
+      self._file.write(json.dumps(row) + "\n")
+    self._file.flush()
+
+  def close(self) -> None:
+    """Closes the file, if any row was added."""
+    if self._file is not None:
+      self._file.close()
+      self._file = None
+
+
+def lines(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+  """Whole rows of a file, with their bytes, up to the first broken line."""
+  with open(path, "rb") as file:
+    for line in file:
+      if not line.endswith(b"\n"):
+        return
+      try:
+        row = json.loads(line)
+      except ValueError:
+        return
+      yield row, line
+
+
+def truncate(path: pathlib.Path, step: int | None) -> None:
+  """Drops the rows beyond `step`; None drops all."""
+  if not path.exists():
+    return
+  draft = path.with_suffix(".tmp")
+  with open(draft, "wb") as file:
+    if step is not None:
+      for row, line in lines(path):
+        if row["step"] <= step:
+          file.write(line)
+  os.replace(draft, path)
+
+
+def plain(name: str, value: Any) -> Any:
+  """A number or (nested) list of numbers; float32 keeps its short form."""
+  if isinstance(value, np.ndarray | np.generic):
+    if value.dtype.kind not in "biuf" and value.dtype.name != "bfloat16":
+      raise TypeError(f"metric {name!r} is an array of {value.dtype}")
+    if value.ndim:
+      return [plain(name, item) for item in value]
+    if value.dtype.itemsize < 8 and value.dtype.kind not in "biu":
+      return float(str(np.float32(value)))
+    return value.item()
+  if isinstance(value, list | tuple):
+    return [plain(name, item) for item in value]
+  if not isinstance(value, numbers.Real):
+    raise TypeError(f"metric {name!r} is {type(value).__name__}: {value!r}")
+  return value
+
+
+def finite(value: Any) -> Any:
+  """JSON has no NaN and no infinity: they become null."""
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if isinstance(value, list | tuple):
+    return [finite(item) for item in value]
+  if isinstance(value, Mapping):
+    return {k: finite(v) for k, v in value.items()}
+  if isinstance(value, np.ndarray | np.generic):
+    return finite(plain("", value))
+  return value
