@@ -7,7 +7,6 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboardX import proto
 
 from r1jax import metrics
 from r1jax.console import Console, duration
@@ -128,40 +127,25 @@ def test_reading_a_run_that_has_not_begun(tmp_path):
   assert metrics.read(tmp_path) == []
 
 
-def events(folder):
-  for path in sorted(folder.glob("events*")):
-    data, at = path.read_bytes(), 0
-    while at < len(data):  # Length, its checksum, an event, its checksum.
-      size = int.from_bytes(data[at : at + 8], "little")
-      yield proto.event_pb2.Event.FromString(data[at + 12 : at + 12 + size])
-      at += size + 16
-
-
-def test_tensorboard_gets_the_numbers_and_no_lists(tmp_path, writer):
-  w = writer(sinks=("tensorboard",))
-  w.write(4, x=0.5, load=[1.0, 2.0], nan=math.nan)
-  w.close()
-  found = {
-    value.tag: (event.step, value.simple_value)
-    for event in events(tmp_path / "tensorboard")
-    for value in event.summary.value
-  }
-  assert found == {"x": (4, 0.5)}
-
-
-def test_every_metric_is_described_once():
-  assert metrics.describe("reward/mean")[1].startswith("weighted sum")
-  assert metrics.describe("reward/accuracy/mean")[1].startswith("one rule's")
-  assert metrics.describe("eval/sums/pass@1")[1].startswith(
-    "mean over problems"
-  )
-  assert metrics.describe("eval/sums/pass@16")[1].startswith("unbiased")
-  assert metrics.describe("router/load/2")[1].endswith("a list")
-  assert metrics.describe("nonsense") is None
-  for unit, definition in metrics.METRICS.values():
-    assert len(definition) > 5
-    assert unit in ("", "share", "nats", "tokens", "s", "tokens/s", "steps",
-                    "bytes")  # fmt: skip
+def test_a_row_for_every_update_on_demand(tmp_path, writer):
+  updates = [{"loss/total": np.float32(0.1)}, {"loss/total": jnp.float32(2)}]
+  writer().updates(2, updates)
+  assert not (tmp_path / "updates.jsonl").exists()
+  first = writer(update_rows=True)
+  first.updates(2, updates)
+  first.updates(4, updates)
+  assert lines(tmp_path, "updates.jsonl") == [
+    {"step": step, "loss/total": loss}
+    for step, loss in zip((1, 2, 3, 4), (0.1, 2, 0.1, 2))
+  ]
+  first.close()
+  second = writer(step=2, update_rows=True)
+  second.updates(4, updates)
+  steps = [row["step"] for row in lines(tmp_path, "updates.jsonl")]
+  assert steps == [1, 2, 3, 4]  # No step twice.
+  second.close()
+  writer(step=2)  # Nor any beyond the step, whoever asks for them now.
+  assert len(lines(tmp_path, "updates.jsonl")) == 2
 
 
 class Terminal(io.StringIO):

@@ -21,6 +21,14 @@ from r1jax.console import Console
 from r1jax.metrics import rows
 from r1jax.metrics.names import METRICS as METRICS
 from r1jax.metrics.names import describe as describe
+from r1jax.metrics.performance import machine as machine
+from r1jax.metrics.performance import model_flops as model_flops
+from r1jax.metrics.performance import throughput as throughput
+from r1jax.metrics.reduce import by_domain as by_domain
+from r1jax.metrics.reduce import combine as combine
+from r1jax.metrics.reduce import deviation as deviation
+from r1jax.metrics.reduce import mean as mean
+from r1jax.metrics.reduce import over_hosts as over_hosts
 from r1jax.metrics.sinks import SINKS, check_sinks
 
 Path = str | os.PathLike
@@ -62,6 +70,7 @@ class Writer:
       self._sinks = [SINKS[name](folder, step) for name in names]
       past = max((row["time"] for row in read(workdir)), default=0.0)
     self._began = time.monotonic() - past
+    machine()  # Compiling is counted from here on.
     self.console = console or Console(quiet=not self._first)
 
   @property

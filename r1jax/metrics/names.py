@@ -48,7 +48,7 @@ METRICS: dict[str, tuple[str, str]] = {
   "domain/*/reward": ("", "weighted sum of the rewards in a domain, mean"),
   "domain/*/accuracy": ("share", "right completions of a domain, of graded"),
   "domain/*/length": ("tokens", "mean of a domain's completions"),
-  "domain/*/share": ("share", "of the round's completions"),
+  "domain/*/completions": ("", "of the domain, in the round"),
   "reflection/*": ("", 'uses of a word like "wait", per completion'),
   "sampling/logp_diff_mean": ("nats", "|trainer - sampler|, over tokens"),
   "sampling/logp_diff_max": ("nats", "its largest"),

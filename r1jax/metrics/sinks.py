@@ -9,6 +9,7 @@ import importlib.util
 import json
 import math
 import numbers
+import os
 import pathlib
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -73,7 +74,9 @@ def wandb(workdir: pathlib.Path, step: int | None) -> Sink:
       return
     run.log({"step": row["step"], **dict(_scalars(row))})
     state["sent"] = max(state["sent"], row["step"])
-    path.write_text(json.dumps(state))
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(state))
+    os.replace(draft, path)
 
   return Sink(write, run.finish)
 

@@ -1,0 +1,70 @@
+"""Speed and memory are what was there, in the units that are said."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from r1jax import metrics
+from r1jax.metrics import performance
+
+
+def test_compiling_is_counted():
+  before = metrics.machine()
+  double = jax.jit(lambda x: 2 * x + 1)
+  numbers = jnp.arange(7.0)
+  first = metrics.machine()["perf/compilations"]
+  double(numbers)
+  second = metrics.machine()
+  double(numbers)
+  assert metrics.machine()["perf/compilations"] == second["perf/compilations"]
+  assert second["perf/compilations"] == first + 1 > before["perf/compilations"]
+  assert second["perf/compile_time"] > before["perf/compile_time"]
+
+
+def test_memory_is_in_bytes(monkeypatch):
+  assert 1e8 < metrics.machine()["perf/host_peak"] < 1e12
+
+  class Device:
+    def __init__(self, stats):
+      self.memory_stats = lambda: stats
+
+  devices = [Device(None), Device({"peak_bytes_in_use": 7}), Device({})]
+  monkeypatch.setattr(jax, "local_devices", lambda: devices)
+  assert metrics.machine()["perf/hbm_peak"] == 7
+  monkeypatch.setattr(jax, "local_devices", lambda: devices[:1])
+  assert "perf/hbm_peak" not in metrics.machine()
+
+
+def test_throughput_is_per_second_and_device():
+  numbers = metrics.throughput(
+    tokens=1200, seconds=3.0, devices=4, flops=6e12, peak=1e12
+  )
+  assert numbers == {
+    "perf/tokens_per_s": 400,
+    "perf/tokens_per_s_per_device": 100,
+    "perf/mfu": 0.5,
+  }
+  numbers = metrics.throughput(tokens=1, seconds=1.0, devices=1)
+  assert "perf/mfu" not in numbers
+  with pytest.raises(ValueError, match="the peak is 0"):
+    metrics.throughput(tokens=1, seconds=1.0, devices=1, peak=0)
+
+
+def test_flops_are_those_of_palm():
+  # 6 N + 12 L H Q T per token, each of T tokens seeing all T.
+  n, layers, heads, size, length = 1000, 3, 4, 8, 64
+  flops = performance.model_flops(
+    tokens=length,
+    weights=n,
+    pairs=length * length,
+    pair_size=layers * heads * 2 * size,
+  )
+  assert flops == length * (6 * n + 12 * layers * heads * size * length)
+  assert performance.model_flops(tokens=5, weights=n, passes=1) == 10 * n
+
+
+def test_flops_are_those_that_the_compiler_counts():
+  x, w = jnp.ones((64, 32)), jnp.ones((32, 48))
+  compiled = jax.jit(lambda x, w: x @ w).lower(x, w).compile()
+  counted = compiled.cost_analysis()["flops"]
+  assert counted == metrics.model_flops(tokens=64, weights=w.size, passes=1)
