@@ -94,6 +94,7 @@ def get_config(variant="zero"):
   )
   c.kl_reward = dict(name="k1", coefficient=0.0)
   c.mask_truncated = False
+  c.max_tokens = ()  # As `sampling` has it, from the first step.
   c.dynamic_sampling = dict(rounds=0)
   c.old = "sampler"
   c.mtp = "frozen"

@@ -28,7 +28,14 @@ from r1jax.rewards import accuracy
 from r1jax.rewards.grader import GraderPool
 from r1jax.rollouts.engine import make_engine
 from r1jax.tools import memory
-from r1jax.training import evaluate, grpo, inspection, measurements, sft
+from r1jax.training import (
+  evaluate,
+  exploration,
+  grpo,
+  inspection,
+  measurements,
+  sft,
+)
 
 FIRST = 256  # Examples looked at, of a dataset that makes them when read.
 PROBLEMS, SAMPLES = 8, 4  # Of each task, to measure the base on.
@@ -89,7 +96,7 @@ class Context:
   def sizes(self):
     """Tokens of each example's prompt beyond the shared ones."""
     template = self.config.template
-    prompts = grpo.encode_prompts(self.examples, template, self.words)
+    prompts = exploration.encode_prompts(self.examples, template, self.words)
     return [len(ids) - len(self.shared) for ids in prompts]
 
   @functools.cached_property
@@ -325,7 +332,7 @@ def untemplated(context: Context) -> Iterator[Line]:
   if context.too_large:
     raise ValueError("no round was tried: there is not enough memory for it")
   c, words, (model, params) = context.config, context.words, context.model
-  asked = grpo.encode_prompts(context.tested, "plain", words)
+  asked = exploration.encode_prompts(context.tested, "plain", words)
   limits = dict(prompt_tokens=max(map(len, asked)))
   engine = make_engine(
     transformer.Transformer(model),

@@ -55,7 +55,13 @@ def evaluate(
       tokenizer.encode(TEMPLATES[template](e.prompt)) for e in examples
     ]
     rollout = engine(
-      params, prompts, samples, seed=seed, round=index, progress=progress
+      params,
+      prompts,
+      samples,
+      seed=seed,
+      round=index,
+      evaluation=True,
+      progress=progress,
     )
     flat, written = completions(rollout, examples, tokenizer, engine.max_tokens)
     scores = rewards.score(flat, written, pool=pool, accuracy=1.0, format=0.0)

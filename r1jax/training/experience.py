@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from r1jax.data.packing import pack_rollout
+from r1jax.rollouts import replay
 from r1jax.training.update import microbatches
 from r1jax.types import FINISH_LENGTH, Experience, Packed, Rollout
 
@@ -88,7 +89,13 @@ def token_arrays(
     "advantages": slots(experience.advantages),
     "weights": slots(experience.weights),
     "completion": completion.astype(np.int32),
+    "experts": experts_of(experience.rollout, packed),
   }
+
+
+def experts_of(rollout: Rollout, packed: Packed) -> np.ndarray | None:
+  """The experts that the sampler used, slot by slot; None if not recorded."""
+  return None if rollout.experts is None else replay.lay_out(rollout, packed)
 
 
 def place(values: np.ndarray, packed: Packed, out: np.ndarray) -> None:

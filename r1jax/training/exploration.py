@@ -6,11 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import ml_collections
 import numpy as np
 
+from r1jax import data, rewards
+from r1jax.data import templates
 from r1jax.losses.advantages import zero_signal
 from r1jax.rewards import Scores
-from r1jax.types import Completion, Example, Rollout
+from r1jax.training.evaluate import completions
+from r1jax.training.records import Record
+from r1jax.types import Completion, Example, Params, Rollout
 
 
 class Sampled(NamedTuple):
@@ -23,6 +28,72 @@ class Sampled(NamedTuple):
   batches: int = 1  # Times that the engine was asked.
   discarded: int = 0  # Completions that were sampled and not kept.
   teaching: int | None = None  # Groups with a signal; None if nobody looked.
+
+
+def encode_prompts(examples, template: str, words) -> list[list[int]]:
+  """Token ids of each example's prompt in the template."""
+  write = templates.TEMPLATES[template]
+  return [words.encode(write(example.prompt)) for example in examples]
+
+
+def make_sample(
+  config: ml_collections.ConfigDict, engine, dataset, words, pool, observer
+):
+  """`sample(params, step, attempt)`: G completions of each prompt of a round,
+  which the graders begin to read; a function of its arguments alone."""
+  spec, rounds = config.rewards.to_dict(), config.dynamic_sampling.rounds
+
+  def sample(params: Params, step: int, attempt: int) -> Sampled:
+    round, limit = step // config.minibatches, token_limit(config, step)
+    examples = data.draw(
+      dataset,
+      config.prompts_per_round,
+      seed=config.seed,
+      step=round,
+      attempt=attempt,
+    )
+    rollout = engine(
+      params,
+      encode_prompts(examples, config.template, words),
+      config.group_size,
+      seed=config.seed,
+      round=round * (1 + rounds) + attempt,
+      max_tokens=limit,
+      progress=observer.sampled,
+    )
+    flat, written = completions(rollout, examples, words, limit)
+    scores = rewards.submit(flat, written, pool=pool, **spec)
+    return Sampled(rollout, flat, written, scores)
+
+  return sample
+
+
+def token_limit(config: ml_collections.ConfigDict, step: int) -> int:
+  """The tokens that a completion sampled at `step` may have: the last of
+  `max_tokens` [(first step, tokens), ...] that has begun."""
+  reached = [tokens for first, tokens in config.max_tokens if first <= step]
+  return reached[-1] if reached else config.sampling.max_tokens
+
+
+def recorded(record: Record) -> Sampled:
+  """A round that was dumped, as if it were sampled now."""
+  return Sampled(
+    record.rollout,
+    record.examples,
+    record.written,
+    lambda: record.scores,
+    **record.facts,
+  )
+
+
+def check_limits(max_tokens: Sequence, *, most: int) -> None:
+  """Raises ValueError for a schedule of lengths that is none."""
+  for entry in max_tokens:
+    if len(entry) != 2 or not 0 < entry[1] <= most:
+      raise ValueError(
+        f"max_tokens has {entry}: each entry is (first step, tokens), and the "
+        f"tokens are at most sampling.max_tokens {most}"
+      )
 
 
 def explore(

@@ -30,9 +30,15 @@ from r1jax.models import transformer
 from r1jax.models.config import replace
 from r1jax.rewards.grader import GraderPool
 from r1jax.rollouts.engine import make_engine
-from r1jax.training import inspection, measurements, objective
-from r1jax.training.evaluate import completions
+from r1jax.training import (
+  inspection,
+  measurements,
+  objective,
+  profiler,
+  records,
+)
 from r1jax.training.experience import (
+  experts_of,
   minibatches,
   pack_minibatch,
   place,
@@ -40,7 +46,12 @@ from r1jax.training.experience import (
   which_count,
   within,
 )
-from r1jax.training.exploration import Sampled, explore
+from r1jax.training.exploration import (
+  check_limits,
+  explore,
+  make_sample,
+  recorded,
+)
 from r1jax.training.update import init_state, make_optimizer, make_update
 from r1jax.types import Experience, Params, RLState
 
@@ -48,8 +59,23 @@ MTP = ("frozen", "train", "drop")  # What RL does to the MTP blocks.
 OLD = ("sampler", "trainer")  # Whose log-probabilities the ratio divides by.
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
-  """Runs `config.num_steps` updates, from the newest checkpoint if any."""
+def train(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  *,
+  profile: profiler.Window | None = None,
+  dump: bool = False,
+  replay: str | None = None,
+) -> RLState:
+  """Runs `config.num_steps` updates, from the newest checkpoint if any.
+
+  Args:
+    config: of the run; see `SECTIONS` and `FIELDS`.
+    workdir: where all that it writes goes.
+    profile: rounds to trace.
+    dump: writes every round to WORKDIR/rollouts.
+    replay: a workdir whose dumped rounds are learned from; none is sampled.
+  """
   mesh = sharding.make_mesh(**config.mesh)
   dataset = data.load(**config.dataset)
   words = tokenizer.load(**config.tokenizer)
@@ -66,7 +92,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
   )
   optimizer, score, update = make_steps(config, model, words)
   refers = config.loss.kl_coefficient or config.kl_reward.coefficient
-  as_reference = functools.partial(reference_copy, model.config.compute_dtype)
+  as_reference = functools.partial(
+    objective.reference_copy, model.config.compute_dtype
+  )
   train_state = init_state(jax.tree.map(jnp.asarray, params), optimizer)
   state = sharding.replicate(
     mesh,
@@ -78,51 +106,38 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
   )
   restored = checkpoint.restore(workdir, state)
   state = state if restored is None else restored
-  spec = config.rewards.to_dict()
   step, rounds = int(state.train.step), config.num_steps // config.minibatches
 
   with (
     GraderPool(**config.grader) as pool,
     metrics.Writer(workdir, step=None if restored is None else step) as writer,
+    profiler.Profiler(workdir, profile, say=writer.console.note) as tracer,
   ):
     observer = measurements.Observer(
       config, writer, engine, words, pool, rounds
     )
     inspection.report_golds(dataset, writer.console)
 
-    def sample(params: Params, round: int, attempt: int) -> Sampled:
-      """G completions of each prompt, which the graders begin to read."""
-      number = round * (1 + config.dynamic_sampling.rounds) + attempt
-      examples = data.draw(
-        dataset, config.prompts_per_round, seed=config.seed, step=number
-      )
-      rollout = engine(
-        params,
-        encode_prompts(examples, config.template, words),
-        config.group_size,
-        seed=config.seed,
-        round=number,
-        progress=observer.sampled,
-      )
-      flat, written = completions(
-        rollout, examples, words, config.sampling.max_tokens
-      )
-      scores = rewards.submit(flat, written, pool=pool, **spec)
-      return Sampled(rollout, flat, written, scores)
-
+    sample = make_sample(config, engine, dataset, words, pool, observer)
     try:
       while step < config.num_steps:
         round = step // config.minibatches
         if step:
           observer.evaluate_if_due(step, state.train.params)
 
+        tracer.begin(round)
+
         # Sample from the policy; DAPO goes on until enough groups teach.
         with observer.phase("sampling"):
-          sampled = explore(
-            functools.partial(sample, state.train.params, round),
-            rounds=config.dynamic_sampling.rounds,
-            say=writer.console.note,
-          )
+          if replay is None:
+            sampled = explore(
+              functools.partial(sample, state.train.params, step),
+              rounds=config.dynamic_sampling.rounds,
+              say=writer.console.note,
+            )
+          else:
+            size = config.prompts_per_round, config.group_size
+            sampled = recorded(records.load(replay, round, size=size))
         rollout, mask = sampled.rollout, sampled.rollout.sampled_mask
 
         # What other policies say of it, while it is being graded.
@@ -136,7 +151,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
         def score_all(params: Params, rollout=rollout, batches=batches):
           values = np.zeros_like(rollout.logprobs)
           for packed, count in batches:
-            made = score(params, sharding.assemble(mesh, packed), count)
+            rows = packed, experts_of(rollout, packed)
+            made = score(params, sharding.assemble(mesh, rows), count)
             place(sharding.local(made), packed, values)
           return values
 
@@ -198,6 +214,23 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> RLState:
             batches,
             reference_step=state.reference_step,
           )
+          if dump:
+            facts = dict(
+              batches=sampled.batches,
+              discarded=sampled.discarded,
+              teaching=sampled.teaching,
+            )
+            records.dump(
+              workdir,
+              round,
+              step=step - config.minibatches,
+              rollout=rollout,
+              examples=sampled.examples,
+              written=sampled.written,
+              scores=scores,
+              advantages=advantages,
+              facts=facts,
+            )
           if int(new.skipped) >= config.max_skipped:
             raise ValueError(
               f"{config.max_skipped} updates in a row had a gradient that is "
@@ -255,22 +288,6 @@ def make_steps(config: ml_collections.ConfigDict, model, words):
   return optimizer, objective.make_score(policy), update
 
 
-def reference_copy(dtype: str, params: Params) -> Params:
-  """A hard copy of the policy, in the dtype that it computes with."""
-
-  def copy(path, x):
-    router = path[-1].key in transformer.FLOAT32
-    return jnp.array(x, x.dtype if router else dtype, copy=True)
-
-  return jax.tree_util.tree_map_with_path(copy, params)
-
-
-def encode_prompts(examples, template: str, words) -> list[list[int]]:
-  """Token ids of each example's prompt in the template."""
-  write = templates.TEMPLATES[template]
-  return [words.encode(write(example.prompt)) for example in examples]
-
-
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for settings that cannot go together."""
   if config.group_size < 2:
@@ -292,6 +309,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   for name, known in (("mtp", MTP), ("old", OLD)):
     if config[name] not in known:
       raise ValueError(f"{name} is {config[name]!r}; there is {known}")
+  check_limits(config.max_tokens, most=config.sampling.max_tokens)
   dynamic_sampling(**config.dynamic_sampling)
   losses.check(**config.loss.to_dict())
   shape = (1, config.group_size)
@@ -317,10 +335,16 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"evaluation.every {config.evaluation.every} is not a multiple of "
       f"minibatches {config.minibatches}, the updates of a round"
     )
-  if config.sampling.get("top_p", 1.0) != 1.0:
+  for name, all_tokens in (("top_p", 1.0), ("top_k", 0)):
+    if config.sampling.get(name, all_tokens) != all_tokens:
+      raise ValueError(
+        f"sampling.{name} is {config.sampling[name]}: what is learned from "
+        "must be sampled from the whole distribution, or the ratios are wrong"
+      )
+  if not config.sampling.temperature > 0:
     raise ValueError(
-      f"sampling.top_p is {config.sampling.top_p}: what is learned from must "
-      "be sampled from the whole distribution, or the ratios are wrong"
+      f"sampling.temperature is {config.sampling.temperature}: a policy that "
+      "does not vary cannot be compared with itself"
     )
   if config.template not in templates.TEMPLATES:
     raise ValueError(
@@ -347,7 +371,7 @@ SECTIONS = {
   "rows": pack_minibatch,
   "advantage": make_advantages,
   "aggregation": token_weights,
-  "loss": losses.grpo_loss,
+  "loss": losses.check,
   "kl_reward": kl_penalties,
   "dynamic_sampling": dynamic_sampling,
   "optimizer": make_optimizer,
@@ -360,6 +384,7 @@ FIELDS = (
   "prompts_per_round",
   "group_size",
   "mask_truncated",
+  "max_tokens",
   "old",
   "mtp",
   "minibatches",

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from r1jax.losses.grpo import grpo_loss
 from r1jax.losses.sft import sft_loss
@@ -28,9 +28,15 @@ def ask(
   temperature: float,
   params: Params,
   packed: Packed,
+  experts: Int[Array, "B T L k"] | None = None,
 ) -> Policy:
-  """Asks the policy at `temperature`, over the ids that exist."""
-  forward = transformer.forward(model, params, packed)
+  """Asks the policy at `temperature`, over the ids that exist.
+
+  Tokens go to the `experts` given; None, or -1, lets the router choose.
+  """
+  if experts is not None:
+    experts = jnp.moveaxis(experts, 2, 0)
+  forward = transformer.forward(model, params, packed, experts=experts)
   logprobs, entropy = ops.linear_logprobs(
     forward.hidden,
     transformer.unembed(params),
@@ -43,15 +49,18 @@ def ask(
 
 
 def make_score(policy):
-  """`score(params, packed, count)`: log p(target) [B, M, T] of microbatches."""
+  """`score(params, rows, count)`: log p(target) [B, M, T] of microbatches.
+
+  The rows are packed, and who works on their tokens (None for the router).
+  """
 
   @jax.jit
-  def score(params, packed: Packed, count):
+  def score(params, rows: tuple[Packed, Array | None], count):
     def one(i, out):
-      rows = jax.tree.map(lambda x: jnp.take(x, i, axis=1), packed)
-      return out.at[:, i].set(policy(params, rows).logprobs)
+      packed, experts = jax.tree.map(lambda x: jnp.take(x, i, axis=1), rows)
+      return out.at[:, i].set(policy(params, packed, experts).logprobs)
 
-    empty = jnp.zeros(packed.tokens.shape)
+    empty = jnp.zeros(rows[0].tokens.shape)
     return jax.lax.fori_loop(0, count, one, empty)
 
   return score
@@ -84,7 +93,7 @@ def objective(
     ratio: and the rest: see `grpo_loss`.
   """
   packed, told = rows
-  said = policy(params, packed)
+  said = policy(params, packed, told["experts"])
   weights, sampler = told["weights"], told["sampler_logprobs"]
   loss, numbers = grpo_loss(
     said.logprobs,
@@ -147,3 +156,13 @@ def further_loss(
     )
     losses.append(sft_loss(logprobs, counted.astype(jnp.float32)))
   return sum(losses) / len(losses)
+
+
+def reference_copy(dtype: str, params: Params) -> Params:
+  """A hard copy of the policy, in the dtype that it computes with."""
+
+  def copy(path, x):
+    router = path[-1].key in transformer.FLOAT32
+    return jnp.array(x, x.dtype if router else dtype, copy=True)
+
+  return jax.tree_util.tree_map_with_path(copy, params)

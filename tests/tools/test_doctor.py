@@ -49,6 +49,7 @@ def get_config():
   )
   c.kl_reward = dict(name="k1", coefficient=0.0)
   c.mask_truncated = False
+  c.max_tokens = ()
   c.dynamic_sampling = dict(rounds=0)
   c.old = "sampler"
   c.mtp = "frozen"

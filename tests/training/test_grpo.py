@@ -4,13 +4,12 @@ import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 
 from r1jax import checkpoint, data, metrics, rewards
-from r1jax.training import grpo
+from r1jax.training import exploration, grpo
 from r1jax.types import Example
 
 STEPS, STOP = 24, 16
@@ -76,6 +75,7 @@ def make_config(base):
     )
     c.kl_reward = dict(name="k1", coefficient=0.0)
     c.mask_truncated = False
+    c.max_tokens = ()
     c.dynamic_sampling = dict(rounds=0)
     c.old = "sampler"
     c.mtp = "frozen"
@@ -285,6 +285,7 @@ def test_the_first_update_on_policy_has_ratio_one(make_config, tmp_path):
       minibatches=1,
       old="trainer",
       mtp="train",
+      max_tokens=((0, 6),),
       mask_truncated=True,
       **{
         "advantage.name": "leave_one_out",
@@ -296,6 +297,7 @@ def test_the_first_update_on_policy_has_ratio_one(make_config, tmp_path):
         "optimizer.warmup_steps": 0,
       },
     )
+    config.sampling.record_experts = True
     config.loss.correction = dict(name="truncate", level="token", cap=2.0)
     start = grpo.load_model(config)[1]
     state = grpo.train(config, str(tmp_path))
@@ -305,6 +307,7 @@ def test_the_first_update_on_policy_has_ratio_one(make_config, tmp_path):
   for name in ("ratio/min", "ratio/mean", "ratio/max"):
     assert row[name] == pytest.approx(1, abs=1e-5)
   assert 0 <= row["kl/ref"] <= 1e-9
+  assert row["completions/max_length"] <= 6
   assert row["clip_ratio/region"] == 0
   assert row["sampling/is_ratio_mean"] == pytest.approx(1, abs=1e-3)
   assert row["sampling/prob_diff_mean"] < 1e-4
@@ -316,20 +319,39 @@ def test_the_first_update_on_policy_has_ratio_one(make_config, tmp_path):
   assert any(x.dtype == np.dtype("bfloat16") for x in kept)
 
 
+def test_a_dumped_run_can_be_replayed(make_config, compiled_once, tmp_path):
+  """Without a sampler, to the same bits."""
+  config = make_config(num_steps=4)
+  first = grpo.train(config, str(tmp_path / "first"), dump=True)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(exploration, "explore", None)
+    patch.setattr(grpo, "explore", None)
+    again = grpo.train(
+      config, str(tmp_path / "again"), replay=str(tmp_path / "first")
+    )
+  assert_same(host(first), host(again))
+  rows = rows_of(tmp_path / "first")
+  assert rows == rows_of(tmp_path / "again") and len(rows) == 2
+  with pytest.raises(ValueError, match="8 completions of each.*group_size 4"):
+    grpo.train(
+      make_config(num_steps=4, group_size=4),
+      str(tmp_path / "other"),
+      replay=str(tmp_path / "first"),
+    )
+
+
+def test_completions_may_grow_with_the_steps(make_config):
+  config = make_config(max_tokens=((0, 2), (4, 5)))
+  limits = [exploration.token_limit(config, step) for step in (0, 3, 4, 9)]
+  assert limits == [2, 2, 5, 5]
+  assert exploration.token_limit(make_config(), 7) == 8
+  with pytest.raises(ValueError, match="sampling.max_tokens 8"):
+    grpo.check(make_config(max_tokens=((0, 9),)))
+
+
 def test_mtp_blocks_can_be_left_out(make_config):
   model, params = grpo.load_model(make_config(mtp="drop"))
   assert "mtp" not in params and model.config.mtp_depth == 0
-
-
-def test_the_reference_is_a_copy_in_the_compute_dtype():
-  params = {"moe": {"router": jnp.ones(2), "out": jnp.ones(2)}}
-  copied = grpo.reference_copy("bfloat16", params)["moe"]
-  assert copied["out"].dtype == jnp.bfloat16
-  assert copied["router"].dtype == jnp.float32
-  same = grpo.reference_copy("float32", params)["moe"]["out"]
-  assert (
-    same.unsafe_buffer_pointer() != params["moe"]["out"].unsafe_buffer_pointer()
-  )
 
 
 def test_a_workdir_of_another_config_is_refused(runs, make_config):

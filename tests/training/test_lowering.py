@@ -58,7 +58,10 @@ def test_a_grpo_update_lowers(params):
   packed = Packed(**dict.fromkeys(Packed.__dataclass_fields__, tokens))
   values = jax.ShapeDtypeStruct(tokens.shape, jnp.float32)
   names = "old_logprobs sampler_logprobs reference_logprobs advantages weights"
-  told = dict.fromkeys(names.split(), values) | {"completion": tokens}
+  told = dict.fromkeys(names.split(), values) | {
+    "completion": tokens,
+    "experts": None,
+  }
   count = jax.ShapeDtypeStruct((), jnp.int32)
   text = lower(update, state, (packed, told), count, np.int32(1))
   assert "58x256x7168x4096" in text  # The experts of all layers, stacked.

@@ -63,7 +63,7 @@ def test_scoring_and_updating(model):
   tokens = np.zeros((ROWS, 1, T), np.int32)
   packed = Packed(**dict.fromkeys(Packed.__dataclass_fields__, tokens))
   count = abstract(())
-  check(shapes(objective.make_score(policy), params, packed, count))
+  check(shapes(objective.make_score(policy), params, (packed, None), count))
 
   loss = functools.partial(
     objective.objective, policy, None, 64, **PRESETS["gspo"]["loss"]
@@ -73,7 +73,7 @@ def test_scoring_and_updating(model):
   names = "old_logprobs sampler_logprobs reference_logprobs advantages weights"
   values = abstract((ROWS, 1, T), jnp.float32)
   told = dict.fromkeys(names.split(), values)
-  told["completion"] = abstract((ROWS, 1, T))
+  told["completion"], told["experts"] = abstract((ROWS, 1, T)), None
   update = make_update(loss, optimizer)
   check(shapes(update, state, (packed, told), count, np.int32(1)))
 
