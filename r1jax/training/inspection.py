@@ -81,6 +81,13 @@ def rows_needed(config: ml_collections.ConfigDict, longest: int) -> int:
   return prompts * -(-config.group_size // in_row)
 
 
+def report_mixture(dataset: Sequence[Example], console: Console) -> None:
+  """Says what a mixture is made of, and how much of it is left out."""
+  if isinstance(dataset, Mixture):
+    for line in dataset.describe():
+      console.note(line)
+
+
 def report_golds(dataset: Sequence[Example], console: Console) -> None:
   """Says which reference answers of mathematics are not right by themselves.
 

@@ -1,6 +1,7 @@
 """A mixture keeps its proportions, and every part its own order."""
 
 import collections
+import io
 import json
 import math
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1jax import config, data
+from r1jax.console import Console
 from r1jax.data import mixture, pass_rates
 from r1jax.data.mixture import Mixture, Part
 from r1jax.training import inspection
@@ -277,10 +279,13 @@ def test_what_is_never_or_always_solved_is_left_out(tmp_path, problems):
     )
   )
   assert [e.answer for e in loaded] == ["2", "3", "5", "6", "7"]
-  assert loaded.describe() == [
+  told = io.StringIO()
+  inspection.report_mixture(loaded, Console(file=told))
+  inspection.report_mixture([*loaded], Console(file=told))
+  assert told.getvalue() == (
     "gsm8k: 100.0% of each round, from 5 examples; left out 1 below and 2 "
-    "above the range of pass rates; 3 have none on record"
-  ]
+    "above the range of pass rates; 3 have none on record\n"
+  )
 
 
 @pytest.mark.parametrize(
