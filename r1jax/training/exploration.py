@@ -3,7 +3,7 @@ wants groups that teach something (arXiv:2503.14476, sec. 3.2)."""
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -28,6 +28,12 @@ class Sampled(NamedTuple):
   batches: int = 1  # Times that the engine was asked.
   discarded: int = 0  # Completions that were sampled and not kept.
   teaching: int | None = None  # Groups with a signal; None if nobody looked.
+
+  @property
+  def facts(self) -> dict[str, Any]:
+    """What a record keeps of it beside arrays and text."""
+    names = ("batches", "discarded", "teaching")
+    return {name: getattr(self, name) for name in names}
 
 
 def encode_prompts(examples, template: str, words) -> list[list[int]]:
@@ -84,6 +90,12 @@ def recorded(record: Record) -> Sampled:
     lambda: record.scores,
     **record.facts,
   )
+
+
+def dynamic_sampling(*, rounds: int) -> None:
+  """How often groups that teach nothing are sampled again; 0 for never."""
+  if rounds < 0:
+    raise ValueError(f"dynamic_sampling.rounds is {rounds}, below 0")
 
 
 def check_limits(max_tokens: Sequence, *, most: int) -> None:

@@ -6,6 +6,7 @@ minibatch. The equations are in `r1jax.losses.grpo`.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,7 @@ from r1jax.training.experience import (
 )
 from r1jax.training.exploration import (
   check_limits,
+  dynamic_sampling,
   explore,
   make_sample,
   recorded,
@@ -66,6 +68,8 @@ def train(
   profile: profiler.Window | None = None,
   dump: bool = False,
   replay: str | None = None,
+  update_rows: bool = False,
+  sinks: Sequence[str] = ("tensorboard",),
 ) -> RLState:
   """Runs `config.num_steps` updates, from the newest checkpoint if any.
 
@@ -75,6 +79,8 @@ def train(
     profile: rounds to trace.
     dump: writes every round to WORKDIR/rollouts.
     replay: a workdir whose dumped rounds are learned from; none is sampled.
+    update_rows: writes a row of every update to WORKDIR/updates.jsonl.
+    sinks: where metrics go beside metrics.jsonl; see `metrics.SINKS`.
   """
   mesh = sharding.make_mesh(**config.mesh)
   dataset = data.load(**config.dataset)
@@ -110,11 +116,16 @@ def train(
 
   with (
     GraderPool(**config.grader) as pool,
-    metrics.Writer(workdir, step=None if restored is None else step) as writer,
+    metrics.Writer(
+      workdir,
+      step=None if restored is None else step,
+      sinks=sinks,
+      update_rows=update_rows,
+    ) as writer,
     profiler.Profiler(workdir, profile, say=writer.console.note) as tracer,
   ):
     observer = measurements.Observer(
-      config, writer, engine, words, pool, rounds
+      config, writer, engine, dataset, words, pool, rounds
     )
     inspection.report_golds(dataset, writer.console)
 
@@ -215,11 +226,6 @@ def train(
             reference_step=state.reference_step,
           )
           if dump:
-            facts = dict(
-              batches=sampled.batches,
-              discarded=sampled.discarded,
-              teaching=sampled.teaching,
-            )
             records.dump(
               workdir,
               round,
@@ -229,7 +235,7 @@ def train(
               written=sampled.written,
               scores=scores,
               advantages=advantages,
-              facts=facts,
+              facts=sampled.facts,
             )
           if int(new.skipped) >= config.max_skipped:
             raise ValueError(
@@ -352,12 +358,6 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"{', '.join(templates.TEMPLATES)}"
     )
   rewards.check(**config.rewards.to_dict())
-
-
-def dynamic_sampling(*, rounds: int) -> None:
-  """How often groups that teach nothing are sampled again; 0 for never."""
-  if rounds < 0:
-    raise ValueError(f"dynamic_sampling.rounds is {rounds}, below 0")
 
 
 SECTIONS = {

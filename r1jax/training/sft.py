@@ -5,6 +5,7 @@ start and distillation. They differ in data, not in code.
 import functools
 import pathlib
 import subprocess
+from collections.abc import Sequence
 
 import jax
 import ml_collections
@@ -15,8 +16,8 @@ from r1jax.data import packing, tokenizer
 from r1jax.losses.sft import sft_loss
 from r1jax.models import convert, ops, transformer
 from r1jax.models.presets import preset
-from r1jax.training import inspection
-from r1jax.training.measurements import of_experts
+from r1jax.training import inspection, profiler
+from r1jax.training.round_numbers import of_experts
 from r1jax.training.update import (
   init_state,
   make_optimizer,
@@ -26,8 +27,21 @@ from r1jax.training.update import (
 from r1jax.types import Packed, TrainState
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
-  """Runs `config.num_steps` updates, from the newest checkpoint if any."""
+def train(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  *,
+  profile: profiler.Window | None = None,
+  sinks: Sequence[str] = ("tensorboard",),
+) -> TrainState:
+  """Runs `config.num_steps` updates, from the newest checkpoint if any.
+
+  Args:
+    config: of the run; see `SECTIONS` and `FIELDS`.
+    workdir: where all that it writes goes.
+    profile: steps to trace.
+    sinks: where metrics go beside metrics.jsonl; see `metrics.SINKS`.
+  """
   checkpoint.claim(workdir, config.to_dict(), ignore=CHANGEABLE)
   mesh = sharding.make_mesh(**config.mesh)
   dataset = data.load(**config.dataset)
@@ -48,11 +62,16 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
   restored = checkpoint.restore(workdir, state)
   state = state if restored is None else restored
 
-  with metrics.Writer(
-    workdir, step=None if restored is None else int(state.step)
-  ) as writer:
+  start = None if restored is None else int(state.step)
+  with (
+    metrics.Writer(workdir, step=start, sinks=sinks) as writer,
+    profiler.Profiler(
+      workdir, profile, unit="step", say=writer.console.note
+    ) as tracer,
+  ):
     try:
       while (step := int(state.step)) < config.num_steps:
+        tracer.begin(step)
         examples = data.draw(
           dataset, config.batch_examples, seed=config.seed, step=step
         )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from r1jax.rewards import Scores
-from r1jax.training import measurements
+from r1jax.training import measurements, round_numbers
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Completion, Example, Rollout
 
 GROUP = 3
@@ -31,7 +31,7 @@ def scores(accuracy, format=None, **counts):
 
 def of_rewards(scores, advantages=None):
   advantages = np.zeros((3, GROUP)) if advantages is None else advantages
-  return measurements.of_rewards(scores, advantages, EXAMPLES)
+  return round_numbers.of_rewards(scores, advantages, EXAMPLES)
 
 
 def test_rewards_are_told_by_rule_and_by_task():
@@ -85,7 +85,7 @@ def rollout(lengths, finish):
 
 
 def test_lengths_are_told_with_and_without_those_cut_short():
-  got = measurements.of_lengths(
+  got = round_numbers.of_lengths(
     rollout([[2, 9], [5, 9]], [[FINISH_STOP] * 2, [FINISH_STOP, FINISH_LENGTH]])
   )
   assert got == {
@@ -96,12 +96,12 @@ def test_lengths_are_told_with_and_without_those_cut_short():
     "completions/eos_frac": 0.75,
     "completions/terminated_mean_length": pytest.approx(16 / 3),
   }
-  cut = measurements.of_lengths(rollout([[9, 9]], [[FINISH_LENGTH] * 2]))
+  cut = round_numbers.of_lengths(rollout([[9, 9]], [[FINISH_LENGTH] * 2]))
   assert math.isnan(cut["completions/terminated_mean_length"])
 
 
 def test_words_of_reflection_are_counted_per_completion():
-  got = measurements.of_words(WRITTEN + [Completion("checked awaits")])
+  got = round_numbers.of_words(WRITTEN + [Completion("checked awaits")])
   assert got["reflection/wait"] == pytest.approx(1.8)
   assert got["reflection/check"] == pytest.approx(0.9)  # Whole words.
   assert got["reflection/mistake"] == 0
@@ -112,14 +112,14 @@ def test_updates_of_a_round_are_averaged_and_maxima_are_not():
     {"loss": np.float32(1), "ratio/max": np.float32(5)},
     {"loss": np.float32(3), "ratio/max": np.float32(2)},
   ]
-  assert measurements.merge(updates) == {"loss": 2.0, "ratio/max": 5.0}
+  assert round_numbers.merge(updates) == {"loss": 2.0, "ratio/max": 5.0}
 
 
 def test_completions_are_shown_with_their_own_numbers():
   told = scores([1, 0, 0, 0, 0, 1, 0, 0, 0])
   advantages = np.arange(9.0).reshape(3, GROUP)
   rows = [
-    *measurements.completion_rows(
+    *round_numbers.completion_rows(
       4, 2, EXAMPLES, WRITTEN, told, advantages, GROUP
     )
   ]
