@@ -48,6 +48,7 @@ class Engine:
     evaluation: bool = False,
     max_tokens: Ints | int | None = None,
     progress: Callable[[int, int], None] = lambda done, tokens: None,
+    finished: Callable[[Rollout, tuple], None] = lambda rollout, where: None,
   ) -> Rollout:
     """`group_size` completions of each prompt.
 
@@ -61,6 +62,8 @@ class Engine:
       max_tokens: of each completion [P, G], or of all; None for the engine's.
       progress: called now and then with the number of finished completions and
         of the tokens in them.
+      finished: called with the rollout so far, and which of its completions
+        have just ended: their prompts and their members of the groups.
 
     Raises ValueError for a prompt that is longer than the window or does not
     begin with the prefix, and for limits beyond the engine's.
@@ -75,7 +78,7 @@ class Engine:
     # Who is in each slot: a prompt or -1, a member of its group, its length.
     source = np.full(self.num_slots, -1)
     member, count = np.zeros((2, self.num_slots), int)
-    slots, begun, done, tokens = None, 0, 0, 0
+    slots, begun, done, tokens, steps = None, 0, 0, 0, 0
     while True:
       # Free slots take the next completions.
       free = np.flatnonzero(source < 0)[: limits.size - begun]
@@ -85,7 +88,7 @@ class Engine:
       begun, count[free] = begun + len(free), 0
       busy = np.flatnonzero(source >= 0)
       if not len(busy):
-        return out
+        return out.replace(steps=steps)
       limit = limits[source, member]  # Of idle slots, anything.
       final = np.minimum(count + self.sampling.steps, limit)
       longest = np.max((lengths[source] - 1 + final)[busy])
@@ -110,7 +113,7 @@ class Engine:
       out.logprobs[where] = record.logprobs[slot, step]
       if out.experts is not None:
         out.experts[where] = record.experts[slot, step]
-      count = np.array(record.count)
+      count, steps = np.array(record.count), steps + int(record.steps)
       ended = busy[record.finish[busy] > 0]
       if len(ended):
         where = source[ended], member[ended]
@@ -118,6 +121,7 @@ class Engine:
         out.finish[where] = record.finish[ended]
         source[ended] = -1
         done, tokens = done + len(ended), tokens + int(count[ended].sum())
+        finished(out, where)
         progress(done, tokens)
 
   def _limits(self, max_tokens, shape) -> np.ndarray:
@@ -230,8 +234,8 @@ def room(needed: int, limit: int, smallest: int) -> int:
 
   A cache comes in these sizes only: every other one is a program to compile.
   """
-  size = int(limit)
-  while (half := -(-size // 2)) >= max(needed, smallest):
+  least, size = max(needed, smallest), limit
+  while size > least and (half := -(-size // 2)) >= least:
     size = half
   return size
 

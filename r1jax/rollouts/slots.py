@@ -46,6 +46,7 @@ class Record:
   experts: Int[Array, "B n L k"] | None  # That read the token before.
   count: Int[Array, "B"]  # Of the whole completion.
   finish: Int[Array, "B"]
+  steps: Int[Array, ""]  # That were taken, `n` unless all slots ended.
 
 
 class Sampling(NamedTuple):
@@ -206,10 +207,10 @@ def decode(
     sampled = jax.tree.map(lambda x, y: x.at[:, i].set(y), sampled, new)
     return i + 1, slots, sampled
 
-  _, slots, (tokens, logprobs, experts) = jax.lax.while_loop(
+  steps, slots, (tokens, logprobs, experts) = jax.lax.while_loop(
     lambda carry: (carry[0] < sampling.steps) & jnp.any(carry[1].finish == 0),
     one,
-    (0, slots, sampled),
+    (jnp.zeros((), jnp.int32), slots, sampled),
   )
   record = Record(
     tokens=tokens,
@@ -217,6 +218,7 @@ def decode(
     experts=experts,
     count=slots.count,
     finish=slots.finish,
+    steps=steps,
   )
   whole = sharding.whole(sampling.mesh)
   return slots, jax.lax.with_sharding_constraint(record, whole)

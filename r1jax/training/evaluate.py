@@ -83,21 +83,28 @@ def completions(
   max_tokens: int,
 ) -> tuple[list[Example], list[Completion]]:
   """Every completion as text, group after group, and the example of each."""
-  flat, written = [], []
-  for p, example in enumerate(examples):
-    for g in range(rollout.lengths.shape[1]):
-      length = int(rollout.lengths[p, g])
-      stopped = rollout.finish[p, g] == FINISH_STOP
-      flat.append(example)
-      written.append(
-        Completion(
-          text=tokenizer.decode(rollout.completions[p, g, :length].tolist()),
-          num_tokens=length,
-          max_tokens=max_tokens,
-          finish="stop" if stopped else "length",
-        )
-      )
-  return flat, written
+  members = range(rollout.lengths.shape[1])
+  return (
+    [example for example in examples for _ in members],
+    [
+      completion(rollout, p, g, tokenizer, max_tokens)
+      for p in range(len(examples))
+      for g in members
+    ],
+  )
+
+
+def completion(
+  rollout: Rollout, p: int, g: int, tokenizer: Tokenizer, max_tokens: int
+) -> Completion:
+  """One completion as text."""
+  length = int(rollout.lengths[p, g])
+  return Completion(
+    text=tokenizer.decode(rollout.completions[p, g, :length].tolist()),
+    num_tokens=length,
+    max_tokens=max_tokens,
+    finish="stop" if rollout.finish[p, g] == FINISH_STOP else "length",
+  )
 
 
 def measure(

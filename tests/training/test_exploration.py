@@ -1,10 +1,13 @@
 """Groups that teach nothing are sampled again, so often and no oftener."""
 
+import types
+
 import numpy as np
 import pytest
 
+from r1jax import rewards
 from r1jax.rewards import Scores
-from r1jax.training.exploration import Sampled, explore
+from r1jax.training.exploration import Grading, Sampled, explore
 from r1jax.types import Completion, Example, Rollout
 
 P, G = 3, 2
@@ -87,6 +90,46 @@ def test_at_the_bound_it_goes_on_with_what_there_is_and_says_so():
     "1 of 3 groups teach something after 2 samplings; going on with them "
     "(dynamic_sampling.rounds)"
   ]
+
+
+def test_groups_are_graded_as_soon_as_they_are_complete(monkeypatch):
+  """In whatever order completions end; grades come back in their places."""
+  rewarded, P = [], 3
+  monkeypatch.setitem(
+    rewards.REWARDS, "size", lambda example, completion: len(completion.text)
+  )
+  submit = rewards.submit
+  monkeypatch.setattr(
+    rewards,
+    "submit",
+    lambda examples, *a, **k: (
+      rewarded.append(examples[0].prompt) or submit(examples, *a, **k)
+    ),
+  )
+  lengths = np.array([[1, 2], [3, 1], [2, 2]])
+  rollout = Rollout(
+    prompts=np.zeros((P, 1), int),
+    prompt_lengths=np.ones(P, int),
+    completions=np.zeros((P, G, 3), int),
+    lengths=lengths,
+    finish=np.ones((P, G), int),
+    logprobs=np.zeros((P, G, 3), np.float32),
+  )
+  examples = [Example(str(p), "") for p in range(P)]
+  words = types.SimpleNamespace(
+    vocab_size=9,
+    eos_ids=(1,),
+    encode=list,
+    decode=lambda ids: "x" * len(ids),
+  )
+  grading = Grading(examples, G, words, 3, None, dict(size=1.0))
+  for ps, gs in (([1, 0], [0, 1]), ([2, 1, 2], [0, 1, 1]), ([0], [0])):
+    grading.take(rollout, (np.array(ps), np.array(gs)))
+  assert rewarded == ["1", "2", "0"]
+  flat, written = grading.texts()
+  assert [e.prompt for e in flat] == ["0", "0", "1", "1", "2", "2"]
+  assert [c.num_tokens for c in written] == lengths.reshape(-1).tolist()
+  np.testing.assert_array_equal(grading.scores().total, lengths.reshape(-1))
 
 
 @pytest.mark.parametrize("shaping", [0.0, 0.1])
