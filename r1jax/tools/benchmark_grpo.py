@@ -16,6 +16,7 @@ computes (the same prompt again, masked scores, the forward pass of a
 rematerialised gradient) not at all.
 """
 
+import dataclasses
 import itertools
 import statistics
 import sys
@@ -36,8 +37,14 @@ from r1jax.models.config import ModelConfig, replace
 from r1jax.rollouts.engine import make_engine
 from r1jax.tools import flops, peer_scripts, timing
 from r1jax.tools.benchmark_model import MODELS
-from r1jax.training.experience import pack_minibatch, place, token_arrays
-from r1jax.training.grpo import make_steps, reference_copy
+from r1jax.training.experience import (
+  experts_of,
+  pack_minibatch,
+  place,
+  token_arrays,
+)
+from r1jax.training.grpo import make_steps
+from r1jax.training.objective import reference_copy
 from r1jax.training.update import init_state
 from r1jax.types import Experience
 
@@ -71,11 +78,20 @@ class Size(NamedTuple):
     return self.prompts * self.group_size * self.completion
 
 
-class Endless(NamedTuple):
-  """As much of a tokenizer as sampling asks for; no id ends a completion."""
+@dataclasses.dataclass(frozen=True)
+class Endless:
+  """A tokenizer of characters whose completions no id ends."""
 
   vocab_size: int
   eos_ids: tuple[int, ...] = (-1,)
+
+  def encode(self, text: str) -> list[int]:
+    """Code points, as far as the vocabulary goes."""
+    return [ord(character) % self.vocab_size for character in text]
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """The characters of those code points."""
+    return "".join(map(chr, ids))
 
 
 def grpo(
@@ -237,7 +253,8 @@ def train(sizes: ModelConfig, size: Size, rows: dict) -> Iterator[dict]:
 
     packed, count = pack_minibatch(rollout, everyone, **config.rows)
     reference_logprobs = np.zeros_like(rollout.logprobs)
-    made = score(reference, sharding.assemble(mesh, packed), count)
+    batch = sharding.assemble(mesh, (packed, experts_of(rollout, packed)))
+    made = score(reference, batch, count)
     place(sharding.local(made), packed, reference_logprobs)
     scored = time.perf_counter()
 
@@ -287,32 +304,44 @@ def rows_of(size: Size, completions: int, microbatch_rows: int) -> dict:
   )
 
 
-def floors(config: ModelConfig, size: Size, machine: dict) -> dict:
+class Work(NamedTuple):
+  """FLOPs that a step cannot do without."""
+
+  prefill: float  # Each prompt once, before decoding.
+  decoding: float
+  forward: float  # Over the packed rows; its gradient takes twice that.
+
+
+def work(sizes: ModelConfig, size: Size) -> Work:
+  """FLOPs of a step's parts; only what a token may see is multiplied."""
+  token, logits = flops.of_token(sizes), flops.of_logits(sizes)
+  pair = flops.of_pair(sizes)
+  # A prompt but for its last token, which begins each completion.
+  head = size.prompt - 1
+  prefill = size.prompts * (head * token + head * (head + 1) / 2 * pair)
+  # Keys that a completion's tokens see: the prompt, those before, themselves.
+  seen = size.completion * (size.prompt + (size.completion - 1) / 2)
+  pairs = size.prompts * size.group_size * seen
+  sampled = size.sampled * (token + logits)
+  return Work(
+    prefill=prefill,
+    decoding=sampled + pairs * flops.of_pair(sizes, cached=True),
+    forward=prefill + sampled + pairs * pair,
+  )
+
+
+def floors(sizes: ModelConfig, size: Size, machine: dict) -> dict:
   """Seconds that the arithmetic of a step takes at the machine's own rates."""
-  decoding, rest = work(config, size)
-  decoding /= machine[f"matmul_{timing.DECODE_ROWS}_gflops"] * 1e9
-  rest /= machine[f"matmul_{timing.PEAK_ROWS}_gflops"] * 1e9
+  must = work(sizes, size)
+  rate = lambda rows: machine[f"matmul_{rows}_gflops"] * 1e9
+  # Scoring is one pass forward, the update one more and its gradient.
+  rest = (must.prefill + 4 * must.forward) / rate(timing.PEAK_ROWS)
+  decoding = must.decoding / rate(timing.DECODE_ROWS)
   return {
     "floor_s": round(decoding + rest, 4),
     "floor_decode_s": round(decoding, 4),
     "floor_rest_s": round(rest, 4),
   }
-
-
-def work(config: ModelConfig, size: Size) -> tuple[float, float]:
-  """FLOPs of decoding, and of prefill, scoring and the update."""
-  token, logits = flops.of_token(config), flops.of_logits(config)
-  pair = flops.of_pair(config)
-  # A prompt but for its last token, which begins each completion.
-  head = size.prompt - 1
-  head = size.prompts * (head * token + head * (head + 1) / 2 * pair)
-  # Keys that a completion's tokens see: the prompt, those before, themselves.
-  seen = size.completion * (size.prompt + (size.completion - 1) / 2)
-  pairs = size.prompts * size.group_size * seen
-  decoding = size.sampled * (token + logits)
-  forward = head + decoding + pairs * pair
-  decoding += pairs * flops.of_pair(config, cached=True)
-  return decoding, head + forward + 3 * forward
 
 
 def compare(runs: Sequence[dict], size: Size, step_s: float) -> dict:

@@ -58,6 +58,14 @@ def matmul_rate(
   return 2 * rows * size**2 * calls / taken
 
 
+def memory_rate(size: int = 2**28) -> float:
+  """Bytes per second that pass when an array is read and another written."""
+  x = jnp.ones(size // 4)
+  add = jax.jit(lambda x: x + 1)
+  (taken,) = in_turns(lambda: add(x).block_until_ready())
+  return 2 * size / taken
+
+
 def peak_memory() -> int:
   """Bytes of this process at their most, since it began."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
