@@ -43,7 +43,8 @@ def settings(
   accepted = inspect.signature(function).parameters
   for key in given:
     if key not in accepted:
-      raise ValueError(configs.unknown(f"flag of {name}", key, accepted, "--"))
+      known = [f"--{other}" for other in accepted]
+      raise ValueError(configs.unknown(f"flag of {name}", f"--{key}", known))
   return given
 
 
