@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from r1jax.models import ops
 from r1jax.models.config import Experts, ModelConfig
@@ -24,6 +24,7 @@ class Routing(NamedTuple):
   indices: Int[Array, "M k"]
   gates: Float[Array, "M k"]  # Float32.
   affinity: Float[Array, "M E"]  # Scores, made to sum to 1.
+  differ: Bool[Array, "M"]  # The router would have chosen others.
 
 
 class Load(NamedTuple):
@@ -32,6 +33,7 @@ class Load(NamedTuple):
   tokens: Float[Array, "E"]  # That each expert got.
   balance: Float[Array, ""]  # sum_e f_e P_e per row, times the row's tokens.
   indices: Int[Array, "B T k"]
+  differ: Bool[Array, "B T"]  # The router would have chosen other experts.
 
 
 def route(
@@ -53,15 +55,16 @@ def route(
   activate = jax.nn.sigmoid if e.biased else jax.nn.softmax
   scores = activate(logits)
   ranked = scores + block["router_bias"] if e.biased else scores
-  indices = choose(jax.lax.stop_gradient(ranked), e)
+  indices = own = choose(jax.lax.stop_gradient(ranked), e)
   if given is not None:
-    indices = jnp.where(given < 0, indices, given)
+    indices = jnp.where(given < 0, own, given)
+  differ = ~jnp.any(own[..., None] == indices[..., None, :], axis=-1).all(-1)
   chosen = indices[..., None] == jnp.arange(e.num_routed)
   gates = jnp.sum(jnp.where(chosen, scores[:, None], 0), axis=-1)  # No gather.
   if e.renormalise:
     gates /= jnp.sum(gates, axis=-1, keepdims=True) + 1e-20
   affinity = scores / jnp.sum(scores, axis=-1, keepdims=True)
-  return Routing(indices, gates * e.scale, affinity)
+  return Routing(indices, gates * e.scale, affinity, differ)
 
 
 def choose(ranked: Float[Array, "M E"], e: Experts) -> Int[Array, "M k"]:
@@ -111,8 +114,12 @@ def moe(
   balance = jnp.sum(
     frequency * by_row(routing.affinity)
   )  # A sum is tokens * P.
-  indices = routing.indices.reshape(*mask.shape, -1)
-  return out.reshape(x.shape), Load(counts.sum(0), balance, indices)
+  return out.reshape(x.shape), Load(
+    tokens=counts.sum(0),
+    balance=balance,
+    indices=routing.indices.reshape(*mask.shape, -1),
+    differ=routing.differ.reshape(mask.shape),
+  )
 
 
 def rebalance(

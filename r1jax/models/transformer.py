@@ -34,6 +34,7 @@ class Forward:
   expert_load: Float[Array, "L E"]  # Tokens per expert; the MTP blocks last.
   balance_loss: Float[Array, ""]  # Sum over tokens, mean over layers.
   experts: Int[Array, "L B T k"]  # Chosen in each layer.
+  differ: Bool[Array, "L B T"]  # Where the router would have chosen others.
   cache: Cache | None  # With the tokens appended.
 
 
@@ -140,6 +141,7 @@ def no_load(x: Float[Array, "B T D"], config: ModelConfig) -> Load:
     tokens=jnp.zeros((0, count)),
     balance=jnp.zeros(0),
     indices=jnp.zeros((0, *x.shape[:2], k), jnp.int32),
+    differ=jnp.zeros((0, *x.shape[:2]), bool),
   )
 
 
@@ -254,6 +256,7 @@ def forward(
     expert_load=load.tokens,
     balance_loss=load.balance.mean() if len(load.balance) else jnp.zeros(()),
     experts=load.indices,
+    differ=load.differ,
     cache=cache,
   )
 

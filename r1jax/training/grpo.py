@@ -127,6 +127,7 @@ def train(
     observer = measurements.Observer(
       config, writer, engine, dataset, words, pool, rounds
     )
+    inspection.report_mixture(dataset, writer.console)
     inspection.report_golds(dataset, writer.console)
 
     sample = make_sample(config, engine, dataset, words, pool, observer)
@@ -135,7 +136,6 @@ def train(
         round = step // config.minibatches
         if step:
           observer.evaluate_if_due(step, state.train.params)
-
         tracer.begin(round)
 
         # Sample from the policy; DAPO goes on until enough groups teach.

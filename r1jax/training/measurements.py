@@ -93,13 +93,14 @@ class Observer:
   def phase(self, name: str) -> Iterator[None]:
     """Times a block; the first of its name is shown as compiling."""
     began = time.monotonic()
-    if name in self._warm or name == "grading":
-      self._writer.console.phase(name)
-      yield
-    else:
-      with self._writer.console.compiling(f"{name} step"):
+    with jax.profiler.TraceAnnotation(name):
+      if name in self._warm or name == "grading":
+        self._writer.console.phase(name)
         yield
-      self._warm.add(name)
+      else:
+        with self._writer.console.compiling(f"{name} step"):
+          yield
+        self._warm.add(name)
     self._seconds[name] += time.monotonic() - began
 
   def sampled(self, done: int, tokens: int) -> None:
@@ -173,6 +174,11 @@ class Observer:
     numbers |= round_numbers.of_lengths(rollout)
     numbers |= round_numbers.of_words(written)
     numbers |= round_numbers.of_packing(batches)
+    told = dict(reward=scores.total, length=rollout.lengths.reshape(-1))
+    if "accuracy" in scores.parts:
+      told["accuracy"] = scores.parts["accuracy"]
+    domains = [example.domain for example in examples]
+    numbers |= metrics.combine([metrics.by_domain(domains, **told)])
     self._warn(numbers)
     seconds, self._seconds = self._seconds, collections.Counter()
     whole = time.monotonic() - self._round_began

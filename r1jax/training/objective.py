@@ -20,6 +20,9 @@ class Policy(NamedTuple):
   entropy: Float[Array, "B T"]
   expert_load: Float[Array, "L E"]
   hidden: Float[Array, "B T D"]
+  differ: Float[
+    Array, "B T"
+  ]  # Share of layers that would choose other experts.
 
 
 def ask(
@@ -45,7 +48,13 @@ def ask(
     vocab_size=vocab_size,
     counted=packed.origin >= 0,
   )
-  return Policy(logprobs, entropy, forward.expert_load, forward.hidden)
+  return Policy(
+    logprobs=logprobs,
+    entropy=entropy,
+    expert_load=forward.expert_load,
+    hidden=forward.hidden,
+    differ=forward.differ.sum(0) / max(len(forward.differ), 1),
+  )
 
 
 def make_score(policy):
@@ -122,6 +131,9 @@ def objective(
     "sampling/logp_diff_max": jnp.max(apart),
     "sampling/prob_diff_mean": jnp.sum(of_chance) / num_tokens,
   }
+  if told["experts"] is not None:
+    differ = jnp.sum(jnp.where(weights > 0, said.differ, 0.0))
+    numbers["router/replay_mismatch"] = differ / num_tokens
   if further is not None:
     numbers["loss/mtp"] = further(params, packed, said.hidden) / num_tokens
     loss += numbers["loss/mtp"]

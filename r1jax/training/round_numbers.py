@@ -32,7 +32,7 @@ def merge(updates: Sequence[Mapping]) -> dict:
   """
   return {
     name: updates[0][name]
-    if name.startswith("sampling/")
+    if name.startswith(("sampling/", "router/replay"))
     else np.max([u[name] for u in updates])
     if name.endswith("max")
     else np.min([u[name] for u in updates])

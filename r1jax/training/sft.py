@@ -69,6 +69,7 @@ def train(
       workdir, profile, unit="step", say=writer.console.note
     ) as tracer,
   ):
+    inspection.report_mixture(dataset, writer.console)
     try:
       while (step := int(state.step)) < config.num_steps:
         tracer.begin(step)

@@ -311,6 +311,7 @@ def test_the_first_update_on_policy_has_ratio_one(make_config, tmp_path):
   assert row["clip_ratio/region"] == 0
   assert row["sampling/is_ratio_mean"] == pytest.approx(1, abs=1e-3)
   assert row["sampling/prob_diff_mean"] < 1e-4
+  assert row["router/replay_mismatch"] <= 0.01
   assert row["loss/mtp"] > 1 and row["loss/entropy"] < 0
   assert row["gen/num_gen_batches"] in (1, 2)
   moved = np.abs(start["mtp"]["project"] - state.train.params["mtp"]["project"])
