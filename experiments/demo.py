@@ -100,6 +100,7 @@ def get_config(variant="zero"):
   c.mtp = "frozen"
   c.reference_every = 22
   c.router_bias_speed = 0.0  # Frozen in RL.
+  c.peak_flops = None  # Of a device, per second, for perf/mfu.
   c.optimizer = dict(
     learning_rate=2e-4,
     warmup_steps=4,

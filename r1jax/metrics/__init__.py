@@ -22,7 +22,6 @@ from r1jax.metrics import rows
 from r1jax.metrics.names import METRICS as METRICS
 from r1jax.metrics.names import describe as describe
 from r1jax.metrics.performance import machine as machine
-from r1jax.metrics.performance import model_flops as model_flops
 from r1jax.metrics.performance import throughput as throughput
 from r1jax.metrics.reduce import by_domain as by_domain
 from r1jax.metrics.reduce import combine as combine

@@ -25,7 +25,7 @@ def throughput(
     tokens: that were sampled, or read.
     seconds: of the whole round.
     devices: that worked on it, of all hosts.
-    flops: that the model needed for it, see `model_flops`.
+    flops: that the model needed for it.
     peak: FLOPs per second of one device, as its maker says; None leaves
       "perf/mfu" out.
   """
@@ -41,34 +41,6 @@ def throughput(
       )
     numbers["perf/mfu"] = flops / max(seconds, 1e-9) / (peak * devices)
   return numbers
-
-
-def model_flops(
-  *,
-  tokens: float | int,
-  weights: float | int,
-  pairs: float | int = 0,
-  pair_size: float | int = 0,
-  passes: int = 3,
-) -> float:
-  """FLOPs of matmuls that no implementation can do without.
-
-      passes * (2 * weights * tokens + 2 * pair_size * pairs)
-
-  A multiplication and its addition are two (arXiv:2204.02311, appendix B: 6 N +
-  12 L H Q T per token, where each of T tokens is counted as seeing all T).
-  Recomputation is not counted.
-
-  Args:
-    tokens: that go through the model.
-    weights: of the matrices that one token meets: of routed experts those that
-      work on it, without the table of embeddings.
-    pairs: of a query and a key that it sees: t (t + 1) / 2 for t tokens.
-    pair_size: layers * heads * (size of a key + size of a value).
-    passes: 3 for an update, forward and twice that backward; 1 for sampling
-      and scoring.
-  """
-  return passes * (2.0 * weights * tokens + 2.0 * pair_size * pairs)
 
 
 def machine() -> dict[str, Any]:

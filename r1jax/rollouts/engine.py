@@ -272,7 +272,9 @@ def make_engine(
     top_k: likewise; anything but 0 is for evaluation only.
     kv_bucket: the cache of a slot has room for prompt_tokens + max_tokens, for
       half of that, a quarter, and so on, as the longest text under way asks
-      for it, but never for fewer tokens than this.
+      for it, but never for fewer tokens than this. In one size a completion
+      is the same bit for bit whatever its neighbours and its slot; another
+      size may show in the last bits.
     record_experts: keeps which experts worked on each token.
   """
   if temperature < 0:

@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 
 from r1jax import sharding
-from r1jax.models import transformer
+from r1jax.models import flops, transformer
 from r1jax.models.config import ModelConfig
 from r1jax.models.presets import PRESETS, preset
 from r1jax.rollouts.engine import make_engine
 from r1jax.tools import benchmark_grpo as step
-from r1jax.tools import flops, timing
+from r1jax.tools import timing
 from r1jax.tools.benchmark_grpo import Endless, Size
 
 NAME = "qwen2.5-math-1.5b"

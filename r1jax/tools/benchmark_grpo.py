@@ -32,10 +32,10 @@ from r1jax import sharding
 from r1jax.losses.advantages import advantages
 from r1jax.losses.aggregation import token_weights
 from r1jax.losses.presets import PRESETS
-from r1jax.models import transformer
+from r1jax.models import flops, transformer
 from r1jax.models.config import ModelConfig, replace
 from r1jax.rollouts.engine import make_engine
-from r1jax.tools import flops, peer_scripts, timing
+from r1jax.tools import peer_scripts, timing
 from r1jax.tools.benchmark_model import MODELS
 from r1jax.training.experience import (
   experts_of,

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax.models import ops, transformer
+from r1jax.models import flops, ops, transformer
 from r1jax.models.cache import empty_cache
 from r1jax.models.config import Experts, Grouped, Latent, ModelConfig
 from r1jax.models.weights import sizes
-from r1jax.tools import flops, peers, timing
+from r1jax.tools import peers, timing
 
 DECODE = dict(rows=64, prompt_tokens=32, tokens=128)
 TRAIN = dict(rows=8, tokens=256)

@@ -392,5 +392,6 @@ FIELDS = (
   "checkpoint_every",
   "max_skipped",
   "router_bias_speed",
+  "peak_flops",
 )
-CHANGEABLE = ("num_steps", "checkpoint_every", "evaluation")
+CHANGEABLE = ("num_steps", "checkpoint_every", "evaluation", "peak_flops")

@@ -198,8 +198,15 @@ class Observer:
       "perf/train_time": seconds["learning"],
       "perf/step_time": whole,
     }
+    scorings = (config.old == "trainer") + ("kl/ref" in numbers)
     numbers |= metrics.machine() | metrics.throughput(
-      tokens=tokens, seconds=whole, devices=jax.device_count()
+      tokens=tokens,
+      seconds=whole,
+      devices=self._engine.sampling.mesh.size,
+      flops=round_numbers.flops(
+        self._engine.model.config, rollout, batches, scorings
+      ),
+      peak=config.peak_flops,
     )
     numbers |= data.epochs(self._dataset, config.prompts_per_round, step=round)
     self._writer.write(step, **numbers)

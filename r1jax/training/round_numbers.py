@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from r1jax.models import flops as model_flops
+from r1jax.models.config import ModelConfig
 from r1jax.training.experience import spread
 from r1jax.types import FINISH_STOP, Completion, Packed, Rollout
 
@@ -32,7 +34,7 @@ def merge(updates: Sequence[Mapping]) -> dict:
   """
   return {
     name: updates[0][name]
-    if name.startswith(("sampling/", "router/replay"))
+    if name.startswith(("sampling/", "router/replay_mismatch"))
     else np.max([u[name] for u in updates])
     if name.endswith("max")
     else np.min([u[name] for u in updates])
@@ -113,6 +115,36 @@ def of_packing(batches: Sequence[tuple[Packed, int]]) -> dict:
     "data/pack_fill": np.mean(shares),
     "data/pack_spread": np.max(unevenness),
   }
+
+
+def flops(
+  config: ModelConfig,
+  rollout: Rollout,
+  batches: Sequence[tuple[Packed, int]],
+  scorings: int,
+) -> float:
+  """What a round cannot do without: sampling, `scorings` passes, one update.
+
+  An update is worth three passes; logits are of sampled tokens alone.
+  """
+  sampled = float(rollout.lengths.sum())
+  read = float(rollout.prompt_lengths.sum())
+  lengths, prompts = rollout.lengths, rollout.prompt_lengths[:, None]
+  pairs = np.sum(lengths * prompts + lengths * (lengths + 1.0) / 2)
+  total = (sampled + read) * model_flops.of_token(config)
+  total += sampled * model_flops.of_logits(config)
+  total += pairs * model_flops.of_pair(config, cached=True)
+  passes = scorings + 3
+  for packed, _ in batches:
+    used = packed.positions >= 0
+    slot = np.arange(packed.positions.shape[-1])
+    seen = np.where(used, slot - packed.k_start + 1 + packed.prefix_end, 0)
+    total += passes * (
+      used.sum() * model_flops.of_token(config)
+      + (packed.origin >= 0).sum() * model_flops.of_logits(config)
+      + seen.sum() * model_flops.of_pair(config)
+    )
+  return float(total)
 
 
 def of_words(written: Sequence[Completion]) -> dict:

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax.models import flops
 from r1jax.models.blockwise import visible
 from r1jax.models.presets import PRESETS
-from r1jax.tools import benchmark_gpu, benchmark_grpo, flops, timing
+from r1jax.tools import benchmark_gpu, benchmark_grpo, timing
 from r1jax.tools.benchmark_grpo import Size
 from r1jax.training.experience import pack_minibatch
 from r1jax.types import FINISH_LENGTH, Rollout

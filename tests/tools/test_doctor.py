@@ -55,6 +55,7 @@ def get_config():
   c.mtp = "frozen"
   c.reference_every = c.checkpoint_every = 4
   c.router_bias_speed = 0.001
+  c.peak_flops = None
   c.max_skipped = 5
   c.optimizer = dict(
     learning_rate=1e-3, warmup_steps=0, decay_steps=0, final_share=1.0, b1=0.9,

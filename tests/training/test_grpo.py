@@ -81,6 +81,7 @@ def make_config(base):
     c.mtp = "frozen"
     c.reference_every = STOP
     c.router_bias_speed = 0.0
+    c.peak_flops = None
     c.optimizer = dict(
       learning_rate=0.03,
       warmup_steps=2,

@@ -6,6 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from r1jax.data.packing import pack_rollout
+from r1jax.models import flops
+from r1jax.models.presets import preset
 from r1jax.rewards import Scores
 from r1jax.training import measurements, round_numbers
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Completion, Example, Rollout
@@ -147,3 +150,19 @@ def test_tasks_are_told_apart_in_the_datasets_order():
   assert [*sets] == ["x", "y"]
   assert [e.id for e in sets["y"]] == ["1", "1", "1", "2"]
   assert len(sets["x"]) == 3
+
+
+def test_the_flops_of_a_round_are_those_of_its_tokens():
+  """Twice the weights that a token meets, and its keys, pass by pass."""
+  config = preset("tiny_qwen2")
+  told = rollout([[2, 3]], [[FINISH_STOP] * 2])
+  packed = pack_rollout(told, 16, chosen=[0], rows=1)
+  prompt = int(told.prompt_lengths[0])
+  of = (flops.of_token(config), flops.of_logits(config), flops.of_pair(config))
+  sampling = (prompt + 5) * of[0] + 5 * of[1]
+  sampling += (5 * prompt + 3 + 6) * flops.of_pair(config, cached=True)
+  head = prompt - 1  # Each completion begins with the prompt's last token.
+  pairs = head * (head + 1) / 2 + 5 * head + 3 + 6
+  one = (head + 5) * of[0] + 5 * of[1] + pairs * of[2]
+  got = round_numbers.flops(config, told, [(packed, 1)], 2)
+  assert got == pytest.approx(sampling + 5 * one)
