@@ -1,5 +1,6 @@
 """Code from real datasets: reference solutions pass, and broken ones do not."""
 
+import ast
 import json
 import os
 import pathlib
@@ -28,8 +29,14 @@ def load(path, count):
 
 def broken(row, solution):
   """The solution with its body replaced by `pass`, and with a syntax error."""
-  name = row["entry_point"]
-  yield f"def {name}(*args, **kwargs):\n  pass\n"
+  try:
+    tree = ast.parse(solution)
+  except SyntaxError:
+    tree = ast.parse(row["prompt"] + solution)
+  for node in tree.body:
+    if isinstance(node, ast.FunctionDef) and node.name == row["entry_point"]:
+      node.body = [ast.Pass()]
+  yield ast.unparse(tree)
   yield solution + "\n)"
 
 
@@ -70,3 +77,16 @@ def test_reference_solutions_pass_and_broken_ones_do_not(bwrap, path):
 @pytest.mark.parametrize("path", FILES)
 def test_all_reference_solutions_pass_and_broken_ones_do_not(bwrap, path):
   check_references(path, None)
+
+
+@needs_data
+def test_programs_are_held_to_every_case(bwrap):
+  path = SHARED / "eval/code_stdin_codecontests.jsonl"
+  for row in map(json.loads, path.read_text().splitlines()[:2]):
+    example = Example(row["prompt"], "", "code", row["task_id"], row)
+    answers = {case["input"]: case["output"] for case in row["tests"]}
+    all_but_one = dict([*answers.items()][:-1])
+    for known, score in ((answers, 1.0), (all_but_one, 0.0), ({}, 0.0)):
+      program = f"import sys\nprint({known}.get(sys.stdin.read(), 'x'))"
+      text = Completion(f"</think>\n```python\n{program}\n```")
+      assert code.reward(example, text, seconds=60.0) == score
