@@ -192,9 +192,10 @@ with GraderPool(
 """
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("program", [ALONE, IN_A_POOL])
-def test_nothing_outlives_its_user(bwrap, signum, program):
+@pytest.mark.parametrize(
+  ("program", "signum"), [(ALONE, signal.SIGKILL), (IN_A_POOL, signal.SIGINT)]
+)
+def test_nothing_outlives_its_user(bwrap, program, signum):
   user = subprocess.Popen(
     [sys.executable, "-c", program],
     stdout=subprocess.PIPE,
