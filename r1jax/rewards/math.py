@@ -91,6 +91,23 @@ def verify_gold(example: Example, answer: str) -> float:
   return float(len(answer) <= MAX_LENGTH and _is_readable_gold(answer))
 
 
+def canonical(text: str) -> str:
+  """A text that is the same for answers that are equal, as far as it is easy.
+
+  Equal numbers and formulas have the same; lists in another order have not.
+  """
+  if len(text) > MAX_LENGTH:
+    return text
+  head, _ = quantity.split_unit(latex.clean(text))
+  head = (_value(structure.split(head, "=")) or head) if "=" in head else head
+  if number := quantity.read(head):
+    return str(number.value) + "%" * number.percent
+  value = formulas.value(squeeze(head))
+  if value is not None and not _is_words(head):
+    return f"{value.real + 0.0:.8g}{value.imag + 0.0:+.8g}i"  # No -0.
+  return _fold(head) if _is_words(head) else squeeze(head)
+
+
 @functools.lru_cache(4096)
 def normalise(text: str) -> str:
   """The text without spaces, dollar signs and other matters of taste."""

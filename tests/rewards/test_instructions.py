@@ -287,6 +287,8 @@ def test_a_kind_or_relation_that_is_not_known_is_named():
     ("Dr. Smith paid $3.50. He left.", 2),
     ("J. R. Smith wrote it.", 1),
     ("It was me and I. Then it rained.", 2),
+    ("We met at 5 p.m. He left. Apples, pears, etc. are fruit.", 3),
+    ("The U.S. Government paid. Vitamin C. It helps.", 3),
     ("No way!? Yes... Perhaps.", 3),
     ('He said "Stop." She did.', 2),
     ("a\n\nb\n\nc", 1),
