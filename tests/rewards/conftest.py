@@ -14,7 +14,7 @@ import uuid
 
 import pytest
 
-from r1jax.rewards import code, sandbox
+from r1jax.rewards import bubblewrap, code, sandbox
 from r1jax.types import Completion, Example
 
 
@@ -173,18 +173,19 @@ SWAPS = "a, b = input().split()\nprint(b, a)"
 
 @pytest.fixture
 def judge_hostile(bwrap, monkeypatch):
-  """judge(program, tests, seconds) -> Verdict, in a sandbox.
+  """judge(program, tests, seconds, language) -> Verdict, in a sandbox.
 
   Afterwards the next program is graded normally, and no process is left.
   """
 
-  def judge(program, tests=TESTS, seconds=5.0):
-    example = Example("", "", "code", "", dict(tests=tests))
-    text = Completion(f"</think>\n```python\n{program}\n```")
+  def judge(program, tests=TESTS, seconds=5.0, language="python"):
+    metadata = dict(tests=tests, language=language)
+    example = Example("", "", "code", "", metadata)
+    text = Completion(f"</think>\n```{language}\n{program}\n```")
     return code.judge(example, text, seconds=seconds)
 
   mark = uuid.uuid4().hex
-  monkeypatch.setitem(sandbox.ENVIRONMENT, "MARK", mark)
+  monkeypatch.setitem(bubblewrap.ENVIRONMENT, "MARK", mark)
   judge.cases = CASES
   yield judge
   assert judge(RIGHT).score == 1.0

@@ -1,5 +1,6 @@
 """Programs that never end, or grow, are ended within their time."""
 
+import shutil
 import time
 
 import pytest
@@ -73,3 +74,55 @@ def test_what_never_ends_is_ended(judge_hostile, name):
   verdict = judge_hostile(printing, judge_hostile.cases, seconds=SECONDS)
   assert verdict.score == 0.0
   assert time.monotonic() - start < 2 * SECONDS + 10.0  # On a busy machine.
+
+
+OTHERS = {
+  "cpp": {
+    "reads for ever": '#include "/dev/zero"\nint main() {}',
+    "reads the host": '#include "/etc/passwd"\nint main() {}',
+    "is large": "char a[1 << 30] = {1}; int main() {}",
+    "recurses": "template <int n> struct A { A<n + 1> a; }; A<0> a;",
+    "is deep": "int main() { return " + "(" * 10**5 + "; }",
+    "loops": "int main() { for (;;); }",
+    "takes memory": "#include <cstdlib>\n#include <cstring>\n"
+    "int main() { for (;;) memset(malloc(1 << 20), 1, 1 << 20); }",
+    "forks": "#include <unistd.h>\nint main() { for (;;) fork(); }",
+    "prints": '#include <cstdio>\nint main() { for (;;) puts("y x"); }',
+    "exits": "#include <cstdlib>\nint main() { exit(0); }",
+    "kills": "#include <csignal>\nint main() { kill(-1, 9); }",
+  },
+  "javascript": {
+    "loops": "for (;;);",
+    "waits": "setInterval(() => 0, 1000)",
+    "takes memory": "const a = []; for (;;) a.push(new Array(1e6).fill(1))",
+    "takes buffers": "const a = []; for (;;) a.push(Buffer.alloc(1e8, 1))",
+    "prints": "for (;;) require('fs').writeSync(1, 'y x '.repeat(1e6))",
+    "exits": "process.exit(0)",
+    "starts commands": "const { spawn } = require('child_process');\n"
+    "for (;;) spawn('sleep', ['1000'])",
+    "starts itself": "const { spawn } = require('child_process');\n"
+    "const a = []; spawn('node', ['main.js']); spawn('node', ['main.js']);\n"
+    "setInterval(() => a.push(Buffer.alloc(1e8, 1)), 10)",
+    "reads the host": "const fs = require('fs');\n"
+    "console.log(fs.readFileSync('/etc/passwd', 'utf8'))",
+    "is deep": "[" * 10**5,
+  },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("language", "name"),
+  [(language, name) for language in OTHERS for name in OTHERS[language]],
+)
+def test_other_languages_are_held_by_the_same_limits(
+  judge_hostile, language, name
+):
+  if not shutil.which({"cpp": "g++"}.get(language, "node"), path="/usr/bin"):
+    pytest.skip(f"there is no toolchain for {language}")
+  start = time.monotonic()
+  verdict = judge_hostile(
+    OTHERS[language][name], judge_hostile.cases, SECONDS, language
+  )
+  assert verdict.score == 0.0
+  assert time.monotonic() - start < SECONDS + 20.0

@@ -10,7 +10,7 @@ import uuid
 
 import pytest
 
-from r1jax.rewards import sandbox
+from r1jax.rewards import bubblewrap, sandbox
 
 pytestmark = pytest.mark.usefixtures("judge_hostile")
 
@@ -63,6 +63,26 @@ print(n)
   for take in ("bytearray(2**24)", "mmap.mmap(-1, 2**24)", "'x' * 2**24"):
     assert 128 < int(prints(program.format(take), memory_mib=256)) < 256
   assert sandbox.Limits().memory_mib <= 1024
+
+
+def test_memory_is_little_for_all_processes_together():
+  program = """
+import os, threading, time
+def hold():
+  if not os.fork():
+    held = bytearray({mib} * 2**20)
+    time.sleep({seconds})
+    os._exit(0)
+hold()
+thread = threading.Thread(target=hold)
+thread.start()
+thread.join()
+held = bytearray({mib} * 2**20)
+time.sleep({seconds})
+"""
+  prints(program.format(mib=10, seconds=0.2), memory_mib=256)
+  with pytest.raises(sandbox.Ended, match="out of memory"):
+    prints(program.format(mib=150, seconds=1000), memory_mib=256)
 
 
 def test_files_are_few_and_small():
@@ -219,7 +239,7 @@ def test_there_is_no_way_out(tmp_path, monkeypatch):
       server.accept()
   assert secret.read_text() == "a secret"
   environment = prints("import os\nprint(*sorted(os.environ))").split()
-  assert {*environment} <= {*sandbox.ENVIRONMENT, "PWD", "LC_CTYPE"}
+  assert {*environment} <= {*bubblewrap.ENVIRONMENT, "PWD", "LC_CTYPE"}
   assert prints("import os\nprint(*os.listdir(os.environ['HOME']))") == "\n"
   assert prints("import os\nprint(os.getuid() * os.getgid())") != "0\n"
 

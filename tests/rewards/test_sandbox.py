@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from r1jax.rewards import code, sandbox, seccomp
+from r1jax.rewards import bubblewrap, code, sandbox, seccomp
 from r1jax.rewards.sandbox import Ended, Limits
 from r1jax.types import Completion, Example
 
@@ -22,7 +22,7 @@ RIGHT = Completion("</think>\n```python\ndef f(x): return 2 * x\n```")
 @pytest.fixture
 def fresh(monkeypatch):
   """Nothing is remembered of the sandbox, before or after."""
-  caches = sandbox.check, sandbox._bwrap, seccomp.program
+  caches = sandbox.check, bubblewrap._command, seccomp.program
   for cache in caches:
     cache.cache_clear()
   yield
