@@ -45,8 +45,13 @@ FORMULA = re.compile(
   r"[\\^_{}=+*/<>|\d]|(?<![a-zA-Z]{3})-|-(?![a-zA-Z]{3})"
   r"|\b(?:sin|cos|tan|log|ln|exp|sqrt|max|min)\b"
 )
+# t as an argument, which math-verify cannot read without brackets.
+ARGUMENT = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc)(?:\^\{?\d\}?)?)\s*t\b")
 ASSIGNED = re.compile(r"([a-zA-Z])=([^=]+)")
-TIME = re.compile(r"\d+(?::\d+)+\s*(?:[ap]\.?\s?m\.?)?", re.IGNORECASE)
+TIME = re.compile(
+  r"\d+(?:\s*:\s*\d+)+\s*(?:[ap]\.?\s?m\.?)?|\d+\s*[ap]\.?\s?m\.?",
+  re.IGNORECASE,
+)
 
 
 class UnreadableGold(Exception):
@@ -366,8 +371,9 @@ def _parse_gold(text: str) -> list:
 def _parse(text: str) -> list:
   """What math-verify makes of an answer; empty if it cannot be read."""
   library, config = _math_verify()
+  text = ARGUMENT.sub(r"\1(t)", text.strip().strip("$"))
   return library.parse(
-    rf"\boxed{{{text.strip().strip('$')}}}",
+    rf"\boxed{{{text}}}",
     [config],
     fallback_mode="no_fallback",
     extraction_mode="first_match",
