@@ -255,6 +255,7 @@ def test_the_program_is_the_last_block_of_its_language(text, expected):
   assert code.extract(text, sandbox.LANGUAGES["python"].tags) == expected
 
 
+@settings(deadline=None)
 @given(
   st.lists(
     st.sampled_from(
