@@ -70,6 +70,8 @@ OTHER = re.compile(
 CURRENCY = re.compile(
   r"^(-?)\s*(?:(US\$|USD|\$)|(€|EUR|\\euro)|(?:£|¥|￥|₹|\\pounds))\s*(?=[-\d.\\(])"
 )
+VARIABLE = re.compile("(?![mgshlL])[a-zA-Z]")  # i and e, and no unit.
+HEAD = re.compile(r"(?:\d|\\pi).*[\w})%]$|\d$|\\pi$", re.DOTALL)
 TEXT = re.compile(r"\s*\\text\{\s*([^{}]*?)\s*\}(?:\^\{?[23]\}?)?$")
 WORDS = re.compile(
   r"(?:(?<=[\d})])|(?<=\d%))\s*"
@@ -111,7 +113,9 @@ def split_unit(text: str) -> tuple[str, str]:
   if not match:
     return text, ""
   words, head = match[1].strip(" ."), text[: match.start()].strip()
-  if not re.search(r"\d|\\pi", head) or (bare and not _is_unit(head, words)):
+  if not HEAD.search(head) or VARIABLE.fullmatch(words):
+    return text, ""
+  if bare and not _is_unit(head, words):
     return text, ""
   if OTHER.search(words):
     return text, ""
