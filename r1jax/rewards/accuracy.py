@@ -86,10 +86,15 @@ def canonical(example: Example, answer: str) -> str:
   """The key under which answers count as the same in a majority vote.
 
   Numbers are equal by value (+01.0 is 1), sums by their signed terms in any
-  order, all else as text, but for case and spaces.
+  order, formulas by their value at a point, choices by their letter, all else
+  as text, but for case and spaces.
   """
-  if _family(example) == "math":
-    answer = math.normalise(answer)
+  family = _family(example)
+  if family == "math":
+    return math.canonical(answer)
+  if family == "choice":
+    choices = example.metadata.get("choices") or ()
+    return choice.letters(answer, choices) or _fold(answer)
   value = arithmetic.number(answer)
   if value is not None:
     return str(value)

@@ -28,10 +28,14 @@ FUNCTIONS = {
 }
 GREEK = {rf"\{name}" for name in "alpha beta gamma theta lambda mu phi".split()}
 CONSTANTS = {r"\pi": math.pi, "e": math.e, "i": 1j}
+VARIABLE = re.compile(
+  rf"\\(?:{'|'.join(sorted(name[1:] for name in GREEK))})"
+  r"|(?<!\\)(?<![a-zA-Z])[a-df-hj-zA-Z]"
+)
 PRODUCTS = {"*", r"\cdot", r"\times"}
 ENDS = {"", "+", "-", ")", "]", "}", "/", "^", "!", *PRODUCTS}
 CLOSED_BY = {"(": ")", "[": "]", "{": "}"}
-LARGEST = 1e9  # Of an exponent's result; beyond it floats say little.
+LARGEST = 1e9  # Of a power; of larger ones, floats say too little.
 
 
 def differ(one: str, other: str) -> bool:
@@ -41,6 +45,16 @@ def differ(one: str, other: str) -> bool:
     return False
   scale = max(1.0, *map(abs, values))
   return abs(values[0] - values[1]) > 1e-6 * scale
+
+
+def are_one_constant(one: str, other: str) -> bool:
+  """True if they have no variables, and one value to nine digits."""
+  if VARIABLE.search(one) or VARIABLE.search(other):
+    return False
+  values = value(one), value(other)
+  if None in values:
+    return False
+  return cmath.isclose(*values, rel_tol=1e-9, abs_tol=1e-12)
 
 
 @functools.lru_cache(4096)
@@ -133,7 +147,8 @@ def _atom(tokens: list[str]) -> complex:
   if token in CONSTANTS:
     return complex(CONSTANTS[token])
   if token in GREEK or re.match("[a-zA-Z]", token):
-    return complex(1.1 + zlib.crc32(token.encode()) / 2**32)
+    # Little above 1, so that high powers stay small.
+    return complex(1.05 + 0.2 * zlib.crc32(token.encode()) / 2**32)
   raise ValueError(f"unknown: {token}")
 
 

@@ -94,7 +94,8 @@ class GraderPool:
   `cpu_seconds` (rounded up to whole ones; None for as many as `timeout`), is
   worth None and counts in `timeouts`; its process, and all that this has
   started, is killed and replaced. One whose process ends, or that raises, is
-  worth None and counts in `crashes`. The other calls are not harmed. Any thread
+  worth None and counts in `crashes`. The other calls are not harmed, but wait
+  for the worker: take twice as many as cores where many may hang. Any thread
   may use a pool. The constructor does not wait for the processes to start;
   `warm` does.
   """

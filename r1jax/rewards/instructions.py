@@ -15,7 +15,7 @@ from r1jax.rewards import language, multilingual, sentences
 from r1jax.rewards.counting import compare
 from r1jax.types import Completion, Example
 
-MAX_LENGTH = 200_000  # Characters; a longer response follows nothing.
+MAX_LENGTH = 100_000  # Characters; a longer response follows nothing.
 OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
 
@@ -178,7 +178,8 @@ def number_placeholders(
   text: str, *, num_placeholders: int, relation: str = "at least"
 ) -> bool:
   """At least so many [placeholders]."""
-  return compare(len(re.findall(r"\[.*?\]", text)), relation, num_placeholders)
+  count = sum(_placeholders(line) for line in text.split("\n"))
+  return compare(count, relation, num_placeholders)
 
 
 def postscript(text: str, *, postscript_marker: str) -> bool:
@@ -193,8 +194,9 @@ def postscript(text: str, *, postscript_marker: str) -> bool:
 
 def number_bullet_lists(text: str, *, num_bullets: int) -> bool:
   """Exactly so many lines begin with "*" or "-"."""
-  stars = re.findall(r"^\s*\*[^*].*$", text, re.MULTILINE)
-  dashes = re.findall(r"^\s*-.*$", text, re.MULTILINE)
+  lines = [line.lstrip() for line in text.split("\n")]
+  stars = [line for line in lines if re.match(r"\*[^*]", line)]
+  dashes = [line for line in lines if line.startswith("-")]
   return len(stars) + len(dashes) == num_bullets
 
 
@@ -233,8 +235,11 @@ def json_format(text: str) -> bool:
 
 def title(text: str) -> bool:
   """There is a <<title>>."""
-  titles = re.findall(r"<<[^\n]+>>", text)
-  return any(found.strip("<>").strip() for found in titles)
+  for line in text.split("\n"):
+    start, end = line.find("<<"), line.rfind(">>")
+    if 0 <= start < end and line[start:end].strip("<> \t"):
+      return True
+  return False
 
 
 def two_responses(text: str) -> bool:
@@ -292,6 +297,17 @@ CHECKS: dict[str, Callable[..., bool]] = {
   "startend:end_checker": end_checker,
   "startend:quotation": quotation,
 }
+
+
+def _placeholders(line: str) -> int:
+  """Pairs of [ and the next ]; a pattern would try every [ to the end."""
+  count = position = 0
+  while (start := line.find("[", position)) >= 0:
+    position = line.find("]", start) + 1
+    if not position:
+      break
+    count += 1
+  return count
 
 
 def _count(keyword: str, text: str) -> int:

@@ -53,7 +53,8 @@ REWRITES = tuple(
   (re.compile(pattern), replacement)
   for pattern, replacement in (
     (r"\\textcircled\{(\w+)\}", r"\\text{(\1)}"),
-    (r"\\(?:display|text)style(?![a-zA-Z])|\\phantom\{[^{}]*\}", ""),
+    (r"\\(?:display|text)style(?![a-zA-Z])", ""),
+    (r"\\phantom\s*(?:\{[^{}]*\}|\S)", ""),
     (r"\\(?:left|right|middle)(?![a-zA-Z])\.?", ""),
     (r"\\[bB]igg?[lrm]?(?![a-zA-Z])", ""),
     (r"(?<!\\)\\[()\[\]]", " "),
@@ -66,7 +67,7 @@ REWRITES = tuple(
     # Plain text's way of writing mathematics.
     (r"^\s*\{([^{}]*,[^{}]*)\}\s*$", r"\\{\1\\}"),
     (r"(?<=\d)\s*\(([a-zA-Z][a-zA-Z ]+)\)\s*$", r" \1"),
-    (r"^\s*=", ""),
+    (r"^\s*(?:=|\\approx(?![a-zA-Z]))", ""),
     (r"(?<![\\a-zA-Z])(sqrt|pi|infinity|infty)(?![a-zA-Z])", r"\\\1"),
     (r"\\infinity|(?<![\\a-zA-Z])inf(?![a-zA-Z])", r"\\infty"),
     (r"\*\*", "^"),

@@ -2,38 +2,32 @@ r"""Grades mathematics: the parts of an answer, one by one, then math-verify.
 
 An answer is brought to one form (`latex`), read into its parts (`structure`),
 and these are compared: as strings, as exact numbers with their units
-(`quantity`), as words; what is left, a formula, goes to math-verify.
-
-math-verify is handed one \boxed{} and nothing else: of whole texts it may pick
-another answer than the last, and of a gold answer without delimiters it reads
-only a part. Its own timeouts need signals and the main thread, so they are off:
-the pool's limit holds instead.
+(`quantity`), as words; what is left, a formula, is evaluated at a point
+(`formulas`), and if that does not tell it goes to math-verify (`verifier`).
 """
 
 import functools
-import logging
 import re
 
-from r1jax.rewards import formulas, latex, prose, quantity, structure, words
+from r1jax.rewards import (
+  formulas,
+  latex,
+  prose,
+  quantity,
+  structure,
+  verifier,
+  words,
+)
 from r1jax.rewards.latex import MAX_LENGTH, last_boxed, squeeze
 from r1jax.rewards.structure import Parts
 from r1jax.types import Example
 
 __all__ = ["grade", "last_boxed", "normalise", "verify_gold"]
 
-MAX_DEPTH = 16  # Nested brackets of an answer.
 MAX_WORDS = 8  # Of a gold answer in words; more are prose, said in many ways.
 ANY_UNIT = {*quantity.UNITS.values()}
 MAX_FORMULAS = 8  # Elements of a list that may be compared in any order.
 
-# Numbers that the library would compute, digit by digit.
-HUGE = re.compile(
-  r"\^\s*[{(][^{}a-zA-Z\\]*\^|\^[\s{(]*-?[\d.]+[\s}]*\^"  # 9^{9^9}
-  r"|\^[^()]*\d{3}[^()]*\)\s*\^\s*\{?\d{3}"  # (9^{999})^{999}
-  r"|(\^|\*\*)[\s{(]*-?\d{5}"  # 9^{99999}
-  r"|\d{5}[\s})]*!|!\s*[)}\]]*\s*!",  # 99999!, (99!)!
-  re.DOTALL,
-)
 PLAIN = re.compile(r"-?\d{1,18}")
 LETTER = re.compile(r"\W*([A-Z])\W*|\(?([A-Z])[).:](?:\s.*)?", re.DOTALL)
 FUNCTION = re.compile(
@@ -45,12 +39,12 @@ FORMULA = re.compile(
   r"[\\^_{}=+*/<>|\d]|(?<![a-zA-Z]{3})-|-(?![a-zA-Z]{3})"
   r"|\b(?:sin|cos|tan|log|ln|exp|sqrt|max|min)\b"
 )
+SHORT = re.compile("[A-Za-z]{2,3}")
 ASSIGNED = re.compile(r"([a-zA-Z])=([^=]+)")
-TIME = re.compile(r"\d+(?::\d+)+\s*(?:[ap]\.?\s?m\.?)?", re.IGNORECASE)
-
-
-class UnreadableGold(Exception):
-  """The example's own answer is nothing that answers can be compared with."""
+TIME = re.compile(
+  r"\d+(?:\s*:\s*\d+)+\s*(?:[ap]\.?\s?m\.?)?|\d+\s*[ap]\.?\s?m\.?",
+  re.IGNORECASE,
+)
 
 
 def grade(example: Example, answer: str, *, fast: bool = True) -> float | None:
@@ -70,7 +64,7 @@ def grade(example: Example, answer: str, *, fast: bool = True) -> float | None:
   tree, given = _read_gold(gold), latex.clean(answer)
   if squeeze(given) == normalise(gold):
     return 1.0
-  if not _readable(answer):
+  if not verifier.readable(answer):
     return 0.0
   try:
     if _equal(tree, structure.read(given)):
@@ -78,7 +72,7 @@ def grade(example: Example, answer: str, *, fast: bool = True) -> float | None:
     said = prose.answer(answer, _is_number(tree))
     if said is not None and _equal(tree, structure.read(latex.clean(said))):
       return 1.0
-  except UnreadableGold:
+  except verifier.UnreadableGold:
     return None
   return 0.0 if _is_readable_gold(gold) else None
 
@@ -89,6 +83,23 @@ def verify_gold(example: Example, answer: str) -> float:
   `answer` is the example's own; equal strings alone do not count.
   """
   return float(len(answer) <= MAX_LENGTH and _is_readable_gold(answer))
+
+
+def canonical(text: str) -> str:
+  """A text that is the same for answers that are equal, as far as it is easy.
+
+  Equal numbers and formulas have the same; lists in another order have not.
+  """
+  if len(text) > MAX_LENGTH:
+    return text
+  head, _ = quantity.split_unit(latex.clean(text))
+  head = (_value(structure.split(head, "=")) or head) if "=" in head else head
+  if number := quantity.read(head):
+    return str(number.value) + "%" * number.percent
+  value = formulas.value(squeeze(head))
+  if value is not None and not _is_words(head):
+    return f"{value.real + 0.0:.8g}{value.imag + 0.0:+.8g}i"  # No -0.
+  return _fold(head) if _is_words(head) else squeeze(head)
 
 
 @functools.lru_cache(4096)
@@ -108,7 +119,7 @@ def _is_readable_gold(text: str) -> bool:
   tree = _read_gold(text)
   try:
     return _equal(tree, tree, trust_strings=False)
-  except UnreadableGold:
+  except verifier.UnreadableGold:
     return False
 
 
@@ -123,6 +134,10 @@ def _equal(gold: Parts, given: Parts, trust_strings: bool = True) -> bool:
   kinds = gold.kind, given.kind
   if kinds == ("leaf", "leaf"):
     return _equal_leaves(gold.text, given.text, trust_strings)
+  if kinds == ("list", "list"):
+    points = _point(gold), _point(given)
+    if points[0].kind == points[1].kind == "tuple":
+      return same(*points)
   if kinds in (("list", "list"), ("union", "union")) and trust_strings:
     return _equal_in_any_order(gold, given, same)
   if "rows" in kinds and kinds != ("rows", "rows"):
@@ -150,11 +165,11 @@ def _unpack(tree: Parts) -> Parts:
 def _point(tree: Parts) -> Parts:
   """x = 3, y = 4 as (3, 4); any other tree as it is."""
   found = [ASSIGNED.fullmatch(squeeze(part.text)) for part in tree.parts]
-  names = [match[1] for match in found if match]
-  if len(names) < len(found) or names != sorted({*names}):
+  values = {match[1]: match[2] for match in found if match}
+  if tree.kind != "list" or len(values) < len(found):
     return tree
-  values = tuple(structure.read(match[2]) for match in found)
-  return Parts("tuple", parts=values, brackets="()")
+  parts = tuple(structure.read(values[name]) for name in sorted(values))
+  return Parts("tuple", parts=parts, brackets="()")
 
 
 def _vector(tree: Parts) -> Parts:
@@ -196,7 +211,7 @@ def _equal_leaves(gold: str, given: str, trust_strings: bool) -> bool:
   if trust_strings and squeeze(gold) == squeeze(given):
     return True
   if not _is_words(gold) and len(prose.WORD.findall(gold)) > MAX_WORDS // 2:
-    raise UnreadableGold(gold)
+    raise verifier.UnreadableGold(gold)
   gold_letter = LETTER.fullmatch(squeeze(gold)) if len(gold) < 12 else None
   if gold_letter and (letter := LETTER.fullmatch(_unwrap(given).strip())):
     return (gold_letter[1] or gold_letter[2]) == (letter[1] or letter[2])
@@ -205,11 +220,12 @@ def _equal_leaves(gold: str, given: str, trust_strings: bool) -> bool:
   if r"\approx" in given:
     sides = structure.split(given, r"\approx")[:2]
     return any(_equal_leaves(gold, side, trust_strings) for side in sides)
-  if re.fullmatch("[A-Za-z]{2,3}", gold) and _fold(gold) == _fold(given):
-    return True
+  if SHORT.fullmatch(gold) and SHORT.fullmatch(_unwrap(given).strip()):
+    if _fold(gold) == _fold(given):
+      return True
   if _is_words(gold):
     if len(words.split(gold)) > MAX_WORDS:
-      raise UnreadableGold(gold)
+      raise verifier.UnreadableGold(gold)
     return _fold(gold) == _fold(given)
   gold, unit = quantity.split_unit(gold)
   given, given_unit = quantity.split_unit(given)
@@ -232,7 +248,9 @@ def _equal_leaves(gold: str, given: str, trust_strings: bool) -> bool:
     return True
   if formulas.differ(gold, given):
     return False
-  return _equivalent(gold, given)
+  if formulas.are_one_constant(gold, given):
+    return True
+  return verifier.equivalent(gold, given)
 
 
 def _drop_unit(text: str, units: set[str]) -> str:
@@ -252,7 +270,9 @@ def _equal_equations(gold: str, given: str, trust_strings: bool) -> bool:
     return _equal(*map(structure.read, values), trust_strings)
   if [len(side) for side in sides] != [2, 2]:
     return False
-  return _equivalent(*(f"({left})-({right})" for left, right in sides), True)
+  return verifier.equivalent(
+    *(f"({left})-({right})" for left, right in sides), True
+  )
 
 
 def _value(sides: list[str]) -> str | None:
@@ -294,81 +314,10 @@ def _is_number(tree: Parts) -> bool:
   return tree.kind == "leaf" and quantity.read(text) is not None
 
 
-def _readable(text: str) -> bool:
-  """True if no parser should hang on it, or see more than one box."""
-  if len(text) > MAX_LENGTH or HUGE.search(text):
-    return False
-  depth = braces = 0
-  for char in text.replace(r"\{", "(").replace(r"\}", ")"):
-    braces += (char == "{") - (char == "}")
-    depth += (char in "{([") - (char in "})]")
-    if braces < 0 or depth > MAX_DEPTH:
-      return False
-  return braces == 0
-
-
 def _grade_slowly(gold: str, answer: str) -> float | None:
-  if not _readable(answer):
+  if not verifier.readable(answer):
     return 0.0
   try:
-    return float(_equivalent(gold, answer))
-  except UnreadableGold:
+    return float(verifier.equivalent(gold, answer))
+  except verifier.UnreadableGold:
     return None
-
-
-@functools.lru_cache(4096)
-def _equivalent(gold: str, given: str, equations: bool = False) -> bool:
-  """What math-verify says of two formulas, or of two that should be 0.
-
-  Raises UnreadableGold if it cannot read the first.
-  """
-  parsed = _parse_gold(gold)
-  if not parsed:
-    raise UnreadableGold(gold)
-  try:
-    other = _parse(given)
-    if equations:
-      return _proportional(parsed[0], other[0])
-    return _verify(parsed, other)
-  except Exception:  # The library stumbled over what the policy wrote.
-    return False
-
-
-def _proportional(one, other) -> bool:
-  import sympy
-
-  ratio = sympy.cancel(one / other)
-  return bool(ratio.is_number and ratio.is_finite and ratio != 0)
-
-
-@functools.lru_cache(4096)
-def _parse_gold(text: str) -> list:
-  return _parse(text)
-
-
-def _parse(text: str) -> list:
-  """What math-verify makes of an answer; empty if it cannot be read."""
-  library, config = _math_verify()
-  return library.parse(
-    rf"\boxed{{{text.strip().strip('$')}}}",
-    [config],
-    fallback_mode="no_fallback",
-    extraction_mode="first_match",
-    parsing_timeout=None,
-  )
-
-
-def _verify(gold: list, given: list) -> bool:
-  """Whether they are equal; the order matters to math-verify."""
-  library, _ = _math_verify()
-  return library.verify(gold, given, timeout_seconds=None)
-
-
-@functools.cache
-def _math_verify():
-  import math_verify  # Half a second to import.
-
-  logging.getLogger("math_verify").setLevel(logging.ERROR)  # "No timeout."
-  return math_verify, math_verify.LatexExtractionConfig(
-    boxed_match_priority=0, try_extract_without_anchor=False
-  )

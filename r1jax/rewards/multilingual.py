@@ -22,6 +22,7 @@ PREDICATE = re.compile(
   r"|[うくぐすつぬぶむるいただねよかなのをにはがもへとでてん])$"
 )
 NUMERAL = r"0-9０-９一二三四五六七八九十"
+NUMBERED = r"^[^\S\n]*[0-9０-９]+[^\S\n]*[.．]"
 FORMAL = re.compile(r"\b(?:vous|votre|vos|vôtres?)\b", re.IGNORECASE)
 INFORMAL = re.compile(
   r"\b(?:tu|te|toi|ton|ta|tes|tiens?|tiennes?)\b|\bt['’]", re.IGNORECASE
@@ -50,12 +51,12 @@ def spanish_dieresis(text: str, *, let_frequency: int) -> bool:
 
 def has_questions(text: str) -> bool:
   """There is a question, in both of its marks."""
-  return re.search(r"¿[^?]+\?", text) is not None
+  return re.search(r"¿[^?¿]+\?", text) is not None
 
 
 def has_exclamations(text: str) -> bool:
   """There is an exclamation, in both of its marks."""
-  return re.search(r"¡[^!]+!", text) is not None
+  return re.search(r"¡[^!¡]+!", text) is not None
 
 
 def informal_address(text: str) -> bool:
@@ -92,7 +93,7 @@ def one_of(*options: str) -> Callable[[str], bool]:
 
 def french_title(text: str) -> bool:
   """There is a ##title##."""
-  return re.search(r"##\s*[^#\n]*[^#\s][^#\n]*##", text) is not None
+  return any(map(str.strip, re.findall(r"##([^#\n]+)##", text)))
 
 
 def quotation(text: str) -> bool:
@@ -109,7 +110,7 @@ def japanese_quotation(text: str) -> bool:
 
 def japanese_title(text: str) -> bool:
   """There is a 『title』."""
-  return re.search(r"『[^』\n]*[^』\s][^』\n]*』", text) is not None
+  return any(map(str.strip, re.findall(r"『([^『』\n]+)』", text)))
 
 
 def japanese_comma(text: str) -> bool:
@@ -124,17 +125,17 @@ def japanese_period(text: str) -> bool:
 
 def japanese_highlights(text: str, *, num_highlights: int) -> bool:
   """At least so many parts stand in 《》."""
-  return len(re.findall(r"《[^》\n]+》", text)) >= num_highlights
+  return len(re.findall(r"《[^《》\n]+》", text)) >= num_highlights
 
 
 def japanese_bullets(text: str, *, num_bullets: int) -> bool:
   """Exactly so many lines begin with ・."""
-  return len(re.findall(r"^\s*・", text, re.MULTILINE)) == num_bullets
+  return len(re.findall(r"^[^\S\n]*・", text, re.MULTILINE)) == num_bullets
 
 
 def numbered_list(text: str, *, num_items: int) -> bool:
   """Exactly so many lines begin with a number and a stop."""
-  found = re.findall(r"^\s*[0-9０-９]+\s*[.．]", text, re.MULTILINE)
+  found = re.findall(NUMBERED, text, re.MULTILINE)
   return len(found) == num_items
 
 
@@ -193,7 +194,9 @@ def unified_end(text: str, *, ending: str) -> bool:
 def furigana(text: str) -> bool:
   """Every run of kanji has its reading in full-width brackets behind it."""
   runs = re.findall(rf"[{KANJI}]+", text)
-  read = re.findall(rf"[{KANJI}]+[（(][{HIRAGANA}{KATAKANA}ー]+[）)]", text)
+  read = re.findall(
+    rf"(?<![{KANJI}])[{KANJI}]+[（(][{HIRAGANA}{KATAKANA}ー]+[）)]", text
+  )
   return len(runs) == len(read)
 
 

@@ -70,10 +70,12 @@ OTHER = re.compile(
 CURRENCY = re.compile(
   r"^(-?)\s*(?:(US\$|USD|\$)|(€|EUR|\\euro)|(?:£|¥|￥|₹|\\pounds))\s*(?=[-\d.\\(])"
 )
+VARIABLE = re.compile("(?![mgshlL])[a-zA-Z]")  # i and e, and no unit.
+HEAD = re.compile(r"(?:\d|\\pi).*[\w})%]$|\d$|\\pi$", re.DOTALL)
+TEXT = re.compile(r"\s*\\text\{\s*([^{}]*?)\s*\}(?:\^\{?[23]\}?)?$")
 WORDS = re.compile(
   r"(?:(?<=[\d})])|(?<=\d%))\s*"
-  r"(?:\\text\{\s*([^{}]*?)\s*\}|([a-zA-Z\u4e00-\u9fff$€][^{}\\^=<>()+*|&\d]*))"
-  r"(?:\^\{?([23])\}?)?$"
+  r"([a-zA-Z\u4e00-\u9fff$€][^{}\\^=<>()+*|&\d]*)(?:\^\{?[23]\}?)?$"
 )
 RATE = re.compile(r"[a-zA-Z]+\s?(?:/|per)\s?[a-zA-Z]+")
 DEGREES = re.compile(r"\^\{\\circ\}\s*(?:\\text\{\s*([CF]?)\s*\}|([CF]))?$")
@@ -105,12 +107,15 @@ def split_unit(text: str) -> tuple[str, str]:
   if match := DEGREES.search(text):
     head = text[: match.start()].strip()
     return (head, (match[1] or match[2] or "deg")) if head else (text, "")
-  match = WORDS.search(text)
+  match = TEXT.search(text)
+  bare = match is None
+  match = match or WORDS.search(text)
   if not match:
     return text, ""
-  words = (match[1] if match[2] is None else match[2]).strip(" .")
-  head = text[: match.start()].strip()
-  if not head or (match[2] and not _is_unit(head, words)):
+  words, head = match[1].strip(" ."), text[: match.start()].strip()
+  if not HEAD.search(head) or VARIABLE.fullmatch(words):
+    return text, ""
+  if bare and not _is_unit(head, words):
     return text, ""
   if OTHER.search(words):
     return text, ""

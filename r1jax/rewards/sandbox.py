@@ -5,20 +5,20 @@ the system's to read and a small empty directory to write, no environment, no
 sight of other processes, limits on time, memory, processes and output, and a
 filter of system calls. `inside` is what runs there.
 
-Limits that remain: the kernel is shared, and memory is limited by process, so
-that all of them together may take `processes` times as much.
+Limits that remain: the kernel is shared; memory is limited for each process by
+the kernel, for all together only by a look at it every TICK; and what the
+kernel keeps itself for pipes and empty files is limited by time alone.
 """
 
 import contextlib
 import functools
 import logging
-import marshal
+import math
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -26,27 +26,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from r1jax.rewards import inside, seccomp, values
+from r1jax.rewards import bubblewrap, values
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("bwrap", "none")
 START_SECONDS = 20.0  # To set a sandbox up, on a busy machine.
+TICK = 0.05  # Seconds between two looks at the memory in use.
+OVERHEAD_MIB = 64  # Of `inside` and bubblewrap, beside what a program uses.
 PATIENCE = 1.0  # Seconds until a sandbox that does not end is left behind.
 BUILD_SECONDS = 10.0  # To compile, on top of a program's own limit.
-ENVIRONMENT = {
-  "HOME": "/tmp",
-  "LANG": "C.UTF-8",
-  "PATH": "/usr/local/bin:/usr/bin:/bin",
-  "PYTHONHASHSEED": "0",
-}
 
 
 class Limits(NamedTuple):
   """What a program may use."""
 
   seconds: float = 4.0  # Of wall clock, over all tests; of CPU, per process.
-  memory_mib: int = 1024  # Of address space, per process.
+  memory_mib: int = 1024  # In use, of all; of address space, per process.
   processes: int = 4  # Threads count too.
   disk_mib: int = 64
   output_mib: int = 8  # Of each file that it writes, stdout being one.
@@ -59,7 +55,7 @@ class Language(NamedTuple):
   file: str = ""
   build: tuple[str, ...] = ()
   command: tuple[str, ...] = ()
-  memory_mib: int = 0  # On top of the limit: reserved, not used.
+  reserved_mib: int = 0  # Of address space, on top of the limit.
   processes: int = 0  # On top of the limit.
 
 
@@ -75,7 +71,7 @@ LANGUAGES = {
     ("javascript", "js", "node"),
     file="main.js",
     command=("node", "main.js"),
-    memory_mib=2048,
+    reserved_mib=2048,
     processes=16,
   ),
 }
@@ -146,12 +142,9 @@ def run_cases(
   """
   how = LANGUAGES[language]
   tool = (how.build or how.command or ("",))[0]
-  if tool and not shutil.which(tool, path=ENVIRONMENT["PATH"]):
+  if tool and not shutil.which(tool, path=bubblewrap.ENVIRONMENT["PATH"]):
     raise RuntimeError(f"programs in {language} need {tool}: install it")
-  limits = limits._replace(
-    memory_mib=limits.memory_mib + how.memory_mib,
-    processes=limits.processes + how.processes,
-  )
+  limits = limits._replace(processes=limits.processes + how.processes)
   work = dict(
     source=source,
     file=how.file,
@@ -160,7 +153,7 @@ def run_cases(
     inputs=[each.encode("utf-8", "surrogatepass") for each in inputs],
     limit=limits.output_mib * 2**20,
   )
-  with _start(work, kind, limits) as box:
+  with _start(work, kind, limits, how.reserved_mib) as box:
     if how.build:
       box.deadline += BUILD_SECONDS
     yield Run(*box.receive())
@@ -198,8 +191,8 @@ def run_tests(
 class _Box:
   """The outer side of a sandbox."""
 
-  def __init__(self, connection: socket.socket):
-    self._connection = connection
+  def __init__(self, pid: int, connection: socket.socket, memory: int):
+    self._pid, self._connection, self._memory = pid, connection, memory
     self.deadline = time.monotonic() + START_SECONDS
 
   def send(self, *frames: bytes) -> None:
@@ -222,25 +215,47 @@ class _Box:
       raise Ended("the process has ended") from None
 
   def _read(self, size: int) -> bytes:
-    self._wait()
-    return self._connection.recv(size)
+    while True:
+      self._wait(TICK)
+      with contextlib.suppress(TimeoutError):
+        return self._connection.recv(size)
+      if _resident(self._pid) > self._memory:
+        raise Ended("out of memory")
 
-  def _wait(self) -> None:
+  def _wait(self, at_most: float = math.inf) -> None:
     left = self.deadline - time.monotonic()
     if left <= 0:
       raise TimeoutError
-    self._connection.settimeout(left)
+    self._connection.settimeout(min(left, at_most))
+
+
+def _children(pid: int) -> list[int]:
+  """The processes that one has started, in any of its threads."""
+  paths = Path(f"/proc/{pid}/task").glob("*/children")
+  return [int(child) for path in paths for child in path.read_text().split()]
+
+
+def _resident(pid: int) -> int:
+  """Bytes of memory in use by a process, and by all below it."""
+  try:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    below = sum(map(_resident, _children(pid)))
+  except (OSError, IndexError):
+    return 0  # It has ended.
+  return pages * os.sysconf("SC_PAGE_SIZE") + below
 
 
 @contextlib.contextmanager
-def _start(work: dict, kind: str, limits: Limits) -> Iterator[_Box]:
+def _start(
+  work: dict, kind: str, limits: Limits, reserved_mib: int = 0
+) -> Iterator[_Box]:
   """A sandbox that has been given its work; gone when the block ends."""
   mib = 2**20
   job = dict(
     work=work,
     user=None,
     limits=dict(
-      AS=limits.memory_mib * mib,
+      AS=(limits.memory_mib + reserved_mib) * mib,
       CORE=0,
       CPU=int(limits.seconds) + 1,
       FSIZE=limits.output_mib * mib,
@@ -256,16 +271,19 @@ def _start(work: dict, kind: str, limits: Limits) -> Iterator[_Box]:
       if kind == "bwrap":
         if os.geteuid() == 0:  # A user that nobody else is, to be counted.
           job["user"] = 62000 + threading.get_native_id() % 3000
-        process = stack.enter_context(_popen_bwrap(theirs, limits))
+        process = stack.enter_context(
+          bubblewrap.isolated(theirs, limits.disk_mib)
+        )
       elif kind != "none":
         raise ValueError(f"sandbox must be one of {[*KINDS]}, got {kind!r}")
       else:
         home = stack.enter_context(tempfile.TemporaryDirectory())
-        process = stack.enter_context(_popen_none(theirs, home))
+        process = stack.enter_context(bubblewrap.bare(theirs, home))
     stack.callback(_kill, process, kind)
-    box = _Box(ours)
+    memory = (limits.memory_mib + OVERHEAD_MIB) * mib
+    box = _Box(process.pid, ours, memory)
     try:
-      box.send(_modules(), values.encode(job))
+      box.send(bubblewrap.modules(), values.encode(job))
       box.receive()  # The program has not begun: what fails here, we have done.
     except Ended as error:
       _kill(process, kind)
@@ -284,102 +302,10 @@ def _kill(process: subprocess.Popen, kind: str) -> None:
       os.killpg(process.pid, signal.SIGKILL)
     elif process.poll() is None:
       # Its first process takes all others along, and bubblewrap waits for it.
-      path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-      pids = path.read_text().split() if path.exists() else ()
-      for pid in pids or [process.pid]:
-        os.kill(int(pid), signal.SIGKILL)
+      for pid in _children(process.pid) or [process.pid]:
+        os.kill(pid, signal.SIGKILL)
   try:
     process.wait(PATIENCE)
   except subprocess.TimeoutExpired:
     process.kill()
     process.wait()
-
-
-def _popen_bwrap(stdin: socket.socket, limits: Limits) -> subprocess.Popen:
-  command = [*_bwrap(), "--size", str(limits.disk_mib * 2**20)]
-  command += ["--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"]
-  program = seccomp.program()
-  read, write = os.pipe()
-  try:
-    os.write(write, program)  # It fits into a pipe.
-    os.close(write)
-    return subprocess.Popen(
-      [*command, "--seccomp", str(read), "--", *PYTHON],
-      stdin=stdin,
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.PIPE,
-      env=ENVIRONMENT,
-      pass_fds=[read],
-    )
-  finally:
-    os.close(read)
-
-
-def _popen_none(stdin: socket.socket, home: str) -> subprocess.Popen:
-  return subprocess.Popen(
-    PYTHON,
-    stdin=stdin,
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.PIPE,
-    cwd=home,
-    env=ENVIRONMENT | {"HOME": home},
-    start_new_session=True,
-  )
-
-
-# What Python runs first: the modules that come in ahead of the work. To hand
-# them over on the command line takes longer, and as files they might be closed
-# to the user of the sandbox.
-START = """
-import marshal, os, sys
-size, data = int.from_bytes(os.read(0, 8), "big"), b""
-while len(data) < size:
-  data += os.read(0, size - len(data)) or os._exit(1)
-for name, code in marshal.loads(data):
-  module = sys.modules.setdefault(name, type(sys)(name))
-  exec(code, module.__dict__)
-"""
-PYTHON = [os.path.realpath(sys.executable), *"-s -S -P -B -c".split(), START]
-
-
-@functools.cache
-def _modules() -> bytes:
-  """The modules that run inside, compiled here once."""
-  parts = []
-  for module, name in ((values, values.__name__), (inside, "__main__")):
-    source = Path(module.__file__).read_text()
-    parts.append((name, compile(source, name, "exec")))
-  return marshal.dumps(parts)
-
-
-@functools.cache
-def _bwrap() -> list[str]:
-  """The command of the sandbox, up to its directory for writing."""
-  if not (path := shutil.which("bwrap")):
-    raise RuntimeError("there is no bwrap: install bubblewrap")
-  command = [
-    *[path, "--die-with-parent", "--new-session"],
-    *["--unshare-ipc", "--unshare-net", "--unshare-pid", "--unshare-uts"],
-    *["--cap-drop", "ALL"],
-  ]
-  if os.geteuid() == 0:  # `inside` becomes another user, see `confine`.
-    command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-  else:
-    command += ["--unshare-user"]
-  command += ["--ro-bind", "/usr", "/usr"]
-  for path in ("/bin", "/lib", "/lib64"):
-    if os.path.islink(path):
-      command += ["--symlink", os.readlink(path), path]
-    else:
-      command += ["--ro-bind-try", path, path]
-  command += ["--dir", "/dev", "--dir", "/etc"]  # Else as closed as the host's.
-  for path in ("/etc/alternatives", "/etc/ld.so.cache"):
-    command += ["--ro-bind-try", path, path]
-  prefix = os.path.realpath(sys.base_prefix)
-  if not prefix.startswith("/usr"):
-    for parent in reversed(Path(prefix).parents[:-1]):
-      command += ["--dir", str(parent)]
-    command += ["--ro-bind", prefix, prefix]
-  for name in ("null", "zero", "full", "random", "urandom"):
-    command += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
-  return [*command, "--perms", "1777"]

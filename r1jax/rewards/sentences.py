@@ -11,6 +11,13 @@ ABBREVIATIONS = frozenset(
 END = re.compile(
   r"[.!?\u2026]+[\"'\u201d\u2019)\]}*_]*(?=\s|$)|[。！？]+[」』”）]*"
 )
+REACH = 40  # Characters on either side that tell what a full stop ends.
+# Words that begin a sentence even behind an abbreviation.
+STARTERS = frozenset(
+  "the he she it we they this that these those there in on at but and if when "
+  "however then you my our his her their its what who why how after as so for "
+  "finally also next first second".split()
+)
 # What is cut off a word: brackets, signs, and the tails of contractions.
 TOKEN = re.compile(
   r"""[\[\](){}<>"`;@#$%&?!,:\u201c\u201d\u2018\u2026]+|\.{2,}|--+"""
@@ -23,7 +30,9 @@ def split(text: str) -> list[str]:
   """The sentences of a text; a line break alone ends none."""
   parts, start = [], 0
   for match in END.finditer(text):
-    if text[match.start()] == "." and _goes_on(text[start : match.start()]):
+    before = text[max(start, match.start() - REACH) : match.start()]
+    after = text[match.end() : match.end() + REACH]
+    if match[0] == "." and _goes_on(before, after):
       continue
     parts.append(text[start : match.end()].strip())
     start = match.end()
@@ -43,9 +52,12 @@ def tokens(text: str) -> list[str]:
   return found
 
 
-def _goes_on(before: str) -> bool:
-  """True if the full stop behind this text belongs to its last word."""
-  words = before.split()
-  last = words[-1].lstrip("(\"'*").lower() if words else ""
-  initial = len(last) == 1 and last.isalpha() and words[-1] != "I"
-  return last in ABBREVIATIONS or initial
+def _goes_on(before: str, after: str) -> bool:
+  """True if the full stop between belongs to the word before it."""
+  words, following = before.split(), after.split()
+  last = words[-1].lstrip("(\"'*") if words else ""
+  first = following[0].strip("\"'*,") if following else ""
+  if first[:1].isupper() and first.lower() in STARTERS:
+    return False
+  initial = len(last) == 1 and last.isalpha() and last != "I"
+  return initial or last.lower() in ABBREVIATIONS

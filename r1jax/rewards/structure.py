@@ -22,6 +22,10 @@ SEPARATOR = re.compile(
   r"|(?<![a-zA-Z\\])(?:or|and)(?![a-zA-Z])|或|和|\\lor(?![a-zA-Z])|\\vee"
 )
 VARIABLE = r"[a-zA-Z](?:_\w|_\{\w+\})?|\\[a-zA-Z]+"
+# S = {1, 2} and (x, y) = (1, 2)
+NAME = re.compile(
+  rf"(?:{VARIABLE}|\((?:{VARIABLE})(?:\s*,\s*(?:{VARIABLE}))*\))\s*=\s*(?=[(\[\\])"
+)
 IN = re.compile(rf"\s*(?:{VARIABLE})\s*\\in(?![a-zA-Z])\s*(?=[(\[\\])")
 CHAIN = re.compile(
   rf"(.+?)(<|\\le(?![a-zA-Z]))\s*({VARIABLE})\s*(<|\\le(?![a-zA-Z]))(.+)"
@@ -62,8 +66,10 @@ def read(text: str) -> Parts:
     text = text[match.end() :].strip()
   if latex.squeeze(text) in REALS:
     text = r"(-\infty,\infty)"
+  named = NAME.match(text)
   return (
-    _matrix(text)
+    (named and _bracketed(text[named.end() :]))
+    or _matrix(text)
     or _union(text)
     or _bracketed(text)
     or _separated(text)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from r1jax.data import jsonl
-from r1jax.rewards import accuracy, math
+from r1jax.rewards import accuracy, math, verifier
 from r1jax.rewards.grader import Call, GraderPool
 from r1jax.types import Completion, Example
 
@@ -117,18 +117,18 @@ def loop(example: Example, completion: Completion) -> float:
 def decided(rows: Sequence[Row]) -> float:
   """The share of rows for which math-verify is never asked."""
   asked = 0
-  ask = math._equivalent.__wrapped__
+  ask = verifier.equivalent.__wrapped__
 
   def count(*args):
     nonlocal asked
     asked += 1
     return ask(*args)
 
-  original, math._equivalent = math._equivalent, count
+  original, verifier.equivalent = verifier.equivalent, count
   try:
     return 1.0 - sum(_asks(row, lambda: asked) for row in rows) / len(rows)
   finally:
-    math._equivalent = original
+    verifier.equivalent = original
 
 
 def without_fast_path(

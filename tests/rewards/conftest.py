@@ -1,16 +1,21 @@
-"""What tests of rewards share: a server for judges that does as it is told."""
+"""What tests of rewards share: sandboxes, and an obedient server for judges."""
 
 import contextlib
 import http.server
 import json
 import os
+import pathlib
 import socket
 import ssl
 import struct
 import threading
 import time
+import uuid
 
 import pytest
+
+from r1jax.rewards import bubblewrap, code, sandbox
+from r1jax.types import Completion, Example
 
 
 class JudgeServer(http.server.ThreadingHTTPServer):
@@ -141,3 +146,61 @@ def judge_server(monkeypatch):
     server.shutdown()
     loop.join()
     server.server_close()
+
+
+@pytest.fixture(scope="session")
+def bwrap():
+  """A test with it is skipped where bubblewrap does not work."""
+  try:
+    sandbox.check("bwrap")
+  except ValueError as error:
+    pytest.skip(str(error))
+
+
+@pytest.fixture(params=["bwrap", "none"])
+def kind(request):
+  """Each kind of sandbox in turn."""
+  if request.param == "bwrap":
+    request.getfixturevalue("bwrap")
+  return request.param
+
+
+TESTS = "assert f(3) == 6"
+CASES = [{"input": "x y\n", "output": "y x\n"}]
+RIGHT = "def f(x): return 2 * x"
+SWAPS = "a, b = input().split()\nprint(b, a)"
+
+
+@pytest.fixture
+def judge_hostile(bwrap, monkeypatch):
+  """judge(program, tests, seconds, language) -> Verdict, in a sandbox.
+
+  Afterwards the next program is graded normally, and no process is left.
+  """
+
+  def judge(program, tests=TESTS, seconds=5.0, language="python"):
+    metadata = dict(tests=tests, language=language)
+    example = Example("", "", "code", "", metadata)
+    text = Completion(f"</think>\n```{language}\n{program}\n```")
+    return code.judge(example, text, seconds=seconds)
+
+  mark = uuid.uuid4().hex
+  monkeypatch.setitem(bubblewrap.ENVIRONMENT, "MARK", mark)
+  judge.cases = CASES
+  yield judge
+  assert judge(RIGHT).score == 1.0
+  assert judge(SWAPS, CASES).score == 1.0
+  deadline = time.monotonic() + 5.0
+  while left := _marked(mark):
+    assert time.monotonic() < deadline, left
+    time.sleep(0.02)
+
+
+def _marked(mark):
+  """The processes that have the mark in their environment."""
+  found = []
+  for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
+    with contextlib.suppress(OSError):
+      if mark.encode() in path.read_bytes():
+        found.append(path.parent.name)
+  return found

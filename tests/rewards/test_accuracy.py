@@ -211,6 +211,35 @@ def test_equal_answers_share_a_key(one, other, same):
   assert len(keys) == (1 if same else 2)
 
 
+@pytest.mark.parametrize(
+  ("one", "other", "same"),
+  [
+    ("0.5", r"\dfrac12", True),
+    ("5", r"x = 5\text{ cm}", True),
+    (r"2\sqrt{3}", r"\sqrt{12}", True),
+    ("x(x+1)", "x^2+x", True),
+    ("East", r"\text{east}", True),
+    ("(1,2)", r"\left( 1, 2 \right)", True),
+    ("50%", r"50\%", True),
+    ("5", "-5", False),
+    ("x+1", "x-1", False),
+    ("(1,2)", "(2,1)", False),
+    ("9^{9^{9}}", "9^{9^{8}}", False),
+  ],
+)
+def test_equal_mathematics_shares_a_key(one, other, same):
+  example = SUM._replace(domain="math/500")
+  keys = {accuracy.canonical(example, one), accuracy.canonical(example, other)}
+  assert len(keys) == (1 if same else 2)
+
+
+def test_a_letter_and_its_choice_share_a_key():
+  example = Example("", "B", "choice", metadata=dict(choices=["Rome", "Paris"]))
+  keys = {accuracy.canonical(example, a) for a in ("B", "(b)", "Paris")}
+  assert keys == {"B"}
+  assert accuracy.canonical(example, "Oslo") == "oslo"
+
+
 @given(st.lists(st.integers(-999, 999), min_size=1, max_size=6), st.randoms())
 def test_a_sum_in_any_order_has_one_key(values, random):
   def write_sum(values):

@@ -1,10 +1,6 @@
 """Code: programs that pass their tests, and those that only seem to."""
 
-import json
-import os
-import pathlib
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,27 +11,6 @@ from r1jax import rewards
 from r1jax.rewards import code, sandbox
 from r1jax.rewards.grader import GraderPool
 from r1jax.types import Completion, Example
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
-SHARED = ROOT / "../shared/data"
-
-needs_data = pytest.mark.skipif(
-  not SHARED.exists(), reason="there is no ../shared/data"
-)
-
-
-def why_no_bwrap():
-  try:
-    sandbox.check("bwrap")
-  except ValueError as error:
-    return str(error)
-
-
-NO_BWRAP = why_no_bwrap()
-needs_bwrap = pytest.mark.skipif(NO_BWRAP is not None, reason=str(NO_BWRAP))
-every_sandbox = pytest.mark.parametrize(
-  "kind", [pytest.param("bwrap", marks=needs_bwrap), "none"]
-)
 
 
 def completion(program, tag="python"):
@@ -58,7 +33,6 @@ SUMS = [
 ]
 
 
-@every_sandbox
 def test_functions_that_pass_their_asserts(kind):
   assert judge(DOUBLES, "def f(x): return 2 * x", kind) == (1.0, "")
   wrong = judge(DOUBLES, "def f(x):\n  return x + x if x else None", kind)
@@ -66,7 +40,6 @@ def test_functions_that_pass_their_asserts(kind):
   assert "test 3, assert f('') == ''" in wrong.feedback
 
 
-@every_sandbox
 def test_programs_that_print_what_they_should(kind):
   right = "a, b = map(int, input().split())\nprint(a + b)"
   assert judge(SUMS, right, kind) == (1.0, "")
@@ -182,7 +155,6 @@ def test_tests_may_hand_over_types_but_no_objects_of_their_own():
     judge("assert f(1) == g", "def f(x): 1", prompt=prompt, entry_point="f")
 
 
-@every_sandbox
 def test_a_verdict_does_not_depend_on_the_run(kind):
   tests = [{"input": "", "output": ""}]
   program = "print(*{str(i) for i in range(99)})"
@@ -210,7 +182,6 @@ def check(candidate):
 """
 
 
-@every_sandbox
 def test_check_functions(kind):
   run = lambda program, tests=CHECK: judge(
     tests, program, kind, prompt=ROOTS, entry_point="root"
@@ -240,7 +211,6 @@ def test_a_program_cannot_stand_in_for_a_module_or_a_builtin():
 
 
 @pytest.mark.parametrize("language", ["cpp", "javascript"])
-@every_sandbox
 def test_other_languages(language, kind):
   if not shutil.which("g++" if language == "cpp" else "node", path="/usr/bin"):
     pytest.skip(f"there is no toolchain for {language}")
@@ -285,6 +255,7 @@ def test_the_program_is_the_last_block_of_its_language(text, expected):
   assert code.extract(text, sandbox.LANGUAGES["python"].tags) == expected
 
 
+@settings(deadline=None)
 @given(
   st.lists(
     st.sampled_from(
@@ -342,7 +313,6 @@ def test_an_example_that_cannot_be_graded_says_why(metadata, message):
 HANGS = "import time\ntime.sleep(1000)"
 
 
-@every_sandbox
 def test_in_a_pool_it_is_the_same(kind):
   programs = ["def f(x): return 2 * x", "def f(x): return x", HANGS] * 2
   examples = [Example("", "", "code", "", dict(tests=DOUBLES))] * 6
@@ -358,8 +328,7 @@ def test_in_a_pool_it_is_the_same(kind):
     assert scores.counts == dict(timeouts=0, crashes=0)
 
 
-@needs_bwrap
-def test_accuracy_runs_the_programs_of_its_domain():
+def test_accuracy_runs_the_programs_of_its_domain(bwrap):
   examples = [
     Example("", "", "code/test", "", dict(tests=SUMS)),
     Example("", "7", "math", ""),
@@ -380,59 +349,3 @@ def test_accuracy_runs_the_programs_of_its_domain():
 def test_a_bad_configuration_is_refused_at_the_start(kwargs, message):
   with pytest.raises(ValueError, match=message):
     rewards.check(code=dict(weight=1.0, **kwargs))
-
-
-def load(path, count):
-  """The first `count` examples of a file, and their reference solutions."""
-  lines = (SHARED / path).read_text().splitlines()[:count]
-  for row in map(json.loads, lines):
-    example = Example(row["prompt"], "", "code", row["task_id"], row)
-    yield example, row["reference_solution"]
-
-
-def broken(row, solution):
-  """The solution with its body replaced by `pass`, and with a syntax error."""
-  name = row["entry_point"]
-  yield f"def {name}(*args, **kwargs):\n  pass\n"
-  yield solution + "\n)"
-
-
-def check_references(path, count):
-  kind = "none" if NO_BWRAP else "bwrap"
-
-  def judge(example, program):
-    text = completion(program)
-    return code.judge(example, text, sandbox=kind, seconds=60.0)
-
-  def mistakes(example, solution):
-    verdict = judge(example, solution)
-    yield from [verdict] if verdict.score != 1.0 else []
-    for program in broken(example.metadata, solution):
-      yield from [program] if judge(example, program).score else []
-
-  with ThreadPoolExecutor(os.cpu_count()) as threads:
-    found = threads.map(
-      lambda pair: [(pair[0].id, each) for each in mistakes(*pair)],
-      load(path, count),
-    )
-    assert [each for mistakes in found for each in mistakes] == []
-
-
-FILES = [
-  "eval/code_humaneval.jsonl",
-  "eval/code_mbpp_test.jsonl",
-  "train/code_mbpp_train_val.jsonl",
-]
-
-
-@needs_data
-@pytest.mark.parametrize("path", FILES)
-def test_reference_solutions_pass_and_broken_ones_do_not(path):
-  check_references(path, 5)
-
-
-@pytest.mark.slow
-@needs_data
-@pytest.mark.parametrize("path", FILES)
-def test_all_reference_solutions_pass_and_broken_ones_do_not(path):
-  check_references(path, None)

@@ -113,3 +113,11 @@ def test_a_formula_and_its_expansion_do_not_differ(text):
   expanded = sympy.latex(sympy.expand(in_python(text)))
   if "\\infty" not in expanded and "nan" not in expanded.lower():
     assert not formulas.differ(text, expanded)
+
+
+def test_constants_are_equal_by_value_and_variables_are_not():
+  assert formulas.are_one_constant(r"\frac{1+i}{2}", "0.5+0.5i")
+  assert formulas.are_one_constant(r"2\sqrt{3}", r"\sqrt{12}")
+  assert not formulas.are_one_constant(r"\sqrt{2}", "1.41421")
+  for one, other in (("x", "x"), (r"\theta", r"\theta"), ("1/2x", "1/2x")):
+    assert not formulas.are_one_constant(one, other)

@@ -11,20 +11,10 @@ import time
 
 import pytest
 
-from r1jax.rewards import code, sandbox, seccomp
+from r1jax.rewards import bubblewrap, code, sandbox, seccomp
 from r1jax.rewards.sandbox import Ended, Limits
 from r1jax.types import Completion, Example
 
-
-def why_no_bwrap():
-  try:
-    sandbox.check("bwrap")
-  except ValueError as error:
-    return str(error)
-
-
-NO_BWRAP = why_no_bwrap()
-needs_bwrap = pytest.mark.skipif(NO_BWRAP is not None, reason=str(NO_BWRAP))
 EXAMPLE = Example("", "", "code", "", dict(tests="assert f(3) == 6"))
 RIGHT = Completion("</think>\n```python\ndef f(x): return 2 * x\n```")
 
@@ -32,7 +22,7 @@ RIGHT = Completion("</think>\n```python\ndef f(x): return 2 * x\n```")
 @pytest.fixture
 def fresh(monkeypatch):
   """Nothing is remembered of the sandbox, before or after."""
-  caches = sandbox.check, sandbox._bwrap, seccomp.program
+  caches = sandbox.check, bubblewrap._command, seccomp.program
   for cache in caches:
     cache.cache_clear()
   yield
@@ -145,9 +135,6 @@ def filtered(program, arch, number, argument=0):
         at += if_true if holds else if_false
 
 
-@pytest.mark.parametrize(
-  "kind", [pytest.param("bwrap", marks=needs_bwrap), "none"]
-)
 def test_time_is_limited(kind):
   start = time.monotonic()
   runs = sandbox.run_cases(
@@ -159,8 +146,7 @@ def test_time_is_limited(kind):
   assert 0.3 < time.monotonic() - start < 5.0
 
 
-@needs_bwrap
-def test_any_thread_may_use_it():
+def test_any_thread_may_use_it(bwrap):
   values = {}
 
   def use(n):
@@ -206,10 +192,10 @@ with GraderPool(
 """
 
 
-@needs_bwrap
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("program", [ALONE, IN_A_POOL])
-def test_nothing_outlives_its_user(signum, program):
+@pytest.mark.parametrize(
+  ("program", "signum"), [(ALONE, signal.SIGKILL), (IN_A_POOL, signal.SIGINT)]
+)
+def test_nothing_outlives_its_user(bwrap, program, signum):
   user = subprocess.Popen(
     [sys.executable, "-c", program],
     stdout=subprocess.PIPE,

@@ -6,7 +6,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1jax.rewards.values import MAX_FRAME, decode, encode, receive
@@ -46,6 +46,7 @@ def types(value):
   return [type(value)]
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_a_value_comes_back_as_it_was(value):
   back = decode(encode(value))
@@ -113,6 +114,7 @@ PIECES = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(PIECES, max_size=30).map(b"".join) | st.binary(max_size=50))
 def test_any_bytes_are_a_value_or_an_error(data):
   try:

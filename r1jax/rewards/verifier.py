@@ -1,0 +1,105 @@
+r"""math-verify, asked about two formulas and nothing else.
+
+It is handed one \boxed{} alone: of whole texts it may pick another answer than
+the last, and of a gold answer without delimiters it reads only a part. Its own
+timeouts need signals and the main thread, so they are off: the pool's limit
+holds instead.
+"""
+
+import functools
+import logging
+import re
+
+from r1jax.rewards.latex import MAX_LENGTH
+
+MAX_DEPTH = 16  # Nested brackets of an answer.
+
+# Numbers that the library would compute, digit by digit.
+HUGE = re.compile(
+  r"\^\s*[{(][^{}a-zA-Z\\]*\^|\^[\s{(]*-?[\d.]+[\s}]*\^"  # 9^{9^9}
+  r"|\^[^()]*\d{3}[^()]*\)\s*\^\s*\{?\d{3}"  # (9^{999})^{999}
+  r"|(\^|\*\*)[\s{(]*-?\d{5}"  # 9^{99999}
+  r"|\d{5}[\s})]*!|!\s*[)}\]]*\s*!",  # 99999!, (99!)!
+  re.DOTALL,
+)
+# t as an argument, which math-verify cannot read without brackets.
+ARGUMENT = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc)(?:\^\{?\d\}?)?)\s*t\b")
+
+
+class UnreadableGold(Exception):
+  """The example's own answer is nothing that answers can be compared with."""
+
+
+def readable(text: str) -> bool:
+  """True if no parser should hang on it, or see more than one box."""
+  if len(text) > MAX_LENGTH or HUGE.search(text):
+    return False
+  depth = braces = 0
+  for char in text.replace(r"\{", "(").replace(r"\}", ")"):
+    braces += (char == "{") - (char == "}")
+    depth += (char in "{([") - (char in "})]")
+    if braces < 0 or depth > MAX_DEPTH:
+      return False
+  return braces == 0
+
+
+@functools.lru_cache(4096)
+def equivalent(gold: str, given: str, equations: bool = False) -> bool:
+  """What math-verify says of two formulas, or of two that should be 0.
+
+  Raises UnreadableGold if it cannot read the first.
+  """
+  try:
+    parsed = _parse_gold(gold)
+  except Exception as error:
+    raise UnreadableGold(gold) from error
+  if not parsed:
+    raise UnreadableGold(gold)
+  try:
+    other = _parse(given)
+    if equations:
+      return _proportional(parsed[0], other[0])
+    return _verify(parsed, other)
+  except Exception:  # The library stumbled over what the policy wrote.
+    return False
+
+
+def _proportional(one, other) -> bool:
+  import sympy
+
+  ratio = sympy.cancel(one / other)
+  return bool(ratio.is_number and ratio.is_finite and ratio != 0)
+
+
+@functools.lru_cache(4096)
+def _parse_gold(text: str) -> list:
+  return _parse(text)
+
+
+def _parse(text: str) -> list:
+  """What math-verify makes of an answer; empty if it cannot be read."""
+  library, config = _math_verify()
+  text = ARGUMENT.sub(r"\1(t)", text.strip().strip("$"))
+  return library.parse(
+    rf"\boxed{{{text}}}",
+    [config],
+    fallback_mode="no_fallback",
+    extraction_mode="first_match",
+    parsing_timeout=None,
+  )
+
+
+def _verify(gold: list, given: list) -> bool:
+  """Whether they are equal; the order matters to math-verify."""
+  library, _ = _math_verify()
+  return library.verify(gold, given, timeout_seconds=None)
+
+
+@functools.cache
+def _math_verify():
+  import math_verify  # Half a second to import.
+
+  logging.getLogger("math_verify").setLevel(logging.ERROR)  # "No timeout."
+  return math_verify, math_verify.LatexExtractionConfig(
+    boxed_match_priority=0, try_extract_without_anchor=False
+  )
