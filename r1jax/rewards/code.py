@@ -30,6 +30,7 @@ import contextlib
 import functools
 import marshal
 import re
+import symtable
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -49,6 +50,7 @@ MAX_LENGTH = 2**18  # Characters of a program.
 MAX_FENCE = 100  # Characters of a line that opens or closes a block.
 OPENING = re.compile(r"(\s*)(?:<answer>\s*)?```+\s*([\w+#.-]*)\s*")
 CLOSING = re.compile(r"\s*```+\s*(?:</answer>\s*)?")
+DEFINITIONS = (ast.FunctionDef, ast.ClassDef)  # They test nothing, uncalled.
 SHOWN = 200  # Characters of a test or an output in the feedback.
 
 
@@ -189,7 +191,9 @@ def _compare(runs: Iterator, expected: Sequence[str]) -> Iterator:
       if run.status:
         yield False, f"exit status {run.status}: {run.errors}"
       else:
-        right = run.output.split() == output.encode().split()
+        right = (
+          run.output.split() == output.encode("utf-8", "surrogatepass").split()
+        )
         yield right, f"printed {run.output[:SHOWN]!r}, not {output[:SHOWN]!r}"
 
 
@@ -219,44 +223,57 @@ def _prepare(
     nodes = ast.parse(tests).body
   except SyntaxError as error:
     raise ValueError(f"tests are no Python, {error}: {tests!r:.99}") from None
-  bound, used = _names(nodes)
-  if "check" in bound and entry_point:
-    call = ast.parse(f"check({entry_point})")
-    nodes = nodes + call.body
-    used = used | {entry_point}
-  used -= bound
-  given = _names(ast.parse(prefix).body)[0] - {entry_point}
-  free = used - given - {*dir(builtins)} - {entry_point}
+  bound, read = _names(tests)
+  functions = {each.name for each in nodes if isinstance(each, DEFINITIONS)}
+  if "check" in functions and entry_point and not _calls(nodes, {"check"}):
+    nodes += ast.parse(f"check({entry_point})").body
+    read.add(entry_point)
+  asked = read & {entry_point}
+  read -= bound | asked
+  given = _names(prefix)[0] - {entry_point}
+  free = read - given - {*dir(builtins)}
   modules = free & sys.stdlib_module_names
-  setup = prefix if used & given else ""
+  setup = prefix if read & given else ""
   setup += "".join(f"\nimport {name}" for name in sorted(modules))
   statements, names = [], []
   for node in nodes:
-    text = ast.unparse(node)
     code = compile(ast.Module([node], []), "tests", "exec")
-    defines = isinstance(node, (ast.FunctionDef, ast.ClassDef))
     asserts = any(isinstance(each, ast.Assert) for each in ast.walk(node))
-    counts = (asserts and not defines) or node is nodes[-1] and "check" in bound
+    counts = not isinstance(node, DEFINITIONS) and (
+      asserts or _calls([node], functions)
+    )
     statements.append((marshal.dumps(code), counts))
     if counts:
-      names.append(f"test {len(names) + 1}, {text[:SHOWN]}")
+      text = ast.unparse(node)[:SHOWN]
+      names.append(f"test {len(names) + 1}, {text}")
   if not names:
     raise ValueError(f"nothing is tested by {tests!r:.99}")
-  asked = sorted(free - modules | (used & {entry_point}))
-  return Tests(setup, asked, statements), names
+  return Tests(setup, sorted(free - modules | asked), statements), names
 
 
-def _names(nodes: Sequence[ast.stmt]) -> tuple[set[str], set[str]]:
-  """The names that statements bind, anywhere in them, and those they read."""
-  bound, read = set(), set()
-  for each in ast.walk(ast.Module([*nodes], [])):
-    match each:
-      case ast.Name(name, ast.Load()):
-        read.add(name)
-      case ast.Name(name) | ast.FunctionDef(name) | ast.ClassDef(name):
-        bound.add(name)
-      case ast.arg(name):
-        bound.add(name)
-      case ast.alias(name, asname):
-        bound.add(asname or name.partition(".")[0])
+def _calls(nodes: Sequence[ast.stmt], functions: set[str]) -> bool:
+  """Whether a statement is a call of one of the functions, and no more."""
+  for node in nodes:
+    match node:
+      case ast.Expr(ast.Call(ast.Name(name))) if name in functions:
+        return True
+  return False
+
+
+def _names(source: str) -> tuple[set[str], set[str]]:
+  """The global names that Python text binds itself, and those it reads."""
+  table = symtable.symtable(source, "tests", "exec")
+  bound = {
+    symbol.get_name()
+    for symbol in table.get_symbols()
+    if symbol.is_assigned() or symbol.is_imported()
+  }
+  read, tables = set(), [table]
+  for inner in tables:
+    tables += inner.get_children()
+    read |= {
+      symbol.get_name()
+      for symbol in inner.get_symbols()
+      if symbol.is_referenced() and (inner is table or symbol.is_global())
+    }
   return bound, read

@@ -215,8 +215,9 @@ def _equal_leaves(gold: str, given: str, trust_strings: bool) -> bool:
   gold_letter = LETTER.fullmatch(squeeze(gold)) if len(gold) < 12 else None
   if gold_letter and (letter := LETTER.fullmatch(_unwrap(given).strip())):
     return (gold_letter[1] or gold_letter[2]) == (letter[1] or letter[2])
-  if "=" in gold or "=" in given:
-    return _equal_equations(gold, given, trust_strings)
+  sides = structure.split(gold, "="), structure.split(given, "=")
+  if max(map(len, sides)) > 1:
+    return _equal_equations(sides, trust_strings)
   if r"\approx" in given:
     sides = structure.split(given, r"\approx")[:2]
     return any(_equal_leaves(gold, side, trust_strings) for side in sides)
@@ -260,9 +261,10 @@ def _drop_unit(text: str, units: set[str]) -> str:
   return text[:-1] if bare else text
 
 
-def _equal_equations(gold: str, given: str, trust_strings: bool) -> bool:
+def _equal_equations(
+  sides: tuple[list[str], list[str]], trust_strings: bool
+) -> bool:
   """An assignment equals its value; other equations, each other's multiples."""
-  sides = [structure.split(text, "=") for text in (gold, given)]
   if not all(map(all, sides)):
     return False
   values = [_value(side) for side in sides]
@@ -270,9 +272,8 @@ def _equal_equations(gold: str, given: str, trust_strings: bool) -> bool:
     return _equal(*map(structure.read, values), trust_strings)
   if [len(side) for side in sides] != [2, 2]:
     return False
-  return verifier.equivalent(
-    *(f"({left})-({right})" for left, right in sides), True
-  )
+  zeros = [f"({left})-({right})" for left, right in sides]
+  return verifier.equivalent(*zeros, True)
 
 
 def _value(sides: list[str]) -> str | None:

@@ -111,6 +111,20 @@ def test_functions_that_return_cannot_change_what_they_are_compared_with():
   assert judge(tests, "def f(x):\n  x.clear()\n  return []").score == 0.0
 
 
+def test_tests_may_call_their_own_functions():
+  tests = "def check(g, f):\n  for f in f:\n    assert g(f) == f + 1\n"
+  for call in (
+    "check(f, [1, 2])",
+    "for x in [[1], [2]]:\n  assert f(x[0]) - 1",
+  ):
+    assert judge(tests + call, "def f(x): return x + 1").score == 1.0
+  named = dict(entry_point="f")
+  tests += "check(f, [1, 2])"
+  assert judge(tests, "def f(x): return x + 1", **named).score == 1.0
+  assert judge(tests, "def f(x): return x", **named).score == 0.0
+  assert judge(tests, "pass", **named).score == 0.0
+
+
 def test_tests_may_use_the_classes_of_a_program():
   tests = "a = Node(1)\na.next = Node(2)\nassert total(a) == 3"
   tests += "\nassert a.next.value == 2"
@@ -299,6 +313,8 @@ def test_any_program_is_right_or_wrong(program):
     (dict(tests=""), "no tests"),
     (dict(tests="x = 1"), "nothing is tested"),
     (dict(tests="assert f("), "no Python"),
+    (dict(tests="def check(f):\n  assert f(1) == 2"), "nothing is tested"),
+    (dict(tests="def test_f():\n  assert f(1) == 2"), "nothing is tested"),
     (dict(tests=SUMS, language="cobol"), "unknown language 'cobol'"),
     (dict(tests=DOUBLES, language="cpp"), "no tests of cpp"),
   ],
@@ -314,17 +330,18 @@ HANGS = "import time\ntime.sleep(1000)"
 
 
 def test_in_a_pool_it_is_the_same(kind):
-  programs = ["def f(x): return 2 * x", "def f(x): return x", HANGS] * 2
-  examples = [Example("", "", "code", "", dict(tests=DOUBLES))] * 6
+  right, wrong = "def f(x): return 2 * x", "def f(x): return x"
+  programs = [right, wrong, HANGS, right]
+  examples = [Example("", "", "code", "", dict(tests=DOUBLES))] * 4
   texts = [completion(program) for program in programs]
-  spec = dict(code=dict(weight=2.0, sandbox=kind, seconds=0.5))
+  spec = dict(code=dict(weight=2.0, sandbox=kind, seconds=2.0))
   here = rewards.score(examples, texts, **spec)
   with GraderPool(
-    num_workers=2, timeout=10.0, preload=["r1jax.rewards"], canaries=()
+    num_workers=2, timeout=30.0, preload=["r1jax.rewards"], canaries=()
   ) as pool:
     there = rewards.score(examples, texts, pool=pool, **spec)
   for scores in (here, there):
-    np.testing.assert_array_equal(scores.total, [2.0, 0.0, 0.0] * 2)
+    np.testing.assert_array_equal(scores.total, [2.0, 0.0, 0.0, 2.0])
     assert scores.counts == dict(timeouts=0, crashes=0)
 
 
