@@ -98,6 +98,7 @@ class Grading:
           [self._examples[p]] * self._size,
           written,
           pool=self._pool,
+          group_size=self._size,
           **self._spec,
         )
 
