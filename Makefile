@@ -37,7 +37,7 @@ demo-base: venv
 	@echo "it is what r1jax/base ships now"
 
 test: venv
-	@$(RUN) -m pytest -q
+	@$(RUN) -m pytest -q -n 2 --dist loadfile
 
 lint: venv
 	@$(RUN) -m ruff check .

@@ -44,6 +44,7 @@ setup(
       "hypothesis>=6.100",
       "openai>=1.50",
       "pytest>=8",
+      "pytest-xdist>=3.6",
       "ruff>=0.9",
     ],
     "gpu": ["jax[cuda13]"],

@@ -209,13 +209,17 @@ def test_it_does_not_wait_past_the_deadline(place, judge_server, acts):
     ("soon", 0.0),
     ("", 0.0),
     ("Sun, 99 Abc 99999 99:99:99 GMT", 0.0),
-    (email.utils.formatdate(time.time() + 1000, usegmt=True), 1000.0),
-    (email.utils.formatdate(time.time() - 1000, usegmt=True), 0.0),
   ],
 )
 def test_what_retry_after_says(value, seconds):
-  found = endpoint._retry_after({"retry-after": value})
-  assert found == pytest.approx(seconds, abs=60 if seconds > 900 else 0)
+  assert endpoint._retry_after({"retry-after": value}) == seconds
+
+
+def test_retry_after_may_be_a_date():
+  date = lambda later: email.utils.formatdate(time.time() + later, usegmt=True)
+  found = endpoint._retry_after({"retry-after": date(1000)})
+  assert found == pytest.approx(1000, abs=60)
+  assert endpoint._retry_after({"retry-after": date(-1000)}) == 0
 
 
 def test_texts_that_cannot_be_sent_are_sent_all_the_same(place, judge_server):

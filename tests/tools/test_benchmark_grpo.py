@@ -109,6 +109,7 @@ def packed_of(size, completions):
   return pack_minibatch(rollout, np.arange(size.prompts), **rows)
 
 
+@pytest.mark.slow
 def test_a_step_is_timed_in_parts_and_moves_the_policy():
   sizes = benchmark_grpo.sized("qwen2", TOY["width"], TOY["layers"])
   size = Size(2, 2, TOY["prompt"], TOY["completion"])

@@ -40,7 +40,7 @@ MODELS = {
 
 @pytest.fixture(
   scope="module",
-  params=["moe", pytest.param("dense", marks=pytest.mark.slow)],
+  params=sorted(MODELS),
 )
 def toy_model(request, random_params):
   name = "tiny_deepseek" if request.param == "moe" else "tiny_qwen2"
@@ -83,13 +83,8 @@ def run(toy_model, recipe: str, devices: int):
   return gradient, jax.device_get(metrics)
 
 
-@pytest.mark.parametrize(
-  "recipe",
-  [
-    name if name == "gspo" else pytest.param(name, marks=pytest.mark.slow)
-    for name in sorted(PRESETS)
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", sorted(PRESETS))
 def test_any_number_of_devices_gives_the_same_update(toy_model, recipe):
   jax.config.update("jax_disable_most_optimizations", True)
   try:
