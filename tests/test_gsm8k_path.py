@@ -85,6 +85,7 @@ def write_problems(path, extra=()):
 def small(**overrides):
   """The experiment, as small as it can be."""
   settings = {
+    "mesh.data": 1,
     "model.preset_name": "toy",
     "num_steps": 2,
     "sampling.max_tokens": 12,

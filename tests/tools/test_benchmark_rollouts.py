@@ -42,5 +42,5 @@ def test_both_sides_write_the_same_tokens(monkeypatch):
     share = report["tokens"] / (4 * steps)
     assert report["occupancy"][name] == pytest.approx(share, abs=1e-3)
   occupancy = report["occupancy"]
-  assert occupancy["static"] < occupancy["refilled"]
+  assert occupancy["static"] <= occupancy["refilled"]
   assert occupancy["refilled"] <= report["ideal_occupancy"] <= 1
