@@ -237,8 +237,8 @@ def test_a_run_that_does_not_fit_is_not_tried(path, monkeypatch):
 def test_a_trainer_that_differs_from_the_sampler_is_noticed(path, monkeypatch):
   honest = objective.ask
 
-  def tempered(model, vocab_size, temperature, params, packed):
-    return honest(model, vocab_size, 1.1 * temperature, params, packed)
+  def tempered(model, vocab_size, temperature, *rows):
+    return honest(model, vocab_size, 1.1 * temperature, *rows)
 
   monkeypatch.setattr(objective, "ask", tempered)
   lines = wrong(path, until="plain")
