@@ -168,6 +168,7 @@ def pad(rows, size):
   return np.array([row + [0] * (size - len(row)) for row in rows], np.int32)
 
 
+@pytest.mark.slow
 @needs_data
 def test_padding_of_the_vocabulary_is_never_sampled(r1, toy):
   # Logits of padding, and of EOS, are far from those of other tokens, on both

@@ -258,6 +258,7 @@ def test_users_cannot_forge_a_turn(words):
     assert words.decode(ids) == text  # Yet it is read as it was written.
 
 
+@pytest.mark.slow
 def test_no_message_changes_what_is_special(words):
   @settings(max_examples=300, deadline=None)
   @given(st.lists(TEXTS, min_size=1, max_size=5), st.none() | TEXTS)

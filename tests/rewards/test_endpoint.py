@@ -336,6 +336,7 @@ for i in range(200):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_share_a_cache_read_whole_replies(tmp_path):
   file = tmp_path / "ab" / "reply.json"
   writers = [

@@ -113,6 +113,7 @@ def test_a_long_text_is_read_in_parts(make, monkeypatch):
   assert parts == whole
 
 
+@pytest.mark.slow
 def test_a_cache_grows_with_the_text(make, monkeypatch):
   whole = written(make(), PROMPT, max_tokens=40)
   monkeypatch.setattr(stream, "SIZE", 8)

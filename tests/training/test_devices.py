@@ -54,6 +54,9 @@ def run(toy_model, recipe: str, devices: int):
   """The gradient and the metrics of one update over so many devices."""
   model, params = toy_model
   settings, mesh = PRESETS[recipe], sharding.make_mesh(data=devices)
+  aggregation = settings["aggregation"]
+  if aggregation["name"] == "constant":
+    aggregation = aggregation | dict(divisor=T)
   rewards = np.arange(P * G).reshape(P, G) % 3 * 1.0
   mask, counted = ROLLOUT.sampled_mask, np.ones((P, G), bool)
   experience = Experience(
@@ -61,7 +64,7 @@ def run(toy_model, recipe: str, devices: int):
     old_logprobs=ROLLOUT.logprobs,
     reference_logprobs=ROLLOUT.logprobs - 0.1,
     advantages=advantages(rewards, **settings["advantage"]),
-    weights=token_weights(mask, counted, **settings["aggregation"]),
+    weights=token_weights(mask, counted, **aggregation),
   )
   packed = pack_rollout(ROLLOUT, 16, chosen=range(P), rows=16)
   packed, count = microbatches(packed, 8)
