@@ -56,7 +56,7 @@ def get_config(variant="zero"):
   c = ConfigDict()
   c.loop = "grpo"
   c.seed = 0
-  c.num_steps = 88  # Updates.
+  c.num_steps = 66  # Updates.
   c.template = "r1_zero"
 
   c.mesh = dict(data=-1)
