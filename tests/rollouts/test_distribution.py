@@ -117,11 +117,17 @@ def test_without_temperature_the_best_token_follows(toy, logits):
 
 
 def arrays(jaxpr):
-  """All that a program makes, the programs within it included."""
+  """The abstract values of all results, inner programs included."""
   for equation in jaxpr.eqns:
-    yield from (v.aval for v in equation.outvars)
-    for inner in jax.core.jaxprs_in_params(equation.params):
-      yield from arrays(inner)
+    yield from (variable.aval for variable in equation.outvars)
+    for inner in jax.tree.leaves([*equation.params.values()], is_leaf=programs):
+      if programs(inner):
+        yield from arrays(getattr(inner, "jaxpr", inner))
+
+
+def programs(value):
+  """True for a jaxpr, closed or not."""
+  return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
 @pytest.mark.parametrize("record_experts", [False, True])
