@@ -14,7 +14,7 @@ from r1jax.losses.aggregation import completion_mean
 from r1jax.models import transformer
 from r1jax.models.presets import PRESETS, preset
 from r1jax.rollouts.engine import Engine, make_engine
-from r1jax.training import exploration, grpo
+from r1jax.training import evaluate, grpo
 from r1jax.training.evaluate import completions
 from r1jax.training.experience import pack_minibatch
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Rollout
@@ -130,7 +130,7 @@ def test_rewards_masks_and_lengths_of_texts_in_r1s_tokens(r1):
   ids = [[r1.encode(text) + [1] for text in group] for group in texts]
   ids[0][1].pop()
   lengths = np.array([[len(row) for row in group] for group in ids])
-  asked = exploration.encode_prompts(examples, "r1_zero", r1)
+  asked = evaluate.encode_prompts(examples, "r1_zero", r1)
   rollout = Rollout(
     prompts=pad(asked, 200),
     prompt_lengths=np.array([len(row) for row in asked]),
@@ -188,7 +188,7 @@ def test_padding_of_the_vocabulary_is_never_sampled(r1, toy):
     templates.shared_tokens("r1_zero", r1),
     **c.sampling,
   )
-  asked = exploration.encode_prompts(examples, "r1_zero", r1)
+  asked = evaluate.encode_prompts(examples, "r1_zero", r1)
   rollout = engine(params, asked, 4, seed=0, round=0)
   check_rollout(rollout, r1)
   assert set(rollout.finish.flat) == {FINISH_STOP, FINISH_LENGTH}
@@ -282,7 +282,7 @@ def test_all_of_gsm8k_fits_the_windows(r1):
   c = config.load(EXPERIMENT)
   shared = len(templates.shared_tokens(c.template, r1))
   for file in (GSM8K, SHARED / "eval/math_gsm8k_test.jsonl"):
-    asked = exploration.encode_prompts(
+    asked = evaluate.encode_prompts(
       data.load("gsm8k", path=str(file)), c.template, r1
     )
     longest = max(map(len, asked))

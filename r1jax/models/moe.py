@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from r1jax.models import ops
 from r1jax.models.config import Experts, ModelConfig
 from r1jax.models.layers import swiglu
-from r1jax.types import Params
+from r1jax.types import Ints, Params
 
 
 class Routing(NamedTuple):
@@ -58,13 +58,21 @@ def route(
   indices = own = choose(jax.lax.stop_gradient(ranked), e)
   if given is not None:
     indices = jnp.where(given < 0, own, given)
-  differ = ~jnp.any(own[..., None] == indices[..., None, :], axis=-1).all(-1)
   chosen = indices[..., None] == jnp.arange(e.num_routed)
   gates = jnp.sum(jnp.where(chosen, scores[:, None], 0), axis=-1)  # No gather.
   if e.renormalise:
     gates /= jnp.sum(gates, axis=-1, keepdims=True) + 1e-20
   affinity = scores / jnp.sum(scores, axis=-1, keepdims=True)
-  return Routing(indices, gates * e.scale, affinity, differ)
+  return Routing(indices, gates * e.scale, affinity, differ(own, indices))
+
+
+def differ(own: Int[Array, "*B k"], given: Ints) -> Bool[Array, "*B"]:
+  """True where a token's `own` experts, as a set, are not the `given` ones.
+
+  Where none are given (below 0) they do not differ.
+  """
+  same = jnp.any(own[..., None] == given[..., None, :], axis=-1).all(-1)
+  return ~same & (given >= 0).all(-1)
 
 
 def choose(ranked: Float[Array, "M E"], e: Experts) -> Int[Array, "M k"]:

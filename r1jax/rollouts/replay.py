@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from r1jax.models.moe import differ
 from r1jax.types import Ints, Packed, Rollout
 
 
@@ -53,5 +54,4 @@ def differing(own: Int[Array, "L *B k"], recorded: Ints) -> Float[Array, "*B"]:
       repeated nothing.
     recorded: likewise [L, *B, k], -1 where nothing was.
   """
-  same = jnp.any(own[..., None] == recorded[..., None, :], axis=-1).all(-1)
-  return jnp.mean(~same & (recorded >= 0).all(-1), axis=0)
+  return jnp.mean(differ(own, recorded), axis=0)

@@ -30,7 +30,6 @@ from r1jax.rollouts.engine import make_engine
 from r1jax.tools import memory
 from r1jax.training import (
   evaluate,
-  exploration,
   grpo,
   inspection,
   measurements,
@@ -96,7 +95,7 @@ class Context:
   def sizes(self):
     """Tokens of each example's prompt beyond the shared ones."""
     template = self.config.template
-    prompts = exploration.encode_prompts(self.examples, template, self.words)
+    prompts = evaluate.encode_prompts(self.examples, template, self.words)
     return [len(ids) - len(self.shared) for ids in prompts]
 
   @functools.cached_property
@@ -332,7 +331,7 @@ def untemplated(context: Context) -> Iterator[Line]:
   if context.too_large:
     raise ValueError("no round was tried: there is not enough memory for it")
   c, words, (model, params) = context.config, context.words, context.model
-  asked = exploration.encode_prompts(context.tested, "plain", words)
+  asked = evaluate.encode_prompts(context.tested, "plain", words)
   limits = dict(prompt_tokens=max(map(len, asked)))
   engine = make_engine(
     transformer.Transformer(model),

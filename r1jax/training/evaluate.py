@@ -51,12 +51,9 @@ def evaluate(
   """
   numbers = {}
   for index, (name, examples, samples) in enumerate(problems):
-    prompts = [
-      tokenizer.encode(TEMPLATES[template](e.prompt)) for e in examples
-    ]
     rollout = engine(
       params,
-      prompts,
+      encode_prompts(examples, template, tokenizer),
       samples,
       seed=seed,
       round=index,
@@ -74,6 +71,12 @@ def evaluate(
     )
     numbers |= {f"eval/{name}/{key}": v for key, v in measured.items()}
   return numbers
+
+
+def encode_prompts(examples, template: str, words) -> list[list[int]]:
+  """Token ids of each example's prompt in the template."""
+  write = TEMPLATES[template]
+  return [words.encode(write(example.prompt)) for example in examples]
 
 
 def completions(

@@ -10,10 +10,9 @@ import ml_collections
 import numpy as np
 
 from r1jax import data, rewards
-from r1jax.data import templates
 from r1jax.losses.advantages import zero_signal
 from r1jax.rewards import Scores
-from r1jax.training.evaluate import completion
+from r1jax.training.evaluate import completion, encode_prompts
 from r1jax.training.records import Record
 from r1jax.types import Completion, Example, Params, Rollout
 
@@ -34,12 +33,6 @@ class Sampled(NamedTuple):
     """What a record keeps of it beside arrays and text."""
     names = ("batches", "discarded", "teaching")
     return {name: getattr(self, name) for name in names}
-
-
-def encode_prompts(examples, template: str, words) -> list[list[int]]:
-  """Token ids of each example's prompt in the template."""
-  write = templates.TEMPLATES[template]
-  return [words.encode(write(example.prompt)) for example in examples]
 
 
 def make_sample(
