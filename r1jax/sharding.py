@@ -1,48 +1,248 @@
-"""The mesh, and the two crossings between hosts and the devices they share.
+"""The mesh, what lies where on it, and the way between hosts and devices.
 
 Inside a jitted function an array is global: one program, partitioned by XLA.
-Each host holds only its own rows of a batch, as NumPy. `assemble` and `local`
-are the only places where one becomes the other.
+Modules name the dimensions of their arrays ("rows", "heads"), and `LAYOUT`
+alone says over which axes of the mesh a name is split. Each host holds only its
+own rows of a batch, as NumPy: `assemble` and `local` are the only places where
+one becomes the other.
 """
 
-from typing import TypeVar
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils, multihost_utils
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
+from jaxtyping import Array
 
 Tree = TypeVar("Tree")
 
-AXES = ("data",)  # Of every mesh. Rows of a batch are split over `data`.
+# Of every mesh; the further right, the more two neighbours have to say.
+AXES = ("data", "fsdp", "expert", "context", "tensor")
+
+# What each logical axis is split over. An axis of the mesh splits an array once
+# at most: names that stand higher choose first. One that does not divide what
+# the axes before it left of a dimension is passed over there.
+LAYOUT = {
+  "layers": (),
+  "rows": ("data", "fsdp", "expert"),  # Of a batch, of a cache: texts.
+  "tokens": ("context",),  # Of a row.
+  "expert": ("expert",),
+  "heads": ("tensor",),
+  "kv_heads": ("tensor",),
+  "hidden": ("tensor",),
+  "vocab": ("tensor",),
+  # Of weights, which are gathered where they are used (ZeRO-3,
+  # arXiv:1910.02054); experts have given away their axis by now.
+  "width": ("fsdp", "expert", "context"),
+}
 
 
-def make_mesh(*, data: int = -1) -> Mesh:
-  """A mesh over the first `data` devices of the job; -1 takes all of them.
+def make_mesh(
+  *,
+  data: int = -1,
+  fsdp: int = 1,
+  expert: int = 1,
+  context: int = 1,
+  tensor: int = 1,
+  num_slices: int = 1,
+  devices: Sequence[Any] | None = None,
+) -> Mesh:
+  """A mesh over the first devices of the job, as many as its axes ask for.
 
-  Raises ValueError when there are fewer devices, or when a job of several hosts
-  would leave one of them without a device.
+  Args:
+    data: rows of a batch are split, weights are copied; -1 takes what is left.
+    fsdp: rows are split and weights too, which are gathered for each layer.
+    expert: rows are split, and so are a layer's experts.
+    context: the tokens of each row are split.
+    tensor: heads, hidden units and the vocabulary are split.
+    num_slices: of a job, with a slower network between them (DCN): slices of
+      TPUs, or the hosts of other devices. Only `data` crosses it.
+    devices: all that there are; None for the job's own.
+
+  Raises ValueError when the sizes do not fit the devices, or when a job of
+  several hosts would leave one of them without a device.
   """
-  devices = jax.devices()
-  count = len(devices) if data == -1 else data
-  if not 0 < count <= len(devices):
+  devices = jax.devices() if devices is None else list(devices)
+  sizes = dict(zip(AXES, (data, fsdp, expert, context, tensor), strict=True))
+  for name, size in sizes.items():
+    if size < 1 and (name, size) != ("data", -1):
+      raise ValueError(
+        f"mesh.{name} is {size}; an axis that is not used has size 1"
+      )
+  others = fsdp * expert * context * tensor
+  if data == -1:
+    sizes["data"] = len(devices) // others
+  count = sizes["data"] * others
+  asked = ", ".join(f"{k} {v}" for k, v in sizes.items() if v > 1) or "1"
+  if data == -1 and count != len(devices):
     raise ValueError(
-      f"mesh.data is {data}, but there are {len(devices)} devices; "
-      "set it to -1 to use them all"
+      f"the {others} devices of the mesh's fsdp {fsdp}, expert {expert}, "
+      f"context {context} and tensor {tensor} do not divide the "
+      f"{len(devices)} devices that there are"
     )
-  if count < len(devices) and jax.process_count() > 1:
+  if count > len(devices):
     raise ValueError(
-      f"mesh.data is {data}, but {jax.process_count()} hosts hold "
-      f"{len(devices)} devices; a job of several hosts must use them all"
+      f"mesh.data is {data}: a mesh of {asked} takes {count} devices, but "
+      f"there are {len(devices)}; set it to -1 to use them all"
     )
-  return jax.make_mesh(
-    (count,), AXES, axis_types=(AxisType.Auto,), devices=devices[:count]
+  if count < len(devices) and len({d.process_index for d in devices}) > 1:
+    raise ValueError(
+      f"mesh.data is {data}: a mesh of {asked} takes {count} devices, but the "
+      f"hosts hold {len(devices)}; a job of several hosts must use them all"
+    )
+  if num_slices < 1 or sizes["data"] % num_slices:
+    raise ValueError(
+      f"mesh.num_slices {num_slices} does not divide mesh.data "
+      f"{sizes['data']}, the only axis between slices"
+    )
+  grid = _arrange(tuple(sizes.values()), num_slices, devices[:count])
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arrange(shape, num_slices, devices) -> np.ndarray:
+  """The devices in the order that suits their network."""
+  hosts = num_slices > 1 and not hasattr(devices[0], "slice_index")
+  name = "process_index" if hosts else "slice_index"
+  found = len({getattr(device, name, 0) for device in devices})
+  if found != num_slices:
+    raise ValueError(
+      f"mesh.num_slices is {num_slices}, but the devices of the mesh are those "
+      f"of {found} {'hosts' if hosts else 'slices'}"
+    )
+  if num_slices == 1:
+    return mesh_utils.create_device_mesh(
+      shape, devices, allow_split_physical_axes=True
+    )
+  return mesh_utils.create_hybrid_device_mesh(
+    (shape[0] // num_slices, *shape[1:]),
+    (num_slices, *[1] * (len(shape) - 1)),
+    devices,
+    process_is_granule=hosts,
+    allow_split_physical_axes=True,
   )
 
 
+def reshaped(mesh: Mesh, **sizes: int) -> Mesh:
+  """Another mesh of the same devices in the same order; see `make_mesh`.
+
+  One program may read arrays that lie on either and write to the other.
+  """
+  made = make_mesh(devices=list(mesh.devices.flat), **sizes)
+  if made.size != mesh.size:
+    raise ValueError(
+      f"a mesh of {made.size} devices has not those of one of {mesh.size}"
+    )
+  grid = mesh.devices.reshape(made.devices.shape)
+  return Mesh(grid, AXES, axis_types=made.axis_types)
+
+
+def spec(
+  names: Sequence[str | None],
+  shape: Sequence[int],
+  mesh: Mesh | AbstractMesh,
+) -> PartitionSpec:
+  """How an array of this shape is split, by the names of its dimensions.
+
+  None is a dimension that stays whole. Axes of a mesh that the program splits
+  by hand, within `jax.shard_map`, are left alone.
+  """
+  free = {
+    axis: mesh.shape[axis]
+    for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+    if kind == AxisType.Auto and mesh.shape[axis] > 1
+  }
+  parts: list[Any] = [None] * len(shape)
+  rank = list(LAYOUT).index
+  named = [i for i, name in enumerate(names) if name is not None]
+  for i in sorted(named, key=lambda i: rank(names[i])):
+    chosen, left = [], shape[i]
+    for axis in LAYOUT[names[i]]:
+      if axis in free and left % free[axis] == 0:
+        chosen.append(axis)
+        left //= free.pop(axis)
+    if chosen:
+      parts[i] = tuple(chosen) if len(chosen) > 1 else chosen[0]
+  return PartitionSpec(*parts)
+
+
+def constrain(x: Array, *names: str | None) -> Array:
+  """`x`, split as the names of its dimensions say.
+
+  On the mesh of the context (`jax.set_mesh`); without one, `x` as it is.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or all(kind != AxisType.Auto for kind in mesh.axis_types):
+    return x
+  if mesh.size == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, spec(names, x.shape, mesh))
+
+
+def shardings(mesh: Mesh, axes: Any, tree: Any) -> Any:
+  """The sharding of every leaf of `tree`, which may be shapes alone.
+
+  `axes` is the tree of the parameters, with the names of dimensions as leaves.
+  What belongs to a parameter (the parameter itself, its copy in a reference,
+  its means in an optimizer) lies as it does: a leaf whose path ends as that of
+  a parameter. Scalars are whole.
+
+  Raises ValueError for any other leaf: nothing is copied by accident.
+  """
+  is_names = lambda x: (
+    isinstance(x, tuple)
+    and all(name is None or isinstance(name, str) for name in x)
+  )
+  known = dict(jax.tree.leaves_with_path(axes, is_leaf=is_names))
+
+  def one(path, leaf):
+    for start in range(len(path)):
+      names = known.get(path[start:])
+      if names is not None and len(names) == len(leaf.shape):
+        return NamedSharding(mesh, spec(names, leaf.shape, mesh))
+    if leaf.shape:
+      raise ValueError(
+        f"{jax.tree_util.keystr(path)} {list(leaf.shape)} belongs to no "
+        "parameter, and would be copied to every device"
+      )
+    return whole(mesh)
+
+  return jax.tree.map_with_path(one, tree)
+
+
+def place(tree: Tree, shardings: Any) -> Tree:
+  """`tree` on the devices; every leaf as its sharding says.
+
+  All hosts must bring the same values. A JAX array that is there already is
+  returned as it is: donating it takes it from whoever else holds it.
+  """
+
+  def one(leaf, sharding):
+    if isinstance(leaf, jax.Array):
+      if jax.process_count() == 1 or not leaf.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    leaf = np.array(leaf)  # A copy: CPU devices would share the caller's.
+    return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
+
+  return jax.tree.map(one, tree, shardings)
+
+
 def rows(mesh: Mesh) -> NamedSharding:
-  """The sharding of a batch: axis 0 over `data`, whole otherwise."""
-  return NamedSharding(mesh, PartitionSpec("data"))
+  """The sharding of a batch: axis 0 over all that "rows" are split over."""
+  return NamedSharding(mesh, PartitionSpec(LAYOUT["rows"]))
+
+
+def row_shards(mesh: Mesh) -> int:
+  """In how many parts the rows of a batch are split."""
+  return math.prod(mesh.shape[axis] for axis in LAYOUT["rows"])
 
 
 def whole(mesh: Mesh) -> NamedSharding:
@@ -54,20 +254,24 @@ def assemble(mesh: Mesh, tree: Tree) -> Tree:
   """The global batch whose rows of this host are `tree`.
 
   Every leaf has this host's rows on axis 0; all hosts bring equally many, and
-  the global order is the order of the hosts. The leaves are copied.
+  the global order is the order of the hosts. Hosts whose devices hold the same
+  rows bring the same. The leaves are copied.
 
   Raises ValueError when the rows do not divide the devices that share them.
   """
-  shards = len(mesh.local_devices)
+  split = rows(mesh)
+  own = split.addressable_devices_indices_map((row_shards(mesh),)).values()
+  shards = len({index[0].start for index in own})
 
   def one(leaf):
     leaf = np.array(leaf)  # A copy: CPU devices would share the caller's.
     if leaf.ndim == 0 or len(leaf) % shards:
       raise ValueError(
         f"{len(leaf) if leaf.ndim else 'no'} rows do not divide over the "
-        f"{shards} devices of this host's share of the mesh axis 'data'"
+        f"{shards} parts of this host, over the mesh axes "
+        f"{', '.join(LAYOUT['rows'])}"
       )
-    return jax.make_array_from_process_local_data(rows(mesh), leaf)
+    return jax.make_array_from_process_local_data(split, leaf)
 
   return jax.tree.map(one, tree)
 
@@ -82,31 +286,18 @@ def local(tree: Tree) -> Tree:
   def one(leaf):
     if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated:
       return np.array(leaf)
-    spec = PartitionSpec("data")
+    if jax.process_count() == 1:
+      return np.array(leaf)
     mesh = leaf.sharding.mesh
     return np.array(
-      multihost_utils.global_array_to_host_local_array(leaf, mesh, spec)
-      if jax.process_count() > 1
-      else leaf
+      multihost_utils.global_array_to_host_local_array(
+        leaf, mesh, rows(mesh).spec
+      )
     )
 
   return jax.tree.map(one, tree)
 
 
 def replicate(mesh: Mesh, tree: Tree) -> Tree:
-  """`tree` with a copy of every leaf on every device of the mesh.
-
-  All hosts must bring the same values. A JAX array that is there already is
-  returned as it is: donating it takes it from whoever else holds it.
-  """
-  sharding = whole(mesh)
-
-  def one(leaf):
-    if not isinstance(leaf, jax.Array):
-      leaf = np.array(leaf)
-    if jax.process_count() == 1:
-      return jax.device_put(leaf, sharding)
-    leaf = np.asarray(leaf)
-    return jax.make_array_from_process_local_data(sharding, leaf, leaf.shape)
-
-  return jax.tree.map(one, tree)
+  """`tree` with a copy of every leaf on every device; see `place`."""
+  return place(tree, jax.tree.map(lambda _: whole(mesh), tree))
