@@ -16,7 +16,8 @@ def over_chunks(fn: Callable, chunk: int, weights, floats, integers):
     chunk: tokens at a time.
     weights: a tree of arrays, whole in every call.
     floats: a tree of arrays [M, ...], differentiable.
-    integers: a tree of arrays [M, ...].
+    integers: a tree of arrays [M, ...]; where tokens are missing from the last
+      chunk, they are -1 and the floats are 0.
 
   Returns:
     A tree of arrays [M, ...]. Only inputs are kept for the gradient, which runs
@@ -35,9 +36,8 @@ def _chunked(fn, chunk, weights, floats, integers):
 
 def _forward(fn, chunk, weights, floats, integers):
   count = jax.tree.leaves(floats)[0].shape[0]
-  out = jax.lax.map(
-    lambda part: fn(weights, *part), _split((floats, integers), chunk)
-  )
+  parts = _split(floats, chunk), _split(integers, chunk, fill=-1)
+  out = jax.lax.map(lambda part: fn(weights, *part), parts)
   return _join(out, count), (weights, floats, integers)
 
 
@@ -52,9 +52,12 @@ def _backward(fn, chunk, saved, gradients):
     return jax.tree.map(jnp.add, total, of_weights), of_floats
 
   zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
-  total, of_floats = jax.lax.scan(
-    add, zeros, _split((floats, integers, gradients), chunk)
+  parts = (
+    _split(floats, chunk),
+    _split(integers, chunk, fill=-1),
+    _split(gradients, chunk),
   )
+  total, of_floats = jax.lax.scan(add, zeros, parts)
   total = jax.tree.map(lambda t, w: t.astype(w.dtype), total, weights)
   return total, _join(of_floats, count), None
 
@@ -62,12 +65,13 @@ def _backward(fn, chunk, saved, gradients):
 _chunked.defvjp(_forward, _backward)
 
 
-def _split(tree, chunk):
-  """[M, ...] as [M / chunk, chunk, ...], zeros behind the last."""
+def _split(tree, chunk, fill=0):
+  """[M, ...] as [M / chunk, chunk, ...], `fill` behind the last."""
 
   def split(x):
     padding = [(0, -x.shape[0] % chunk)] + [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(x, padding).reshape(-1, chunk, *x.shape[1:])
+    padded = jnp.pad(x, padding, constant_values=fill)
+    return padded.reshape(-1, chunk, *x.shape[1:])
 
   return jax.tree.map(split, tree)
 

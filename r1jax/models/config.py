@@ -165,7 +165,11 @@ class ModelConfig:
   compute_dtype: str = "float32"  # Of activations and matmuls.
   logits_dtype: str = "float32"
   scan: bool = False  # Depth by a scan that rematerialises; else a loop.
-  moe_chunk: int = 8192  # Tokens whose experts' buffers exist at once.
+  moe_chunk: int = 8192  # Tokens of a device whose experts' buffers exist.
+  moe_exchange: str = "ring"  # Or "all_to_all", "ragged": see `exchange`.
+  # Of all_to_all's buffers, over an even spread: what does not fit is dropped,
+  # and this does change what is computed. None drops nothing.
+  moe_capacity: float | None = None
 
   def __post_init__(self):
     """Refuses sizes that no model can have."""
@@ -178,6 +182,19 @@ class ModelConfig:
       raise ValueError(f"mtp_depth {self.mtp_depth} is below 0")
     if self.moe_chunk < 1:
       raise ValueError(f"moe_chunk {self.moe_chunk} is below 1")
+    if self.moe_exchange not in ("ring", "all_to_all", "ragged"):
+      raise ValueError(
+        f"moe_exchange {self.moe_exchange!r} is none of 'ring', 'all_to_all' "
+        "and 'ragged'"
+      )
+    if self.moe_capacity is not None:
+      if self.moe_exchange != "all_to_all":
+        raise ValueError(
+          f"moe_exchange {self.moe_exchange!r} drops nothing; moe_capacity "
+          f"{self.moe_capacity} is for 'all_to_all'"
+        )
+      if self.moe_capacity <= 0:
+        raise ValueError(f"moe_capacity {self.moe_capacity} is not above 0")
 
   @property
   def num_dense_layers(self) -> int:

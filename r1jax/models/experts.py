@@ -1,4 +1,8 @@
-"""Routed experts: each token through the few that it chose, none dropped."""
+"""Routed experts: each token through the few that it chose, none dropped.
+
+A choice of no expert (below 0, or E and beyond) adds nothing and costs nothing:
+it belongs to another device, or to no token.
+"""
 
 import functools
 from typing import NamedTuple
@@ -28,14 +32,18 @@ def dense(weights, floats, indices) -> Float[Array, "M D"]:
 def ragged(weights, floats, indices) -> Float[Array, "M D"]:
   """`blocked` by `jax.lax.ragged_dot`, which TPUs have a kernel for."""
   (gate_up, down), (x, gates) = weights, floats
-  order = jnp.argsort(indices.reshape(-1), stable=True)
-  counts = jnp.bincount(indices.reshape(-1), length=gate_up.shape[0])
-  rows = x[order // indices.shape[1]]
-  hidden = jax.lax.ragged_dot(rows, gate_up, counts.astype(jnp.int32))
+  count = gate_up.shape[0]
+  choices = _known(indices, count)
+  order = jnp.argsort(choices, stable=True)
+  counts = jnp.sum(choices[:, None] == jnp.arange(count), 0, dtype=jnp.int32)
+  # Rows behind those of the last expert belong to none: what the kernel leaves
+  # there, forward and backward, is not looked at.
+  used = (jnp.arange(order.size) < jnp.sum(counts))[:, None]
+  rows = jnp.where(used, x[order // indices.shape[1]], 0)
+  hidden = jax.lax.ragged_dot(rows, gate_up, counts)
   gate, up = jnp.split(hidden, 2, axis=-1)
-  out = jax.lax.ragged_dot(
-    jax.nn.silu(gate) * up, down, counts.astype(jnp.int32)
-  )
+  out = jax.lax.ragged_dot(jax.nn.silu(gate) * up, down, counts)
+  out = jnp.where(used, out, 0)
   own = out[jnp.argsort(order)].reshape(*indices.shape, -1)
   return jnp.einsum("MKD,MK->MD", own, gates.astype(x.dtype))
 
@@ -67,7 +75,7 @@ def _forward(weights, floats, indices):
     return jax.lax.dynamic_update_slice_in_dim(out, made, b * block, 0)
 
   out = jax.lax.fori_loop(0, plan.used, run, jnp.zeros_like(rows))
-  own = out[plan.slot]  # [M, k, D]
+  own = _take(out, plan.slot)  # [M, k, D]
   mixed = jnp.einsum("MKD,MK->MD", own, gates.astype(x.dtype))
   return mixed, (weights, floats, indices)
 
@@ -103,8 +111,8 @@ def _backward(saved, gradient):
     run,
     tuple(jnp.zeros_like(x) for x in (gate_up, down, rows, gate)),
   )
-  d_x = d_rows[plan.slot].sum(axis=1)
-  return (d_gate_up, d_down), (d_x, d_gate[plan.slot]), None
+  d_x = _take(d_rows, plan.slot).sum(axis=1)
+  return (d_gate_up, d_down), (d_x, _take(d_gate, plan.slot)), None
 
 
 blocked.defvjp(_forward, _backward)
@@ -114,14 +122,14 @@ class _Plan(NamedTuple):
   """Where every choice goes, and what each block of rows works with."""
 
   block: int  # Rows in a block.
-  slot: Int[Array, "M k"]  # The row of each choice.
+  slot: Int[Array, "M k"]  # The row of each choice; beyond all for none.
   source: Int[Array, "rows"]  # The choice in each row; M * k where none is.
   expert: Int[Array, "blocks"]
   used: Int[Array, ""]  # Blocks; those behind hold nothing.
 
 
 def _plan(indices: Int[Array, "M k"], experts: int) -> _Plan:
-  choices = indices.reshape(-1)
+  choices = _known(indices, experts)
   n = choices.size
   block = min(max(8, 1 << (n // experts).bit_length() >> 1), 128)
   order = jnp.sort(choices * n + jnp.arange(n)) % n  # By expert, then token.
@@ -131,11 +139,12 @@ def _plan(indices: Int[Array, "M k"], experts: int) -> _Plan:
   start = jnp.cumsum(counts) - counts
   row_start = (jnp.cumsum(blocks) - blocks) * block
 
+  worst = n // block + min(experts, n)
   by_order = choices[order]
   row = row_start[by_order] + jnp.arange(n) - start[by_order]
+  row = jnp.where(by_order < experts, row, worst * block)
   slot = jnp.zeros(n, jnp.int32).at[order].set(row, unique_indices=True)
 
-  worst = n // block + min(experts, n)
   ends = jnp.cumsum(blocks)
   expert = jnp.sum(jnp.arange(worst)[:, None] >= ends, axis=1)
   expert = jnp.minimum(expert, experts - 1)  # Of blocks that are not used.
@@ -144,6 +153,13 @@ def _plan(indices: Int[Array, "M k"], experts: int) -> _Plan:
   filled = place < counts[own]
   source = jnp.where(filled, order[jnp.minimum(start[own] + place, n - 1)], n)
   return _Plan(block, slot.reshape(indices.shape), source, expert, ends[-1])
+
+
+def _known(indices, experts):
+  """All choices in one row, those of no expert as the id behind the last."""
+  choices = indices.reshape(-1)
+  known = (choices >= 0) & (choices < experts)
+  return jnp.where(known, choices, experts)
 
 
 def _take(x, index):

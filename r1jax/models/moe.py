@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from r1jax.models import ops
 from r1jax.models.config import Experts, ModelConfig
+from r1jax.models.exchange import NOBODY
+from r1jax.models.expert_parallel import routed_experts
 from r1jax.models.layers import swiglu
 from r1jax.types import Ints, Params
 
@@ -21,10 +22,10 @@ from r1jax.types import Ints, Params
 class Routing(NamedTuple):
   """Who works on each token, and how much it counts."""
 
-  indices: Int[Array, "M k"]
-  gates: Float[Array, "M k"]  # Float32.
-  affinity: Float[Array, "M E"]  # Scores, made to sum to 1.
-  differ: Bool[Array, "M"]  # The router would have chosen others.
+  indices: Int[Array, "*M k"]
+  gates: Float[Array, "*M k"]  # Float32.
+  affinity: Float[Array, "*M E"]  # Scores, made to sum to 1.
+  differ: Bool[Array, "*M"]  # The router would have chosen others.
 
 
 class Load(NamedTuple):
@@ -34,13 +35,14 @@ class Load(NamedTuple):
   balance: Float[Array, ""]  # sum_e f_e P_e per row, times the row's tokens.
   indices: Int[Array, "B T k"]
   differ: Bool[Array, "B T"]  # The router would have chosen other experts.
+  dropped: Float[Array, ""]  # Choices for which a buffer had no room.
 
 
 def route(
   block: Params,
-  x: Float[Array, "M D"],
+  x: Float[Array, "*M D"],
   e: Experts,
-  given: Int[Array, "M k"] | None = None,
+  given: Int[Array, "*M k"] | None = None,
 ) -> Routing:
   """The experts of each token (eq. 12-16), or the gates of `given` ones.
 
@@ -59,7 +61,9 @@ def route(
   if given is not None:
     indices = jnp.where(given < 0, own, given)
   chosen = indices[..., None] == jnp.arange(e.num_routed)
-  gates = jnp.sum(jnp.where(chosen, scores[:, None], 0), axis=-1)  # No gather.
+  gates = jnp.sum(
+    jnp.where(chosen, scores[..., None, :], 0), axis=-1
+  )  # No gather.
   if e.renormalise:
     gates /= jnp.sum(gates, axis=-1, keepdims=True) + 1e-20
   affinity = scores / jnp.sum(scores, axis=-1, keepdims=True)
@@ -75,14 +79,14 @@ def differ(own: Int[Array, "*B k"], given: Ints) -> Bool[Array, "*B"]:
   return ~same & (given >= 0).all(-1)
 
 
-def choose(ranked: Float[Array, "M E"], e: Experts) -> Int[Array, "M k"]:
+def choose(ranked: Float[Array, "*M E"], e: Experts) -> Int[Array, "*M k"]:
   """The best experts of each token's best groups."""
   if e.groups_per_token < e.num_groups:
-    groups = ranked.reshape(len(ranked), e.num_groups, -1)
+    groups = ranked.reshape(*ranked.shape[:-1], e.num_groups, -1)
     counted = min(2 if e.biased else 1, groups.shape[-1])
     value = jax.lax.top_k(groups, counted)[0].sum(-1)
     _, best = jax.lax.top_k(value, e.groups_per_token)
-    eligible = jnp.any(best[..., None] == jnp.arange(e.num_groups), axis=1)
+    eligible = jnp.any(best[..., None] == jnp.arange(e.num_groups), axis=-2)
     groups = jnp.where(eligible[..., None], groups, -jnp.inf)
     ranked = groups.reshape(ranked.shape)
   return jax.lax.top_k(ranked, e.per_token)[1]
@@ -101,32 +105,34 @@ def moe(
   that expert e got and P_e its mean affinity; it and the load count the tokens
   that `mask` lets in. `given` experts replace the router's choice.
   """
-  e, flat = config.experts, x.reshape(-1, x.shape[-1])
-  if given is not None:
-    given = given.reshape(-1, e.per_token)
-  routing = route(block, flat, e, given)
-  routed = ops.experts(
-    flat,
+  e = config.experts
+  routing = route(block, x, e, given)
+  indices = routing.indices
+  if config.moe_capacity is not None:  # Room is for tokens alone.
+    indices = jnp.where(mask[..., None] > 0, indices, NOBODY)
+  routed, dropped = routed_experts(
+    x,
     routing.gates,
-    routing.indices,
+    indices,
     block["expert_gate_up"],
     block["expert_down"],
-    chunk=config.moe_chunk,
+    config,
   )
-  out = routed + swiglu(flat, block["shared_gate_up"], block["shared_down"])
+  out = routed + swiglu(x, block["shared_gate_up"], block["shared_down"])
 
-  by_row = lambda y: jnp.sum(y.reshape(*mask.shape, -1) * mask[..., None], 1)
-  chosen = jax.nn.one_hot(routing.indices, e.num_routed).sum(1)
+  by_row = lambda y: jnp.sum(y * mask[..., None], axis=1)
+  chosen = jax.nn.one_hot(routing.indices, e.num_routed).sum(-2)
   counts, tokens = by_row(chosen), jnp.maximum(mask.sum(1, keepdims=True), 1)
   frequency = counts / tokens * (e.num_routed / e.per_token)
   balance = jnp.sum(
     frequency * by_row(routing.affinity)
   )  # A sum is tokens * P.
-  return out.reshape(x.shape), Load(
+  return out, Load(
     tokens=counts.sum(0),
     balance=balance,
-    indices=routing.indices.reshape(*mask.shape, -1),
-    differ=routing.differ.reshape(mask.shape),
+    indices=routing.indices,
+    differ=routing.differ,
+    dropped=dropped,
   )
 
 

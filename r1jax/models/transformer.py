@@ -35,6 +35,7 @@ class Forward:
   balance_loss: Float[Array, ""]  # Sum over tokens, mean over layers.
   experts: Int[Array, "L B T k"]  # Chosen in each layer.
   differ: Bool[Array, "L B T"]  # Where the router would have chosen others.
+  dropped: Float[Array, ""]  # Choices of experts that had no room.
   cache: Cache | None  # With the tokens appended.
 
 
@@ -142,6 +143,7 @@ def no_load(x: Float[Array, "B T D"], config: ModelConfig) -> Load:
     balance=jnp.zeros(0),
     indices=jnp.zeros((0, *x.shape[:2], k), jnp.int32),
     differ=jnp.zeros((0, *x.shape[:2]), bool),
+    dropped=jnp.zeros(0),
   )
 
 
@@ -257,6 +259,7 @@ def forward(
     balance_loss=load.balance.mean() if len(load.balance) else jnp.zeros(()),
     experts=load.indices,
     differ=load.differ,
+    dropped=load.dropped.sum(),
     cache=cache,
   )
 

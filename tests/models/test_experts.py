@@ -92,6 +92,31 @@ def test_experts_that_are_not_chosen_do_not_matter():
   np.testing.assert_array_equal(run(down), run(spoiled))
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_choices_of_no_expert_add_nothing(way):
+  """Also to the gradients, whatever stands where they would have been."""
+  rng = np.random.default_rng(4)
+  weights, floats, indices = draw(rng, 30, 6, 3)
+  of_out = jnp.asarray(rng.normal(size=(30, D)), jnp.float32)
+  mine = lambda w: jax.tree.map(lambda w: w[2:4], w)
+  own = indices - 2
+  floats_of = lambda x, gates: (x, jnp.where((own < 0) | (own > 1), 0, gates))
+
+  def held(weights, floats):
+    return jnp.sum(way(mine(weights), floats, own) * of_out)
+
+  def all_of_them(weights, floats):
+    return jnp.sum(experts.dense(weights, floats_of(*floats), indices) * of_out)
+
+  with jax.debug_nans(True):
+    got = jax.value_and_grad(held, argnums=(0, 1))(weights, floats)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4),
+    got,
+    jax.value_and_grad(all_of_them, argnums=(0, 1))(weights, floats),
+  )
+
+
 @pytest.mark.slow
 def test_memory_is_bounded_by_the_chunk():
   """Sizes at which buffers outweigh the gradient of the weights."""
