@@ -10,26 +10,48 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from r1jax.models import cache, ops
+from r1jax.models import cache, context, ops
 from r1jax.models.config import Latent, ModelConfig
 from r1jax.models.layers import rms_norm, rotate
 from r1jax.types import Packed, Params
 
 LATENT_EPSILON = 1e-6  # Of the latents' norms, whatever the model's is.
 
+# Of the dimensions of queries, of what makes keys and values, of its weights.
+LATENT_NAMES = (
+  ("rows", "tokens", "heads", None, None),
+  ("rows", "tokens", None),
+  (None, "heads", None),
+)
+GROUPED_NAMES = (
+  ("rows", "tokens", "kv_heads", None, None),
+  [("rows", "tokens", "kv_heads", None)] * 2,
+  (),
+)
+
 
 def attend_packed(
   block: Params, x: Float[Array, "B T D"], packed: Packed, config: ModelConfig
 ) -> Float[Array, "B T D"]:
   """Attention within packed rows, with keys and values made for each head."""
-  latent = isinstance(config.attention, Latent)
-  make = latent_heads if latent else grouped_heads
-  heads, _ = ops.attention(
-    *make(block, x, packed.positions, config),
+  options = dict(
     scale=softmax_scale(config),
     k_start=packed.k_start,
     prefix_end=packed.prefix_end,
   )
+  if isinstance(config.attention, Latent):
+    plain, turned, cached = latents(block, x, packed.positions, config)
+    queries = jnp.concatenate([plain, turned], axis=-1)[:, :, :, None]
+    make, weights = functools.partial(latent_heads, config), block["kv_up"]
+    names = LATENT_NAMES
+  else:
+    queries, *cached = grouped_heads(block, x, packed.positions, config)
+    make, weights = lambda weights, cached: cached, ()
+    names = GROUPED_NAMES
+  if x.shape[1] > ops.NAIVE or context.is_split():
+    heads = context.attend(make, queries, cached, weights, names, **options)
+  else:
+    heads, _ = ops.attention(queries, *make(weights, cached), **options)
   return merge(heads, block)
 
 
@@ -131,22 +153,17 @@ def latents(
 
 
 def latent_heads(
-  block: Params,
-  x: Float[Array, "B T D"],
-  positions: Int[Array, "B T"],
   config: ModelConfig,
-) -> tuple[
-  Float[Array, "B T N 1 H"], Float[Array, "B T N H"], Float[Array, "B T N Hv"]
-]:
-  """Queries, keys and values of each head, made from the latents."""
+  kv_up: Float[Array, "R N H2"],
+  cached: Float[Array, "B T C"],
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N Hv"]]:
+  """Keys and values of each head, made from the latents."""
   a = config.attention
-  plain, turned, cached = latents(block, x, positions, config)
   latent, key = jnp.split(cached, [a.kv_rank], axis=-1)
-  both = jnp.einsum("BTR,RNH->BTNH", latent, block["kv_up"])
+  both = jnp.einsum("BTR,RNH->BTNH", latent, kv_up)
   keys, values = jnp.split(both, [a.nope_size], axis=-1)
   shared = jnp.broadcast_to(key[:, :, None], (*keys.shape[:3], a.rope_size))
-  queries = jnp.concatenate([plain, turned], axis=-1)[:, :, :, None]
-  return queries, jnp.concatenate([keys, shared], axis=-1), values
+  return jnp.concatenate([keys, shared], axis=-1), values
 
 
 def absorb(

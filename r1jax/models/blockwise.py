@@ -1,15 +1,22 @@
 """Attention whose memory is linear in the number of tokens.
 
 Softmax over blocks of keys with a running maximum and sum (arXiv:2205.14135);
-the gradient makes the scores again from the log-sum-exp. Blocks that no query
-may see are skipped.
+the gradient makes the scores again from the log-sum-exp. Keys and values are
+made for one block of keys at a time, of what is cached of them: latents of all
+tokens take less room than their keys. Pairs of blocks of which no query sees a
+key are skipped.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
+
+from r1jax.models.remat import ATTENTION
 
 NEVER = -1e30  # The score of a key that a query may not see.
 
@@ -26,144 +33,194 @@ def visible(
   return own | (key < prefix_end[..., None])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def attention(
+  make: Callable,
+  block: int,
   queries: Float[Array, "B K G T H"],
-  keys: Float[Array, "B K T H"],
-  values: Float[Array, "B K T Hv"],
+  cached: Any,
+  weights: Any,
   k_start: Int[Array, "B T"],
   prefix_end: Int[Array, "B T"],
-  block: int,
+  start: Int[Array, ""],
 ) -> tuple[Float[Array, "B K G T Hv"], Float[Array, "B K G T"]]:
-  """Mixed values and the log-sum-exp of the scores; T divides by `block`.
+  """Mixed values and the log-sum-exp of the scores, in float32.
 
-  Queries come scaled. prefix_end[t] <= t.
+  Args:
+    make: keys [B, K, s, H] and values [B, K, s, Hv] of s tokens, as
+      `make(weights, cached of those tokens)`.
+    block: of queries, and of keys; divides both T and S.
+    queries: scaled.
+    cached: a tree of arrays [B, S, ...].
+    weights: a tree of arrays.
+    k_start: of each query, a place among the S; so is `prefix_end`.
+    prefix_end: at most the query's own place.
+    start: place of the first query; query t has place start + t.
   """
-  return _forward(queries, keys, values, k_start, prefix_end, block)[0]
+  return _forward(
+    make, block, queries, cached, weights, k_start, prefix_end, start
+  )[0]
 
 
-def _forward(queries, keys, values, k_start, prefix_end, block):
-  def of_queries(i):
-    query, at = _part(queries, i, block), _rows(i, block)
-    mask = functools.partial(_mask, i, k_start, prefix_end, block)
+def _forward(make, block, queries, cached, weights, k_start, prefix_end, start):
+  pairs = _Pairs(block, k_start, prefix_end, start, cached)
 
-    def add(j, carry):
-      largest, total, mixed = carry
-      scores = _scores(query, _part(keys, j, block), mask(j))
-      higher = jnp.maximum(largest, scores.max(-1))
-      weights = jnp.exp(scores - higher[..., None])
-      shrink = jnp.exp(largest - higher)
-      value = _part(values, j, block)
-      mixed = mixed * shrink[..., None] + jnp.einsum(
-        "BKGTS,BKSH->BKGTH",
-        weights.astype(value.dtype),
-        value,
-        preferred_element_type=jnp.float32,
-      )
-      return higher, total * shrink + weights.sum(-1), mixed
+  def of_keys(j, carry):
+    key, value = make(weights, _tokens(cached, j, block))
 
-    shape = (*query.shape[:-1], values.shape[-1])
-    start = (
-      jnp.full(shape[:-1], NEVER, jnp.float32),
-      jnp.zeros(shape[:-1], jnp.float32),
-      jnp.zeros(shape, jnp.float32),
-    )
-    first = _first_block(at, k_start, prefix_end, block)
-    largest, total, mixed = jax.lax.fori_loop(first, i + 1, add, start)
-    out = (mixed / total[..., None]).astype(values.dtype)
-    return out, largest + jnp.log(total)
+    def of_queries(i, carry):
+      query = _part(queries, i, block)
 
-  count = queries.shape[3] // block
-  out, lse = jax.lax.map(of_queries, jnp.arange(count))
-  out, lse = _whole(out), _whole(lse[..., None])[..., 0]
-  return (out, lse), (queries, keys, values, k_start, prefix_end, out, lse)
+      def add(largest, total, mixed):
+        scores = _scores(query, key, pairs.mask(i, j))
+        higher = jnp.maximum(largest, scores.max(-1))
+        weights = jnp.exp(scores - higher[..., None])
+        shrink = jnp.exp(largest - higher)
+        mixed = mixed * shrink[..., None] + product(
+          "BKGTS,BKSH->BKGTH", weights.astype(value.dtype), value
+        )
+        return higher, total * shrink + weights.sum(-1), mixed
+
+      parts = tuple(_part(x, i, block, 3) for x in carry)
+      skip = lambda *parts: parts
+      parts = jax.lax.cond(pairs.meet(i, j), add, skip, *parts)
+      return tuple(_put(x, p, i, 3) for x, p in zip(carry, parts))
+
+    first = pairs.first_queries(j)
+    return jax.lax.fori_loop(first, pairs.count, of_queries, carry)
+
+  shape, size = queries.shape[:-1], _value_size(make, weights, cached)
+  carry = (
+    jnp.full(shape, NEVER, jnp.float32),
+    jnp.zeros(shape, jnp.float32),
+    jnp.zeros((*shape, size.shape[-1]), jnp.float32),
+  )
+  largest, total, mixed = jax.lax.fori_loop(0, pairs.used, of_keys, carry)
+  out = (mixed / total[..., None]).astype(size.dtype)
+  lse = largest + jnp.log(total)
+  out, lse = (checkpoint_name(x, ATTENTION) for x in (out, lse))
+  saved = queries, cached, weights, k_start, prefix_end, start, out, lse
+  return (out, lse), saved
 
 
-def _backward(block, saved, gradients):
-  queries, keys, values, k_start, prefix_end, out, lse = saved
+def _backward(make, block, saved, gradients):
+  queries, cached, weights, k_start, prefix_end, start, out, lse = saved
   d_out, d_lse = gradients
+  pairs = _Pairs(block, k_start, prefix_end, start, cached)
   # Of the softmax: d score = weight * (d weight - sum of weight * d weight).
   delta = jnp.sum(out.astype(jnp.float32) * d_out, axis=-1) - d_lse
 
-  def of_queries(carry, i):
-    query, d_query_out = (_part(x, i, block) for x in (queries, d_out))
-    lse_i, delta_i = (_part(x[..., None], i, block) for x in (lse, delta))
-    mask = functools.partial(_mask, i, k_start, prefix_end, block)
+  def of_keys(j, carry):
+    d_queries, d_cached, d_weights = carry
+    (key, value), pull = jax.vjp(make, weights, _tokens(cached, j, block))
 
-    def add(j, carry):
-      d_keys, d_values, d_query = carry
-      key, value = _part(keys, j, block), _part(values, j, block)
-      weights = jnp.exp(_scores(query, key, mask(j)) - lse_i)
-      product = functools.partial(
-        jnp.einsum, preferred_element_type=jnp.float32
-      )
-      d_weights = product("BKGTH,BKSH->BKGTS", d_query_out, value)
-      d_scores = (weights * (d_weights - delta_i)).astype(key.dtype)
-      weights = weights.astype(key.dtype)
-      d_keys = _add(
-        d_keys, j, product("BKGTS,BKGTH->BKSH", d_scores, query), block
-      )
-      d_values = _add(
-        d_values, j, product("BKGTS,BKGTH->BKSH", weights, d_query_out), block
-      )
-      d_query += product("BKGTS,BKSH->BKGTH", d_scores, key)
-      return d_keys, d_values, d_query
+    def of_queries(i, carry):
+      d_queries, d_key, d_value = carry
+      query, d_mixed = (_part(x, i, block) for x in (queries, d_out))
+      lse_i, delta_i = (_part(x, i, block, 3) for x in (lse, delta))
 
-    first = _first_block(_rows(i, block), k_start, prefix_end, block)
-    start = (*carry, jnp.zeros(query.shape, jnp.float32))
-    *carry, d_query = jax.lax.fori_loop(first, i + 1, add, start)
-    return tuple(carry), d_query.astype(query.dtype)
+      def add(d_query, d_key, d_value):
+        scores = _scores(query, key, pairs.mask(i, j))
+        weights = jnp.exp(scores - lse_i[..., None])
+        d_weights = product("BKGTH,BKSH->BKGTS", d_mixed, value)
+        d_scores = weights * (d_weights - delta_i[..., None])
+        d_scores, weights = (x.astype(key.dtype) for x in (d_scores, weights))
+        return (
+          d_query + product("BKGTS,BKSH->BKGTH", d_scores, key),
+          d_key + product("BKGTS,BKGTH->BKSH", d_scores, query),
+          d_value + product("BKGTS,BKGTH->BKSH", weights, d_mixed),
+        )
 
-  zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (keys, values))
-  count = queries.shape[3] // block
-  (d_keys, d_values), d_queries = jax.lax.scan(
-    of_queries, zeros, jnp.arange(count)
+      d_query, *others = jax.lax.cond(
+        pairs.meet(i, j),
+        add,
+        lambda *parts: parts,
+        _part(d_queries, i, block),
+        d_key,
+        d_value,
+      )
+      return _put(d_queries, d_query, i, 3), *others
+
+    zeros = (jnp.zeros(x.shape, jnp.float32) for x in (key, value))
+    d_queries, d_key, d_value = jax.lax.fori_loop(
+      pairs.first_queries(j), pairs.count, of_queries, (d_queries, *zeros)
+    )
+    of_weights, of_cached = pull(
+      (d_key.astype(key.dtype), d_value.astype(value.dtype))
+    )
+    d_cached = jax.tree.map(
+      lambda x, part: _put(x, part, j, 1), d_cached, of_cached
+    )
+    return d_queries, d_cached, jax.tree.map(jnp.add, d_weights, of_weights)
+
+  float32 = lambda x: jnp.zeros(x.shape, jnp.float32)
+  carry = (
+    float32(queries),
+    jax.tree.map(jnp.zeros_like, cached),
+    jax.tree.map(float32, weights),
   )
-  d_keys, d_values = d_keys.astype(keys.dtype), d_values.astype(values.dtype)
-  return _whole(d_queries), d_keys, d_values, None, None
+  d_queries, d_cached, d_weights = jax.lax.fori_loop(
+    0, pairs.used, of_keys, carry
+  )
+  d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
+  return d_queries.astype(queries.dtype), d_cached, d_weights, None, None, None
 
 
 attention.defvjp(_forward, _backward)
+product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+class _Pairs:
+  """Which blocks of queries see which blocks of keys."""
+
+  def __init__(self, block, k_start, prefix_end, start, cached):
+    self.block, self.start = block, start
+    self.k_start, self.prefix_end = k_start, prefix_end
+    self.count = k_start.shape[1] // block  # Of blocks of queries.
+    by_block = lambda x: x.reshape(len(x), -1, block).swapaxes(0, 1)
+    own, shared = by_block(k_start), by_block(prefix_end)
+    lowest = own.min((1, 2)) // block
+    # The first and the last block of keys that any query of a block sees.
+    self.first = jnp.where(jnp.any(shared > 0, (1, 2)), 0, lowest)
+    self.last = (start + jnp.arange(1, self.count + 1) * block - 1) // block
+    blocks = jax.tree.leaves(cached)[0].shape[1] // block
+    self.used = jnp.minimum(self.last[-1] + 1, blocks)  # Of keys.
+
+  def meet(self, i, j):
+    return (self.first[i] <= j) & (j <= self.last[i])
+
+  def first_queries(self, j):
+    """The first block of queries that stands at or behind keys j."""
+    return jnp.clip((j * self.block - self.start) // self.block, 0)
+
+  def mask(self, i, j):
+    at = i * self.block + jnp.arange(self.block)
+    first, shared = (
+      jax.lax.dynamic_slice_in_dim(x, i * self.block, self.block, 1)
+      for x in (self.k_start, self.prefix_end)
+    )
+    keys = j * self.block + jnp.arange(self.block)
+    return visible(self.start + at, keys, first, shared)
 
 
 def _scores(query, key, mask):
-  scores = jnp.einsum(
-    "BKGTH,BKSH->BKGTS", query, key, preferred_element_type=jnp.float32
-  )
+  scores = product("BKGTH,BKSH->BKGTS", query, key)
   return jnp.where(mask[:, None, None], scores, NEVER)
 
 
-def _mask(i, k_start, prefix_end, block, j):
-  at = _rows(i, block)
-  first, shared = (_slice(x, at, 1) for x in (k_start, prefix_end))
-  return visible(at, _rows(j, block), first, shared)
+def _tokens(cached, j, block):
+  return jax.tree.map(lambda x: _part(x, j, block, 1), cached)
 
 
-def _first_block(at, k_start, prefix_end, block):
-  """The first block of keys that any of the queries `at` sees."""
-  first, shared = (_slice(x, at, 1) for x in (k_start, prefix_end))
-  return jnp.where(jnp.any(shared > 0), 0, jnp.min(first) // block)
+def _value_size(make, weights, cached):
+  """Of the values of all tokens: their shape and dtype."""
+  return jax.eval_shape(make, weights, cached)[1]
 
 
-def _rows(i, block):
-  return i * block + jnp.arange(block)
+def _part(x, i, block, axis=3):
+  return jax.lax.dynamic_slice_in_dim(x, i * block, block, axis)
 
 
-def _slice(x, at, axis):
-  return jax.lax.dynamic_slice_in_dim(x, at[0], len(at), axis)
-
-
-def _part(x, i, block):
-  return jax.lax.dynamic_slice_in_dim(x, i * block, block, x.ndim - 2)
-
-
-def _add(x, i, update, block):
-  start = i * block
-  update += jax.lax.dynamic_slice_in_dim(x, start, block, x.ndim - 2)
-  return jax.lax.dynamic_update_slice_in_dim(x, update, start, x.ndim - 2)
-
-
-def _whole(blocks):
-  """[blocks, B, K, G, block, H] as [B, K, G, T, H]."""
-  moved = jnp.moveaxis(blocks, 0, -3)
-  return moved.reshape(*moved.shape[:-3], -1, moved.shape[-1])
+def _put(x, part, i, axis):
+  start = i * part.shape[axis]
+  return jax.lax.dynamic_update_slice_in_dim(x, part, start, axis)

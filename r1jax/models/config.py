@@ -164,7 +164,8 @@ class ModelConfig:
   # How it runs: none of this changes what is computed, but for rounding.
   compute_dtype: str = "float32"  # Of activations and matmuls.
   logits_dtype: str = "float32"
-  scan: bool = False  # Depth by a scan that rematerialises; else a loop.
+  scan: bool = False  # Depth by a scan; else a loop.
+  remat: str = "none"  # What the gradient makes again; see `remat`.
   moe_chunk: int = 8192  # Tokens of a device whose experts' buffers exist.
   moe_exchange: str = "ring"  # Or "all_to_all", "ragged": see `exchange`.
   # Of all_to_all's buffers, over an even spread: what does not fit is dropped,
@@ -182,6 +183,11 @@ class ModelConfig:
       raise ValueError(f"mtp_depth {self.mtp_depth} is below 0")
     if self.moe_chunk < 1:
       raise ValueError(f"moe_chunk {self.moe_chunk} is below 1")
+    if self.remat not in ("none", "block", "attention", "host"):
+      raise ValueError(
+        f"remat {self.remat!r} is none of 'none', 'block', 'attention' and "
+        "'host'"
+      )
     if self.moe_exchange not in ("ring", "all_to_all", "ragged"):
       raise ValueError(
         f"moe_exchange {self.moe_exchange!r} is none of 'ring', 'all_to_all' "

@@ -2,6 +2,8 @@
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,30 +39,71 @@ def attention(
   covers packed texts and completions that share their prompt. Each of K keys
   serves G queries. Beyond `naive` keys, memory is linear in T.
   """
-  length = queries.shape[1]
+  if queries.shape[1] > naive:
+    return blockwise_attention(
+      lambda weights, cached: cached,
+      queries,
+      (keys, values),
+      (),
+      scale=scale,
+      k_start=k_start,
+      prefix_end=prefix_end,
+    )
   queries = jnp.moveaxis(queries * scale, 1, 3)
   keys, values = (jnp.swapaxes(x, 1, 2) for x in (keys, values))
-  if length <= naive:
-    out, lse = unrolled.attention(
-      queries, keys, values, k_start, prefix_end, BLOCK
-    )
-  else:
-    pad = -length % LONG_BLOCK
-    widen = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, pad), (0, 0)])
-    # Slots that pad see the last key alone.
-    extend = lambda x, value: jnp.pad(
-      x, ((0, 0), (0, pad)), constant_values=value
-    )
-    out, lse = blockwise.attention(
-      widen(queries),
-      widen(keys),
-      widen(values),
-      extend(k_start, length - 1),
-      extend(prefix_end, 0),
-      LONG_BLOCK,
-    )
-    out, lse = out[..., :length, :], lse[..., :length]
+  out, lse = unrolled.attention(
+    queries, keys, values, k_start, prefix_end, BLOCK
+  )
   return jnp.moveaxis(out, 3, 1), jnp.moveaxis(lse, 3, 1)
+
+
+def blockwise_attention(
+  make: Callable,
+  queries: Float[Array, "B T K G H"],
+  cached: Any,
+  weights: Any,
+  *,
+  scale: float,
+  k_start: Int[Array, "B T"],
+  prefix_end: Int[Array, "B T"],
+  start: int | Int[Array, ""] = 0,
+) -> tuple[Float[Array, "B T K G Hv"], Float[Array, "B T K G"]]:
+  """`attention` to S tokens of which `cached` holds what makes their keys.
+
+  Memory is linear in T and S: keys [B, s, K, H] and values exist for s tokens
+  at a time, as `make(weights, cached)` gives them; see `blockwise`. The T
+  queries are those from place `start` among the S; `k_start` and `prefix_end`
+  are such places, too.
+  """
+  heads_first = lambda weights, cached: tuple(
+    jnp.swapaxes(x, 1, 2) for x in make(weights, cached)
+  )
+  length = queries.shape[1]
+  block = min(LONG_BLOCK, length)
+  widen = functools.partial(_widen, block)
+  queries = widen(jnp.moveaxis(queries * scale, 1, 3), 3)
+  cached = jax.tree.map(lambda x: widen(x, 1), cached)
+  # Slots that pad see what the last one sees.
+  k_start, prefix_end = (widen(x, 1, "edge") for x in (k_start, prefix_end))
+  out, lse = blockwise.attention(
+    heads_first,
+    block,
+    queries,
+    cached,
+    weights,
+    k_start,
+    prefix_end,
+    jnp.asarray(start),
+  )
+  out, lse = out[..., :length, :], lse[..., :length]
+  return jnp.moveaxis(out, 3, 1), jnp.moveaxis(lse, 3, 1)
+
+
+def _widen(block, x, axis, mode="constant"):
+  """`x`, longer on an axis, so that whole blocks fill it."""
+  padding = [(0, 0)] * x.ndim
+  padding[axis] = (0, -x.shape[axis] % block)
+  return jnp.pad(x, padding, mode=mode)
 
 
 def attention_to_cache(

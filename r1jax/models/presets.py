@@ -44,6 +44,7 @@ DEEPSEEK_V3 = ModelConfig(
   max_length=163_840,
   mtp_depth=1,
   scan=True,
+  remat="block",
 )
 
 # arXiv:2405.04434, app. B, and the released config.json.
@@ -77,6 +78,7 @@ DEEPSEEK_V2_LITE = ModelConfig(
   ),
   max_length=163_840,
   scan=True,
+  remat="block",
 )
 
 MOONLIGHT_16B = replace(
@@ -102,6 +104,7 @@ def _qwen2(layers, width, heads, kv_heads, hidden, vocab, **settings):
     ),
     dense_width=hidden,
     scan=True,
+    remat="block",
     **settings,
   )
 
@@ -121,6 +124,7 @@ def _llama3(layers, width, heads, hidden):
     rope_scaling=Llama3(factor=8.0, original_length=8192, low=1.0, high=4.0),
     max_length=131_072,
     scan=True,
+    remat="block",
   )
 
 

@@ -1,7 +1,7 @@
 """A decoder-only transformer: tokens to hidden states to log-probabilities.
 
 A block is a function of (its weights, x). Depth is a Python loop over slices of
-the stacked weights, or a scan over them that rematerialises.
+the stacked weights, or a scan over them.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from r1jax.models.cache import Cache
 from r1jax.models.config import ModelConfig
 from r1jax.models.layers import rms_norm, swiglu
 from r1jax.models.moe import Load, moe
+from r1jax.models.remat import rematerialised
 from r1jax.types import Ints, Packed, Params
 
 FLOAT32 = ("router", "router_bias")  # Weights that keep their precision.
@@ -104,11 +105,10 @@ def run_layers(
       continue
     blocks = params[group]
     given = experts if group == "moe" else None
+    run = rematerialised(block_of, config.remat, scanned=config.scan)
     if config.scan:
       carry, loads = jax.lax.scan(
-        lambda carry, part: jax.checkpoint(block_of)(
-          part[0], part[1], carry, part[2]
-        ),
+        lambda carry, part, run=run: run(part[0], part[1], carry, part[2]),
         carry,
         (blocks, first + jnp.arange(count), given),
       )
@@ -122,7 +122,7 @@ def run_layers(
           else jax.tree.map(slice_of, blocks)
         )
         own = None if given is None else given[i]
-        carry, one = block_of(block, first + i, carry, own)
+        carry, one = run(block, first + i, carry, own)
         loads.append(one)
       loads = jax.tree.map(lambda *x: jnp.stack(x), *loads)
     if loads is not None:
@@ -165,6 +165,9 @@ def predict_further(
     attend_rows(packed, c),
     mask_of(packed),
   )
+  block_of = rematerialised(
+    lambda *block: run_block(*block, mask, attend, c), c.remat, scanned=False
+  )
   for k in range(c.mtp_depth):
     p = jax.tree.map(lambda w, k=k: w[k], params["mtp"])
     embedded = params["embed"][following].astype(c.compute_dtype)
@@ -174,9 +177,7 @@ def predict_further(
     ]
     x = jnp.concatenate(both, axis=-1) @ p["project"].astype(c.compute_dtype)
     layer = c.num_layers + k
-    (x, _), load = run_block(
-      p["block"], layer, (x, None), None, mask, attend, c
-    )
+    (x, _), load = block_of(p["block"], layer, (x, None), None)
     hidden = rms_norm(x, p["final_norm"], c.norm_epsilon)
     following = jnp.roll(following, -1, axis=1)
     states.append(hidden)

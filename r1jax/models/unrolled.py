@@ -8,9 +8,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from r1jax.models.blockwise import NEVER, visible
+from r1jax.models.remat import ATTENTION
 
 product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -41,6 +43,7 @@ def _forward(queries, keys, values, k_start, prefix_end, block):
     outs.append((mixed / total).astype(values.dtype))
     sums.append((largest + jnp.log(total))[..., 0])
   out, lse = (jnp.concatenate(x, axis=3) for x in (outs, sums))
+  out, lse = (checkpoint_name(x, ATTENTION) for x in (out, lse))
   return (out, lse), (queries, keys, values, k_start, prefix_end, out, lse)
 
 

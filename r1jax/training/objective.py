@@ -23,6 +23,7 @@ class Policy(NamedTuple):
   differ: Float[
     Array, "B T"
   ]  # Share of layers that would choose other experts.
+  dropped: Float[Array, ""] | None  # Choices without room; None if none can be.
 
 
 def ask(
@@ -54,6 +55,7 @@ def ask(
     expert_load=forward.expert_load,
     hidden=forward.hidden,
     differ=forward.differ.sum(0) / max(len(forward.differ), 1),
+    dropped=forward.dropped if model.config.moe_capacity else None,
   )
 
 
@@ -131,6 +133,8 @@ def objective(
     "sampling/logp_diff_max": jnp.max(apart),
     "sampling/prob_diff_mean": jnp.sum(of_chance) / num_tokens,
   }
+  if said.dropped is not None:
+    numbers["router/dropped"] = said.dropped
   if told["experts"] is not None:
     differ = jnp.sum(jnp.where(weights > 0, said.differ, 0.0))
     numbers["router/replay_mismatch"] = differ / num_tokens

@@ -140,6 +140,8 @@ def objective(
     "loss/balance": balance_loss,
     "router/load": forward.expert_load,
   }
+  if model.config.moe_capacity:
+    numbers["router/dropped"] = forward.dropped
   if mtp:
     losses = []
     for depth, hidden in enumerate(forward.mtp_hidden, 1):
