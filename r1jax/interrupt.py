@@ -41,6 +41,7 @@ class _State:
 
   guarded = False
   depth = 0  # Of nested `deferred` blocks.
+  held = False  # Whoever asks `received` raises, and nobody else.
   received: int | None = None  # The first signal.
 
 
@@ -54,7 +55,9 @@ def _handle(signum, frame):
     )
     os._exit(128 + signum)
   _State.received = signum
-  if _State.depth:
+  if _State.held:
+    os.write(2, b"\nstopping together with the other hosts ...\n")
+  elif _State.depth:
     os.write(2, b"\nstopping as soon as this update is saved ...\n")
   else:
     raise Interrupted(signum)
@@ -83,6 +86,24 @@ def guard() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def held() -> Iterator[None]:
+  """A block in which a signal is only noted, until `received` is asked.
+
+  For a job of several hosts, which have to stop at the same step.
+  """
+  _State.held = True
+  try:
+    yield
+  finally:
+    _State.held = False
+
+
+def received() -> int | None:
+  """The first signal that came, if any did."""
+  return _State.received
+
+
+@contextlib.contextmanager
 def deferred() -> Iterator[None]:
   """A block that is never interrupted; what came meanwhile is raised after it.
 
@@ -95,7 +116,8 @@ def deferred() -> Iterator[None]:
     yield
   finally:
     _State.depth -= 1
-  if _State.guarded and _State.depth == 0 and _State.received != before:
+  waits = _State.held or _State.depth > 0
+  if _State.guarded and not waits and _State.received != before:
     raise Interrupted(_State.received)
 
 
@@ -106,6 +128,10 @@ def _raise_swallowed():
   collector only prints "Exception ignored in". It shows here: a signal was
   received, and nobody is dealing with it.
   """
-  pending = _State.guarded and _State.depth == 0 and _State.received is not None
-  if pending and not isinstance(sys.exception(), Interrupted):
+  free = _State.guarded and not _State.held and _State.depth == 0
+  if (
+    free
+    and _State.received is not None
+    and not isinstance(sys.exception(), Interrupted)
+  ):
     raise Interrupted(_State.received)

@@ -10,6 +10,10 @@ What is asked of a run beside its config moves none of its numbers: a trace of
 some rounds (`--profile=3:2`), every rollout on disk (`--dump`), a row for every
 update (`--update_rows`), other places for the metrics (`--sinks=wandb`). With
 `--replay=WORKDIR` the rollouts are those of another run, and none is sampled.
+
+On several hosts every one runs the same command; TPU pods, SLURM, Open MPI and
+Kubernetes tell it where the others are, `--coordinator_address` elsewhere. The
+workdir must be a folder that all of them see.
 """
 
 import inspect
@@ -22,7 +26,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from r1jax import config, interrupt
+from r1jax import config, hosts, interrupt
 from r1jax.training import profiler
 
 _CONFIG = config.define_flag()
@@ -50,10 +54,25 @@ _UPDATE_ROWS = flags.DEFINE_bool(
 _SINKS = flags.DEFINE_list(
   "sinks", None, "Where metrics go beside metrics.jsonl: tensorboard, wandb."
 )
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator_address", None, "HOST:PORT of process 0, of several."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "How many run this command together."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Which of them this one is, from 0."
+)
 
 
 def main(argv: list[str]) -> None:
-  """Hands the config to the loop that it names."""
+  """Hands the config to the loop that it names, on every host of the job."""
+  with hosts.job(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value):
+    train(argv)
+
+
+def train(argv: list[str]) -> None:
+  """`main` on one host."""
   if len(argv) > 1:
     raise ValueError(f"unknown argument {argv[1]!r}; flags start with --")
   if not _DEBUG.value:
@@ -61,13 +80,13 @@ def main(argv: list[str]) -> None:
   asked = options()
   settings = config.from_flag(_CONFIG, sweep_index=_SWEEP.value)
   config.check(settings)
-  train = config.loop(settings.loop).train
-  check_options(settings.loop, train, asked)
+  loop = config.loop(settings.loop).train
+  check_options(settings.loop, loop, asked)
   if _WORKDIR.value is None:
     raise ValueError("no --workdir; say where the run's files should go")
   config.enable_compilation_cache()
   pathlib.Path(_WORKDIR.value).mkdir(parents=True, exist_ok=True)
-  train(settings, _WORKDIR.value, **asked)
+  loop(settings, _WORKDIR.value, **asked)
   conclude(_WORKDIR.value)
 
 
@@ -101,11 +120,9 @@ def check_options(loop: str, train, asked: dict[str, Any]) -> None:
 
 def conclude(workdir: str) -> None:
   """Makes the report of a run that has ended, and prints its summary."""
-  import jax
-
   from r1jax.tools import report  # matplotlib takes a second to import.
 
-  if jax.process_index() == 0:
+  if hosts.is_first():
     print(f"report: {report.build([workdir])}", flush=True)
     summary = pathlib.Path(workdir) / "summary.json"
     if summary.exists():
@@ -119,7 +136,8 @@ def run() -> None:
     with interrupt.guard():
       app.run(main, flags_parser=config.parse_flags)
   except interrupt.Interrupted as stop:
-    print(f"\n{_farewell()}", file=sys.stderr, flush=True)
+    if hosts.is_first():
+      print(f"\n{_farewell()}", file=sys.stderr, flush=True)
     sys.exit(128 + stop.signum)
   except KeyboardInterrupt:
     sys.exit(130)
@@ -127,7 +145,10 @@ def run() -> None:
     if debug:
       traceback.print_exc()
     print(f"error: {config.one_line(error)}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    hosts.leave(2)
+  except Exception:
+    traceback.print_exc()
+    hosts.leave(1)
 
 
 def _farewell() -> str:

@@ -2,9 +2,9 @@
 
 Inside a jitted function an array is global: one program, partitioned by XLA.
 Modules name the dimensions of their arrays ("rows", "heads"), and `LAYOUT`
-alone says over which axes of the mesh a name is split. Each host holds only its
-own rows of a batch, as NumPy: `assemble` and `local` are the only places where
-one becomes the other.
+alone says over which axes of the mesh a name is split. What a host knows it has
+whole, as NumPy: `assemble` and `local` are the only places where one becomes
+the other.
 """
 
 import math
@@ -250,50 +250,52 @@ def whole(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def assemble(mesh: Mesh, tree: Tree) -> Tree:
-  """The global batch whose rows of this host are `tree`.
+def row_hosts(mesh: Mesh) -> np.ndarray:
+  """The host that looks after each part of the rows: it holds replica 0."""
+  parts = rows(mesh).devices_indices_map((row_shards(mesh),))
+  hosts = np.full(row_shards(mesh), -1)
+  for device, (index,) in parts.items():
+    part = index.start or 0
+    if hosts[part] < 0:
+      hosts[part] = device.process_index
+  return hosts
 
-  Every leaf has this host's rows on axis 0; all hosts bring equally many, and
-  the global order is the order of the hosts. Hosts whose devices hold the same
-  rows bring the same. The leaves are copied.
+
+def assemble(mesh: Mesh, tree: Tree) -> Tree:
+  """The global batch whose rows are those of `tree`; undoes `local`.
+
+  All hosts bring the whole batch, and each of their devices takes its rows. The
+  leaves are copied.
 
   Raises ValueError when the rows do not divide the devices that share them.
   """
-  split = rows(mesh)
-  own = split.addressable_devices_indices_map((row_shards(mesh),)).values()
-  shards = len({index[0].start for index in own})
+  split, parts = rows(mesh), row_shards(mesh)
 
   def one(leaf):
     leaf = np.array(leaf)  # A copy: CPU devices would share the caller's.
-    if leaf.ndim == 0 or len(leaf) % shards:
+    if leaf.ndim == 0 or len(leaf) % parts:
       raise ValueError(
         f"{len(leaf) if leaf.ndim else 'no'} rows do not divide over the "
-        f"{shards} parts of this host, over the mesh axes "
-        f"{', '.join(LAYOUT['rows'])}"
+        f"{parts} parts of the mesh axes {', '.join(LAYOUT['rows'])}"
       )
-    return jax.make_array_from_process_local_data(split, leaf)
+    return jax.make_array_from_callback(leaf.shape, split, leaf.__getitem__)
 
   return jax.tree.map(one, tree)
 
 
 def local(tree: Tree) -> Tree:
-  """This host's rows of global arrays, as NumPy: undoes `assemble`.
+  """Global arrays as NumPy, whole, on every host.
 
-  An array that is whole everywhere (a scalar, a metric) comes back whole. The
+  All hosts must call it alike: what lies split over them is gathered. The
   result owns its memory, so the device buffers may be donated afterwards.
   """
 
   def one(leaf):
-    if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated:
-      return np.array(leaf)
-    if jax.process_count() == 1:
-      return np.array(leaf)
-    mesh = leaf.sharding.mesh
-    return np.array(
-      multihost_utils.global_array_to_host_local_array(
-        leaf, mesh, rows(mesh).spec
-      )
-    )
+    if isinstance(leaf, jax.Array) and not (
+      leaf.is_fully_addressable or leaf.is_fully_replicated
+    ):
+      leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.array(leaf)
 
   return jax.tree.map(one, tree)
 

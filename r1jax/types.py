@@ -73,6 +73,9 @@ class Rollout:
   experts: Ints | None = None
   prompt_experts: Ints | None = None
   steps: Ints | int = 0  # That the slots took together; 0 if that is not known.
+  # Of these, those in which a shard of the slots had nothing left to do, mean
+  # over the shards.
+  idle: Floats | float = 0.0
 
   @property
   def sampled_mask(self):

@@ -65,6 +65,7 @@ METRICS: dict[str, tuple[str, str]] = {
   ),
   "gen/num_gen_batches": ("", "batches sampled to fill the round"),
   "gen/discarded_samples": ("", "completions sampled but not learned from"),
+  "gen/idle_frac": ("share", "of the sampler, waiting for the longest shard"),
   "gen/staleness_mean": ("steps", "age of the policy that sampled"),
   "optim/grad_norm": ("", "global norm of the gradient before clipping"),
   "optim/lr": ("", "learning rate"),

@@ -5,7 +5,10 @@ the tokens with which all prompts begin (the template) are read once per call
 and are never copied. Every few tokens the host takes what was sampled, fills
 the slots that have finished with the next completions, and gives the cache as
 much room as the longest needs. What it decides depends on lengths and finish
-flags alone.
+flags alone, which all hosts know: they all ask for the same programs.
+
+The mesh splits the slots into shards. Each has its own prompts and their queue,
+so that the completions of a prompt end on one host, which grades them.
 """
 
 import dataclasses
@@ -15,6 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from r1jax import hosts, sharding
 from r1jax.models import cache as caches
 from r1jax.models.transformer import Transformer
 from r1jax.rollouts import slots as programs
@@ -78,17 +82,16 @@ class Engine:
     # Who is in each slot: a prompt or -1, a member of its group, its length.
     source = np.full(self.num_slots, -1)
     member, count = np.zeros((2, self.num_slots), int)
-    slots, begun, done, tokens, steps = None, 0, 0, 0, 0
+    queues = Queues(self.shards, self.num_slots, shape)
+    slots, done, tokens, steps, idle = None, 0, 0, 0, 0.0
     while True:
+      hosts.stop_if_told()
       # Free slots take the next completions.
-      free = np.flatnonzero(source < 0)[: limits.size - begun]
-      source[free], member[free] = np.divmod(
-        np.arange(begun, begun + len(free)), group_size
-      )
-      begun, count[free] = begun + len(free), 0
+      free, prompt, place = queues.take(np.flatnonzero(source < 0))
+      source[free], member[free], count[free] = prompt, place, 0
       busy = np.flatnonzero(source >= 0)
       if not len(busy):
-        return out.replace(steps=steps)
+        return out.replace(steps=steps, idle=idle)
       limit = limits[source, member]  # Of idle slots, anything.
       final = np.minimum(count + self.sampling.steps, limit)
       longest = np.max((lengths[source] - 1 + final)[busy])
@@ -114,6 +117,7 @@ class Engine:
       if out.experts is not None:
         out.experts[where] = record.experts[slot, step]
       count, steps = np.array(record.count), steps + int(record.steps)
+      idle += int(record.steps) * queues.idle(busy)
       ended = busy[record.finish[busy] > 0]
       if len(ended):
         where = source[ended], member[ended]
@@ -123,6 +127,16 @@ class Engine:
         done, tokens = done + len(ended), tokens + int(count[ended].sum())
         finished(out, where)
         progress(done, tokens)
+
+  @property
+  def shards(self) -> int:
+    """Parts of the slots; prompt p is with the completions of p % shards."""
+    return sharding.row_shards(self.sampling.mesh)
+
+  def hosts(self, num_prompts: int) -> np.ndarray:
+    """The host that holds the completions of each prompt, to grade them."""
+    prompts = np.arange(num_prompts)
+    return sharding.row_hosts(self.sampling.mesh)[prompts % self.shards]
 
   def _limits(self, max_tokens, shape) -> np.ndarray:
     """Tokens that each completion may have [P, G]."""
@@ -168,13 +182,13 @@ class Engine:
         self.model, params, prefix, part, **record
       )
       rows.append(of_rows)
-      chosen.append(jax.device_get(of_experts))
+      chosen.append(sharding.local(of_experts))
     read = caches.join(rows)
     if not self.sampling.record_experts:
       return prefix, read, None
     chosen = np.concatenate(chosen)[: len(own)]
     if experts is not None:
-      experts = jax.device_get(experts)
+      experts = sharding.local(experts)
       before = np.broadcast_to(experts, (len(own), *experts.shape[1:]))
       chosen = np.concatenate([before, chosen], axis=1)
     return prefix, read, chosen
@@ -224,6 +238,32 @@ class Engine:
     return slots
 
 
+class Queues:
+  """The completions of each shard that have not begun, in their order."""
+
+  def __init__(self, shards: int, num_slots: int, shape: tuple[int, int]):
+    prompts, self._group_size = shape
+    self._shards, self._slots = shards, num_slots // shards
+    of_shard = [len(range(shard, prompts, shards)) for shard in range(shards)]
+    self._length = np.array(of_shard) * self._group_size
+    self._begun = np.zeros(shards, int)
+
+  def take(self, free: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Of the free slots those that are filled, with which prompts, members."""
+    shard = free // self._slots
+    place = np.arange(len(free)) - np.searchsorted(shard, shard)
+    item = self._begun[shard] + place
+    filled = item < self._length[shard]
+    shard, item = shard[filled], item[filled]
+    self._begun += np.bincount(shard, minlength=self._shards)
+    prompt, member = np.divmod(item, self._group_size)
+    return free[filled], shard + self._shards * prompt, member
+
+  def idle(self, busy: np.ndarray) -> float:
+    """The share of the shards that have no busy slot."""
+    return 1 - len(np.unique(busy // self._slots)) / self._shards
+
+
 def last_of(own: np.ndarray, lengths: np.ndarray) -> np.ndarray:
   """The last token of each row."""
   return own[np.arange(len(own)), lengths - 1]
@@ -261,7 +301,7 @@ def make_engine(
   Args:
     model: its architecture.
     tokenizer: says which ids exist, and which end a completion.
-    mesh: the slots are split over its `data` axis.
+    mesh: the slots are split over the axes that split rows.
     prefix: token ids; may be empty.
     num_slots: completions under way at once.
     decode_steps: tokens between two looks of the host.
@@ -287,10 +327,10 @@ def make_engine(
     raise ValueError(f"kv_bucket {kv_bucket} must be at least 1")
   if record_experts and not model.config.num_moe_layers:
     raise ValueError("record_experts is set, but the model has no experts")
-  if num_slots % mesh.size:
+  if num_slots % sharding.row_shards(mesh):
     raise ValueError(
-      f"num_slots {num_slots} do not divide over the {mesh.size} devices of "
-      "the mesh"
+      f"num_slots {num_slots} do not divide over the "
+      f"{sharding.row_shards(mesh)} parts of the mesh that split rows"
     )
   return Engine(
     model=model,

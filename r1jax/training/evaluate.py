@@ -7,20 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from r1jax import rewards
+from r1jax import hosts
 from r1jax.data import worked
 from r1jax.data.templates import TEMPLATES
 from r1jax.rewards import accuracy
 from r1jax.rewards.grader import GraderPool
 from r1jax.rollouts.engine import Engine
-from r1jax.types import (
-  FINISH_STOP,
-  Completion,
-  Example,
-  Params,
-  Rollout,
-  Tokenizer,
-)
+from r1jax.training.grading import Grading, completion
+from r1jax.types import Completion, Example, Params, Rollout, Tokenizer
 
 MIN_STYLE_SHARE = 0.05  # Of the samples, for a style to be rated.
 
@@ -47,10 +41,14 @@ def evaluate(
   """The numbers of every set, named "eval/<set>/<number>"; see `measure`.
 
   Samples are drawn from `seed`'s own stream, the same at every evaluation, so
-  that training does not depend on whether one took place.
+  that training does not depend on whether one took place. Hosts but the first
+  help, and learn no numbers.
   """
   numbers = {}
   for index, (name, examples, samples) in enumerate(problems):
+    graders, limit = engine.hosts(len(examples)), engine.max_tokens
+    spec = dict(accuracy=1.0, format=0.0)
+    grading = Grading(examples, graders, samples, tokenizer, limit, pool, spec)
     rollout = engine(
       params,
       encode_prompts(examples, template, tokenizer),
@@ -59,9 +57,12 @@ def evaluate(
       round=index,
       evaluation=True,
       progress=progress,
+      finished=grading.take,
     )
-    flat, written = completions(rollout, examples, tokenizer, engine.max_tokens)
-    scores = rewards.score(flat, written, pool=pool, accuracy=1.0, format=0.0)
+    scores = grading.scores()
+    if not hosts.is_first():
+      continue
+    _, written = grading.texts(rollout)
     shape = (len(examples), samples)
     measured = measure(
       examples,
@@ -94,19 +95,6 @@ def completions(
       for p in range(len(examples))
       for g in members
     ],
-  )
-
-
-def completion(
-  rollout: Rollout, p: int, g: int, tokenizer: Tokenizer, max_tokens: int
-) -> Completion:
-  """One completion as text."""
-  length = int(rollout.lengths[p, g])
-  return Completion(
-    text=tokenizer.decode(rollout.completions[p, g, :length].tolist()),
-    num_tokens=length,
-    max_tokens=max_tokens,
-    finish="stop" if rollout.finish[p, g] == FINISH_STOP else "length",
   )
 
 

@@ -9,10 +9,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from r1jax import data, rewards
+from r1jax import data
 from r1jax.losses.advantages import zero_signal
 from r1jax.rewards import Scores
-from r1jax.training.evaluate import completion, encode_prompts
+from r1jax.training.evaluate import encode_prompts
+from r1jax.training.grading import Grading
 from r1jax.training.records import Record
 from r1jax.types import Completion, Example, Params, Rollout
 
@@ -22,7 +23,7 @@ class Sampled(NamedTuple):
 
   rollout: Rollout  # P prompts, G completions each.
   examples: Sequence[Example]  # [P * G]: that of each completion.
-  written: Sequence[Completion]  # [P * G]
+  written: Sequence[Completion | None]  # [P * G]; all on the first host.
   scores: Callable[[], Scores]  # Waits for the graders.
   batches: int = 1  # Times that the engine was asked.
   discarded: int = 0  # Completions that were sampled and not kept.
@@ -51,63 +52,21 @@ def make_sample(
       step=round,
       attempt=attempt,
     )
-    grading = Grading(examples, config.group_size, words, limit, pool, spec)
+    graders, size = engine.hosts(len(examples)), config.group_size
+    grading = Grading(examples, graders, size, words, limit, pool, spec)
     rollout = engine(
       params,
       encode_prompts(examples, config.template, words),
-      config.group_size,
+      size,
       seed=config.seed,
       round=round * (1 + rounds) + attempt,
       max_tokens=limit,
       progress=observer.sampled,
       finished=grading.take,
     )
-    return Sampled(rollout, *grading.texts(), grading.scores)
+    return Sampled(rollout, *grading.texts(rollout), grading.scores)
 
   return sample
-
-
-class Grading:
-  """Groups on their way to the graders, each as soon as it is complete."""
-
-  def __init__(self, examples, group_size, words, max_tokens, pool, spec):
-    self._examples, self._size = examples, group_size
-    self._words, self._max_tokens = words, max_tokens
-    self._pool, self._spec = pool, spec
-    self._missing = np.full(len(examples), group_size)
-    self._written, self._pending = {}, {}
-
-  def take(self, rollout: Rollout, where: tuple[np.ndarray, np.ndarray]):
-    """Takes the completions [prompts], [members] that have finished."""
-    np.subtract.at(self._missing, where[0], 1)
-    for p in np.unique(where[0]).tolist():
-      if not self._missing[p]:
-        written = [
-          completion(rollout, p, g, self._words, self._max_tokens)
-          for g in range(self._size)
-        ]
-        self._written[p] = written
-        self._pending[p] = rewards.submit(
-          [self._examples[p]] * self._size,
-          written,
-          pool=self._pool,
-          group_size=self._size,
-          **self._spec,
-        )
-
-  def texts(self) -> tuple[list[Example], list[Completion]]:
-    """Examples and completions, group after group."""
-    every = range(len(self._examples))
-    return (
-      [self._examples[p] for p in every for _ in range(self._size)],
-      [written for p in every for written in self._written[p]],
-    )
-
-  def scores(self) -> Scores:
-    """Waits for the grades, group after group."""
-    every = range(len(self._examples))
-    parts = [self._pending[p]() for p in every]
-    return _merge(parts, np.array(every), self._size)
 
 
 def token_limit(config: ml_collections.ConfigDict, step: int) -> int:

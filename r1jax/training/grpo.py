@@ -16,6 +16,7 @@ import numpy as np
 from r1jax import (
   checkpoint,
   data,
+  hosts,
   interrupt,
   metrics,
   models,
@@ -133,6 +134,7 @@ def train(
     sample = make_sample(config, engine, dataset, words, pool, observer)
     try:
       while step < config.num_steps:
+        hosts.stop_if_told()
         round = step // config.minibatches
         if step:
           observer.evaluate_if_due(step, state.train.params)
@@ -208,7 +210,7 @@ def train(
               )
               num_tokens = max(int((mask & own[..., None]).sum()), 1)
               new, measured = update(new, rows, count, np.int32(num_tokens))
-              numbers.append(jax.device_get(measured))
+              numbers.append(sharding.local(measured))
           step = int(new.step)
           state = state.replace(train=new)
           if refers and step % config.reference_every == 0:

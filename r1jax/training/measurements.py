@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from r1jax import data, metrics, rewards
+from r1jax import data, hosts, metrics, rewards
 from r1jax.training import evaluate, inspection, round_numbers
 from r1jax.training.exploration import Sampled
 from r1jax.types import Example, Packed
@@ -81,9 +81,11 @@ class Observer:
     self._config, self._writer, self._engine = config, writer, engine
     self._words, self._pool, self._rounds = words, pool, rounds
     self._sets = None
-    self._evaluated = {
-      row["step"] for row in self._rows() if "perf/eval_time" in row
-    }
+    self._evaluated = set(
+      hosts.from_first(
+        lambda: [row["step"] for row in self._rows() if "perf/eval_time" in row]
+      )
+    )
     self._seconds = collections.Counter()
     self._tokens_seen = 0
     self._warm, self._warned = set(), set()
@@ -140,9 +142,11 @@ class Observer:
         f"evaluating, {done} completions, {tokens:,} tokens"
       ),
     )
+    self._evaluated.add(step)
+    if not hosts.is_first():
+      return
     numbers["perf/eval_time"] = time.monotonic() - began
     self._writer.write(step, **numbers)
-    self._evaluated.add(step)
     for problem in problems:
       of = lambda key, name=problem.name: numbers[f"eval/{name}/{key}"]
       console.note(
@@ -166,6 +170,8 @@ class Observer:
     reference_step: jax.Array,
   ) -> None:
     """Writes the row of a round, its completions, and shows progress."""
+    if not hosts.is_first():
+      return
     config = self._config
     rollout, examples, written = sampled[:3]
     numbers = round_numbers.merge(updates)
@@ -245,6 +251,8 @@ class Observer:
 
   def summarise(self, workdir: str, step: int) -> None:
     """Writes summary.json: what the run began with, and what it reached."""
+    if not hosts.is_first():
+      return
     rows = self._rows()
     rounds = [row for row in rows if "round" in row]
     evaluating = sum(row.get("perf/eval_time", 0.0) for row in rows)

@@ -11,7 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from r1jax import checkpoint, data, interrupt, metrics, sharding
+from r1jax import checkpoint, data, hosts, interrupt, metrics, sharding
 from r1jax.data import packing, tokenizer
 from r1jax.losses.sft import sft_loss
 from r1jax.models import convert, ops, transformer
@@ -45,11 +45,13 @@ def train(
   checkpoint.claim(workdir, config.to_dict(), ignore=CHANGEABLE)
   mesh = sharding.make_mesh(**config.mesh)
   dataset = data.load(**config.dataset)
-  words = tokenizer.fit_once(
+  load = lambda: tokenizer.fit_once(
     (example.answer for example in dataset),
     pathlib.Path(workdir) / "tokenizer",
     **config.tokenizer,
   )
+  hosts.from_first(lambda: load() and None)  # One host writes, all read.
+  words = load()
   model = transformer.Transformer(preset(**config.model))
   inspection.check_vocabulary(words, model.config)
   optimizer = make_optimizer(**config.optimizer)
@@ -72,6 +74,7 @@ def train(
     inspection.report_mixture(dataset, writer.console)
     try:
       while (step := int(state.step)) < config.num_steps:
+        hosts.stop_if_told()
         tracer.begin(step)
         examples = data.draw(
           dataset, config.batch_examples, seed=config.seed, step=step
@@ -91,15 +94,17 @@ def train(
       raise
     with interrupt.deferred():
       checkpoint.save(workdir, int(state.step), state)
-      convert.save(
-        pathlib.Path(workdir) / "model",
-        model.config,
-        jax.device_get(state.params),
-        tokenizer=pathlib.Path(workdir) / "tokenizer",
-        provenance=dict(
-          config=config.to_dict(), step=int(state.step), commit=commit()
-        ),
-      )
+      trained = sharding.local(state.params)
+      if hosts.is_first():
+        convert.save(
+          pathlib.Path(workdir) / "model",
+          model.config,
+          trained,
+          tokenizer=pathlib.Path(workdir) / "tokenizer",
+          provenance=dict(
+            config=config.to_dict(), step=int(state.step), commit=commit()
+          ),
+        )
     writer.console.note(f"the model is in {workdir}/model")
   return state
 

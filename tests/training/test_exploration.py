@@ -7,7 +7,8 @@ import pytest
 
 from r1jax import rewards
 from r1jax.rewards import Scores
-from r1jax.training.exploration import Grading, Sampled, explore
+from r1jax.training.exploration import Sampled, explore
+from r1jax.training.grading import Grading
 from r1jax.types import Completion, Example, Rollout
 
 P, G = 3, 2
@@ -122,11 +123,12 @@ def test_groups_are_graded_as_soon_as_they_are_complete(monkeypatch):
     encode=list,
     decode=lambda ids: "x" * len(ids),
   )
-  grading = Grading(examples, G, words, 3, None, dict(size=1.0))
+  alone = np.zeros(P, int)
+  grading = Grading(examples, alone, G, words, 3, None, dict(size=1.0))
   for ps, gs in (([1, 0], [0, 1]), ([2, 1, 2], [0, 1, 1]), ([0], [0])):
     grading.take(rollout, (np.array(ps), np.array(gs)))
   assert rewarded == ["1", "2", "0"]
-  flat, written = grading.texts()
+  flat, written = grading.texts(rollout)
   assert [e.prompt for e in flat] == ["0", "0", "1", "1", "2", "2"]
   assert [c.num_tokens for c in written] == lengths.reshape(-1).tolist()
   np.testing.assert_array_equal(grading.scores().total, lengths.reshape(-1))

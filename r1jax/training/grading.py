@@ -1,0 +1,109 @@
+"""Groups on their way to the graders, and their grades on the way back."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from r1jax import hosts, rewards
+from r1jax.rewards import Scores
+from r1jax.rewards.grader import GraderPool
+from r1jax.types import FINISH_STOP, Completion, Example, Rollout, Tokenizer
+
+COUNTS = ("timeouts", "crashes")  # What `Scores.counts` counts.
+
+
+class Grading:
+  """The completions of a call of the engine, each group graded once it ends.
+
+  `graders` says which host grades the group of each example; it reads and
+  grades no other. `scores` is where the grades of all hosts meet.
+  """
+
+  def __init__(
+    self,
+    examples: Sequence[Example],
+    graders: np.ndarray,
+    group_size: int,
+    words: Tokenizer,
+    max_tokens: int,
+    pool: GraderPool | None,
+    spec: Mapping[str, Any],
+  ):
+    self._examples, self._size = examples, group_size
+    self._words, self._max_tokens = words, max_tokens
+    self._pool, self._spec = pool, spec
+    self._missing = np.full(len(examples), group_size)
+    self._graders = graders
+    self._written, self._pending = {}, {}
+
+  def take(self, rollout: Rollout, where: tuple[np.ndarray, np.ndarray]):
+    """Takes the completions [prompts], [members] that have finished."""
+    np.subtract.at(self._missing, where[0], 1)
+    own = self._graders == jax.process_index()
+    for p in np.unique(where[0]).tolist():
+      if own[p] and not self._missing[p]:
+        self._pending[p] = rewards.submit(
+          [self._examples[p]] * self._size,
+          self._read(rollout, p),
+          pool=self._pool,
+          group_size=self._size,
+          **self._spec,
+        )
+
+  def texts(
+    self, rollout: Rollout
+  ) -> tuple[list[Example], list[Completion | None]]:
+    """Examples and completions, group after group.
+
+    Only the first host, which reports, reads the groups that others grade; on
+    another they are None.
+    """
+    written = []
+    for p in range(len(self._examples)):
+      known = p in self._written or hosts.is_first()
+      written += self._read(rollout, p) if known else [None] * self._size
+    return [e for e in self._examples for _ in range(self._size)], written
+
+  def scores(self) -> Scores:
+    """Waits for the grades, group after group; the same on every host."""
+    names = list(self._spec)
+    shape = (1 + len(names), len(self._examples), self._size)
+    grades, counts = np.full(shape, np.nan), np.zeros(len(COUNTS), int)
+    for p, wait in self._pending.items():
+      of_group = wait()
+      grades[0, p] = of_group.total
+      grades[1:, p] = [of_group.parts[name] for name in names]
+      counts += [of_group.counts[name] for name in COUNTS]
+    # From each host the groups that it graded, NaN among them.
+    every = np.arange(len(self._examples))
+    grades = hosts.all_gather(grades)[self._graders, :, every]
+    grades = grades.swapaxes(0, 1).reshape(shape[0], -1)
+    counts = hosts.all_gather(counts).sum(axis=0)
+    return Scores(
+      grades[0],
+      dict(zip(names, grades[1:])),
+      dict(zip(COUNTS, counts.tolist())),
+    )
+
+  def _read(self, rollout: Rollout, p: int) -> list[Completion]:
+    if p not in self._written:
+      self._written[p] = [
+        completion(rollout, p, g, self._words, self._max_tokens)
+        for g in range(self._size)
+      ]
+    return self._written[p]
+
+
+def completion(
+  rollout: Rollout, p: int, g: int, tokenizer: Tokenizer, max_tokens: int
+) -> Completion:
+  """One completion as text."""
+  length = int(rollout.lengths[p, g])
+  return Completion(
+    text=tokenizer.decode(rollout.completions[p, g, :length].tolist()),
+    num_tokens=length,
+    max_tokens=max_tokens,
+    finish="stop" if rollout.finish[p, g] == FINISH_STOP else "length",
+  )
