@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from r1jax.models import cache, context, ops
 from r1jax.models.config import Latent, ModelConfig
-from r1jax.models.layers import rms_norm, rotate
+from r1jax.models.layers import Rotation, rms_norm, rotate
 from r1jax.types import Packed, Params
 
 LATENT_EPSILON = 1e-6  # Of the latents' norms, whatever the model's is.
@@ -31,7 +31,11 @@ GROUPED_NAMES = (
 
 
 def attend_packed(
-  block: Params, x: Float[Array, "B T D"], packed: Packed, config: ModelConfig
+  block: Params,
+  x: Float[Array, "B T D"],
+  packed: Packed,
+  rotation: Rotation,
+  config: ModelConfig,
 ) -> Float[Array, "B T D"]:
   """Attention within packed rows, with keys and values made for each head."""
   options = dict(
@@ -40,12 +44,12 @@ def attend_packed(
     prefix_end=packed.prefix_end,
   )
   if isinstance(config.attention, Latent):
-    plain, turned, cached = latents(block, x, packed.positions, config)
+    plain, turned, cached = latents(block, x, rotation, config)
     queries = jnp.concatenate([plain, turned], axis=-1)[:, :, :, None]
     make, weights = functools.partial(latent_heads, config), block["kv_up"]
     names = LATENT_NAMES
   else:
-    queries, *cached = grouped_heads(block, x, packed.positions, config)
+    queries, *cached = grouped_heads(block, x, rotation, config)
     make, weights = lambda weights, cached: cached, ()
     names = GROUPED_NAMES
   if x.shape[1] > ops.NAIVE or context.is_split():
@@ -58,7 +62,7 @@ def attend_packed(
 def attend_cached(
   block: Params,
   x: Float[Array, "B T D"],
-  positions: Int[Array, "B T"],
+  rotation: Rotation,
   seen: cache.Cache,
   rows: cache.Buffers,
   layer: int | Int[Array, ""],
@@ -71,11 +75,11 @@ def attend_cached(
   """
   latent = isinstance(config.attention, Latent)
   if latent:
-    plain, turned, cached = latents(block, x, positions, config)
+    plain, turned, cached = latents(block, x, rotation, config)
     new = (cached[:, :, None],)
     queries = absorb(block, plain, turned, config)
   else:
-    queries, *new = grouped_heads(block, x, positions, config)
+    queries, *new = grouped_heads(block, x, rotation, config)
   rows = cache.append(rows, layer, tuple(new), seen.lengths)
   mixed = ops.attention_to_cache(
     queries,
@@ -110,7 +114,7 @@ def softmax_scale(config: ModelConfig) -> float:
 def grouped_heads(
   block: Params,
   x: Float[Array, "B T D"],
-  positions: Int[Array, "B T"],
+  rotation: Rotation,
   config: ModelConfig,
 ) -> tuple[
   Float[Array, "B T K G H"], Float[Array, "B T K H"], Float[Array, "B T K H"]
@@ -119,14 +123,14 @@ def grouped_heads(
   heads = jnp.einsum("BTD,DKGH->BTKGH", x, block["qkv"])
   if "qkv_bias" in block:
     heads += block["qkv_bias"]
-  turned = rotate(heads[..., :-1, :], positions, config, interleaved=False)
+  turned = rotate(heads[..., :-1, :], rotation, interleaved=False)
   return turned[..., :-1, :], turned[..., -1, :], heads[..., -1, :]
 
 
 def latents(
   block: Params,
   x: Float[Array, "B T D"],
-  positions: Int[Array, "B T"],
+  rotation: Rotation,
   config: ModelConfig,
 ) -> tuple[
   Float[Array, "B T N H"], Float[Array, "B T N Hr"], Float[Array, "B T C"]
@@ -137,9 +141,6 @@ def latents(
   """
   a = config.attention
   down = x @ block["qkv_down"]
-  turn = functools.partial(
-    rotate, positions=positions, config=config, interleaved=True
-  )
   if a.q_rank is None:
     queries = jnp.einsum("BTD,DNH->BTNH", x, block["q"])
   else:
@@ -147,9 +148,11 @@ def latents(
     latent = rms_norm(latent, block["q_norm"], LATENT_EPSILON)
     queries = jnp.einsum("BTR,RNH->BTNH", latent, block["q_up"])
   plain, turned = jnp.split(queries, [a.nope_size], axis=-1)
+  turned = rotate(turned, rotation, interleaved=True)
   latent, key = jnp.split(down, [a.kv_rank], axis=-1)
   latent = rms_norm(latent, block["kv_norm"], LATENT_EPSILON)
-  return plain, turn(turned), jnp.concatenate([latent, turn(key)], axis=-1)
+  key = rotate(key, rotation, interleaved=True)
+  return plain, turned, jnp.concatenate([latent, key], axis=-1)
 
 
 def latent_heads(

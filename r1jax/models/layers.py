@@ -1,6 +1,7 @@
 """Norms, rotary positions, gated feed-forward: pure functions of weights."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,34 +20,40 @@ def rms_norm(
   return (x32 * jax.lax.rsqrt(square + epsilon) * scale).astype(x.dtype)
 
 
+class Rotation(NamedTuple):
+  """What turns the pairs of every token: computed once for all layers."""
+
+  sin: Float[Array, "B T half"]
+  cos: Float[Array, "B T half"]
+
+
+def rotation_of(positions: Int[Array, "B T"], config: ModelConfig) -> Rotation:
+  """Sines and cosines of position times frequency (arXiv:2104.09864)."""
+  scaling = config.rope_scaling
+  angles = positions[..., None].astype(jnp.float32) * frequencies(
+    config.attention.rope_size, config.rope_theta, scaling
+  )
+  amplitude = scaling.amplitude if scaling else 1.0
+  # Behind the barrier, or XLA makes them again wherever they are used.
+  return jax.lax.optimization_barrier(
+    Rotation(jnp.sin(angles) * amplitude, jnp.cos(angles) * amplitude)
+  )
+
+
 def rotate(
-  x: Float[Array, "B T *N H"],
-  positions: Int[Array, "B T"],
-  config: ModelConfig,
-  *,
-  interleaved: bool,
+  x: Float[Array, "B T *N H"], rotation: Rotation, *, interleaved: bool
 ) -> Float[Array, "B T *N H"]:
-  """Turns pairs of `x` by position times frequency (arXiv:2104.09864).
+  """Turns pairs of `x`.
 
   Number i is paired with i + H/2; `interleaved` pairs 2i with 2i + 1 instead,
   as DeepSeek's weights expect. Either way all first halves stand before all
   second halves on the way out: queries and keys are permuted alike, so their
   products are the same.
   """
-  size, scaling = x.shape[-1], config.rope_scaling
-  angles = positions[..., None].astype(jnp.float32) * frequencies(
-    size, config.rope_theta, scaling
-  )
-  # Broadcast at once, or XLA makes them again for each head.
-  amplitude = scaling.amplitude if scaling else 1.0
-  sin, cos = (
-    jax.lax.broadcast_in_dim(
-      turn(angles) * amplitude, (*x.shape[:-1], size // 2), (0, 1, x.ndim - 1)
-    )
-    for turn in (jnp.sin, jnp.cos)
-  )
+  heads = range(2, x.ndim - 1)
+  sin, cos = (jnp.expand_dims(y, heads) for y in rotation)
   if interleaved:
-    pairs = x.reshape(*x.shape[:-1], size // 2, 2)
+    pairs = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
     first, second = pairs[..., 0], pairs[..., 1]
   else:
     first, second = jnp.split(x, 2, axis=-1)

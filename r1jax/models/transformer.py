@@ -18,7 +18,7 @@ from r1jax.models import ops, weights
 from r1jax.models.attention import attend_cached, attend_packed
 from r1jax.models.cache import Cache
 from r1jax.models.config import ModelConfig
-from r1jax.models.layers import rms_norm, swiglu
+from r1jax.models.layers import rms_norm, rotation_of, swiglu
 from r1jax.models.moe import Load, moe
 from r1jax.models.remat import rematerialised
 from r1jax.types import Ints, Packed, Params
@@ -194,8 +194,9 @@ def mask_of(packed: Packed) -> Float[Array, "B T"]:
 
 def attend_rows(packed: Packed, config: ModelConfig) -> Callable:
   """Attention of a block without a cache, as `run_block` calls it."""
+  rotation = rotation_of(packed.positions, config)
   return lambda block, layer, x, rows: (
-    attend_packed(block, x, packed, config),
+    attend_packed(block, x, packed, rotation, config),
     rows,
   )
 
@@ -235,8 +236,9 @@ def forward(
   else:
     start = cache.prefix_length + cache.lengths[:, None]
     positions = start + jnp.arange(packed.tokens.shape[1])
+    rotation = rotation_of(positions, c)
     attend = lambda block, layer, x, rows: attend_cached(
-      block, x, positions, cache, rows, layer, c
+      block, x, rotation, cache, rows, layer, c
     )
 
   def block_of(block, layer, carry, given):

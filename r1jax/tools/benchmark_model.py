@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from r1jax.models import cache as caches
 from r1jax.models import flops, ops, transformer
 from r1jax.models.cache import empty_cache
 from r1jax.models.config import Experts, Grouped, Latent, ModelConfig
@@ -22,6 +23,7 @@ from r1jax.tools import peers, timing
 
 DECODE = dict(rows=64, prompt_tokens=32, tokens=128)
 TRAIN = dict(rows=8, tokens=256)
+GROWTH = 32  # Tokens by which our cache grows; theirs grows by one.
 
 COMMON = dict(
   vocab_size=512,
@@ -109,7 +111,7 @@ def decoder(config: ModelConfig, params) -> Callable:
   )
   def generate(params, prompts, *, rows, prompt_tokens, tokens):
     params = transformer.unstack(network, params)
-    cache = empty_cache(config, rows, prompt_tokens + tokens)
+    cache = empty_cache(config, rows, prompt_tokens)
     hidden, cache = transformer.extend(network, params, prompts, cache)
     pick = lambda hidden: jnp.argmax(
       transformer.logits(network, params, hidden), axis=-1
@@ -120,8 +122,16 @@ def decoder(config: ModelConfig, params) -> Callable:
       hidden, cache = transformer.extend(network, params, token[:, None], cache)
       return pick(hidden[:, 0]), cache, out.at[:, t].set(token)
 
-    start = pick(hidden[:, -1]), cache, jnp.zeros((rows, tokens), jnp.int32)
-    return jax.lax.fori_loop(0, tokens, step, start)[2]
+    token, out = pick(hidden[:, -1]), jnp.zeros((rows, tokens), jnp.int32)
+    for start in range(0, tokens, GROWTH):
+      stop = min(start + GROWTH, tokens)
+      cache = cache.replace(
+        rows=caches.resize(cache.rows, prompt_tokens + stop)
+      )
+      token, cache, out = jax.lax.fori_loop(
+        start, stop, step, (token, cache, out)
+      )
+    return out
 
   def run(rows, prompt_tokens, tokens):
     prompts = draw(config, rows, prompt_tokens)

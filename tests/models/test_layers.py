@@ -3,14 +3,15 @@
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax.models.layers import rms_norm, swiglu
-from r1jax.models.layers import rotate as rotate_for
+from r1jax.models.layers import rms_norm, rotation_of, swiglu
+from r1jax.models.layers import rotate as rotate_by
 from r1jax.models.presets import preset
 
 
 def rotate(x, positions, theta, interleaved=True):
-  config = preset("tiny_deepseek", rope_theta=theta)
-  return rotate_for(x, positions, config, interleaved=interleaved)
+  size = dict(rope_size=x.shape[-1])
+  config = preset("tiny_deepseek", rope_theta=theta, attention=size)
+  return rotate_by(x, rotation_of(positions, config), interleaved=interleaved)
 
 
 RNG = np.random.default_rng(0)

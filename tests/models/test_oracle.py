@@ -13,6 +13,7 @@ import pytest
 from r1jax.models import transformer
 from r1jax.models.attention import attend_cached, attend_packed, softmax_scale
 from r1jax.models.cache import empty_cache
+from r1jax.models.layers import rotation_of
 
 TOKENS = np.array([3, 17, 17, 8, 0, 39, 22, 5], np.int32)
 
@@ -183,12 +184,14 @@ def layer(toy):
   @jax.jit
   def packed(x, positions):
     packed = transformer.pack_rows(jnp.zeros_like(positions))
-    return attend_packed(w, x, packed.replace(positions=positions), c)
+    return attend_packed(w, x, packed, rotation_of(positions, c), c)
 
   @jax.jit
   def cached(x, positions):
     empty = empty_cache(c, 2, 9)
-    return attend_cached(w, x, positions, empty, empty.rows, 0, c)[0]
+    return attend_cached(
+      w, x, rotation_of(positions, c), empty, empty.rows, 0, c
+    )[0]
 
   return w, jnp.asarray(x), packed, cached
 
