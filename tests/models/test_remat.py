@@ -67,7 +67,7 @@ def test_what_is_kept_is_what_the_name_says():
   one = 4 * layers * TOKENS * WIDTH  # The states of all blocks.
   assert memory("none") > memory("attention") + 4 * one
   # It is as wide as the states here; the log-sum-exp is an eighth of it.
-  assert 0.9 * one < memory("attention") - memory("block") < 1.3 * one
+  assert 0.8 * one < memory("attention") - memory("block") < 1.3 * one
 
 
 @pytest.mark.slow
