@@ -36,7 +36,8 @@ from r1jax.models.families import (
   Settings,
 )
 
-DEPTH_OF_SCAN = 16  # Layers from which on depth is scanned, as in the presets.
+# Layers from which on depth is scanned, and blocks made again, as in presets.
+DEPTH_OF_SCAN = 16
 
 
 def read(directory: pathlib.Path) -> ModelConfig:
@@ -157,6 +158,7 @@ def _parse(reader: _Reader) -> ModelConfig:
   defaults = DEFAULTS | {"max_position_embeddings": family.default_length}
   sizes = reader.fields(ModelConfig, MODEL, defaults)
   sizes["scan"] = sizes["num_layers"] >= DEPTH_OF_SCAN
+  sizes["remat"] = "block" if sizes["scan"] else "none"
   sizes["rope_theta"], sizes["rope_scaling"] = _read_rope(reader, deepseek)
   if deepseek:
     sizes["attention"] = _read_latent(reader)
