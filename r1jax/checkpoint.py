@@ -1,41 +1,76 @@
 """Saving and resuming a run: one tree per step, the newest readable one wins.
 
-A checkpoint is written beside its place and renamed into it, and older ones go
-only after that, so a process killed at any moment leaves one that can be read.
-Orbax writes them; it is imported on first use, since that takes half a second.
+    WORKDIR/checkpoints/40/state    the tree, by dotted names
+    WORKDIR/checkpoints/40/about    its step, and how long the metrics were
+    WORKDIR/checkpoints.at          where they are instead, if not there
+
+A checkpoint is written in the background, beside its place, and renamed into
+it, and older ones go only after that: a process killed at any moment leaves one
+that can be read. Any number of hosts can write one, each its part, and any
+other number can read it. Orbax does that; it is imported on first use, since
+that takes half a second.
 """
 
-import fcntl
+import contextlib
 import functools
+import hashlib
 import json
 import os
 import pathlib
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from absl import logging
 
+from r1jax import hosts
+
 Path = str | os.PathLike
 Tree = TypeVar("Tree")
 
 FOLDER = "checkpoints"  # Of a workdir.
-_LOCKS: dict[str, int] = {}  # File descriptors, held until the process ends.
+_ELSEWHERE = "checkpoints.at"
+_ROWS = ("metrics.jsonl", "completions.jsonl")
+_WRITERS: dict[str, list] = {}  # Managers that may be writing, by folder.
 
 
-def save(workdir: Path, step: int, tree: Any, *, keep: int = 2) -> None:
-  """Writes `tree` as the checkpoint of `step`, and drops all but `keep`.
+def save(
+  workdir: Path,
+  step: int,
+  tree: Any,
+  *,
+  keep: int = 2,
+  score: float | None = None,
+  wait: bool = False,
+) -> None:
+  """Writes `tree` as the checkpoint of `step`, in the background.
 
-  It is durable when this returns, and the buffers of `tree` may be donated.
-  A step that is there already is left as it is.
+  When this returns, the buffers of `tree` may be donated and the checkpoint
+  before is durable; with `wait` this one is. Then all go but the `keep` last
+  and the one with the highest `score`. A step that is there already is left as
+  it is.
   """
   import orbax.checkpoint as ocp
 
-  manager = _manager(str(_folder(workdir)), keep)
+  manager = _manager(_folder(workdir), keep)
+  manager.wait_until_finished()
   if step not in manager.all_steps():
-    manager.save(step, args=ocp.args.StandardSave(_named(tree)), force=True)
+    manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(_named(tree)),
+        about=ocp.args.JsonSave(_signed(_about(workdir, step, score))),
+      ),
+      force=True,
+    )
+  if wait:
+    manager.wait_until_finished()
+
+
+def _settle(workdir: Path) -> None:
+  """Waits until what was saved is durable."""
+  for manager in _WRITERS.get(_folder(workdir), ()):
     manager.wait_until_finished()
 
 
@@ -44,7 +79,7 @@ def restore(workdir: Path, like: Tree) -> Tree | None:
 
   Leaves come back as those of `like` are: on its devices and shardings, or as
   NumPy. Newer ones that cannot be read are renamed, with a warning, so that
-  their steps can be saved again.
+  their steps can be saved again. All hosts restore the same one.
 
   Raises ValueError when the checkpoint is a tree of other names, shapes or
   dtypes, and when there are checkpoints but none can be read.
@@ -53,15 +88,17 @@ def restore(workdir: Path, like: Tree) -> Tree | None:
 
   names = _named(like)
   unreadable: list[int] = []
-  for step in sorted(_steps(workdir), reverse=True):
+  for step in hosts.from_first(lambda: sorted(_steps(workdir), reverse=True)):
+    error = difference = read = None
     try:
-      found = dict(_reader(workdir).item_metadata(step).items())
+      about, found = _metadata(workdir, step)
       if not (difference := _compare(found, names)):
-        read = _reader(workdir).restore(
-          step,
-          args=ocp.args.StandardRestore(jax.tree.map(_abstract, names)),
-        )
-    except Exception as error:  # Orbax raises what its layers raise.
+        wanted = ocp.args.StandardRestore(jax.tree.map(_abstract, names))
+        args = ocp.args.Composite(state=wanted)
+        read = _reader(workdir).restore(step, args=args).state
+    except Exception as raised:  # Orbax raises what its layers raise.
+      error = raised
+    if not hosts.all_gather(np.bool_(error is None)).all():
       logging.warning(
         "the checkpoint of step %d in %s cannot be read (%s)",
         step,
@@ -73,6 +110,7 @@ def restore(workdir: Path, like: Tree) -> Tree | None:
     if difference:
       raise ValueError(f"checkpoint of another model: {difference}")
     _set_aside(workdir, unreadable)
+    _check_rows(workdir, about)
     return jax.tree_util.tree_map_with_path(
       lambda path, leaf, read=read: _place(read.get(_name(path)), leaf), like
     )
@@ -89,6 +127,11 @@ def latest_step(workdir: Path) -> int | None:
   return max(_steps(workdir), default=None)
 
 
+def best_step(workdir: Path) -> int | None:
+  """The step of the kept checkpoint with the highest score, or None."""
+  return _best(_folder(workdir), _steps(workdir))
+
+
 def load_params(path: Path, prefix: str = "train.params") -> Any:
   """The parameters in the newest checkpoint of a workdir, as nested dicts.
 
@@ -102,7 +145,7 @@ def load_params(path: Path, prefix: str = "train.params") -> Any:
     raise FileNotFoundError(f"no checkpoint in {path}")
   wanted = {
     name: leaf
-    for name, leaf in _reader(path).item_metadata(step).items()
+    for name, leaf in _metadata(path, step)[1].items()
     if name.startswith(prefix + ".")
   }
   if not wanted:
@@ -110,7 +153,7 @@ def load_params(path: Path, prefix: str = "train.params") -> Any:
   as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     read = checkpointer.restore(
-      _folder(path) / str(step) / "default",  # Orbax's name for one item.
+      f"{_folder(path)}/{step}/state",
       args=ocp.args.PyTreeRestore(
         wanted,
         restore_args=dict.fromkeys(wanted, as_numpy),
@@ -126,46 +169,115 @@ def load_params(path: Path, prefix: str = "train.params") -> Any:
   return tree
 
 
-def claim(
-  workdir: Path, config: Mapping[str, Any], *, ignore: tuple[str, ...] = ()
-) -> None:
-  """Makes `workdir` the place of this config, or finds that it is another's.
+def keep_at(workdir: Path, place: str) -> None:
+  """Keeps the checkpoints of `workdir` elsewhere: gs://bucket/run, s3://...
 
-  The first start writes `config.json`; later ones compare. Keys under a dotted
-  prefix in `ignore` (the length of the run, what is logged) may change.
-
-  Raises ValueError when another key did, or when another process runs here.
+  Then the workdir, with the reports, may be a folder of the first host's own.
   """
   path = pathlib.Path(workdir)
   path.mkdir(parents=True, exist_ok=True)
-  if jax.process_index():
-    return
-  _lock(path)
-  new = json.loads(json.dumps(dict(config), default=str))
-  file = path / "config.json"
-  if file.exists():
-    was, now = _flat(json.loads(file.read_text())), _flat(new)
-    for key in sorted(was.keys() | now.keys()):
-      if any(key == p or key.startswith(p + ".") for p in ignore):
-        continue
-      if was.get(key, "absent") != now.get(key, "absent"):
-        raise ValueError(
-          f"{workdir} belongs to another config: {key} was "
-          f"{was.get(key, 'absent')!r}, is {now.get(key, 'absent')!r}; choose "
-          "another --workdir, or delete it to start over"
-        )
-  draft = path / "config.json.tmp"
-  draft.write_text(json.dumps(new, indent=2) + "\n")
-  os.replace(draft, file)
+  if _is_remote(place):
+    from etils import epath
+
+    try:
+      epath.Path(place).exists()
+    except ImportError as error:
+      raise ValueError(
+        f"{place} needs a package for its kind of bucket: pip install "
+        f"{'gcsfs' if place.startswith('gs') else 's3fs'}"
+      ) from error
+  (path / _ELSEWHERE).write_text(place.rstrip("/") + "\n")
 
 
-def _folder(workdir: Path) -> pathlib.Path:
-  return pathlib.Path(workdir).absolute() / FOLDER
+def _folder(workdir: Path) -> str:
+  path = pathlib.Path(workdir).absolute()
+  if (path / _ELSEWHERE).exists():
+    return (path / _ELSEWHERE).read_text().strip() + f"/{FOLDER}"
+  return str(path / FOLDER)
+
+
+def _is_remote(folder: str) -> bool:
+  return "://" in folder
 
 
 def _steps(workdir: Path) -> list[int]:
-  names = (p.name for p in _folder(workdir).glob("[0-9]*") if p.is_dir())
+  _settle(workdir)
+  folder = _folder(workdir)
+  if _is_remote(folder):  # A bucket cannot rename: Orbax marks what is whole.
+    import orbax.checkpoint as ocp
+
+    return ocp.path.step.checkpoint_steps(folder)
+  names = (p.name for p in pathlib.Path(folder).glob("[0-9]*") if p.is_dir())
   return [int(name) for name in names if name.isdigit()]
+
+
+def _about(workdir: Path, step: int, score: float | None) -> dict[str, Any]:
+  """What a checkpoint says of its run: also how long its files are."""
+  files = {name: pathlib.Path(workdir) / name for name in _ROWS}
+  sizes = {k: file.stat().st_size for k, file in files.items() if file.exists()}
+  score = None if score is None else float(score)
+  return {"step": int(step), "score": score, "rows": sizes}
+
+
+def _signed(about: dict[str, Any]) -> dict[str, Any]:
+  text = json.dumps(about, sort_keys=True)
+  return about | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _read_about(folder: str, step: int) -> dict[str, Any]:
+  from etils import epath
+
+  file = epath.Path(folder) / str(step) / "about" / "metadata"
+  return json.loads(file.read_text())
+
+
+def _best(folder: str, steps: Sequence[int]) -> int | None:
+  """The step with the highest score; none of those still being written."""
+  scores = {}
+  for step in steps:
+    with contextlib.suppress(OSError, ValueError):
+      scores[step] = _read_about(folder, step)["score"]
+  scores = {step: score for step, score in scores.items() if score is not None}
+  return max(scores, key=lambda step: scores[step], default=None)
+
+
+class _LastAndBest:
+  """Orbax's question which checkpoints stay, answered."""
+
+  def __init__(self, folder: str, keep: int | None):
+    self._folder, self._keep = folder, keep
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    """Of checkpoints in the order of their steps."""
+    del context
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    kept = {*steps[-(self._keep or 0) :], _best(self._folder, steps)}
+    return [step in kept for step in steps]
+
+
+def _metadata(workdir: Path, step: int) -> tuple[dict, dict]:
+  """What a checkpoint says of its run, and of the leaves of its tree.
+
+  Raises ValueError if that is not what was written.
+  """
+  signed = _read_about(_folder(workdir), step)
+  about = {k: v for k, v in signed.items() if k != "sha256"}
+  if _signed(about) != signed or about["step"] != step:
+    raise ValueError("its checksum is wrong")
+  return about, dict(_reader(workdir).item_metadata(step).state.items())
+
+
+def _check_rows(workdir: Path, about: Mapping[str, Any]) -> None:
+  """Says what is missing of the metrics that were there already."""
+  now = _about(workdir, about["step"], None)["rows"]
+  for name, size in about["rows"].items():
+    if hosts.is_first() and now.get(name, 0) < size:
+      logging.warning(
+        "%s in %s is shorter than it was at step %d: some of its rows are lost",
+        name,
+        workdir,
+        about["step"],
+      )
 
 
 @functools.lru_cache(maxsize=8)
@@ -173,20 +285,26 @@ def _manager(folder: str, keep: int | None):
   """Orbax's manager of a folder; None keeps all, and only reads."""
   import orbax.checkpoint as ocp
 
-  return ocp.CheckpointManager(
+  manager = ocp.CheckpointManager(
     folder,
-    item_handlers=ocp.StandardCheckpointHandler(),
+    item_handlers={
+      "state": ocp.StandardCheckpointHandler(),
+      "about": ocp.JsonCheckpointHandler(),
+    },
     options=ocp.CheckpointManagerOptions(
-      max_to_keep=keep,
-      enable_async_checkpointing=False,
+      preservation_policy=_LastAndBest(folder, keep),
+      enable_async_checkpointing=keep is not None,
       create=keep is not None,
       cleanup_tmp_directories=keep is not None,
     ),
   )
+  if keep is not None:
+    _WRITERS.setdefault(folder, []).append(manager)
+  return manager
 
 
 def _reader(workdir: Path):
-  return _manager(str(_folder(workdir)), None)
+  return _manager(_folder(workdir), None)
 
 
 def _name(path) -> str:
@@ -241,39 +359,18 @@ def _describe(leaf) -> str:
 
 def _set_aside(workdir: Path, steps: list[int]) -> None:
   """Renames checkpoints, and forgets the managers that knew them."""
-  if steps and jax.process_index() == 0:
-    for step in steps:
-      aside = _folder(workdir) / f"{step}.unreadable"
-      shutil.rmtree(aside, ignore_errors=True)
-      os.replace(_folder(workdir) / str(step), aside)
-  if steps:
-    _manager.cache_clear()
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      flat |= _flat(value, f"{prefix}{key}.")
-    else:
-      flat[prefix + key] = value
-  return flat
-
-
-def _lock(path: pathlib.Path) -> None:
-  """Keeps a second process out of the workdir for as long as this one lives."""
-  name = str(path.absolute())
-  if name in _LOCKS:
+  if not steps:
     return
-  lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-  try:
-    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    os.close(lock)
-    raise ValueError(
-      f"{path} is in use by another process; wait for it, or choose another "
-      "--workdir"
-    ) from None
-  except OSError:  # A file system without locks.
-    pass
-  _LOCKS[name] = lock
+
+  def rename():
+    from etils import epath
+
+    for step in steps:
+      aside = epath.Path(_folder(workdir)) / f"{step}.unreadable"
+      if aside.exists():
+        aside.rmtree()
+      (aside.parent / str(step)).rename(aside)
+
+  hosts.from_first(rename)  # All wait for it.
+  _manager.cache_clear()
+  _WRITERS.clear()

@@ -121,7 +121,7 @@ def stop_if_told() -> None:
       raise interrupt.Interrupted(int(signums.max()))
 
 
-def all_gather(array: np.ndarray) -> np.ndarray:
+def all_gather(array: np.ndarray | np.generic) -> np.ndarray:
   """What every host brings, bit for bit [N, ...]; all bring the same shape."""
   array = np.asarray(array)
   if not _State.joined:
@@ -150,11 +150,13 @@ def from_first(make: Callable[[], Value]) -> Value:
   return json.loads(text)
 
 
-def leave(code: int) -> None:
-  """Ends this process; after a failure without waiting for the others."""
-  if _State.joined:
-    _exit(code)
-  sys.exit(code)
+def leave(code: Any) -> None:
+  """`sys.exit`; after a failure without waiting for the others."""
+  if not _State.joined:
+    sys.exit(code)
+  if isinstance(code, str):
+    print(code, file=sys.stderr)
+  _exit(code if isinstance(code, int) else 1)
 
 
 def _join(arguments: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ update (`--update_rows`), other places for the metrics (`--sinks=wandb`). With
 
 On several hosts every one runs the same command; TPU pods, SLURM, Open MPI and
 Kubernetes tell it where the others are, `--coordinator_address` elsewhere. The
-workdir must be a folder that all of them see.
+workdir must be a folder that all of them see, or `--bucket=gs://bucket/run` be
+given for the checkpoints; then only the first host's workdir counts.
 """
 
 import inspect
@@ -54,6 +55,9 @@ _UPDATE_ROWS = flags.DEFINE_bool(
 _SINKS = flags.DEFINE_list(
   "sinks", None, "Where metrics go beside metrics.jsonl: tensorboard, wandb."
 )
+_BUCKET = flags.DEFINE_string(
+  "bucket", None, "Where checkpoints go instead: gs://bucket/run, s3://..."
+)
 _COORDINATOR = flags.DEFINE_string(
   "coordinator_address", None, "HOST:PORT of process 0, of several."
 )
@@ -86,6 +90,10 @@ def train(argv: list[str]) -> None:
     raise ValueError("no --workdir; say where the run's files should go")
   config.enable_compilation_cache()
   pathlib.Path(_WORKDIR.value).mkdir(parents=True, exist_ok=True)
+  if _BUCKET.value:
+    from r1jax import checkpoint  # A wrong command need not wait for JAX.
+
+    checkpoint.keep_at(_WORKDIR.value, _BUCKET.value)
   loop(settings, _WORKDIR.value, **asked)
   conclude(_WORKDIR.value)
 
@@ -146,6 +154,8 @@ def run() -> None:
       traceback.print_exc()
     print(f"error: {config.one_line(error)}", file=sys.stderr, flush=True)
     hosts.leave(2)
+  except SystemExit as stop:
+    hosts.leave(stop.code)
   except Exception:
     traceback.print_exc()
     hosts.leave(1)

@@ -57,6 +57,7 @@ from r1jax.training.exploration import (
 )
 from r1jax.training.update import init_state, make_optimizer, make_update
 from r1jax.types import Experience, Params, RLState
+from r1jax.workdir import claim
 
 MTP = ("frozen", "train", "drop")  # What RL does to the MTP blocks.
 OLD = ("sampler", "trainer")  # Whose log-probabilities the ratio divides by.
@@ -89,7 +90,7 @@ def train(
   model, params = load_model(config)
   inspection.check_vocabulary(words, model.config)
   inspection.check_prompts(inspection.in_memory(dataset), words, config)
-  checkpoint.claim(workdir, config.to_dict(), ignore=CHANGEABLE)
+  claim(workdir, config.to_dict(), ignore=CHANGEABLE)
   engine = make_engine(
     model,
     words,
@@ -137,7 +138,9 @@ def train(
         hosts.stop_if_told()
         round = step // config.minibatches
         if step:
-          observer.evaluate_if_due(step, state.train.params)
+          quality = observer.evaluate_if_due(step, state.train.params)
+          if quality is not None or step % config.checkpoint_every == 0:
+            checkpoint.save(workdir, step, state, score=quality)
         tracer.begin(round)
 
         # Sample from the policy; DAPO goes on until enough groups teach.
@@ -244,17 +247,15 @@ def train(
               f"{config.max_skipped} updates in a row had a gradient that is "
               f"not finite, the last at step {step}; lower the learning rate"
             )
-          if step % config.checkpoint_every == 0:
-            checkpoint.save(workdir, step, state)
         # The base is measured once a first round has shown that all is well.
         observer.evaluate_if_due(0, sharding.replicate(mesh, params))
-      observer.evaluate_if_due(step, state.train.params)
+      quality = observer.evaluate_if_due(step, state.train.params)
     except interrupt.Interrupted:
       with interrupt.deferred():
-        checkpoint.save(workdir, step, state)
+        checkpoint.save(workdir, step, state, wait=True)
       raise
     with interrupt.deferred():
-      checkpoint.save(workdir, step, state)
+      checkpoint.save(workdir, step, state, score=quality, wait=True)
     observer.summarise(workdir, step)
   return state
 

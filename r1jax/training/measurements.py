@@ -109,16 +109,16 @@ class Observer:
     """Shows how far the sampling of a round is."""
     self._writer.console.phase(f"sampling, {done} done, {tokens:,} tokens")
 
-  def evaluate_if_due(self, step: int, params) -> None:
+  def evaluate_if_due(self, step: int, params) -> float | None:
     """Measures the policy at the start, every `evaluation.every`, and at the
-    end, once each."""
+    end, once each; returns the mean pass@1 of the tasks, if it did."""
     config = self._config
     last = step == config.num_steps
     whole = step == 0 or last
     if not (whole or step % config.evaluation.every == 0):
-      return
+      return None
     if step in self._evaluated:
-      return
+      return None
     if self._sets is None:
       self._sets = evaluation(**config.evaluation.to_dict())
       for problems in self._sets["whole"]:
@@ -143,8 +143,19 @@ class Observer:
       ),
     )
     self._evaluated.add(step)
+    score = hosts.from_first(
+      lambda: float(
+        np.mean(
+          [
+            numbers[f"eval/{p.name}/pass@1"]
+            for p in problems
+            if not p.name.endswith("+1")
+          ]
+        )
+      )
+    )
     if not hosts.is_first():
-      return
+      return score
     numbers["perf/eval_time"] = time.monotonic() - began
     self._writer.write(step, **numbers)
     for problem in problems:
@@ -157,6 +168,7 @@ class Observer:
       )
     console.note(f"  in {numbers['perf/eval_time']:.1f} s")
     self._round_began = time.monotonic()
+    return score
 
   def write(
     self,

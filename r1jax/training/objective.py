@@ -72,8 +72,7 @@ def make_score(policy):
       return out.at[:, i].set(policy(params, packed, experts).logprobs)
 
     empty = jnp.zeros(rows[0].tokens.shape)
-    with jax.named_scope("microbatches"):
-      return jax.lax.fori_loop(0, count, one, empty)
+    return jax.lax.fori_loop(0, count, one, empty)
 
   return score
 

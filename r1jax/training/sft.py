@@ -25,6 +25,7 @@ from r1jax.training.update import (
   microbatches,
 )
 from r1jax.types import Packed, TrainState
+from r1jax.workdir import claim
 
 
 def train(
@@ -42,7 +43,7 @@ def train(
     profile: steps to trace.
     sinks: where metrics go beside metrics.jsonl; see `metrics.SINKS`.
   """
-  checkpoint.claim(workdir, config.to_dict(), ignore=CHANGEABLE)
+  claim(workdir, config.to_dict(), ignore=CHANGEABLE)
   mesh = sharding.make_mesh(**config.mesh)
   dataset = data.load(**config.dataset)
   load = lambda: tokenizer.fit_once(
@@ -90,10 +91,10 @@ def train(
             checkpoint.save(workdir, step, state)
     except interrupt.Interrupted:
       with interrupt.deferred():
-        checkpoint.save(workdir, int(state.step), state)
+        checkpoint.save(workdir, int(state.step), state, wait=True)
       raise
     with interrupt.deferred():
-      checkpoint.save(workdir, int(state.step), state)
+      checkpoint.save(workdir, int(state.step), state, wait=True)
       trained = sharding.local(state.params)
       if hosts.is_first():
         convert.save(

@@ -10,6 +10,7 @@ from r1jax import checkpoint
 from r1jax.models import convert as checkpoints
 from r1jax.models.presets import preset
 from r1jax.tools import convert, loading
+from r1jax.workdir import claim
 
 CONFIG = preset("tiny_deepseek", vocab_size=480)
 
@@ -27,7 +28,7 @@ def words(tmp_path, write_tokenizer):
 def run_of(tmp_path, loop, tree, **config):
   """The workdir of a run that saved `tree`."""
   workdir = tmp_path / "run"
-  checkpoint.claim(workdir, dict(loop=loop, **config))
+  claim(workdir, dict(loop=loop, **config))
   checkpoint.save(workdir, 7, tree)
   return workdir
 
