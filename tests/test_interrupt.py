@@ -133,3 +133,12 @@ def test_the_second_signal_ends_it_at_once():
       process.send_signal(signal.SIGINT)
     assert process.wait(timeout=20) == 128 + signal.SIGINT
     assert "work since the last one is lost" in process.stderr.read()
+
+
+def test_held_a_signal_is_only_noted():
+  with interrupt.guard():
+    with interrupt.held():
+      send(signal.SIGTERM)
+      with interrupt.deferred():
+        pass
+      assert interrupt.received() == signal.SIGTERM

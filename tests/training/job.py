@@ -27,6 +27,7 @@ def praise(example, completion):
   kind, _, rest = when.partition(":")
   if rest == f"{jax.process_index()}:{example.id}":
     if kind == "kill":
+      open(os.environ["DIED"], "w").close()
       os.kill(os.getpid(), signal.SIGKILL)
     if kind == "term":
       os.kill(os.getpid(), signal.SIGTERM)

@@ -1,15 +1,21 @@
 """Several processes are one run: they compute, fail, stop and resume as one."""
 
 import importlib.util
+import os
 import pathlib
+import shutil
+import signal
+import time
 
 import jax
+import numpy as np
 import pytest
 
-from r1jax import checkpoint
+from r1jax import checkpoint, data
 from r1jax.data import tokenizer
 from r1jax.models import convert
 from r1jax.models.presets import preset
+from r1jax.types import Example
 
 
 def beside(name):
@@ -23,6 +29,10 @@ def beside(name):
 
 job = beside("job")
 pytestmark = pytest.mark.cluster
+
+# The second problem of each round is in the second shard's queue.
+LETTERS = [Example("", "", "", str(i)) for i in range(40)]
+IDS = [data.draw(LETTERS, 4, seed=3, step=i)[1].id for i in range(4)]
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +57,11 @@ def command(random_params, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(command, tmp_path_factory):
   """`run(processes, devices, workdir, *flags)`: a job, from start to end."""
-  cache = str(tmp_path_factory.mktemp("xla"))
+  name = "JAX_COMPILATION_CACHE_DIR"
+  cache = os.environ.get(name) or str(tmp_path_factory.mktemp("xla"))
 
   def run(processes, devices, workdir, *flags, **env):
-    env = (
-      dict(
-        JAX_COMPILATION_CACHE_DIR=cache, JAX_DISABLE_MOST_OPTIMIZATIONS="true"
-      )
-      | env
-    )
+    env = {name: cache, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"} | env
     flags = [f"--workdir={workdir}", *flags]
     return job.finish(job.start([*command, *flags], processes, devices, **env))
 
@@ -86,3 +92,70 @@ def test_two_processes_are_one_bit_for_bit(run, tmp_path):
     alone / completions
   ).read_bytes()
   assert "report" not in said, "only the first host reports"
+
+
+def test_four_processes_are_one_but_for_rounding(run, tmp_path):
+  """A sum over four comes in another order."""
+  alone, together = tmp_path / "alone", tmp_path / "together"
+  flags = ["--config.num_steps=1", "--config.reference_every=1"]
+  succeeded(run(1, 4, alone, *flags))
+  succeeded(run(4, 1, together, *flags))
+  first, same = (
+    next(row for row in job.rows(workdir) if "loss/total" in row)
+    for workdir in (alone, together)
+  )
+  assert first["reward/mean"] == same["reward/mean"]
+  for name in ("loss/total", "optim/grad_norm", "entropy/mean"):
+    np.testing.assert_allclose(first[name], same[name], rtol=1e-5, atol=1e-7)
+  one, other = map(checkpoint.load_params, (alone, together))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+    *(one, other),
+  )
+
+
+def test_a_killed_process_brings_the_others_down_by_name(run, tmp_path):
+  """And restarts go on: the same number exactly, another one nearly."""
+  straight, killed = tmp_path / "straight", tmp_path / "killed"
+  succeeded(run(2, 1, straight))
+  died = tmp_path / "died"
+  ended = run(2, 1, killed, FAIL=f"kill:1:{IDS[3]}", DIED=str(died))
+  assert time.time() - died.stat().st_mtime < 60
+  assert ended[1][0] == -signal.SIGKILL
+  code, _, errors = ended[0]
+  assert code == 1
+  last = errors.strip().splitlines()[-1]
+  assert last.startswith("error: host 1 (") and "no sign of life" in last
+  assert checkpoint.latest_step(killed) == 2
+  elsewhere = tmp_path / "elsewhere"
+  shutil.copytree(killed, elsewhere)
+  succeeded(run(2, 1, killed))
+  assert job.rows(killed) == job.rows(straight)
+  assert_same_params(killed, straight)
+  succeeded(run(1, 4, elsewhere))
+  (one,), (same,) = (
+    [row for row in job.rows(workdir) if row["step"] == 3]
+    for workdir in (elsewhere, straight)
+  )
+  np.testing.assert_allclose(
+    one["loss/total"], same["loss/total"], rtol=1e-5, atol=1e-6
+  )
+
+
+def test_what_one_host_raises_all_report(run, tmp_path):
+  ended = run(2, 1, tmp_path / "run", FAIL=f"leave:1:{IDS[2]}")
+  assert [code != 0 for code, _, _ in ended] == [True, True]
+  assert "error: host 1 (" in ended[0][2]
+  assert "a host that gives up" in ended[0][2]
+
+
+def test_a_signal_to_one_stops_all_at_the_same_step(run, tmp_path):
+  straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+  succeeded(run(2, 1, straight))
+  ended = run(2, 1, stopped, FAIL=f"term:1:{IDS[2]}")
+  assert [code for code, _, _ in ended] == [143, 143], ended[0][2]
+  assert "stopped at step" in ended[0][2]
+  assert checkpoint.latest_step(stopped) == 3
+  succeeded(run(2, 1, stopped))
+  assert job.rows(stopped) == job.rows(straight)
+  assert_same_params(stopped, straight)
