@@ -33,6 +33,15 @@ BATCH = 16  # Calls in one message to a worker.
 MAX_LINE = 2**20  # Bytes of an answer.
 
 
+# What every worker begins with; see `worker.load`.
+PRELOAD = (
+  "r1jax.rewards.language:load",
+  "math_verify",
+  "reasoning_gym",
+  "r1jax.rewards.verifier:warm",
+)
+
+
 class Call(NamedTuple):
   """A function of a module, and what to call it with; all of it is pickled."""
 
@@ -107,7 +116,7 @@ class GraderPool:
     timeout: float,
     cpu_seconds: float | None = None,
     memory_gib: float = 4.0,
-    preload: Sequence[str] = ("r1jax.rewards", "reasoning_gym", "math_verify"),
+    preload: Sequence[str] = PRELOAD,
     canaries: Sequence[tuple[Call, float]] = CANARIES,
   ):
     if not 1 <= num_workers <= 256:

@@ -199,13 +199,13 @@ def _language(script: str, sentence: Sequence[str]) -> str | None:
 
 @functools.lru_cache(4096)
 def _ask(script: str, text: str) -> str:
-  ranked = _identifier().rank(text)
+  ranked = load().rank(text)
   return next(code for code, _ in ranked if code in SHARED[script])
 
 
 @functools.cache
-def _identifier():
-  # A second to read its model, 4 MB.
+def load():
+  """The identifier of languages; most of a second to read its model."""
   from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
   identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
