@@ -60,6 +60,12 @@ GROUP_REWARDS: dict[str, GroupReward] = {
   "preference": judge.group_reward,
 }
 
+# The same rewards, as (value, feedback): a line for the log on what went wrong.
+EXPLAINED: dict[str, Callable[..., tuple[float | None, str]]] = {
+  "accuracy": accuracy.judge,
+  "code": code.judge,
+}
+
 # These hand the policy's text to libraries that may hang or crash on it.
 POOLED = {"accuracy", "code", "cosine", "instructions", "language", "length"}
 
@@ -85,6 +91,7 @@ class Scores(NamedTuple):
   total: np.ndarray  # float64 [B]: the weighted sum of the parts.
   parts: dict[str, np.ndarray]  # Each reward's own float64 [B], unweighted.
   counts: dict[str, int]  # "timeouts" and "crashes": parts lost to them.
+  feedback: Sequence[str] = ()  # [B], of a program's tests, say; mostly "".
 
 
 def score(
@@ -135,7 +142,9 @@ def submit(
     if name in BACKGROUND
   }
   calls = {
-    name: [Call(REWARDS[name], pair, kwargs) for pair in pairs]
+    name: [
+      Call(EXPLAINED.get(name, REWARDS[name]), pair, kwargs) for pair in pairs
+    ]
     if name in REWARDS
     else [Call(GROUP_REWARDS[name], group, kwargs) for group in groups]
     for name, (_, kwargs) in spec.items()
@@ -146,7 +155,7 @@ def submit(
 
   def finish() -> Scores:
     counts = Counter(timeouts=0, crashes=0)
-    parts = {}
+    parts, feedback = {}, [""] * len(pairs)
     for name in spec:
       if name in waits:
         values = waits[name]()
@@ -155,6 +164,12 @@ def submit(
         counts.update(grading.counts)
       else:
         values = [_compute(name, call, counts) for call in calls[name]]
+      if name in EXPLAINED:
+        verdicts = [verdict or (None, "") for verdict in values]
+        values = [value for value, _ in verdicts]
+        feedback = [
+          said or why for said, (_, why) in zip(feedback, verdicts, strict=True)
+        ]
       if name in GROUP_REWARDS:
         values = _flatten(values, groups)
       parts[name] = np.array(
@@ -164,7 +179,7 @@ def submit(
     for name, (weight, _) in spec.items():
       if weight:
         total += weight * parts[name]
-    return Scores(total, parts, dict(counts))
+    return Scores(total, parts, dict(counts), feedback)
 
   return finish
 

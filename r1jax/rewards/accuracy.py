@@ -39,7 +39,7 @@ def extract(completion: Completion | str) -> str | None:
   head, found, tail = text.rpartition("</answer>")
   _, opened, answer = head.rpartition("<answer>")
   if not (found and opened):
-    if r"\boxed" in text:
+    if r"\boxed" in text or r"\fbox" in text:
       return math.last_boxed(text)
     marked = MARKED.search(text)
     return marked[1].strip() if marked else None
@@ -54,6 +54,13 @@ def reward(example: Example, completion: Completion) -> float | None:
     return WHOLE[family](example, completion)
   answer = extract(completion)
   return 0.0 if answer is None else grade(example, answer)
+
+
+def judge(example: Example, completion: Completion) -> tuple[float | None, str]:
+  """As `reward`, and what a program's tests say about it; "" for all else."""
+  if _family(example) == "code":
+    return code.judge(example, completion)
+  return reward(example, completion), ""
 
 
 def grade(example: Example, answer: str) -> float | None:

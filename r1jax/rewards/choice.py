@@ -18,9 +18,15 @@ LABELLED = re.compile(
 NAMED = re.compile(
   r"(?i:\b(?:answer|option|choice)s?\b(?:\s+is)?)\s*[:=]?\s*[*(\[\s]*([A-Z])\b"
   r"(?!\W*(?:(?:or|and)\b|[,/&])\W*[A-Z]\b)"
+  r"|(?i:\b(?:choose|chose|pick|select)\b)[*(\[\s]*([A-Z])\b(?!['’])"
+  r"(?!\W*(?:(?:or|and)\b|[,/&])\W*[A-Z]\b)"
+  r"|(?i:\b(?:answer|option|choice)\b(?:\s+is)?)\s*[:=]?\s*\(([a-z])\)"
+  r"|^\W*([A-Z])\W*\s(?:is|was)\s(?:the\s)?(?:correct|right|answer|best)\b"
   r"|(?:答案|选项?)(?:是|为|：|:)?\s*[*(（\s]*([A-Z])(?![A-Za-z])"
 )
-WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+WRAPPER = re.compile(
+  r"\\(?:text|textbf|mathrm|mathbf|mbox|boxed)\s*\{([^{}]*)\}"
+)
 
 
 def grade(example: Example, answer: str) -> float:
@@ -48,18 +54,26 @@ def letters(answer: str, choices: Sequence[str] = ()) -> str | None:
   alone = ALONE.fullmatch(text)
   if alone and (alone[1].isupper() or "(" in text):
     return alone[1].upper()
-  said = _fold(answer)
-  same = [i for i, choice in enumerate(choices) if _fold(choice) == said]
-  if said and len(same) == 1:
+  same = _same(answer, choices)
+  if len(same) == 1:
     return chr(ord("A") + same[0])
   if alone:
     return alone[1].upper()
   if (match := LABELLED.match(text)) and match.lastindex:
     return match[match.lastindex]
+  label, _, rest = text.partition(" ")
+  if [label.upper()] == [chr(ord("A") + i) for i in _same(rest, choices)]:
+    return label.upper()
   if SEVERAL.fullmatch(text):
     return "".join(sorted({*re.findall("[A-H]", text)}))
-  named = {a or b for a, b in NAMED.findall(text)}
+  named = {"".join(found).upper() for found in NAMED.findall(text)}
   return named.pop() if len(named) == 1 else None
+
+
+def _same(answer: str, choices: Sequence[str]) -> list[int]:
+  """Which of the choices the answer says, word for word."""
+  said = _fold(answer)
+  return [i for i, choice in enumerate(choices) if said == _fold(choice) != ""]
 
 
 def _fold(text: str) -> str:

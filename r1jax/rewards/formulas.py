@@ -137,6 +137,9 @@ def _atom(tokens: list[str]) -> complex:
   if token == r"\frac":
     over = _argument(tokens)
     return over / _argument(tokens)
+  if token == r"\sqrt" and "".join(tokens[-3:]).endswith("-{"):
+    if re.match(r"[\d.]", tokens[-3]) and tokens[-4] == "}":
+      return 1j * abs(_argument(tokens)) ** 0.5
   if token == r"\sqrt":
     degree = _atom(tokens) if tokens[-1] == "[" else 2 + 0j
     return _raise(_argument(tokens), 1 / degree)

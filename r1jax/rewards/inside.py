@@ -41,6 +41,7 @@ OPERATIONS = {
   "iter": iter,
   "next": next,
   "len": len,
+  "bool": bool,
   "str": str,
 }
 
@@ -129,7 +130,8 @@ class Program:
 class Remote:
   """An object that only the program has: it can be used, but not compared.
 
-  What compares itself could say that it equals anything.
+  What compares itself could say that it equals anything. Whether it is true it
+  may say: where a test asks for no more, True itself would do.
   """
 
   def __init__(self, program: Program, name: str):
@@ -157,13 +159,16 @@ class Remote:
   def __len__(self):
     return self._program.ask("len", self)
 
+  def __bool__(self):
+    return self._program.ask("bool", self)
+
   def __str__(self):
     return self._program.ask("str", self)
 
   def _refuse(self, *_):
     raise TypeError("an object of the program itself cannot be compared")
 
-  __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = _refuse
+  __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
   __hash__ = None
 
 

@@ -54,6 +54,12 @@ REWRITES = tuple(
   for pattern, replacement in (
     (r"\\textcircled\{(\w+)\}", r"\\text{(\1)}"),
     (r"\\(?:display|text)style(?![a-zA-Z])", ""),
+    (
+      r"\\(?:bf|it|rm|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge)(?![a-zA-Z])",
+      "",
+    ),
+    (r"\\(?:text)?color\{[^{}]*\}", ""),
+    (r"^\s*\\text\{\s*(\d[^{}]*)\}\W*$", r"\1"),
     (r"\\phantom\s*(?:\{[^{}]*\}|\S)", ""),
     (r"\\(?:left|right|middle)(?![a-zA-Z])\.?", ""),
     (r"\\[bB]igg?[lrm]?(?![a-zA-Z])", ""),
@@ -81,6 +87,10 @@ REWRITES = tuple(
     (r"\^?\s*(?:\^\s*\\circ|\{\s*\\circ\s*\})", r"^{\\circ}"),
     (r"\\(?:leqslant|leqq?)(?![a-zA-Z])", r"\\le"),
     (r"\\(?:geqslant|geqq?)(?![a-zA-Z])", r"\\ge"),
+    (
+      r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(\d{1,6})\s*\^\{\\circ\}[)}]?",
+      r"\1(\\frac{\2\\pi}{180})",
+    ),
     (r"\\neq(?![a-zA-Z])", r"\\ne"),
     (r"\\lt(?![a-zA-Z])", "<"),
     (r"\\gt(?![a-zA-Z])", ">"),

@@ -39,6 +39,7 @@ FORMULA = re.compile(
   r"[\\^_{}=+*/<>|\d]|(?<![a-zA-Z]{3})-|-(?![a-zA-Z]{3})"
   r"|\b(?:sin|cos|tan|log|ln|exp|sqrt|max|min)\b"
 )
+MARKS = re.compile(r"(?:\\text\{\(\d+\)\}\s*)+")  # Statements ①②.
 SHORT = re.compile("[A-Za-z]{2,3}")
 ASSIGNED = re.compile(r"([a-zA-Z])=([^=]+)")
 TIME = re.compile(
@@ -215,6 +216,8 @@ def _equal_leaves(gold: str, given: str, trust_strings: bool) -> bool:
   gold_letter = LETTER.fullmatch(squeeze(gold)) if len(gold) < 12 else None
   if gold_letter and (letter := LETTER.fullmatch(_unwrap(given).strip())):
     return (gold_letter[1] or gold_letter[2]) == (letter[1] or letter[2])
+  if MARKS.fullmatch(gold):
+    return {*re.findall(r"\d+", gold)} == {*re.findall(r"\d+", given)}
   sides = structure.split(gold, "="), structure.split(given, "=")
   if max(map(len, sides)) > 1:
     return _equal_equations(sides, trust_strings)

@@ -8,7 +8,7 @@ from r1jax.rewards import quantity
 LEAD = re.compile(
   r"^.*\b(?:answer|result|solution|option|choice)\b(?:\s*(?:is|are|:|=))+[*_]*"
   r"|^\W*(?:option|choice)\b"
-  r"|^.*答案(?:是|为|：|:)"
+  r"|^.*答案?(?:是|为|：|:)|^\W*选择?"
   r"|^\W*(?:A|Ans|Answer)\s*:[*_]*"
   r"|^\W*(?:(?:so|thus|hence|therefore|then)\b,?)?\s*"
   r"(?:it(?:'s| is)|that is|we (?:get|have)|there (?:are|is)|equals|about"

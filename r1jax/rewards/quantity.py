@@ -60,6 +60,8 @@ SPELLED = (
   "zero one two three four five six seven eight nine ten eleven twelve "
   "thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
 ).split()
+HAN_UNIT = re.compile("千[克米瓦卡]")
+HAN = "零一二三四五六七八九十"
 # Words after a number that make another number of it.
 OTHER = re.compile(
   r"\b(half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|eighths?|tenths?"
@@ -77,9 +79,10 @@ WORDS = re.compile(
   r"(?:(?<=[\d})])|(?<=\d%))\s*"
   r"([a-zA-Z\u4e00-\u9fff$€][^{}\\^=<>()+*|&\d]*)(?:\^\{?[23]\}?)?$"
 )
+MARK = re.compile(r"\(\d+\)")  # One of several statements.
 RATE = re.compile(r"[a-zA-Z]+\s?(?:/|per)\s?[a-zA-Z]+")
 DEGREES = re.compile(r"\^\{\\circ\}\s*(?:\\text\{\s*([CF]?)\s*\}|([CF]))?$")
-RADIX = re.compile(r"([0-9A-Za-z]+)_\{?(?:\\text\{)?\s*(\w+)\s*\}*")
+RADIX = re.compile(r"\(?([0-9A-Za-z]+)\)?_\{?(?:\\text\{)?\s*(\w+)\s*\}*")
 FRACTION = re.compile(r"\\frac\{(-?[\d.,]+)\}\{(-?[\d.,]+)\}")
 MIXED = re.compile(r"(-?)(\d+)\\frac\{(\d+)\}\{(\d+)\}")
 POWER_OF_TEN = re.compile(
@@ -117,11 +120,11 @@ def split_unit(text: str) -> tuple[str, str]:
     return text, ""
   if bare and not _is_unit(head, words):
     return text, ""
-  if OTHER.search(words):
+  if OTHER.search(words) or MARK.fullmatch(words):
     return text, ""
   first, _, others = words.partition(" ")
   scale = first.lower() if first.lower() in SCALES else ""
-  if not scale and words[:1] in SCALES:
+  if not scale and words[:1] in SCALES and not HAN_UNIT.match(words):
     scale, others = words[0], words[1:]
   if scale:
     number = read(head)
@@ -202,6 +205,8 @@ def _value(text: str) -> Fraction | None:
     return -value if match[1] else value
   if (word := text.lower()) in SPELLED:
     return Fraction(SPELLED.index(word))
+  if len(text) == 1 and text in HAN:
+    return Fraction(HAN.index(text))
   return arithmetic.number(text)
 
 

@@ -39,6 +39,10 @@ BOUND = re.compile(
 BOUND_BACK = re.compile(
   rf"(.+?)(<|>|\\le(?![a-zA-Z])|\\ge(?![a-zA-Z]))\s*({VARIABLE})\s*"
 )
+ABSOLUTE = re.compile(
+  rf"\|\s*({VARIABLE})\s*\|\s*(<|>|\\le(?![a-zA-Z])|\\ge(?![a-zA-Z]))(.+)"
+)
+EXCEPT = re.compile(rf"\s*({VARIABLE})\s*\\ne(?![a-zA-Z])\s*(-?[\d.]+)")
 BUILDER = re.compile(r"[^|:]*?(?:\||\\mid(?![a-zA-Z])|:)")  # {x | ...}
 RELATION = re.compile(r"[<>=]|\\(?:le|ge|ne)(?![a-zA-Z])")
 FLIP = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
@@ -73,6 +77,7 @@ def read(text: str) -> Parts:
     or _union(text)
     or _bracketed(text)
     or _separated(text)
+    or _absolute(text)
     or _inequality(text)
     or _plus_minus(text)
     or Parts("leaf", text)
@@ -196,6 +201,22 @@ def _inequality(text: str) -> Parts | None:
       low, first, second, high = bound, FLIP[sign], "<", INFINITY
   brackets = ("(" if first == "<" else "[") + (")" if second == "<" else "]")
   return Parts("tuple", parts=(_leaf(low), _leaf(high)), brackets=brackets)
+
+
+def _absolute(text: str) -> Parts | None:
+  """|x| < 2 as -2 < x < 2, |x| > 2 as x < -2 or x > 2, x != 2 likewise."""
+  if match := EXCEPT.fullmatch(text):
+    name, bound = match.groups()
+    parts = (f"{name} < {bound}", f"{name} > {bound}")
+    return Parts("union", parts=tuple(map(_inequality, parts)))
+  match = ABSOLUTE.fullmatch(text)
+  if not match or RELATION.search(match[3]):
+    return None
+  name, sign, bound = match.groups()
+  if sign in ("<", r"\le"):
+    return _inequality(f"-({bound}) {sign} {name} {sign} {bound}")
+  parts = (f"{name} {FLIP[sign]} -({bound})", f"{name} {sign} {bound}")
+  return Parts("union", parts=tuple(map(_inequality, parts)))
 
 
 def _plus_minus(text: str) -> Parts | None:

@@ -38,6 +38,12 @@ CONTAINERS = (
     lambda items: complex(*items),
   ),
   (
+    b"r",
+    range,
+    lambda value: (value.start, value.stop, value.step),
+    lambda items: range(*items),
+  ),
+  (
     b"d",
     dict,
     lambda value: [each for pair in dict.items(value) for each in pair],

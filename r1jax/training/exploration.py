@@ -172,6 +172,7 @@ def _merge(scores: Sequence[Scores], kept: np.ndarray, group: int) -> Scores:
   take = lambda arrays: (
     np.concatenate(arrays).reshape(-1, group)[kept].reshape(-1)
   )
+  said = [*itertools.chain(*(s.feedback for s in scores))]
   return scores[0]._replace(
     total=take([s.total for s in scores]),
     parts={
@@ -180,4 +181,5 @@ def _merge(scores: Sequence[Scores], kept: np.ndarray, group: int) -> Scores:
     counts={
       name: sum(s.counts[name] for s in scores) for name in scores[0].counts
     },
+    feedback=[said[p * group + g] for p in kept if said for g in range(group)],
   )

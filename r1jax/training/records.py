@@ -4,12 +4,12 @@
 
 A line holds `round`, `step` (of the policy that sampled), `row` [prompt,
 completion], `shape` [P, G, Tp, Tc] of the round; `id`, `domain`, `prompt`,
-`answer`, `completion` as text; `rewards` by name, their weighted sum `reward`
-and `advantage`; `finish`, `length`, `max_tokens`, `prefill`; `prompt_tokens`
-and `completion_tokens`; `logprobs` and, where recorded, `experts`, as bytes in
-base64, which come back bit for bit; `counts` of the graders, and `facts` that
-the loop wants back. A null is a reward that could not be graded. What is not
-listed here is not read.
+`answer`, `completion` as text; `rewards` by name, their weighted sum `reward`,
+`advantage`, and the `feedback` of a program's tests; `finish`, `length`,
+`max_tokens`, `prefill`; `prompt_tokens` and `completion_tokens`; `logprobs`
+and, where recorded, `experts`, as bytes in base64, which come back bit for bit;
+`counts` of the graders, and `facts` that the loop wants back. A null is a
+reward that could not be graded. What is not listed here is not read.
 
 The same round gives the same bytes, so that a run that resumes writes again
 what it wrote before.
@@ -133,6 +133,7 @@ def _lines(
       "rewards": {k: _known(v[i]) for k, v in scores.parts.items()},
       "reward": _known(scores.total[i]),
       "advantage": float(advantages[p, g]),
+      "feedback": scores.feedback[i] if scores.feedback else "",
       "finish": completion.finish,
       "length": end,
       "max_tokens": completion.max_tokens,
@@ -269,6 +270,7 @@ def _record(lines: Sequence[dict[str, Any]], shape: tuple) -> Record:
         for name in lines[0]["rewards"]
       },
       counts=lines[0]["counts"],
+      feedback=[line.get("feedback", "") for line in lines],
     ),
     advantages=np.float64(stack("advantage")),
     facts=lines[0]["facts"],

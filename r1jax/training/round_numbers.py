@@ -172,6 +172,7 @@ def completion_rows(
         "rewards": {k: float(v[i]) for k, v in scores.parts.items()},
         "reward": float(scores.total[i]),
         "advantage": float(flat[i]),
+        "feedback": scores.feedback[i] if scores.feedback else "",
         "length": written[i].num_tokens,
         "finish": written[i].finish,
       }

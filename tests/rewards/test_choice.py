@@ -33,6 +33,12 @@ EXAMPLE = Example(
     "The correct answer is C) Paris",
     "答案是C",
     "选C",
+    "option (c)",
+    r"\boxed{C}",
+    "I choose C.",
+    "C is correct",
+    "C Paris",
+    "c paris",
   ],
 )
 def test_a_letter_or_its_text_names_the_choice(answer):
@@ -42,7 +48,16 @@ def test_a_letter_or_its_text_names_the_choice(answer):
 @pytest.mark.parametrize(
   "answer",
   ["", "A", "D", "(B)", "Rome", "1", "A, C", "CD", "B or C", "Cat", "C or D"]
-  + ["The answer is C or D", "I. C. E.", "Because", "\0", "C" * 5000],
+  + [
+    "The answer is C or D",
+    "I choose C or D",
+    "C Rome",
+    "option (b)",
+    "I. C. E.",
+    "Because",
+    "\0",
+    "C" * 5000,
+  ],
 )
 def test_another_letter_or_several_do_not(answer):
   assert choice.grade(EXAMPLE, answer) == 0.0

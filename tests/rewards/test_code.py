@@ -157,6 +157,13 @@ def f(n):
   assert judge(tests, "def f(n): return range(max(n, 0))").score == 0.0
 
 
+def test_ranges_and_what_is_true_may_be_tested():
+  assert judge("assert f(2) == range(2)", "f = range").score == 1.0
+  program = "import re\ndef f(x): return re.match('a', x)"
+  assert judge("assert f('ab')\nassert not f('b')", program).score == 1.0
+  assert judge("assert f('b')", program).score == 0.0
+
+
 def test_tests_may_hand_over_types_but_no_objects_of_their_own():
   tests = "assert f([1, 'a'], int) == [1]\nassert f([1, 'a'], str) == ['a']"
   program = "def f(x, kind): return [e for e in x if isinstance(e, kind)]"
@@ -342,6 +349,9 @@ def test_in_a_pool_it_is_the_same(kind):
     there = rewards.score(examples, texts, pool=pool, **spec)
   for scores in (here, there):
     np.testing.assert_array_equal(scores.total, [2.0, 0.0, 0.0, 2.0])
+    fine, wrong_one, endless, _ = scores.feedback
+    assert fine == "" and "AssertionError" in wrong_one
+    assert "out of time" in endless
     assert scores.counts == dict(timeouts=0, crashes=0)
 
 
@@ -353,6 +363,9 @@ def test_accuracy_runs_the_programs_of_its_domain(bwrap):
   right = completion("print(sum(map(int, input().split())))")
   texts = [right, Completion(r"</think>\boxed{7}")]
   assert rewards.score(examples, texts, accuracy=1.0).total.tolist() == [1, 1]
+  scores = rewards.score(examples, [completion("print(0)")] * 2, accuracy=1.0)
+  assert scores.total.tolist() == [0, 0]
+  assert "case 1: printed" in scores.feedback[0] and not scores.feedback[1]
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_a_formula_has_its_value(text, expected):
     r"\log2",
     "|x|",
     "(-8)^{1/3}",
-    r"\sqrt{-2}",
+    r"\sqrt{-x}",
   ]
   + [
     "9^{99}",

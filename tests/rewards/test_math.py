@@ -18,6 +18,7 @@ needs_data = pytest.mark.skipif(
 RIGHT = [
   ("6", r"\boxed{6}"),
   ("6", "<answer>6</answer>"),
+  ("6", r"\fbox{6}"),
   ("6", "<answer> $6$. </answer>"),
   ("6", r"<answer>\boxed{5}, no wait, \boxed{6}</answer>"),
   ("72", r"<answer>\$72</answer>"),

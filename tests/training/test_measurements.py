@@ -120,6 +120,7 @@ def test_updates_of_a_round_are_averaged_and_maxima_are_not():
 
 def test_completions_are_shown_with_their_own_numbers():
   told = scores([1, 0, 0, 0, 0, 1, 0, 0, 0])
+  told = told._replace(feedback=[f"said of {i}" for i in range(9)])
   advantages = np.arange(9.0).reshape(3, GROUP)
   rows = [
     *round_numbers.completion_rows(
@@ -139,6 +140,7 @@ def test_completions_are_shown_with_their_own_numbers():
     "rewards": {"accuracy": 0.0, "format": 1.0},
     "reward": 1.0,
     "advantage": 4.0,
+    "feedback": "said of 4",
     "length": 5,
     "finish": "stop",
   }

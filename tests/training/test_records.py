@@ -54,6 +54,7 @@ def make_round(seed=0, experts=False):
       "format": rng.random(6),
     },
     counts={"timeouts": 1, "crashes": 0},
+    feedback=["", "test 1: é\ud800", "", "", "", ""],
   )
   return dict(
     step=8,
@@ -83,6 +84,7 @@ def test_a_round_comes_back_bit_for_bit(tmp_path, compress, experts):
   for name in ("step", "examples", "written", "facts"):
     assert getattr(read, name) == made[name]
   assert read.scores.counts == made["scores"].counts
+  assert read.scores.feedback == made["scores"].feedback
 
 
 def test_the_same_round_is_the_same_bytes(tmp_path):
