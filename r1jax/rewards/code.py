@@ -99,8 +99,11 @@ def judge(
     completion: what was written.
     partial: True to score the share of tests that pass; else any failure is 0,
       and ends the grading.
-    seconds: for all tests together; keep it below the grader pool's limit. What
-      is not done by then has failed.
+    seconds: of wall clock, for all tests together, once the sandbox is up. What
+      is not done by then has failed, also on a machine that had no time for it:
+      give several times what a good program needs, and no more workers than
+      cores. To set the sandbox up is no program's fault and not in it. Keep it
+      below the grader pool's limit, at which the program is not graded (None).
     sandbox: "bwrap", or "none" for no isolation at all.
 
   Raises ValueError if the example has no tests that could be run, RuntimeError

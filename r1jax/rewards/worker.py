@@ -124,6 +124,7 @@ def work(pool: socket.socket, memory: int) -> None:
   for fd in range(3):  # The control socket among them.
     os.dup2(null, fd)
   gc.enable()
+  gc.set_threshold(50_000)  # Formulas are many small objects, few in cycles.
   pool.sendall(b"\n")
   frames = pool.makefile("rb")
   with contextlib.suppress(EOFError, OSError):

@@ -10,7 +10,9 @@ grader pool. Both grade the same answers in the same run, and the verdicts are
 compared.
 """
 
+import functools
 import importlib.util
+import operator
 import os
 import sys
 import time
@@ -58,29 +60,37 @@ def rewards() -> dict:
     pool.warm()
     report["pool_start_seconds"] = round(time.perf_counter() - start, 2)
     _prepare_loop()
-    totals = {"loop": 0.0, "pool": 0.0}
+    totals, looped = {"loop": 0.0, "pool": 0.0}, {}
     for name, rows in halves.items():
       print(f"grading the {name} half ...", file=sys.stderr)
-      report[name] = half = compare(pool, rows)
+      looped[name], seconds = _timed(functools.partial(_loop_over, rows))
+      report[name] = half = compare(pool, rows, looped[name], seconds)
       for side in totals:
         totals[side] += half[f"{side}_seconds"]
     report["all"] = {"ratio": round(totals["loop"] / totals["pool"], 2)}
     report["fast_path_off"] = without_fast_path(
-      pool, halves["math"], report["math"]["loop_seconds"]
+      pool, halves["math"], looped["math"], report["math"]["loop_seconds"]
     )
-  report["hostile"] = with_hostile(halves["math"])
+  report["hostile"] = with_hostile(halves["math"] + halves["gsm8k"])
   if importlib.util.find_spec("r1jax.rewards.code"):
     report["programs"] = programs()
   return report
 
 
-def compare(pool: GraderPool, rows: Sequence[Row]) -> dict:
-  """One half, by the loop and by the pool."""
-  looped, seconds = _timed(lambda: [loop(*row) for row in rows])
+def compare(
+  pool: GraderPool, rows: Sequence[Row], looped: Sequence, seconds: float
+) -> dict:
+  """One half by the pool, beside what the loop said and took."""
   calls = [Call(accuracy.reward, row) for row in rows]
   pooled, pool_seconds = _timed(lambda: pool.map(calls))
   differing = [
-    {"gold": row[0].answer, "answer": accuracy.extract(row[1]), "loop": one}
+    {
+      "gold": row[0].answer,
+      "answer": accuracy.extract(row[1]),
+      "loop": one,
+      "pool": other,
+      "beyond": not _reads(row[0].answer),
+    }
     for row, one, other in zip(rows, looped, pooled, strict=True)
     if one != other
   ]
@@ -91,6 +101,8 @@ def compare(pool: GraderPool, rows: Sequence[Row]) -> dict:
     "right": sum(value == 1.0 for value in pooled),
     "decided_without_math_verify": round(decided(rows), 4),
     "same_verdicts": len(rows) - len(differing),
+    # math-verify reads no such gold, and says "wrong" to the answer itself.
+    "gold_beyond_math_verify": sum(each["beyond"] for each in differing),
     "differing": differing[:20],
   }
 
@@ -114,6 +126,15 @@ def loop(example: Example, completion: Completion) -> float:
   return float(math_verify.verify(gold, given, timeout_seconds=None))
 
 
+def _reads(gold: str) -> bool:
+  """Whether math-verify finds a gold answer equal to itself."""
+  return bool(loop(Example("", gold), Completion(rf"</think>\boxed{{{gold}}}")))
+
+
+def _loop_over(rows: Sequence[Row]) -> list[float]:
+  return [loop(*row) for row in rows]
+
+
 def decided(rows: Sequence[Row]) -> float:
   """The share of rows for which math-verify is never asked."""
   asked = 0
@@ -132,7 +153,10 @@ def decided(rows: Sequence[Row]) -> float:
 
 
 def without_fast_path(
-  pool: GraderPool, rows: Sequence[Row], loop_seconds: float
+  pool: GraderPool,
+  rows: Sequence[Row],
+  looped: Sequence,
+  loop_seconds: float,
 ) -> dict:
   """The pool alone: math-verify is asked about every answer."""
   calls = [
@@ -141,10 +165,12 @@ def without_fast_path(
     )
     for example, written in rows
   ]
-  _, seconds = _timed(lambda: pool.map(calls))
+  values, seconds = _timed(lambda: pool.map(calls))
+  same = sum(map(operator.eq, values, looped))
   return {
     "pool_seconds": round(seconds, 2),
     "ratio": round(loop_seconds / seconds, 2),
+    "same_verdicts": same,
   }
 
 

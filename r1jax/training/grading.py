@@ -11,6 +11,7 @@ from r1jax.rewards import Scores
 from r1jax.rewards.grader import GraderPool
 from r1jax.types import FINISH_STOP, Completion, Example, Rollout, Tokenizer
 
+MAX_FEEDBACK = 400  # Bytes of it that are kept.
 COUNTS = ("timeouts", "crashes")  # What `Scores.counts` counts.
 
 
@@ -71,8 +72,10 @@ class Grading:
     names = list(self._spec)
     shape = (1 + len(names), len(self._examples), self._size)
     grades, counts = np.full(shape, np.nan), np.zeros(len(COUNTS), int)
+    said = np.zeros(shape[1:], f"S{MAX_FEEDBACK}")
     for p, wait in self._pending.items():
       of_group = wait()
+      said[p] = [text.encode(errors="replace") for text in of_group.feedback]
       grades[0, p] = of_group.total
       grades[1:, p] = [of_group.parts[name] for name in names]
       counts += [of_group.counts[name] for name in COUNTS]
@@ -81,10 +84,12 @@ class Grading:
     grades = hosts.all_gather(grades)[self._graders, :, every]
     grades = grades.swapaxes(0, 1).reshape(shape[0], -1)
     counts = hosts.all_gather(counts).sum(axis=0)
+    said = hosts.all_gather(said)[self._graders, every]
     return Scores(
       grades[0],
       dict(zip(names, grades[1:])),
       dict(zip(COUNTS, counts.tolist())),
+      [text.decode(errors="ignore") for text in said.flat],
     )
 
   def _read(self, rollout: Rollout, p: int) -> list[Completion]:

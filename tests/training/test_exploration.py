@@ -34,7 +34,10 @@ def sampler(*attempts, width=4, shaping=0.0):
     )
     total = accuracy.reshape(-1) + shaping * np.arange(P * G)
     scores = Scores(
-      total, {"accuracy": accuracy.reshape(-1)}, {"timeouts": 1, "crashes": 0}
+      total,
+      {"accuracy": accuracy.reshape(-1)},
+      {"timeouts": 1, "crashes": 0},
+      [f"of {m}" for m in mark for _ in range(G)],
     )
     flat = np.repeat(mark, G)
     return Sampled(
@@ -76,6 +79,7 @@ def test_groups_that_teach_nothing_are_replaced_in_order():
   scores = sampled.scores()
   np.testing.assert_array_equal(scores.total, 3 * MIXED)
   assert scores.counts["timeouts"] == 3
+  assert scores.feedback == [f"of {m}" for m in marks for _ in range(G)]
   assert (sampled.teaching, sampled.batches) == (3, 3)
   assert sampled.discarded == 6 * G
   assert sampled.rollout.prompts.shape == (P, 6)
@@ -98,6 +102,14 @@ def test_groups_are_graded_as_soon_as_they_are_complete(monkeypatch):
   rewarded, P = [], 3
   monkeypatch.setitem(
     rewards.REWARDS, "size", lambda example, completion: len(completion.text)
+  )
+  monkeypatch.setitem(
+    rewards.EXPLAINED,
+    "size",
+    lambda example, completion: (
+      len(completion.text),
+      "é" * 399 if completion.text == "xxx" else example.prompt,
+    ),
   )
   submit = rewards.submit
   monkeypatch.setattr(
@@ -131,7 +143,9 @@ def test_groups_are_graded_as_soon_as_they_are_complete(monkeypatch):
   flat, written = grading.texts(rollout)
   assert [e.prompt for e in flat] == ["0", "0", "1", "1", "2", "2"]
   assert [c.num_tokens for c in written] == lengths.reshape(-1).tolist()
-  np.testing.assert_array_equal(grading.scores().total, lengths.reshape(-1))
+  scores = grading.scores()
+  np.testing.assert_array_equal(scores.total, lengths.reshape(-1))
+  assert scores.feedback == ["0", "0", "é" * 200, "1", "2", "2"]
 
 
 @pytest.mark.parametrize("shaping", [0.0, 0.1])
