@@ -8,8 +8,13 @@ PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= dev
 WORKDIRS ?= $(wildcard runs/*)
+CONFIG ?= experiments/r1_zero.py
+TOPOLOGY ?= v5p:8x8x8
+FLAGS ?=
+TPU_VENV ?= .venvtpu
 
 RUN = "$(VENV)/bin/python"
+RUN_TPU = "$(TPU_VENV)/bin/python"
 MAKEFLAGS += --no-print-directory
 
 # They would put other packages in front of the environment's own.
@@ -17,6 +22,7 @@ unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-base test lint soak report clean venv
+.PHONY: plan plans test-tpu venv-tpu
 
 help:
 	@echo "make demo       R1-Zero from the shipped base model, then a report"
@@ -25,6 +31,9 @@ help:
 	@echo "make lint       style"
 	@echo "make soak       the tests that take long"
 	@echo "make report     compare the runs in WORKDIRS ($(WORKDIRS))"
+	@echo "make plan       what CONFIG would take of TOPOLOGY, with any FLAGS"
+	@echo "make plans      README's tables of plans; takes hours"
+	@echo "make test-tpu   the tests that compile for TPUs, on a CPU"
 	@echo "make clean      remove environments and caches; runs/ stays"
 
 demo: venv
@@ -50,8 +59,22 @@ soak: venv
 report: venv
 	@$(RUN) -m r1jax.tools.report $(WORKDIRS)
 
+# libtpu compiles for TPUs that are not there; it has an environment of its own.
+venv-tpu:
+	@$(MAKE) venv VENV="$(TPU_VENV)" EXTRAS=dev,tpu
+
+plan: venv-tpu
+	@$(RUN_TPU) -m r1jax.tools.plan --config="$(CONFIG)" \
+	  --topology="$(TOPOLOGY)" --json $(FLAGS)
+
+plans: venv-tpu
+	@$(RUN_TPU) -m r1jax.tools.plans
+
+test-tpu: venv-tpu
+	@$(RUN_TPU) -m pytest -q -m tpu
+
 clean:
-	rm -rf .venv .venv3* build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv3* "$(TPU_VENV)" build dist *.egg-info .pytest_cache .ruff_cache
 	rm -rf .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

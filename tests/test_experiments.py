@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from r1jax import config
+from r1jax import config, models
 from r1jax.models import transformer
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -41,15 +41,12 @@ def test_sections_are_keyword_arguments(path):
 @pytest.mark.parametrize("path", RUNS, ids=short)
 def test_models_can_be_built(path):
   c = config.load(path)
-  section, reader = dict(c.model), config.loop(c.loop).SECTIONS["model"]
-  if isinstance(reader, dict):
-    build = reader[section.pop("name")]
-    params = jax.eval_shape(lambda: build(**section)[1])
-  else:
-    model = transformer.Transformer(reader(**section))
-    params = jax.eval_shape(
-      lambda key: transformer.init(model, key), jax.random.key(0)
-    )
+  reader = config.loop(c.loop).SECTIONS["model"]
+  build = models.architecture if reader is models.MODELS else reader
+  model = transformer.Transformer(build(**c.model))
+  params = jax.eval_shape(
+    lambda key: transformer.init(model, key), jax.random.key(0)
+  )
   for leaf in jax.tree.leaves(params):
     assert jnp.issubdtype(leaf.dtype, jnp.floating)
 

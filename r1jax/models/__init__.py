@@ -3,11 +3,15 @@
 MODELS says where a run's first parameters come from.
 """
 
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 
 from r1jax.console import Console
-from r1jax.models import convert, transformer
-from r1jax.models.config import ModelConfig, replace
+from r1jax.models import convert, hf_config, transformer
+from r1jax.models.config import HOW, ModelConfig, replace
 from r1jax.models.presets import preset
 from r1jax.types import Params
 
@@ -15,7 +19,12 @@ LARGE = 1_000_000_000  # Bytes of parameters whose loading is worth a bar.
 
 
 def pretrained(
-  *, path: str, dtype: str = "float32", compute_dtype: str = "float32"
+  *,
+  path: str,
+  dtype: str = "float32",
+  compute_dtype: str = "float32",
+  preset_name: str | None = None,
+  how: Mapping[str, Any] = {},
 ) -> tuple[ModelConfig, Params]:
   """The model in a directory of Hugging Face layout.
 
@@ -23,6 +32,10 @@ def pretrained(
     path: of the directory.
     dtype: of the parameters.
     compute_dtype: of activations and matmuls.
+    preset_name: a preset that the directory must hold; None takes any.
+    how: fields of `ModelConfig` that say how it runs.
+
+  Raises ValueError if the directory holds another model than the preset.
   """
   console = Console()
 
@@ -31,10 +44,15 @@ def pretrained(
       console.progress(done // 1_000_000, total // 1_000_000, unit="MB")
 
   try:
-    config, params = convert.load(path, dtype=dtype, progress=tell)
+    found, params = convert.load(path, dtype=dtype, progress=tell)
   finally:
     console.close()
-  return replace(config, compute_dtype=compute_dtype), params
+  if preset_name is not None:
+    wanted = preset(preset_name)
+    found = runs(found, **{name: getattr(wanted, name) for name in HOW})
+    if found != wanted:
+      raise ValueError(f"the model in {path} is no {preset_name!r}")
+  return runs(found, compute_dtype=compute_dtype, **how), params
 
 
 def fresh(
@@ -43,13 +61,26 @@ def fresh(
   seed: int,
   vocab_size: int,
   compute_dtype: str = "float32",
+  how: Mapping[str, Any] = {},
 ) -> tuple[ModelConfig, Params]:
   """A published architecture with random weights, for `vocab_size` tokens."""
-  config = preset(
-    preset_name, vocab_size=vocab_size, compute_dtype=compute_dtype
+  config = runs(
+    preset(preset_name, vocab_size=vocab_size),
+    compute_dtype=compute_dtype,
+    **how,
   )
   model = transformer.Transformer(config)
   return config, transformer.init(model, jax.random.key(seed))
+
+
+def runs(config: ModelConfig, **how) -> ModelConfig:
+  """The same model, run otherwise; see the end of `ModelConfig`.
+
+  Raises ValueError for a field that says what the model is.
+  """
+  for name in how.keys() - set(HOW):
+    raise ValueError(f"{name!r} is not how a model runs: {', '.join(HOW)}")
+  return replace(config, **how)
 
 
 MODELS = {"pretrained": pretrained, "fresh": fresh}
@@ -58,3 +89,20 @@ MODELS = {"pretrained": pretrained, "fresh": fresh}
 def load(name: str, **kwargs) -> tuple[ModelConfig, Params]:
   """The model that a config's section names, and its parameters."""
   return MODELS[name](**kwargs)
+
+
+def architecture(name: str, **kwargs) -> ModelConfig:
+  """The model that a config's section names; no parameter is read or made."""
+  if name not in MODELS:
+    raise ValueError(
+      f"unknown model {name!r}; there is {', '.join(sorted(MODELS))}"
+    )
+  how = {"compute_dtype": kwargs.get("compute_dtype", "float32")}
+  how |= kwargs.get("how", {})
+  if name == "fresh":
+    sizes = preset(kwargs["preset_name"], vocab_size=kwargs["vocab_size"])
+  elif kwargs.get("preset_name"):
+    sizes = preset(kwargs["preset_name"])
+  else:
+    sizes = hf_config.read(pathlib.Path(kwargs["path"]))
+  return runs(sizes, **how)

@@ -62,6 +62,7 @@ def attention(
   )[0]
 
 
+@jax.named_scope("attention")
 def _forward(make, block, queries, cached, weights, k_start, prefix_end, start):
   pairs = _Pairs(block, k_start, prefix_end, start, cached)
 
@@ -103,6 +104,7 @@ def _forward(make, block, queries, cached, weights, k_start, prefix_end, start):
   return (out, lse), saved
 
 
+@jax.named_scope("attention")
 def _backward(make, block, saved, gradients):
   queries, cached, weights, k_start, prefix_end, start, out, lse = saved
   d_out, d_lse = gradients

@@ -218,6 +218,11 @@ class ModelConfig:
     return sum(heads * size for heads, size in self.attention.cached)
 
 
+_FIELDS = [field.name for field in dataclasses.fields(ModelConfig)]
+# The fields that say how a model runs, not what it is.
+HOW = tuple(_FIELDS[_FIELDS.index("compute_dtype") :])
+
+
 def _even(name: str, size: int) -> None:
   if size % 2:
     raise ValueError(f"{name} {size} is odd; RoPE turns pairs")

@@ -77,6 +77,7 @@ def chunked(
   return _chunked_forward(fn, columns, unembed, hidden, targets, counted)[0]
 
 
+@jax.named_scope("logprobs")
 def _chunked_forward(fn, columns, unembed, hidden, targets, counted):
   order, steps = _order(counted, columns)
 
@@ -92,6 +93,7 @@ def _chunked_forward(fn, columns, unembed, hidden, targets, counted):
   return out, (unembed, hidden, targets, counted)
 
 
+@jax.named_scope("logprobs")
 def _chunked_backward(fn, columns, saved, gradients):
   unembed, hidden, targets, counted = saved
   order, steps = _order(counted, columns)

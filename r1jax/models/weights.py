@@ -57,13 +57,16 @@ def attention_weights(config: ModelConfig) -> dict:
 
 
 def latent_weights(d: int, a) -> dict:
-  """Latent attention; `qkv_down` makes all latents of a token."""
+  """Latent attention; `qkv_down` makes all latents of a token.
+
+  A latent's rank is split as the model's width is: gathered where it is used.
+  """
   latents = a.kv_rank + a.rope_size
   up = a.nope_size + a.value_size
   tree = {
     "qkv_down": Weight((d, (a.q_rank or 0) + latents), ("width", None)),
     "kv_norm": _norm(a.kv_rank, None),
-    "kv_up": Weight((a.kv_rank, a.num_heads, up), (None, "heads", None)),
+    "kv_up": Weight((a.kv_rank, a.num_heads, up), ("width", "heads", None)),
     "out": Weight((a.num_heads, a.value_size, d), ("heads", None, "width")),
   }
   if a.q_rank is None:
@@ -71,7 +74,9 @@ def latent_weights(d: int, a) -> dict:
     return tree | {"q": Weight(query, ("width", "heads", None))}
   return tree | {
     "q_norm": _norm(a.q_rank, None),
-    "q_up": Weight((a.q_rank, a.num_heads, a.key_size), (None, "heads", None)),
+    "q_up": Weight(
+      (a.q_rank, a.num_heads, a.key_size), ("width", "heads", None)
+    ),
   }
 
 

@@ -207,11 +207,12 @@ def decode(
     sampled = jax.tree.map(lambda x, y: x.at[:, i].set(y), sampled, new)
     return i + 1, slots, sampled
 
-  steps, slots, (tokens, logprobs, experts) = jax.lax.while_loop(
-    lambda carry: (carry[0] < sampling.steps) & jnp.any(carry[1].finish == 0),
-    one,
-    (jnp.zeros((), jnp.int32), slots, sampled),
-  )
+  with jax.named_scope("decoding"):
+    steps, slots, (tokens, logprobs, experts) = jax.lax.while_loop(
+      lambda carry: (carry[0] < sampling.steps) & jnp.any(carry[1].finish == 0),
+      one,
+      (jnp.zeros((), jnp.int32), slots, sampled),
+    )
   record = Record(
     tokens=tokens,
     logprobs=logprobs,

@@ -72,7 +72,8 @@ def make_score(policy):
       return out.at[:, i].set(policy(params, packed, experts).logprobs)
 
     empty = jnp.zeros(rows[0].tokens.shape)
-    return jax.lax.fori_loop(0, count, one, empty)
+    with jax.named_scope("microbatches"):
+      return jax.lax.fori_loop(0, count, one, empty)
 
   return score
 

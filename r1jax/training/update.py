@@ -190,9 +190,10 @@ def make_update(
       name: jnp.full_like(x, jnp.inf) if name.endswith("min") else x
       for name, x in metrics.items()
     }
-    grads, metrics = jax.lax.fori_loop(
-      0, count, add, (grads, metrics | {"loss/total": jnp.zeros(())})
-    )
+    with jax.named_scope("microbatches"):
+      grads, metrics = jax.lax.fori_loop(
+        0, count, add, (grads, metrics | {"loss/total": jnp.zeros(())})
+      )
     updates, optimizer_state = optimizer.update(
       grads, state.optimizer_state, state.params
     )

@@ -1,0 +1,75 @@
+r"""The six students of DeepSeek-R1: SFT, and no RL.
+
+    python -m r1jax.tools.plan --config=experiments/distill.py:qwen_32b \
+        --topology=v5p:4x8x8
+
+From the paper (arXiv:2501.12948v2, app. B.4.3): the students and their learning
+rates, a cosine to a tenth of the peak, rows of 32,768 tokens, batches of 64.
+The paper's 800,000 demonstrations were never published; two epochs of them are
+25,000 updates. Ours, because it prints none: AdamW with V3's pre-training
+values, no warm-up, bfloat16 activations over float32 masters, the mesh.
+
+Begun like this, a student has random weights and reads `r1jax.data.worked`: the
+sizes are real and what they take of a pod can be planned, but no run has been
+made of it.
+"""
+
+from ml_collections import ConfigDict
+
+# The preset, the peak of the learning rate, the rows of the mesh and the heads.
+STUDENTS = {
+  "qwen_1_5b": ("qwen2.5-math-1.5b", 1e-4, 32, 1),
+  "qwen_7b": ("qwen2.5-math-7b", 8e-5, 32, 1),
+  "qwen_14b": ("qwen2.5-14b", 7e-5, 64, 1),
+  "qwen_32b": ("qwen2.5-32b", 6e-5, 64, 1),
+  "llama_8b": ("llama-3.1-8b", 5e-5, 32, 1),
+  "llama_70b": ("llama-3.3-70b", 2e-5, 64, 1),
+}
+VARIANTS = tuple(STUDENTS)
+
+
+def get_config(variant="qwen_1_5b"):
+  """Everything this run depends on."""
+  if variant not in STUDENTS:
+    raise ValueError(f"unknown variant {variant!r}; there is {VARIANTS}")
+  name, rate, fsdp, tensor = STUDENTS[variant]
+
+  c = ConfigDict()
+  c.loop = "sft"
+  c.seed = 0
+  c.num_steps = 25_000
+  c.metrics_every = 10
+  c.checkpoint_every = 500
+
+  c.mesh = dict(data=-1, fsdp=fsdp, context=1, tensor=tensor)
+  c.model = dict(name=name, compute_dtype="bfloat16")
+  c.tokenizer = dict(documents=20_000, word_share=0.002)
+  c.dataset = dict(
+    name="worked",
+    size=800_000,
+    seed=0,
+    template_share=1.0,
+    template_styles=dict(guess=0.0, short=0.0, long=1.0),
+    other_styles=dict(guess=0.0, short=0.0, long=1.0),
+    wrong_guess=0.0,
+    mistake=0.0,
+    missed_check=0.0,
+    malformed=0.0,
+    chinese_share=0.0,
+  )
+  c.batch_examples = 64
+  c.rows = dict(width=32_768, max_rows=64, microbatch_rows=64)
+
+  c.loss = dict(mtp=0.0, balance=0.0)
+  c.router_bias_speed = 0.0
+  c.optimizer = dict(
+    learning_rate=rate,
+    warmup_steps=0,
+    decay_steps=25_000,
+    final_share=0.1,
+    b1=0.9,
+    b2=0.95,
+    weight_decay=0.1,
+    max_grad_norm=1.0,
+  )
+  return c

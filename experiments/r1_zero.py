@@ -1,0 +1,133 @@
+r"""DeepSeek-R1-Zero itself: pure RL on DeepSeek-V3-Base, on a pod.
+
+    python -m r1jax.main --config=experiments/r1_zero.py \
+        --workdir=gs://BUCKET/r1_zero \
+        --config.model.path=DIRECTORY --config.tokenizer.path=DIRECTORY \
+        --config.dataset.path=PROBLEMS.jsonl
+
+    python -m r1jax.tools.plan --config=experiments/r1_zero.py \
+        --topology=v5p:8x8x8
+
+The second command says whether the first would fit, without a pod.
+
+From the paper (arXiv:2501.12948v2, sec. 2.1, and the methods of its Nature
+version): the template, accuracy and format rewards with equal weight, learning
+rate 3e-6, the k3 KL of weight 0.001, temperature 1, G = 16, 32 questions an
+update, 8,192 outputs a rollout in 16 minibatches, completions of at most 32,768
+tokens (`r1_zero.py:long`: 65,536 from step 8,200 on, the whole run), the
+reference policy copied from the policy every 400 steps, 10,400 steps.
+
+Ours, because the paper prints none: the clip (10 is printed for R1, not for
+R1-Zero), the loss's sum over a completion's tokens and its mean over
+completions, AdamW with V3's pre-training values (arXiv:2412.19437, sec. 4.2)
+and no weight decay, no warm-up, routing biases that stay, MTP blocks that stay,
+float32 masters with bfloat16 activations, the mesh, the problems.
+
+`r1_zero.py:qwen_math_7b` is R1-Zero on Qwen2.5-Math-7B, whose context holds
+4,096 tokens: a recipe of our own with the paper's rewards.
+
+Expect: with the paper's problems and the paper's patience, AIME 2024 pass@1
+from 15.6% to 77.9% (Nature version, Fig. 1). It has not been run.
+"""
+
+from ml_collections import ConfigDict, FieldReference
+
+VARIANTS = ("deepseek_v3", "long", "qwen_math_7b")
+
+
+def get_config(variant="deepseek_v3"):
+  """Everything this run depends on; the three paths are the caller's."""
+  if variant not in VARIANTS:
+    raise ValueError(f"unknown variant {variant!r}; there is {VARIANTS}")
+  c = ConfigDict()
+  c.loop = "grpo"
+  c.seed = 0
+  c.num_steps = 10_400 if variant == "long" else 8_192  # Updates.
+  c.template = "r1_zero"
+
+  c.mesh = dict(data=-1, fsdp=32, expert=16, context=1)
+  path = FieldReference("")
+  c.model = dict(
+    name="pretrained",
+    path=path,
+    preset_name="deepseek_v3",
+    compute_dtype="bfloat16",
+    how=dict(moe_chunk=2048),
+  )
+  c.tokenizer = dict(path=path)
+  problems = FieldReference("")
+  c.dataset = dict(name="gsm8k", path=problems, split="train")
+  c.rewards = dict(accuracy=1.0, format=1.0)
+  c.grader = dict(num_workers=32, timeout=10.0)
+
+  c.prompts_per_round = 512
+  c.group_size = 16  # G
+  c.minibatches = 16  # Updates per round.
+  longest = 65_536 if variant == "long" else 32_768
+  c.sampling = dict(
+    num_slots=8_192,
+    decode_steps=64,
+    prompt_tokens=2_048 - 128,  # The template takes less than 128.
+    max_tokens=longest,
+    temperature=1.0,
+  )
+  # One completion of the greatest length fills a row.
+  c.rows = dict(width=longest + 2_048, max_rows=512, microbatch_rows=512)
+
+  c.advantage = dict(name="group_std")
+  c.aggregation = dict(name="completion_mean")
+  c.loss = dict(
+    ratio="token",
+    clip=dict(name="symmetric", epsilon=0.2),
+    kl="k3",
+    kl_coefficient=0.001,
+    entropy_coefficient=0.0,
+    correction=None,
+  )
+  c.kl_reward = dict(name="k1", coefficient=0.0)
+  c.mask_truncated = False
+  c.max_tokens = ()
+  if variant == "long":
+    c.max_tokens = ((0, 32_768), (8_200, 65_536))
+  c.dynamic_sampling = dict(rounds=0)
+  c.old = "sampler"
+  c.mtp = "frozen"
+  c.reference_every = 400
+  c.router_bias_speed = 0.0
+  c.peak_flops = None  # Of a device, per second, for perf/mfu.
+  c.optimizer = dict(
+    learning_rate=3e-6,
+    warmup_steps=0,
+    decay_steps=0,
+    final_share=1.0,
+    b1=0.9,
+    b2=0.95,
+    weight_decay=0.0,
+    max_grad_norm=1.0,
+  )
+  c.max_skipped = 5
+  c.checkpoint_every = 80
+
+  c.evaluation = dict(
+    every=400,
+    seed=1_000,
+    problems=64,
+    samples=16,
+    problems_between=64,
+    samples_between=4,
+    test=dict(name="gsm8k", path=problems, split="test"),
+  )
+  if variant == "qwen_math_7b":
+    c.num_steps = 800
+    c.mesh = dict(data=-1, fsdp=16, expert=1, context=1)
+    c.model = dict(
+      name="pretrained",
+      path=path,
+      preset_name="qwen2.5-math-7b",
+      compute_dtype="bfloat16",
+    )
+    c.prompts_per_round, c.group_size, c.minibatches = 128, 8, 8
+    c.sampling.update(num_slots=1_024, prompt_tokens=896, max_tokens=3_072)
+    c.rows = dict(width=4_096, max_rows=128, microbatch_rows=64)
+    c.optimizer.learning_rate = 1e-6
+  return c

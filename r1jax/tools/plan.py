@@ -1,0 +1,251 @@
+"""What a run would take of a pod that is not there.
+
+    python -m r1jax.tools.plan --config=experiments/r1_zero.py \
+        --topology=v5p:8x16x16
+
+Compiles the run's own programs with XLA:TPU, on a CPU, for a topology such as
+v5p:8x16x16, or v6e:16x16*4 for four slices, and prints what they take of each
+chip: memory, FLOPs, bytes moved, bytes that cross the network by kind and by
+axis of the mesh, the least time that all this needs, and the share of the
+chips' FLOPs (MFU) that it allows. Needs libtpu: `make plan CONFIG=...
+TOPOLOGY=...` makes an environment that has it. For GPUs (h200:8x64 is 64 hosts
+of 8) nothing is compiled: bytes of arguments are exact, the rest is estimated.
+
+`--config.mesh.fsdp=32` and the like try another mesh, `--sweep_mesh` ranks all
+of them by arithmetic and compiles the best three, `--json` prints one JSON
+object as the last line. The exit code is 0 if all fits, 1 if it does not.
+"""
+
+import os
+
+# Before JAX: no TPU is looked for, here or in the cloud.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+import functools
+import json
+import sys
+import time
+
+import jax
+from absl import flags, logging
+from ml_collections import ConfigDict
+
+from r1jax import config as configs
+from r1jax import sharding
+from r1jax.tools import (
+  plan_chips,
+  plan_costs,
+  plan_estimate,
+  plan_hlo,
+  plan_sweep,
+  plan_table,
+)
+from r1jax.tools.plan_bounds import bounds
+from r1jax.tools.plan_programs import PROGRAMS, Program, per_device
+
+SPARE = 0.05  # Of the memory, to call it a fit.
+BEST = 3  # Meshes that a sweep compiles.
+
+
+def plan(
+  config: ConfigDict,
+  topology: plan_chips.Topology,
+  *,
+  only: tuple[str, ...] = (),
+  say=lambda text: None,
+) -> dict:
+  """What `config` takes of `topology`, as one JSON object.
+
+  Args:
+    config: of a run; its mesh is the one that is planned.
+    topology: of chips.
+    only: names of programs; empty for all.
+    say: is told what goes on.
+
+  Raises ValueError for a loop that has no plan, or a mesh that the topology
+  cannot have.
+  """
+  if config.loop not in PROGRAMS:
+    raise ValueError(configs.unknown("loop to plan", config.loop, PROGRAMS))
+  mesh = make_mesh(config, topology)
+  rows, shards = config.rows.microbatch_rows, sharding.row_shards(mesh)
+  if rows % shards:
+    raise ValueError(
+      f"rows.microbatch_rows {rows} do not divide over {shards} devices, those "
+      "of the mesh axes data, fsdp and expert"
+    )
+  programs = PROGRAMS[config.loop](config, mesh)
+  names = [program.name for program in programs]
+  for name in only:
+    if name not in names:
+      raise ValueError(configs.unknown("program", name, names))
+  found = {
+    "topology": topology.name,
+    "chips": topology.num_chips,
+    "mesh": {name: size for name, size in mesh.shape.items() if size > 1},
+    "memory_per_device": topology.memory(mesh.size),
+    "programs": {},
+  }
+  for program in programs:
+    if only and program.name not in only:
+      continue
+    say(f"{program.name} ...")
+    found["programs"][program.name] = (
+      compiled(program, mesh, topology)
+      if topology.chip.torus
+      else estimated(program, mesh, topology)
+    )
+  found["fits"] = all(p["fits"] for p in found["programs"].values())
+  return found
+
+
+def make_mesh(config: ConfigDict, topology: plan_chips.Topology):
+  """The mesh of a config on chips that are not there."""
+  devices = plan_chips.devices(topology)
+  slices = topology.num_slices if topology.chip.torus else 1
+  sizes = dict(num_slices=slices) | config.mesh.to_dict()
+  return sharding.make_mesh(**sizes, devices=devices)
+
+
+def sweep(config: ConfigDict, topology: plan_chips.Topology, **options) -> dict:
+  """`plan` on the three meshes that are best by arithmetic; see `ranked`."""
+  if config.loop not in PROGRAMS:
+    raise ValueError(configs.unknown("loop to plan", config.loop, PROGRAMS))
+  devices = len(plan_chips.devices(topology))
+  found = plan_sweep.ranked(config, topology, devices)
+  plans = []
+  for one in found[:BEST]:
+    tried = ConfigDict(config.to_dict())
+    tried.mesh = one.mesh
+    plans.append(plan(tried, topology, **options))
+  return {
+    "ranked": [one._asdict() for one in found],
+    "plans": plans,
+    "fits": any(one["fits"] for one in plans),
+  }
+
+
+def compiled(program: Program, mesh, topology: plan_chips.Topology) -> dict:
+  """What one program takes, as XLA:TPU compiles it."""
+  began = time.monotonic()
+  room, made = topology.memory(mesh.size), _arguments(program)
+  try:
+    with jax.set_mesh(mesh):
+      built = program.function.lower(*program.arguments).compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    return made | {
+      "fits": False,
+      "compile_seconds": time.monotonic() - began,
+      "error": str(error),
+    }
+  seconds = time.monotonic() - began
+  stats = built.memory_analysis()
+  made["temporaries"] = stats.temp_size_in_bytes
+  made["outputs"] = stats.output_size_in_bytes - stats.alias_size_in_bytes
+  made["code"] = stats.generated_code_size_in_bytes
+  made["arguments"] = stats.argument_size_in_bytes
+  made["host"] = (
+    stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes
+  )
+  total = sum(
+    made[name]
+    for name in ("arguments", "beside", "temporaries", "outputs", "code")
+  )
+  costs = plan_costs.count(plan_hlo.parse(built.as_text()), program.trips)
+  places = plan_chips.places(mesh.devices.flat, topology)
+  return made | {
+    "total": total,
+    "fits": total <= (1 - SPARE) * room,
+    "compile_seconds": seconds,
+    "flops": costs.flops,
+    "bytes": costs.bytes,
+    "collectives": [
+      {"kind": kind, "axes": list(axes), **row}
+      for (kind, axes), row in plan_costs.table(costs, mesh.shape).items()
+    ],
+    "host_transfers": costs.transfers,
+    "loops_counted_once": sorted(costs.once),
+    **_speed(program, bounds(costs, topology, places), topology),
+  }
+
+
+def estimated(program: Program, mesh, topology: plan_chips.Topology) -> dict:
+  """What one program takes by arithmetic; only its arguments are exact."""
+  room, made = topology.memory(mesh.size), _arguments(program)
+  sizes, rows, shape = program.sizes, program.rows, dict(mesh.shape)
+  parts = plan_estimate.temporaries(sizes, rows, shape)
+  if program.name != "update":
+    del parts["gradients"]
+  made["estimated"] = parts
+  total = made["arguments"] + made["beside"] + sum(parts.values())
+  made |= {"total": total, "fits": total <= (1 - SPARE) * room}
+  if program.name != "update":
+    return made
+  least = plan_estimate.bounds(sizes, rows, shape, topology, program.flops)
+  return made | _speed(program, least, topology)
+
+
+def _arguments(program: Program) -> dict:
+  """Bytes on a device of all that is there before the program runs."""
+  parts = {name: per_device(tree) for name, tree in program.parts.items()}
+  beside = {name: per_device(tree) for name, tree in program.beside.items()}
+  return {
+    "parts": parts | beside,
+    "arguments": per_device(program.arguments),
+    "beside": sum(beside.values()),
+  }
+
+
+def _speed(program: Program, least, topology: plan_chips.Topology) -> dict:
+  """Bounds in seconds, and the MFU that they allow."""
+  mfu = lambda seconds: (
+    program.flops / (seconds * topology.num_chips * topology.chip.flops)
+  )
+  return {
+    "model_flops": program.flops,
+    "tokens": program.tokens,
+    "bounds": least._asdict(),
+    "seconds": {"overlapped": least.overlapped, "serial": least.serial},
+    "mfu": {"overlapped": mfu(least.overlapped), "serial": mfu(least.serial)},
+  }
+
+
+def main(argv: list[str], *, config: flags.FlagHolder) -> None:
+  """Plans, and prints what it found."""
+  options = flags.FLAGS
+  if len(argv) > 1:
+    raise ValueError(f"unknown argument {argv[1]!r}; flags start with --")
+  if not options.topology:
+    raise ValueError(f"no --topology; {plan_chips.FORM}")
+  logging.set_verbosity(logging.ERROR)
+  settings = configs.from_flag(config, sweep_index=options.sweep)
+  configs.check(settings)
+  say = lambda text: print(text, file=sys.stderr, flush=True)
+  topology, only = plan_chips.topology(options.topology), options.programs
+  make = sweep if options.sweep_mesh else plan
+  found = make(settings, topology, only=tuple(only), say=say)
+  print(plan_table.text(found))
+  if options.json:
+    print(json.dumps(found))
+  sys.exit(0 if found["fits"] else 1)
+
+
+def run() -> None:
+  """`main` with its flags and its exit codes."""
+  config = configs.define_flag()
+  flags.DEFINE_string("topology", None, "Chips and their shape: v5p:8x16x16.")
+  flags.DEFINE_list("programs", [], "Only these, such as update,decode.")
+  flags.DEFINE_integer("sweep", None, "Apply the i-th override of sweep().")
+  flags.DEFINE_bool("sweep_mesh", False, "Rank all meshes; plan the best.")
+  flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
+  flags.DEFINE_bool("debug", False, "Show stack traces.")
+  configs.run_tool(functools.partial(main, config=config))
+
+
+if __name__ == "__main__":
+  run()

@@ -1,0 +1,248 @@
+"""Compiled HLO as text, read back: instructions, loops, groups of devices."""
+
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4, "s2": 2, "u2": 2}
+_SHAPE = re.compile(r"(\w+)\[([^\]]*)\](\{[^}]*\})?")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_NAME = re.compile(r"%([\w.\-]+)")
+_FRAME = re.compile(r"^(\d+) \{(.*)\}$")
+_IOTA = re.compile(r"replica_groups=(\[[^ ]*?\](?:T\([\d,]*\))?)[, ]")
+_MESH = re.compile(
+  r"mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? ?\{([^}]*)\}"
+)
+
+
+class Shape(NamedTuple):
+  """One array."""
+
+  dtype: str
+  dims: tuple[int, ...]
+  space: int  # Of memory: 0 is the device's main one.
+
+  @property
+  def bytes(self) -> float:
+    """That it takes, without the padding of its layout."""
+    bits = BITS.get(self.dtype)
+    if bits is None:
+      bits = int(re.search(r"\d+", self.dtype)[0])
+    return math.prod(self.dims) * bits / 8
+
+
+class Instruction(NamedTuple):
+  """One line of a computation."""
+
+  name: str
+  opcode: str
+  shapes: tuple[Shape, ...]  # One, or those of a tuple.
+  operands: tuple[str, ...]
+  argument: str  # What stands in the parentheses.
+  attributes: str  # What stands behind them.
+  root: bool
+
+  def attribute(self, pattern: str) -> str | None:
+    """The first group of a pattern found in its attributes."""
+    found = re.search(pattern, self.attributes)
+    return found[1] if found else None
+
+  @property
+  def calls(self) -> str | None:
+    """The computation of a fusion or a call."""
+    return self.attribute(r"(?:calls|to_apply)=%?([\w.\-]+)")
+
+
+Computation = dict[str, Instruction]
+
+
+class Module(NamedTuple):
+  """A compiled program."""
+
+  computations: dict[str, Computation]
+  entry: str
+  files: dict[int, str]  # Where each stack frame is.
+
+  def file_of(self, instruction: Instruction) -> str:
+    """The Python file whose line made it; "" if that is not known."""
+    file = instruction.attribute(r'source_file="([^"]*)"')
+    frame = instruction.attribute(r"stack_frame_id=(\d+)")
+    return file or (self.files.get(int(frame), "") if frame else "")
+
+  def root(self, name: str) -> Instruction:
+    """What a computation gives back."""
+    lines = self.computations[name].values()
+    return next(line for line in lines if line.root)
+
+
+def parse(text: str) -> Module:
+  """The module that `compiled.as_text()` describes.
+
+  Raises ValueError for a text that is none.
+  """
+  computations: dict[str, Computation] = {}
+  entry, current, section = "", None, ""
+  tables: dict[str, dict[int, str]] = {}
+  for line in text.splitlines():
+    if current is not None:
+      if line.startswith("}"):
+        current = None
+      elif found := _LINE.match(line):
+        made = _instruction(found[2], found[3], root=bool(found[1]))
+        current[made.name] = made
+    elif found := _HEADER.match(line):
+      current = computations.setdefault(found[2], {})
+      entry = found[2] if found[1] else entry
+    elif line[:1].isalpha():
+      section = line.strip()
+    elif line[:1].isdigit():
+      number, _, rest = line.partition(" ")
+      tables.setdefault(section, {})[int(number)] = rest
+  if not entry:
+    raise ValueError("this is no HLO module: it has no ENTRY")
+  return Module(computations, entry, _files(tables))
+
+
+def _files(tables: dict[str, dict[int, str]]) -> dict[int, str]:
+  """The file of each stack frame, from the tables before the module."""
+  field = lambda text, name: int(re.search(rf"{name}=(\d+)", text)[1])
+  names, places = tables.get("FileNames", {}), tables.get("FileLocations", {})
+  return {
+    frame: names[
+      field(places[field(text, "file_location_id")], "file_name_id")
+    ].strip('"')
+    for frame, text in tables.get("StackFrames", {}).items()
+  }
+
+
+def _instruction(name: str, text: str, *, root: bool) -> Instruction:
+  """The instruction behind "name = "."""
+  end = _closing(text, 0) if text.startswith("(") else text.index(" ")
+  kind, rest = text[:end], text[end:].lstrip()
+  opcode, _, _ = rest.partition("(")
+  close = _closing(rest, len(opcode))
+  argument = rest[len(opcode) + 1 : close - 1]
+  return Instruction(
+    name=name,
+    opcode=opcode,
+    shapes=tuple(map(_shape, _SHAPE.finditer(kind))),
+    operands=tuple(_NAME.findall(argument)),
+    argument=argument,
+    attributes=rest[close:],
+    root=root,
+  )
+
+
+def _closing(text: str, start: int) -> int:
+  """The place behind the parenthesis that closes the one at `start`."""
+  depth = 0
+  for found in re.compile(r"[()]").finditer(text, start):
+    depth += 1 if found[0] == "(" else -1
+    if not depth:
+      return found.end()
+  raise ValueError(f"HLO with an open parenthesis: {text[:80]!r}")
+
+
+def _shape(found: re.Match) -> Shape:
+  dims = [d.strip("<= ") for d in found[2].split(",")] if found[2] else []
+  space = re.search(r"S\((\d+)\)", found[3] or "")
+  return Shape(found[1], tuple(map(int, dims)), int(space[1]) if space else 0)
+
+
+def groups(instruction: Instruction) -> np.ndarray | None:
+  """The groups of devices [G, n] that a collective joins; None for all.
+
+  The devices are numbered as in the mesh. Of a permutation, all that send to
+  each other are a group.
+  """
+  text = instruction.attributes
+  if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", text):
+    return _cycles(np.array(_lists(pairs[1])))
+  if found := re.search(r"replica_groups=\{(\{.*?\})\}", text):
+    return np.array(_lists(found[1]))
+  if found := re.search(
+    r"replica_groups=(\[[^ ]*?\](?:T\([\d,]*\))?)[, ]", text
+  ):
+    return _iota(found[1])
+  if found := re.search("replica_groups=" + _MESH.pattern, text):
+    return _of_mesh(*found.groups())
+  return None
+
+
+def _lists(text: str) -> list[list[int]]:
+  return [
+    [int(i) for i in part.split(",")] for part in re.findall(r"{([^}]+)}", text)
+  ]
+
+
+def _iota(text: str) -> np.ndarray:
+  """`[2,4]<=[8]`, `[4,2]<=[2,4]T(1,0)`, or `[2,4]T(1,0)` of all devices."""
+  numbers = lambda part: [int(i) for i in re.findall(r"\d+", part)]
+  shape, arrow, rest = text.partition("<=")
+  if not arrow:
+    shape, rest = None, text
+  base, _, order = rest.partition("T")
+  dims = numbers(base)
+  made = np.arange(math.prod(dims)).reshape(dims)
+  if order:
+    made = made.transpose(numbers(order))
+  return made.reshape(numbers(shape)) if shape else made
+
+
+def _of_mesh(axes: str, devices: str | None, named: str) -> np.ndarray:
+  """Groups over some axes of a mesh that XLA made up for itself.
+
+  An axis may be split: 'a':(2)4 are 4 parts of it behind the first 2.
+  """
+  names = re.findall(r"'?(\w+)'?=(\d+)", axes)
+  sizes = {name: int(size) for name, size in names}
+  dims, labels = [], []
+  parts = re.findall(r"'?(\w+)'?(?::\((\d+)\)(\d+))?", named)
+  for name, size in sizes.items():
+    cuts = sorted(
+      (int(before), int(part))
+      for n, before, part in parts
+      if n == name and part
+    )
+    done = 1
+    for before, part in cuts:
+      dims, labels = [*dims, before // done, part], [*labels, None, name]
+      done = before * part
+    whole = not cuts and name in [n for n, _, _ in parts]
+    dims, labels = [*dims, size // done], [*labels, name if whole else None]
+  order = _iota(devices) if devices else np.arange(math.prod(dims))
+  grid = order.reshape(dims)
+  joined = [i for i, label in enumerate(labels) if label]
+  moved = np.moveaxis(grid, joined, range(-len(joined), 0))
+  return moved.reshape(-1, math.prod(dims[i] for i in joined))
+
+
+def _cycles(pairs: np.ndarray) -> np.ndarray:
+  """Devices that send to each other; the pairs, if groups differ in size."""
+  follows = dict(pairs.tolist())
+  found, seen = [], set()
+  for start in follows:
+    group, at = [], start
+    while at in follows and at not in seen:
+      seen.add(at)
+      group.append(at)
+      at = follows[at]
+    if group:
+      found.append(group)
+  same = len({len(group) for group in found}) == 1
+  return np.array(found) if same and len(found[0]) > 1 else pairs
+
+
+def axes_of(
+  groups: np.ndarray | None, sizes: dict[str, int]
+) -> tuple[str, ...]:
+  """The axes of a mesh of these sizes along which a group's devices differ."""
+  shape = tuple(sizes.values())
+  if groups is None:
+    return tuple(name for name, size in sizes.items() if size > 1)
+  places = np.stack(np.unravel_index(groups, shape))  # [axes, G, n]
+  differ = (places != places[:, :, :1]).any(axis=(1, 2))
+  return tuple(name for name, yes in zip(sizes, differ) if yes)

@@ -1,0 +1,231 @@
+"""What a plan says of a run, where arithmetic says it too."""
+
+import importlib.util
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+
+from r1jax import config, models
+from r1jax.models.presets import preset
+from r1jax.tools import plan, plan_chips, plan_estimate, plan_programs
+from r1jax.tools import plan_bounds as bounds
+from r1jax.tools.plan_costs import Collective, Costs
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+LINK, GIB = 100e9, 2**30
+
+
+def experiment(name, **overrides):
+  changes = {key.replace("__", "."): value for key, value in overrides.items()}
+  return config.load(str(ROOT / "experiments" / name), changes)
+
+
+def places(topology):
+  """Of chips in the order of their coordinates."""
+  return [
+    (slice, *where)
+    for slice in range(topology.num_slices)
+    for where in np.ndindex(*topology.shape)
+  ]
+
+
+def seconds(name, kind, group, size=1e9):
+  topology = plan_chips.topology(name)
+  groups = None if group is None else np.array([group])
+  one = Collective(kind, groups, size, 1.0, "")
+  return bounds.seconds(one, topology, np.array(places(topology)))
+
+
+@pytest.mark.parametrize(
+  "name, chips, slices",
+  [
+    ("v5p:8x16x16", 2048, 1),
+    ("v6e:16x16*4", 1024, 4),
+    ("V5E:8x8", 64, 1),
+    ("h200:8x64", 512, 64),
+    ("b200:8", 8, 1),
+  ],
+)
+def test_a_topology_has_so_many_chips(name, chips, slices):
+  topology = plan_chips.topology(name)
+  assert (topology.num_chips, topology.num_slices) == (chips, slices)
+  assert plan_chips.topology(topology.name) == topology
+
+
+@pytest.mark.parametrize(
+  "name, match",
+  [
+    ("v5p", "unknown topology"),
+    ("v9:2x2", "no chip 'v9' among v4, v5e, v5p"),
+    ("v5p:8x8", "2 dimensions, and a slice of v5p has 3"),
+    ("v6e:0x4", "no chip at all"),
+    ("h200:8x8x8", "unknown topology"),
+    ("h200:8x8*2", "unknown topology"),
+  ],
+)
+def test_a_topology_that_does_not_exist_is_refused(name, match):
+  with pytest.raises(ValueError, match=match):
+    plan_chips.topology(name)
+
+
+def test_without_libtpu_it_is_said_where_to_get_it(monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ValueError, match="make plan CONFIG"):
+    plan_chips.devices(plan_chips.topology("v5p:2x2x1"))
+
+
+def test_a_ring_that_its_devices_fill_has_two_links():
+  # The last dimension of 16 is a ring; a quarter of it is a line.
+  assert seconds("v5p:4x4x16", "all-gather", range(16)) == pytest.approx(
+    15e9 / (2 * LINK)
+  )
+  assert seconds("v5p:4x4x16", "all-gather", range(4)) == pytest.approx(
+    3e9 / LINK
+  )
+  # Every fourth chip: four such rings share the links.
+  strided = range(0, 16, 4)
+  assert seconds("v5p:4x4x16", "all-gather", strided) == pytest.approx(
+    3e9 / (2 * LINK / 4)
+  )
+
+
+def test_two_dimensions_have_the_links_of_both():
+  assert seconds("v5p:4x4x16", "all-reduce", range(64)) == pytest.approx(
+    2e9 * 63 / 64 / (4 * LINK)
+  )
+
+
+def test_between_slices_goes_the_slower_network():
+  # Two chips, one in each slice of 256.
+  assert seconds("v6e:16x16*2", "all-reduce", [0, 256]) == pytest.approx(
+    1e9 / 12.5e9
+  )
+  # All chips: each sends its part of what its slice has summed.
+  whole = seconds("v6e:16x16*2", "all-reduce", None)
+  inside = 2e9 * 255 / 256 / (4 * LINK)
+  assert whole == pytest.approx(inside + 1e9 / 256 / 12.5e9)
+
+
+def test_a_host_of_gpus_has_a_switch():
+  assert seconds("h200:8x2", "all-gather", range(8)) == pytest.approx(
+    7e9 / 450e9
+  )
+
+
+def test_a_device_alone_sends_nothing():
+  assert seconds("v5p:2x2x1", "all-reduce", [0]) == 0
+
+
+def test_bounds_are_the_nominal_speeds():
+  topology = plan_chips.topology("v5p:2x2x1")
+  costs = Costs(flops=459e12, bytes=2 * 2765e9)
+  least = bounds.bounds(costs, topology, places(topology))
+  assert least == (pytest.approx(1), pytest.approx(2), 0)
+  assert (least.overlapped, least.serial) == (pytest.approx(2),) * 2
+
+
+def test_arguments_on_gpus_are_what_the_shardings_leave():
+  c = experiment("r1_zero.py")
+  found = plan.plan(c, plan_chips.topology("h200:8x64"))
+  sizes, parts = preset("deepseek_v3"), found["programs"]["update"]["parts"]
+  weights = sum(plan_estimate.sizes_of(sizes))
+  assert weights == pytest.approx(682e9, rel=0.01)  # 671 and the MTP block.
+  assert parts["params"] == pytest.approx(4 * weights / 512, rel=0.01)
+  assert parts["optimizer"] == pytest.approx(
+    2 * 4 * weights / 512, rel=0.03
+  )  # Without the MTP block's.
+  assert parts["reference"] == pytest.approx(2 * weights / 512, rel=0.01)
+  json.dumps(found)
+
+
+def test_no_large_weight_is_copied_to_every_device():
+  c = experiment("r1_zero.py")
+  sizes = plan_programs.sizes_of(c)
+  mesh = plan.make_mesh(c, plan_chips.topology("h200:8x64"))
+  placed = plan_programs.placed(mesh, sizes, plan_programs.parameters(sizes))
+  import jax
+
+  for path, leaf in jax.tree.leaves_with_path(placed):
+    whole, own = math.prod(leaf.shape), leaf.sharding.shard_shape(leaf.shape)
+    if whole > 1e7:
+      assert math.prod(own) == whole / 512, jax.tree_util.keystr(path)
+
+
+def test_more_chips_of_a_mesh_axis_take_less_memory_each():
+  sizes, rows = (
+    preset("deepseek_v3"),
+    dict(width=4096, max_rows=512, microbatch_rows=512),
+  )
+  mesh = dict(data=1, fsdp=32, expert=16, context=1, tensor=1)
+  few = plan_estimate.temporaries(sizes, rows, mesh)
+  many = plan_estimate.temporaries(sizes, rows, mesh | dict(context=4))
+  assert many["gradients"] == few["gradients"] / 4
+  assert many["activations"] == pytest.approx(few["activations"] / 4)
+
+
+def test_a_sweep_ranks_meshes_that_fit_the_devices():
+  c = experiment("r1_zero.py:qwen_math_7b")
+  topology = plan_chips.topology("h200:8x2")
+  found = plan.sweep(c, topology)
+  assert found["fits"] and len(found["plans"]) == 3
+  times = [one["seconds"] for one in found["ranked"]]
+  assert times == sorted(times)
+  for one in found["ranked"]:
+    assert math.prod(one["mesh"].values()) == 16
+
+
+@pytest.mark.parametrize(
+  "name, overrides, topology, match",
+  [
+    ("r1_zero.py", {}, "h200:8x3", "do not divide the 24 devices"),
+    ("r1_zero.py", dict(mesh__data=4), "h200:8x64", "takes 2048 devices"),
+    ("demo.py", {}, "h200:8x1", "microbatch_rows 4 do not divide over 8"),
+  ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(name, overrides, topology, match):
+  with pytest.raises(ValueError, match=match):
+    plan.plan(experiment(name, **overrides), plan_chips.topology(topology))
+
+
+def test_a_loop_without_a_plan_is_refused():
+  c = experiment("demo.py")
+  c.unlock()
+  c.loop = "evaluate"
+  with pytest.raises(ValueError, match="unknown loop to plan 'evaluate'"):
+    plan.plan(c, plan_chips.topology("h200:8x1"))
+
+
+def test_a_model_is_known_without_its_weights():
+  known = models.architecture(
+    name="pretrained",
+    path="",
+    preset_name="deepseek_v3",
+    how=dict(moe_chunk=2048),
+  )
+  assert known.width == 7168 and known.moe_chunk == 2048
+  with pytest.raises(ValueError, match="'width' is not how a model runs"):
+    models.architecture(
+      name="pretrained",
+      path="",
+      preset_name="deepseek_v3",
+      how=dict(width=1),
+    )
+
+
+def test_the_command_prints_one_object(python):
+  done = python(
+    "-m",
+    "r1jax.tools.plan",
+    "--config=experiments/demo.py",
+    "--topology=h200:4x1",
+    "--json",
+  )
+  found = json.loads(done.stdout.splitlines()[-1])
+  assert done.returncode == 0 and found["fits"]
+  assert "gradients, estimated" in done.stdout
+  refused = python("-m", "r1jax.tools.plan", "--config=experiments/demo.py")
+  assert refused.returncode == 2
+  assert refused.stderr.startswith("error: no --topology; give CHIP:SHAPE")

@@ -1,0 +1,223 @@
+"""The reader of compiled HLO, on programs whose costs are known by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from r1jax import sharding
+from r1jax.tools import plan_costs, plan_hlo
+
+SIZES = {"data": 2, "fsdp": 4}
+EIGHT = dict(data=2, fsdp=2, expert=2)
+
+
+def compiled(fn, *shapes, mesh, specs):
+  arguments = [
+    jax.ShapeDtypeStruct(
+      shape, jnp.float32, sharding=jax.sharding.NamedSharding(mesh, spec)
+    )
+    for shape, spec in zip(shapes, specs)
+  ]
+  text = jax.jit(fn).lower(*arguments).compile().as_text()
+  return plan_hlo.parse(text)
+
+
+def line(attributes):
+  return plan_hlo.Instruction("x", "all-gather", (), (), "", attributes, False)
+
+
+@pytest.mark.parametrize(
+  "text, wanted",
+  [
+    ("replica_groups={{0,1},{2,3}}, dimensions={0}", [[0, 1], [2, 3]]),
+    ("replica_groups=[2,2]<=[4], dimensions={0}", [[0, 1], [2, 3]]),
+    ("replica_groups=[2,2]<=[2,2]T(1,0), x={0}", [[0, 2], [1, 3]]),
+    ("replica_groups=mesh['a'=2,'b'=2] {'a'}, x", [[0, 2], [1, 3]]),
+    ("replica_groups=mesh['a'=2,'b'=2] {'b'}, x", [[0, 1], [2, 3]]),
+    (
+      "replica_groups=mesh['a'=4,'b'=1], device_ids=([2,2]T(1,0)) {'a'}, x",
+      [[0, 2, 1, 3]],
+    ),
+    ("replica_groups=mesh['a'=4] {'a':(1)2}, x", [[0, 2], [1, 3]]),
+    ("replica_groups=mesh['a'=4] {'a':(2)2}, x", [[0, 1], [2, 3]]),
+    ("source_target_pairs={{0,1},{1,0},{2,3},{3,2}}, x", [[0, 1], [2, 3]]),
+  ],
+)
+def test_groups_of_devices_are_read_in_every_form(text, wanted):
+  assert plan_hlo.groups(line(", " + text)).tolist() == wanted
+
+
+@pytest.mark.parametrize(
+  "group, axes",
+  [
+    ([[0, 1, 2, 3], [4, 5, 6, 7]], ("fsdp",)),
+    ([[0, 4], [1, 5], [2, 6], [3, 7]], ("data",)),
+    ([[0, 1, 2, 3, 4, 5, 6, 7]], ("data", "fsdp")),
+    ([[0, 1], [2, 3], [4, 5], [6, 7]], ("fsdp",)),
+  ],
+)
+def test_a_group_knows_its_axes(group, axes):
+  assert plan_hlo.axes_of(np.array(group), SIZES) == axes
+
+
+def test_a_text_that_is_no_program_is_refused():
+  with pytest.raises(ValueError, match="no HLO module"):
+    plan_hlo.parse("nonsense")
+
+
+def test_every_collective_is_counted_with_its_axis_and_its_bytes():
+  mesh = sharding.make_mesh(**EIGHT)
+  axes = ("data", "fsdp", "expert")
+
+  def exchange(x):  # A device's own [16, 8], 512 bytes.
+    y = jax.lax.all_gather(x, "fsdp", tiled=True)  # Gets 512.
+    y = jax.lax.psum_scatter(jnp.sin(y), "fsdp", tiled=True)  # Gets 512.
+    y = jax.lax.all_to_all(jnp.sin(y), "expert", 0, 0, tiled=True)  # Gets 256.
+    y = jax.lax.ppermute(jnp.sin(y), "data", [(0, 1), (1, 0)])  # Gets 512.
+    return jax.lax.psum(jnp.sin(y), axes)  # Gets 2 * 7/8 * 512.
+
+  def fn(x):
+    return jax.shard_map(exchange, mesh=mesh, in_specs=P(axes), out_specs=P())(
+      x
+    )
+
+  module = compiled(fn, (128, 8), mesh=mesh, specs=[P(axes)])
+  found = plan_costs.table(plan_costs.count(module), mesh.shape)
+  assert {key: row["bytes"] for key, row in found.items()} == {
+    ("all-gather", ("fsdp",)): 512,
+    ("reduce-scatter", ("fsdp",)): 512,
+    ("all-to-all", ("expert",)): 256,
+    ("collective-permute", ("data",)): 512,
+    ("all-reduce", axes): 2 * 7 / 8 * 512,
+  }
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+  mesh = sharding.make_mesh(data=1, fsdp=8)
+
+  def fn(weights, x):
+    def layer(x, w):
+      return jnp.tanh(x @ w), None
+
+    return jax.lax.scan(layer, x, weights)[0]
+
+  layers, width, rows = 5, 64, 32
+  module = compiled(
+    fn,
+    (layers, width, width),
+    (8 * rows, width),
+    mesh=mesh,
+    specs=[P(None, "fsdp"), P("fsdp")],
+  )
+  costs = plan_costs.count(module)
+  assert costs.flops == layers * 2 * rows * width * width
+  gathered = plan_costs.table(costs, mesh.shape)["all-gather", ("fsdp",)]
+  assert gathered == {
+    "bytes": layers * 7 / 8 * width * width * 4,
+    "times": layers,
+  }
+  assert not costs.once
+
+
+@jax.named_scope("outer")
+def counted_by_data(x, n):
+  """n times three products, and within each n more; n is data."""
+
+  def inner(_, x):
+    return jnp.tanh(x @ x)
+
+  def outer(_, x):
+    return jax.lax.fori_loop(0, n, inner, jnp.sin(x))
+
+  return jax.lax.fori_loop(0, n, outer, x)
+
+
+def test_a_loop_over_data_runs_as_often_as_its_scope_says():
+  mesh = sharding.make_mesh(data=1)
+
+  def fn(x, n):
+    return counted_by_data(x, n.astype(jnp.int32))
+
+  module = compiled(fn, (16, 16), (), mesh=mesh, specs=[P(), P()])
+  once = 2 * 16**3
+  costs = plan_costs.count(module, {"outer": (3, 7)})
+  assert costs.flops == 3 * 7 * once and not costs.once
+  unknown = plan_costs.count(module)
+  assert unknown.flops == once and len(unknown.once) == 2
+
+
+def test_memory_is_read_and_written_once_a_matmul():
+  mesh = sharding.make_mesh(data=1)
+  module = compiled(
+    jnp.dot, (256, 512), (512, 128), mesh=mesh, specs=[P(), P()]
+  )
+  costs = plan_costs.count(module)
+  least = 4 * (256 * 512 + 512 * 128 + 256 * 128)
+  assert least <= costs.bytes <= 2 * least
+
+
+def test_a_way_to_the_host_is_found():
+  mesh = sharding.make_mesh(data=1)
+  shape = jax.ShapeDtypeStruct((4,), jnp.float32)
+  ask = functools.partial(jax.pure_callback, np.sin, shape)
+  module = compiled(ask, (4,), mesh=mesh, specs=[P()])
+  assert plan_costs.count(module).transfers
+  module = compiled(jnp.sin, (4,), mesh=mesh, specs=[P()])
+  assert not plan_costs.count(module).transfers
+
+
+@pytest.mark.parametrize(
+  "text, wanted",
+  [  # As TPUs write a matmul, and a batch of four of them.
+    (
+      "%c = f32[128,256]{1,0} convolution(%a, %b), dim_labels=bf_io->bf",
+      2 * 128 * 512 * 256,
+    ),
+    (
+      "%c = f32[4,128,256]{2,1,0} convolution(%a, %b), window={size=4 stride=3 "
+      "lhs_dilate=4}, dim_labels=0bf_0io->0bf",
+      4 * 2 * 128 * 512 * 256,
+    ),
+  ],
+)
+def test_a_tpus_matmul_is_counted(text, wanted):
+  batch = "4," if "4,128" in text else ""
+  module = plan_hlo.parse(
+    "HloModule m\n\n"
+    "ENTRY %main (a: f32[], b: f32[]) -> f32[] {\n"
+    f"  %a = f32[{batch}128,512]{{1,0:T(8,128)}} parameter(0)\n"
+    f"  %b = f32[{batch}512,256]{{1,0:T(8,128)}} parameter(1)\n"
+    f"  ROOT {text}\n"
+    "}\n"
+  )
+  assert plan_costs.count(module).flops == wanted
+
+
+def test_a_fused_all_reduce_that_keeps_a_part_is_a_reduce_scatter():
+  # As TPUs write it.
+  module = plan_hlo.parse(
+    "HloModule m\n\n"
+    "%inner (x: f32[512,512]) -> f32[128,512] {\n"
+    "  %x = f32[512,512]{1,0} parameter(0)\n"
+    "  %r = f32[512,512]{1,0} all-reduce(%x), replica_groups={{0,1,2,3}}, "
+    "to_apply=%add\n"
+    "  %i = s32[] constant(0)\n"
+    "  ROOT %d = f32[128,512]{1,0} dynamic-slice(%r, %i, %i), "
+    "dynamic_slice_sizes={128,512}\n"
+    "}\n\n"
+    "ENTRY %main (a: f32[512,512]) -> f32[128,512] {\n"
+    "  %a = f32[512,512]{1,0} parameter(0)\n"
+    "  ROOT %f = f32[128,512]{1,0} fusion(%a), kind=kCustom, calls=%inner\n"
+    "}\n"
+  )
+  found = plan_costs.table(plan_costs.count(module), {"fsdp": 4})
+  assert found == {
+    ("reduce-scatter", ("fsdp",)): {
+      "bytes": 3 / 4 * 512 * 512 * 4,
+      "times": 1,
+    }
+  }
