@@ -30,6 +30,7 @@ import sys
 import time
 
 import jax
+import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict
 
@@ -156,7 +157,11 @@ def compiled(program: Program, mesh, topology: plan_chips.Topology) -> dict:
     made[name]
     for name in ("arguments", "beside", "temporaries", "outputs", "code")
   )
-  costs = plan_costs.count(plan_hlo.parse(built.as_text()), program.trips)
+  between = None
+  if topology.num_slices > 1:
+    between = np.arange(mesh.size).reshape(topology.num_slices, -1).T
+  module = plan_hlo.parse(built.as_text())
+  costs = plan_costs.count(module, program.trips, between)
   places = plan_chips.places(mesh.devices.flat, topology)
   return made | {
     "total": total,

@@ -30,6 +30,8 @@ FREE = {  # They move nothing, or what they call does.
   *("conditional", "call", "after-all", "partition-id", "replica-id", "iota"),
   *("async-start", "async-update", "async-done", "opt-barrier"),
 }
+# Between slices, TPUs send by way of their hosts.
+CROSSING = r'_xla_megascale_transfer_type="(\w+)"'
 SLICES = ("dynamic-slice", "slice", "gather")
 
 
@@ -62,10 +64,13 @@ class Costs:
   collectives: list[Collective] = dataclasses.field(default_factory=list)
   transfers: list[str] = dataclasses.field(default_factory=list)  # To the host.
   once: set[str] = dataclasses.field(default_factory=set)  # See `count`.
+  between: np.ndarray | None = None  # See `count`.
 
 
 def count(
-  module: Module, trips: Mapping[str, Sequence[float | int]] = {}
+  module: Module,
+  trips: Mapping[str, Sequence[float | int]] = {},
+  between: np.ndarray | None = None,
 ) -> Costs:
   """The costs of a module.
 
@@ -74,8 +79,10 @@ def count(
     trips: how often loops within a named scope run, the outermost first;
       loops that are neither counted in the text nor named here run once, and
       are in `once`.
+    between: the groups of devices [G, n] that exchange something between
+      slices; None if there is one slice.
   """
-  costs = Costs()
+  costs = Costs(between=between)
   _walk(module, module.entry, 1.0, _Inside((), ()), costs, trips)
   return costs
 
@@ -122,6 +129,17 @@ def _walk(module, name, times, inside: _Inside, costs, trips) -> None:
           file=module.file_of(line),
         )
       )
+    elif crossing := line.attribute(CROSSING):
+      if line.opcode == "send":
+        costs.collectives.append(
+          Collective(
+            kind=crossing.lower().replace("_", "-"),
+            groups=costs.between,
+            bytes=_read(lines, line)[0].bytes,
+            times=times,
+            file=module.file_of(line),
+          )
+        )
     elif line.opcode in ("infeed", "outfeed", "send", "recv") or (
       line.opcode == "custom-call" and "callback" in line.attributes
     ):

@@ -221,3 +221,25 @@ def test_a_fused_all_reduce_that_keeps_a_part_is_a_reduce_scatter():
       "times": 1,
     }
   }
+
+
+def test_what_goes_between_slices_goes_by_way_of_the_hosts():
+  # As TPUs write it: a send and a receive that the network's runtime handles.
+  sent = 'frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}'
+  module = plan_hlo.parse(
+    "HloModule m\n\n"
+    "ENTRY %main (a: f32[256]) -> f32[256] {\n"
+    "  %a = f32[256]{0} parameter(0)\n"
+    "  %t = token[] after-all()\n"
+    f"  %s = (f32[256]{{0}}, u32[], token[]) send(%a, %t), {sent}\n"
+    f"  %r = (f32[256]{{0}}, u32[], token[]) recv(%t), {sent}\n"
+    f"  %d = (f32[256]{{0}}, token[]) recv-done(%r), {sent}\n"
+    "  ROOT %g = f32[256]{0} get-tuple-element(%d), index=0\n"
+    "}\n"
+  )
+  between = np.arange(8).reshape(2, 4).T
+  costs = plan_costs.count(module, between=between)
+  assert not costs.transfers
+  assert plan_costs.table(costs, SIZES) == {
+    ("all-reduce", ("data",)): {"bytes": 2 * 1 / 2 * 1024, "times": 1}
+  }
