@@ -60,6 +60,7 @@ def get_config(variant="zero"):
   c.template = "r1_zero"
 
   c.mesh = dict(data=-1)
+  c.rollout_mesh = dict(data=-1)
   c.model = dict(name="pretrained", path=base)
   c.tokenizer = dict(path=base)
   c.dataset = dict(

@@ -33,6 +33,7 @@ def get_config():
 
   path = FieldReference("")
   c.mesh = dict(data=-1)
+  c.rollout_mesh = dict(data=-1)
   c.model = dict(
     name="fresh", preset_name="tiny_deepseek", seed=0, vocab_size=129_280
   )

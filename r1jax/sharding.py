@@ -7,8 +7,9 @@ whole, as NumPy: `assemble` and `local` are the only places where one becomes
 the other.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -41,8 +42,8 @@ LAYOUT = {
   "hidden": ("tensor",),
   "vocab": ("tensor",),
   # Of weights, which are gathered where they are used (ZeRO-3,
-  # arXiv:1910.02054); experts have given away their axis by now.
-  "width": ("fsdp", "expert", "context"),
+  # arXiv:1910.02054): over what the names above have left.
+  "width": ("fsdp", "expert", "context", "tensor"),
 }
 
 
@@ -131,12 +132,21 @@ def _arrange(shape, num_slices, devices) -> np.ndarray:
   )
 
 
-def reshaped(mesh: Mesh, **sizes: int) -> Mesh:
+def reshaped(
+  mesh: Mesh,
+  *,
+  data: int = -1,
+  fsdp: int = 1,
+  expert: int = 1,
+  context: int = 1,
+  tensor: int = 1,
+) -> Mesh:
   """Another mesh of the same devices in the same order; see `make_mesh`.
 
   One program may read arrays that lie on either and write to the other.
   """
-  made = make_mesh(devices=list(mesh.devices.flat), **sizes)
+  sizes = dict(zip(AXES, (data, fsdp, expert, context, tensor), strict=True))
+  made = make_mesh(devices=[*mesh.devices.flat], **sizes)
   if made.size != mesh.size:
     raise ValueError(
       f"a mesh of {made.size} devices has not those of one of {mesh.size}"
@@ -174,21 +184,56 @@ def spec(
   return PartitionSpec(*parts)
 
 
+def current() -> AbstractMesh | None:
+  """The mesh of the context (`jax.set_mesh`), if it splits anything."""
+  mesh = jax.sharding.get_abstract_mesh()
+  free = mesh.axis_types and AxisType.Auto in mesh.axis_types
+  return mesh if free and mesh.size > 1 else None
+
+
+def by_hand() -> tuple[str, ...]:
+  """The axes that the program splits by hand here, within `jax.shard_map`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  kinds = zip(mesh.axis_names, mesh.axis_types or (), strict=False)
+  return tuple(axis for axis, kind in kinds if kind == AxisType.Manual)
+
+
 def constrain(x: Array, *names: str | None) -> Array:
   """`x`, split as the names of its dimensions say.
 
-  On the mesh of the context (`jax.set_mesh`); without one, `x` as it is.
+  On the mesh of the context; without one, `x` as it is.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or all(kind != AxisType.Auto for kind in mesh.axis_types):
-    return x
-  if mesh.size == 1:
+  mesh = current()
+  if mesh is None:
     return x
   return jax.lax.with_sharding_constraint(x, spec(names, x.shape, mesh))
 
 
-def shardings(mesh: Mesh, axes: Any, tree: Any) -> Any:
-  """The sharding of every leaf of `tree`, which may be shapes alone.
+def gathered(weight: Array, names: tuple[str | None, ...]) -> Array:
+  """A weight as layers use it, its width whole; its gradient lies as it does.
+
+  So it is gathered right before its use, and its gradient is summed straight
+  into parts. On the mesh of the context; without one, `weight` as it is.
+  """
+  if "width" not in names or current() is None:
+    return weight
+  return _gathered(weight, names)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(weight, names):
+  used = (None if name == "width" else name for name in names)
+  return constrain(weight, *used)
+
+
+_gathered.defvjp(
+  lambda weight, names: (_gathered(weight, names), None),
+  lambda names, _, gradient: (constrain(gradient, *names),),
+)
+
+
+def specs(mesh: Mesh | AbstractMesh, axes: Any, tree: Any) -> Any:
+  """How every leaf of `tree`, which may be shapes alone, is split.
 
   `axes` is the tree of the parameters, with the names of dimensions as leaves.
   What belongs to a parameter (the parameter itself, its copy in a reference,
@@ -207,15 +252,36 @@ def shardings(mesh: Mesh, axes: Any, tree: Any) -> Any:
     for start in range(len(path)):
       names = known.get(path[start:])
       if names is not None and len(names) == len(leaf.shape):
-        return NamedSharding(mesh, spec(names, leaf.shape, mesh))
+        return spec(names, leaf.shape, mesh)
     if leaf.shape:
       raise ValueError(
         f"{jax.tree_util.keystr(path)} {list(leaf.shape)} belongs to no "
         "parameter, and would be copied to every device"
       )
-    return whole(mesh)
+    return PartitionSpec()
 
   return jax.tree.map_with_path(one, tree)
+
+
+def shardings(mesh: Mesh, axes: Any, tree: Any) -> Any:
+  """The sharding of every leaf of `tree`; see `specs`."""
+  named = lambda of: NamedSharding(mesh, of)
+  return jax.tree.map(named, specs(mesh, axes, tree))
+
+
+def lay_out(tree: Tree, axes: Any) -> Tree:
+  """`tree` split as `specs` says, within a program; see `constrain`."""
+  if (mesh := current()) is None or axes is None:
+    return tree
+  split = jax.lax.with_sharding_constraint
+  return jax.tree.map(split, tree, specs(mesh, axes, tree))
+
+
+def make(mesh: Mesh, axes: Any, fn: Callable, *args: Any) -> Any:
+  """fn(*args), made in parts on the devices that keep them; see `specs`."""
+  split = shardings(mesh, axes, jax.eval_shape(fn, *args))
+  with jax.set_mesh(mesh):
+    return jax.jit(fn, out_shardings=split)(*args)
 
 
 def place(tree: Tree, shardings: Any) -> Tree:

@@ -125,10 +125,12 @@ AXES_OF = {  # By hand, from the table.
   (("expert", "width", "hidden"), (8, 8, 8)): P("expert", "fsdp", "tensor"),
   (("width", "hidden"), (8, 8)): P(("fsdp", "expert"), "tensor"),
   (("width", "hidden"), (2, 3)): P("fsdp", None),
+  (("width", None), (8, 8)): P(("fsdp", "expert", "tensor"), None),
   (("width", "hidden"), (3, 2)): P(None, "tensor"),
   (("expert", "width", "hidden"), (3, 4, 8)): P(
     None, ("fsdp", "expert"), "tensor"
   ),
+  (("width", "hidden"), (8, 3)): P(("fsdp", "expert", "tensor"), None),
   (("layers", None, "heads"), (8, 8, 8)): P(None, None, "tensor"),
   (("rows", "tokens", None), (8, 8, 8)): P(("fsdp", "expert"), None, None),
   (("rows", "kv_heads"), (1, 1)): P(None, None),
@@ -162,7 +164,7 @@ def test_what_belongs_to_a_parameter_lies_as_it_does():
   by_name = {}
   for path, of in found:
     by_name.setdefault(jax.tree_util.keystr(path[-1:]), []).append(of.spec)
-  assert by_name.pop("['norm']") == [P("fsdp")] * 3
+  assert by_name.pop("['norm']") == [P(("fsdp", "tensor"))] * 3
   assert by_name.pop("['up']") == [P(None, "fsdp", "tensor")] * 3
   assert all(of == [P()] * len(of) for of in by_name.values())
   with pytest.raises(ValueError, match=r"'other'.*belongs to no parameter"):

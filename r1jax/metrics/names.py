@@ -80,6 +80,7 @@ METRICS: dict[str, tuple[str, str]] = {
   "perf/logprob_time": ("s", "scoring with policy and reference"),
   "perf/train_time": ("s", "updates"),
   "perf/sync_time": ("s", "moving parameters to the sampler"),
+  "perf/sync_bytes": ("bytes", "that a device gets for it from others"),
   "perf/eval_time": ("s", "evaluation"),
   "perf/hbm_peak": ("bytes", "largest use of a device's memory so far"),
   "perf/host_peak": ("bytes", "largest use of the host's memory so far"),

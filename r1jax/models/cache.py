@@ -10,9 +10,9 @@ functions here know all that.
 import chex
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from r1jax import sharding
 from r1jax.models.config import ModelConfig
 
 # By layer ([..., K, H, S], maybe [..., K, S, H]); or one such of [L, ...].
@@ -127,11 +127,16 @@ def resize(rows: Buffers, size: int) -> Buffers:
   return both(rows) if _scanned(rows) else tuple(map(both, rows))
 
 
-def split_rows(rows: Buffers, mesh: Mesh) -> Buffers:
-  """The same with the rows split over the mesh axis `data`."""
-  layers = (None,) if _scanned(rows) else ()
-  split = NamedSharding(mesh, PartitionSpec(*layers, "data"))
-  return jax.lax.with_sharding_constraint(rows, split)
+def split(rows: Buffers) -> Buffers:
+  """The same on the mesh of the context: rows, heads and tokens over it."""
+
+  def one(array, last):
+    layers = ("layers",) * (array.ndim - 4)
+    return sharding.constrain(array, *layers, "rows", "kv_heads", *last)
+
+  last = (None, "tokens"), ("tokens", None)
+  both = lambda arrays: tuple(map(one, arrays, last))
+  return both(rows) if _scanned(rows) else tuple(map(both, rows))
 
 
 def _zeros(config: ModelConfig, rows: tuple[int, ...], size: int) -> Buffers:

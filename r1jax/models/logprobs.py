@@ -9,43 +9,99 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from r1jax import sharding
 from r1jax.models.blockwise import NEVER
 
 
 def mask_padding(
-  logits: Float[Array, "*B V"], vocab_size: int | None
+  logits: Float[Array, "*B V"],
+  vocab_size: int | None,
+  first: int | Int[Array, ""] = 0,
 ) -> Float[Array, "*B V"]:
-  """Logits of ids that no tokenizer makes are out of reach: -1e30."""
-  if vocab_size is None or vocab_size == logits.shape[-1]:
+  """Logits of ids that no tokenizer makes are out of reach: -1e30.
+
+  The logits are those of the ids from `first` on.
+  """
+  whole = isinstance(first, int) and vocab_size == first + logits.shape[-1]
+  if vocab_size is None or whole:
     return logits
-  return jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, NEVER)
+  ids = first + jnp.arange(logits.shape[-1])
+  return jnp.where(ids < vocab_size, logits, NEVER)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def whole(temperature, vocab_size, unembed, hidden, targets):
-  """(log p(target), entropy), each [*B], of hidden [*B, D]; keeps [*B, V]."""
-  return _whole_forward(temperature, vocab_size, unembed, hidden, targets)[0]
+def on_mesh(
+  fn: Callable,
+  mesh: AbstractMesh,
+  unembed: Float[Array, "D V"],
+  hidden: Float[Array, "B T D"],
+  targets: Int[Array, "B T"],
+  counted: Bool[Array, "B T"] | None,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+  """fn(axis, unembed, hidden, targets, counted), on each device's own tokens.
+
+  V is split over `axis`, if it is not None. The gradient of `unembed` is summed
+  over devices once, when a device has been through its tokens.
+  """
+  tokens = sharding.spec(("rows", "tokens", None), hidden.shape, mesh)
+  weight = sharding.spec(("width", "vocab"), unembed.shape, mesh)
+  width, axis = weight
+
+  def local(unembed, *rest):
+    if width is not None:
+      unembed = jax.lax.all_gather(unembed, width, tiled=True)
+    return fn(axis, unembed, *rest)
+
+  two = PartitionSpec(*tokens[:2])
+  return jax.shard_map(
+    local,
+    mesh=mesh,
+    in_specs=(weight, tokens, two, two),
+    out_specs=(two, two),
+    check_vma=False,
+  )(unembed, hidden, targets, counted)
 
 
-def _whole_forward(temperature, vocab_size, unembed, hidden, targets):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def whole(temperature, vocab_size, axis, unembed, hidden, targets):
+  """(log p(target), entropy), each [*B], of hidden [*B, D]; keeps [*B, V].
+
+  With an `axis` of the mesh, V is this device's part of it.
+  """
+  return _whole_forward(
+    temperature, vocab_size, axis, unembed, hidden, targets
+  )[0]
+
+
+def _whole_forward(temperature, vocab_size, axis, unembed, hidden, targets):
+  total = functools.partial(_sum, axis=axis)
   logits = jnp.dot(hidden, unembed, preferred_element_type=jnp.float32)
-  logits = mask_padding(logits / temperature, vocab_size)
-  normalizer = jax.nn.logsumexp(logits, axis=-1)
-  is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
-  chosen = jnp.sum(jnp.where(is_target, logits, 0), axis=-1)
+  first = _first(logits.shape[-1], axis)
+  logits = mask_padding(logits / temperature, vocab_size, first)
+  if axis is None:
+    normalizer = jax.nn.logsumexp(logits, axis=-1)
+  else:
+    largest = jax.lax.pmax(logits.max(axis=-1), axis)
+    scaled = jnp.exp(logits - largest[..., None])
+    normalizer = largest + jnp.log(total(scaled))
+  is_target = first + jnp.arange(logits.shape[-1]) == targets[..., None]
+  chosen = total(jnp.where(is_target, logits, 0))
   logprobs = logits - normalizer[..., None]
-  entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+  entropy = -total(jnp.exp(logprobs) * logprobs)
   saved = unembed, hidden, targets, logprobs, entropy
   return (chosen - normalizer, entropy), saved
 
 
-def _whole_backward(temperature, vocab_size, saved, gradients):
+def _whole_backward(temperature, vocab_size, axis, saved, gradients):
   """d logprob = 1[target] - p; d entropy = -p (log p + entropy)."""
   unembed, hidden, targets, logprobs, entropy = saved
+  if axis is not None:  # Each device holds a share of the gradient.
+    gradients = jax.lax.psum(gradients, axis)
   of_logprob, of_entropy = (x[..., None] for x in gradients)
-  is_target = jnp.arange(logprobs.shape[-1]) == targets[..., None]
+  first, count = _first(logprobs.shape[-1], axis), logprobs.shape[-1]
+  is_target = first + jnp.arange(count) == targets[..., None]
   d_logits = jnp.where(is_target, of_logprob, 0) - jnp.exp(logprobs) * (
     of_logprob + of_entropy * (logprobs + entropy[..., None])
   )
@@ -57,6 +113,17 @@ def _whole_backward(temperature, vocab_size, saved, gradients):
 
 
 whole.defvjp(_whole_forward, _whole_backward)
+
+
+def _first(count, axis):
+  """The first id of this device's part of the vocabulary."""
+  return 0 if axis is None else jax.lax.axis_index(axis) * count
+
+
+def _sum(x, axis):
+  """Over the vocabulary."""
+  x = jnp.sum(x, axis=-1)
+  return x if axis is None else jax.lax.psum(x, axis)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -124,7 +191,10 @@ def _order(counted, columns):
   order = jnp.argsort(~counted, axis=1, stable=True)
   fill = ((0, 0), (0, -length % columns))
   order = jnp.pad(order, fill, constant_values=length)
-  return order, -(-jnp.max(jnp.sum(counted, axis=1)) // columns)
+  steps = -(-jnp.max(jnp.sum(counted, axis=1)) // columns)
+  if by_hand := sharding.by_hand():  # All devices take equally many.
+    steps = jax.lax.pmax(steps, by_hand)
+  return order, steps
 
 
 def _take(x, order, step, columns):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from r1jax import sharding
 from r1jax.models import blockwise, logprobs, unrolled
 from r1jax.models import experts as routed
 from r1jax.models.blockwise import NEVER
@@ -192,8 +193,7 @@ def linear_logprobs(
   """log p(target) and entropy under softmax(hidden @ unembed / temperature).
 
   Both in nats and float32. Ids from `vocab_size` on are padding of V and have
-  no probability. Sums over V are plain reductions, so V may be split over
-  devices, and so may B.
+  no probability. On a mesh, rows are split, and so is V.
 
   Args:
     hidden: rows of tokens; one row may come without B.
@@ -204,10 +204,20 @@ def linear_logprobs(
     counted: where values are wanted; elsewhere they are 0 and cost nothing.
       None for everywhere.
     chunk: tokens whose logits exist at once, in the gradient too, which makes
-      them again; None takes 4096, or what LOGITS allows.
+      them again; None takes 4096, or what LOGITS allows. On a mesh they are a
+      device's own.
   """
-  fn = functools.partial(logprobs.whole, temperature, vocab_size)
   unembed = unembed.astype(hidden.dtype)
+  fn = functools.partial(_linear_logprobs, temperature, vocab_size, chunk)
+  if (mesh := sharding.current()) and hidden.ndim == 3:
+    return logprobs.on_mesh(fn, mesh, unembed, hidden, targets, counted)
+  return fn(None, unembed, hidden, targets, counted)
+
+
+def _linear_logprobs(
+  temperature, vocab_size, chunk, axis, unembed, hidden, targets, counted
+):
+  fn = functools.partial(logprobs.whole, temperature, vocab_size, axis)
   rows = math.prod(targets.shape[:-1])
   chunk = chunk or min(4096, LOGITS // unembed.shape[1])
   if counted is None and targets.size <= chunk:

@@ -4,6 +4,7 @@ A block is a function of (its weights, x). Depth is a Python loop over slices of
 the stacked weights, or a scan over them.
 """
 
+import functools
 from collections.abc import Callable
 
 import chex
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from r1jax import sharding
 from r1jax.models import cache as caches
 from r1jax.models import ops, weights
 from r1jax.models.attention import attend_cached, attend_packed
@@ -73,18 +75,47 @@ def run_block(
 ) -> tuple[tuple[Float[Array, "B T D"], caches.Buffers | None], Load | None]:
   """Attention then feed-forward, each with a residual."""
   (x, rows), epsilon = carry, config.norm_epsilon
-  block = {
-    name: w if name in FLOAT32 else w.astype(config.compute_dtype)
-    for name, w in block.items()
-  }
+  block = _whole(block, config)
   h = rms_norm(x, block["attention_norm"], epsilon)
   out, rows = attend(block, layer, h, rows)
-  x = x + out
+  x = split(x + out)
   h = rms_norm(x, block["feed_forward_norm"], epsilon)
   if "router" not in block:
-    return (x + swiglu(h, block["gate_up"], block["down"]), rows), None
+    return (
+      split(x + swiglu(h, block["gate_up"], block["down"])),
+      rows,
+    ), None
   out, load = moe(block, h, mask, config, given)
-  return (x + out, rows), load
+  return (split(x + out), rows), load
+
+
+def _whole(block: Params, config: ModelConfig) -> Params:
+  """A block's weights in the compute dtype, gathered but for those of experts,
+  whose layer does that itself."""
+  sizes = weights.block_weights(config, sparse="router" in block)
+
+  def one(name, weight):
+    if name not in FLOAT32:
+      weight = weight.astype(config.compute_dtype)
+    if "expert" in sizes[name].axes:
+      return weight
+    return sharding.gathered(weight, sizes[name].axes)
+
+  return {name: one(name, weight) for name, weight in block.items()}
+
+
+def embed(
+  params: Params, tokens: Int[Array, "B T"], config: ModelConfig
+) -> Float[Array, "B T D"]:
+  """What the first layer reads of each token."""
+  table = sharding.gathered(params["embed"], ("vocab", "width"))
+  # Cast last: the table's gradient adds up in its own precision.
+  return split(table[tokens].astype(config.compute_dtype))
+
+
+def split(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  """Hidden states as they lie between layers."""
+  return sharding.constrain(x, "rows", "tokens", None)
 
 
 def groups(config: ModelConfig) -> tuple[tuple[str, int], ...]:
@@ -170,12 +201,14 @@ def predict_further(
   )
   for k in range(c.mtp_depth):
     p = jax.tree.map(lambda w, k=k: w[k], params["mtp"])
-    embedded = params["embed"][following].astype(c.compute_dtype)
+    embedded = embed(params, following, c)
     both = [
       rms_norm(hidden, p["hidden_norm"], c.norm_epsilon),
       rms_norm(embedded, p["embed_norm"], c.norm_epsilon),
     ]
-    x = jnp.concatenate(both, axis=-1) @ p["project"].astype(c.compute_dtype)
+    project = p["project"].astype(c.compute_dtype)
+    project = sharding.gathered(project, (None, "width"))
+    x = split(jnp.concatenate(both, axis=-1) @ project)
     layer = c.num_layers + k
     (x, _), load = block_of(p["block"], layer, (x, None), None)
     hidden = rms_norm(x, p["final_norm"], c.norm_epsilon)
@@ -244,7 +277,7 @@ def forward(
   def block_of(block, layer, carry, given):
     return run_block(block, layer, carry, given, mask, attend, c)
 
-  x = params["embed"][packed.tokens].astype(c.compute_dtype)
+  x = embed(params, packed.tokens, c)
   rows = None if cache is None else cache.rows
   (x, rows), load = run_layers(block_of, params, (x, rows), experts, c)
   hidden = rms_norm(x, params["final_norm"], c.norm_epsilon)
@@ -275,9 +308,12 @@ def unstack(model: Transformer, params: Params) -> Params:
   """
   if model.config.scan:
     return params
+  axes = weights.logical_axes(model.config)
+  one = lambda w, names, i: sharding.constrain(w[i], *names[1:])
   apart = {
     group: tuple(
-      jax.tree.map(lambda w, i=i: w[i], params[group]) for i in range(count)
+      jax.tree.map(functools.partial(one, i=i), params[group], axes[group])
+      for i in range(count)
     )
     for group, count in groups(model.config)
     if count
@@ -297,10 +333,11 @@ def logits(
   model: Transformer, params: Params, hidden: Float[Array, "*B D"]
 ) -> Float[Array, "*B V"]:
   """What softmax makes the probabilities of the next token from."""
+  weight = sharding.gathered(
+    unembed(params).astype(hidden.dtype), ("width", "vocab")
+  )
   return jnp.dot(
-    hidden,
-    unembed(params).astype(hidden.dtype),
-    preferred_element_type=model.config.logits_dtype,
+    hidden, weight, preferred_element_type=model.config.logits_dtype
   )
 
 

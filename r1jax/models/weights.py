@@ -27,24 +27,27 @@ def weights(config: ModelConfig) -> dict:
   }
   if not c.tied:
     tree["unembed"] = Weight((c.width, c.vocab_size), ("width", "vocab"))
-  attention = attention_weights(c)
-  dense = attention | dense_weights(c)
   if c.num_dense_layers:
-    tree["dense"] = stacked(dense, c.num_dense_layers)
+    tree["dense"] = stacked(block_weights(c, sparse=False), c.num_dense_layers)
   if c.num_moe_layers:
-    sparse = attention | moe_weights(c.width, c.experts)
-    tree["moe"] = stacked(sparse, c.num_moe_layers)
+    tree["moe"] = stacked(block_weights(c, sparse=True), c.num_moe_layers)
   if c.mtp_depth:
-    block = sparse if c.num_moe_layers else dense
     module = {
       "hidden_norm": _norm(c.width),
       "embed_norm": _norm(c.width),
       "project": Weight((2 * c.width, c.width), (None, "width")),
-      "block": block,
+      "block": block_weights(c, sparse=c.num_moe_layers > 0),
       "final_norm": _norm(c.width),
     }
     tree["mtp"] = stacked(module, c.mtp_depth)
   return tree
+
+
+def block_weights(config: ModelConfig, *, sparse: bool) -> dict:
+  """One layer's attention and its feed-forward; `sparse` ones have experts."""
+  c = config
+  own = moe_weights(c.width, c.experts) if sparse else dense_weights(c)
+  return attention_weights(c) | own
 
 
 def attention_weights(config: ModelConfig) -> dict:
@@ -59,7 +62,7 @@ def attention_weights(config: ModelConfig) -> dict:
 def latent_weights(d: int, a) -> dict:
   """Latent attention; `qkv_down` makes all latents of a token.
 
-  A latent's rank is split as the model's width is: gathered where it is used.
+  A latent is a width too: what is made from it is gathered like any weight.
   """
   latents = a.kv_rank + a.rope_size
   up = a.nope_size + a.value_size

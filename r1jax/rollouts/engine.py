@@ -12,6 +12,7 @@ so that the completions of a prompt end on one host, which grades them.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -21,11 +22,13 @@ from jax.sharding import Mesh
 from r1jax import hosts, sharding
 from r1jax.models import cache as caches
 from r1jax.models.transformer import Transformer
+from r1jax.models.weights import logical_axes
 from r1jax.rollouts import slots as programs
+from r1jax.rollouts import traffic
 from r1jax.rollouts.slots import Sampling, Slots
 from r1jax.types import Ints, Params, Rollout, Tokenizer
 
-PREFILL = 16  # Prompts that are read at once.
+PREFILL = 16  # Prompts that are read at once, or as many as rows have parts.
 REFILL = 32  # Slots that are filled at once.
 
 
@@ -57,7 +60,7 @@ class Engine:
     """`group_size` completions of each prompt.
 
     Args:
-      params: the weights of the policy.
+      params: the weights of the policy, as `prepare` has made them.
       prompts: token ids; each begins with the prefix.
       group_size: G
       seed: of everything sampled.
@@ -75,14 +78,41 @@ class Engine:
     shape = (len(prompts), group_size)
     limits = self._limits(max_tokens, shape)
     own, lengths = self._own_tokens(prompts)
-    params = programs.prepare(self.model, params)
+    stream = dict(seed=seed, round=round, evaluation=evaluation)
+    with jax.set_mesh(self.sampling.mesh):
+      return self._complete(
+        params, own, lengths, limits, stream, progress, finished
+      )
+
+  def prepare(self, params: Params) -> Params:
+    """The weights as the engine reads them, on its mesh and in its dtype.
+
+    They may lie on another mesh of the same devices: one program moves them.
+    """
+    with jax.set_mesh(self.sampling.mesh):
+      return programs.prepare(self.model, params)
+
+  def moved(self, params: Params) -> int:
+    """The bytes that a device gets from others when `prepare` moves these."""
+    used = jax.eval_shape(
+      functools.partial(programs.cast, self.model.config), params
+    )
+    of = sharding.shardings(
+      self.sampling.mesh, logical_axes(self.model.config), used
+    )
+    return traffic.received({name: params[name] for name in used}, used, of)
+
+  def _complete(
+    self, params, own, lengths, limits, stream, progress, finished
+  ) -> Rollout:
+    """`__call__` on the engine's mesh, its arguments checked."""
     prefix, read, prompt_experts = self._read(params, own)
-    out = self._empty_rollout(own, lengths, group_size, prompt_experts)
+    out = self._empty_rollout(own, lengths, limits.shape[1], prompt_experts)
 
     # Who is in each slot: a prompt or -1, a member of its group, its length.
     source = np.full(self.num_slots, -1)
     member, count = np.zeros((2, self.num_slots), int)
-    queues = Queues(self.shards, self.num_slots, shape)
+    queues = Queues(self.shards, self.num_slots, limits.shape)
     slots, done, tokens, steps, idle = None, 0, 0, 0, 0.0
     while True:
       hosts.stop_if_told()
@@ -101,7 +131,7 @@ class Engine:
         read,
         free,
         (source, member, last_of(own, lengths)[source], lengths[source], limit),
-        dict(seed=seed, round=round, evaluation=evaluation),
+        stream,
       )
 
       # They all go on for some tokens, which the host puts in their places.
@@ -175,15 +205,16 @@ class Engine:
       self.model, params, np.array(self.prefix, np.int32), **record
     )
     rows, chosen = [], []
-    for start in range(0, len(own), PREFILL):
-      part = own[start : start + PREFILL]
-      part = np.pad(part, ((0, PREFILL - len(part)), (0, 0)))
+    size = -(-PREFILL // self.shards) * self.shards
+    for start in range(0, len(own), size):
+      part = own[start : start + size]
+      part = np.pad(part, ((0, size - len(part)), (0, 0)))
       of_rows, of_experts = programs.read_prompts(
         self.model, params, prefix, part, **record
       )
       rows.append(of_rows)
       chosen.append(sharding.local(of_experts))
-    read = caches.join(rows)
+    read = programs.join(rows)
     if not self.sampling.record_experts:
       return prefix, read, None
     chosen = np.concatenate(chosen)[: len(own)]
@@ -215,8 +246,7 @@ class Engine:
     """The slots with room for `needed` tokens each, and not much more."""
     size = room(needed, self.prompt_tokens + self.max_tokens, self.kv_bucket)
     if slots is None:
-      mesh = self.sampling.mesh
-      return programs.empty(self.model, mesh, self.num_slots, size)
+      return programs.empty(self.model, self.num_slots, size)
     if caches.size(slots.cache.rows) == size:
       return slots
     rows = programs.resize(slots.cache.rows, size)

@@ -17,8 +17,10 @@ from r1jax import sharding
 from r1jax.models import cache as caches
 from r1jax.models import transformer
 from r1jax.models.cache import Cache, empty_cache
+from r1jax.models.config import ModelConfig
 from r1jax.models.logprobs import mask_padding
 from r1jax.models.transformer import Transformer
+from r1jax.models.weights import logical_axes
 from r1jax.rollouts.sampling import completion_keys, sample, token_keys
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Params
 
@@ -62,37 +64,60 @@ class Sampling(NamedTuple):
   record_experts: bool
 
 
-@functools.partial(jax.jit, static_argnames=("model", "mesh", "count", "size"))
-def empty(model: Transformer, mesh: Mesh, count: int, size: int) -> Slots:
-  """`count` idle slots, split over `data`, with room for `size` tokens."""
+@functools.partial(jax.jit, static_argnames=("model", "count", "size"))
+def empty(model: Transformer, count: int, size: int) -> Slots:
+  """`count` idle slots, with room for `size` tokens."""
   cache = empty_cache(model.config, count, size)
   zeros = jnp.zeros(count, jnp.int32)
-  slots = Slots(
-    cache=cache.replace(prefix=(), rows=caches.split_rows(cache.rows, mesh)),
-    token=zeros,
-    count=zeros,
-    limit=zeros,
-    finish=zeros + FINISH_LENGTH,
-    keys=jax.random.wrap_key_data(jnp.zeros((count, 2), jnp.uint32)),
+  return split(
+    Slots(
+      cache=cache.replace(prefix=()),
+      token=zeros,
+      count=zeros,
+      limit=zeros,
+      finish=zeros + FINISH_LENGTH,
+      keys=jax.random.wrap_key_data(jnp.zeros((count, 2), jnp.uint32)),
+    )
   )
-  split = lambda x: jax.lax.with_sharding_constraint(x, sharding.rows(mesh))
-  others = {
-    name: split(slots[name]) for name in ("token", "count", "limit", "finish")
-  }
-  return slots.replace(**others)
+
+
+def split(slots: Slots) -> Slots:
+  """The slots as every program takes and leaves them on the mesh."""
+  rows = lambda x: sharding.constrain(x, "rows")
+  keys = jax.random.wrap_key_data(
+    sharding.constrain(jax.random.key_data(slots.keys), "rows", None)
+  )
+  cache = Cache(
+    prefix=slots.cache.prefix,
+    rows=caches.split(slots.cache.rows),
+    lengths=rows(slots.cache.lengths),
+  )
+  names = ("token", "count", "limit", "finish")
+  others = {name: rows(slots[name]) for name in names}
+  return slots.replace(cache=cache, keys=keys, **others)
+
+
+def cast(config: ModelConfig, params: Params) -> Params:
+  """The weights that decoding reads, in the compute dtype."""
+
+  def one(path, weight):
+    if path[-1].key in KEPT:
+      return weight
+    return weight.astype(config.compute_dtype)
+
+  used = {name: w for name, w in params.items() if name != "mtp"}
+  return jax.tree_util.tree_map_with_path(one, used)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def prepare(model: Transformer, params: Params) -> Params:
-  """The weights as decoding reads them: apart, and in the compute dtype."""
+  """The weights as decoding reads them: apart, and in the compute dtype.
 
-  def cast(path, weight):
-    if path[-1].key in KEPT:
-      return weight
-    return weight.astype(model.config.compute_dtype)
-
-  used = {name: w for name, w in params.items() if name != "mtp"}
-  used = jax.tree_util.tree_map_with_path(cast, used)
+  They come from wherever they lie to where the mesh of the context has them.
+  """
+  used = sharding.lay_out(
+    cast(model.config, params), logical_axes(model.config)
+  )
   return transformer.unstack(model, used)
 
 
@@ -128,7 +153,14 @@ def read_prompts(
   made = transformer.forward(
     model, params, transformer.pack_rows(own), cache=cache
   )
-  return made.cache.rows, used(made.experts, record_experts)
+  rows = caches.split(made.cache.rows)
+  return rows, used(made.experts, record_experts)
+
+
+@jax.jit
+def join(parts: list[caches.Buffers]) -> caches.Buffers:
+  """The rows of several caches as those of one."""
+  return caches.split(caches.join(parts))
 
 
 def used(
@@ -141,7 +173,7 @@ def used(
 @functools.partial(jax.jit, static_argnames="size")
 def resize(rows: caches.Buffers, size: int) -> caches.Buffers:
   """`rows` with room for `size` tokens."""
-  return caches.resize(rows, size)
+  return caches.split(caches.resize(rows, size))
 
 
 @functools.partial(
@@ -169,17 +201,19 @@ def fill(
   put = lambda old, new: old.at[slot].set(new, mode="drop")
   keys = completion_keys(seed, round, source, member, evaluation=evaluation)
   keys = put(jax.random.key_data(slots.keys), jax.random.key_data(keys))
-  return Slots(
-    cache=Cache(
-      prefix=(),
-      rows=caches.copy(slots.cache.rows, slot, prompts, source),
-      lengths=put(slots.cache.lengths, lengths - 1),
-    ),
-    token=put(slots.token, last),
-    count=put(slots.count, 0),
-    limit=put(slots.limit, limit),
-    finish=put(slots.finish, 0),
-    keys=jax.random.wrap_key_data(keys),
+  return split(
+    Slots(
+      cache=Cache(
+        prefix=(),
+        rows=caches.copy(slots.cache.rows, slot, prompts, source),
+        lengths=put(slots.cache.lengths, lengths - 1),
+      ),
+      token=put(slots.token, last),
+      count=put(slots.count, 0),
+      limit=put(slots.limit, limit),
+      finish=put(slots.finish, 0),
+      keys=jax.random.wrap_key_data(keys),
+    )
   )
 
 
@@ -221,8 +255,8 @@ def decode(
     finish=slots.finish,
     steps=steps,
   )
-  whole = sharding.whole(sampling.mesh)
-  return slots, jax.lax.with_sharding_constraint(record, whole)
+  everywhere = lambda x: sharding.constrain(x, *[None] * x.ndim)
+  return split(slots), jax.tree.map(everywhere, record)
 
 
 def step(
@@ -243,9 +277,10 @@ def step(
     transformer.pack_rows(slots.token[:, None]),
     cache=slots.cache.replace(prefix=prefix),
   )
-  logits = mask_padding(
-    transformer.logits(model, params, made.hidden[:, 0]), sampling.vocab_size
-  )
+  logits = transformer.logits(model, params, made.hidden[:, 0])
+  # From here on each device has whole rows.
+  logits = sharding.constrain(logits, "rows", None)
+  logits = mask_padding(logits, sampling.vocab_size)
   token, logprob = sample(
     logits,
     token_keys(slots.keys, slots.count),
@@ -270,4 +305,8 @@ def step(
     count=count,
     finish=jnp.where(active, finish, slots.finish),
   )
-  return slots, (token, logprob, None if experts is None else experts[:, 0])
+  return split(slots), (
+    token,
+    logprob,
+    None if experts is None else experts[:, 0],
+  )

@@ -123,7 +123,9 @@ def decode(sizes: ModelConfig, size: Size, steps: int, peak: dict) -> dict:
   params = jax.jit(lambda key: transformer.init(model, key))(jax.random.key(0))
 
   prompts = step.draw(sizes, size, 0)
-  generate = lambda: engine(params, prompts, size.group_size, seed=0, round=0)
+  generate = lambda: engine(
+    engine.prepare(params), prompts, size.group_size, seed=0, round=0
+  )
   for _ in range(2):
     generate()
   taken = statistics.median(timing.seconds(generate) for _ in range(steps))

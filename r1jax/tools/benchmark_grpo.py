@@ -241,7 +241,7 @@ def train(sizes: ModelConfig, size: Size, rows: dict) -> Iterator[dict]:
   for round in itertools.count():
     started = time.perf_counter()
     rollout = engine(
-      state.params,
+      engine.prepare(state.params),
       draw(sizes, size, round),
       size.group_size,
       seed=0,

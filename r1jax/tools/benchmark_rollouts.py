@@ -84,6 +84,7 @@ def rollouts(
     temperature=1.0,
     kv_bucket=kv_bucket,
   )
+  params = engine.prepare(params)
   rng = np.random.default_rng(0)
   prompts = rng.integers(0, vocabulary, (requests // group_size, prompt))
   lengths = log_uniform(rng, shortest, longest, (len(prompts), group_size))

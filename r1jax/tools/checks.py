@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -340,7 +339,7 @@ def untemplated(context: Context) -> Iterator[Line]:
     (),
     **c.sampling.to_dict() | limits,
   )
-  params = jax.tree.map(jnp.asarray, params)
+  params = engine.prepare(params)
   rollout = engine(params, asked, SAMPLES, seed=c.evaluation.seed, round=0)
   flat, written = evaluate.completions(
     rollout, context.tested, words, c.sampling.max_tokens

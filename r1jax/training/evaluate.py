@@ -44,7 +44,7 @@ def evaluate(
   that training does not depend on whether one took place. Hosts but the first
   help, and learn no numbers.
   """
-  numbers = {}
+  numbers, params = {}, engine.prepare(params)
   for index, (name, examples, samples) in enumerate(problems):
     graders, limit = engine.hosts(len(examples)), engine.max_tokens
     spec = dict(accuracy=1.0, format=0.0)

@@ -1,14 +1,16 @@
 """From a rollout and its scores to what a GRPO update reads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
+from r1jax import sharding
 from r1jax.data.packing import pack_rollout
 from r1jax.rollouts import replay
 from r1jax.training.update import microbatches
-from r1jax.types import FINISH_LENGTH, Experience, Packed, Rollout
+from r1jax.types import FINISH_LENGTH, Experience, Packed, Params, Rollout
 
 
 def minibatches(
@@ -102,6 +104,22 @@ def place(values: np.ndarray, packed: Packed, out: np.ndarray) -> None:
   """Writes the values of packed slots to their places in `out` [P, G, T]."""
   filled = packed.origin >= 0
   out.reshape(-1)[packed.origin[filled]] = values[filled]
+
+
+def score_round(
+  score: Callable,
+  mesh: Mesh,
+  rollout: Rollout,
+  batches: Sequence[tuple[Packed, int]],
+  params: Params,
+) -> np.ndarray:
+  """log p of every sampled token [P, G, Tc]; `score` is `make_score`'s."""
+  values = np.zeros_like(rollout.logprobs)
+  for packed, count in batches:
+    rows = packed, experts_of(rollout, packed)
+    made = score(params, sharding.assemble(mesh, rows), count)
+    place(sharding.local(made), packed, values)
+  return values
 
 
 def spread(packed: Packed, count: int) -> tuple[float, float]:

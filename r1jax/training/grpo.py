@@ -30,6 +30,7 @@ from r1jax.losses.aggregation import token_weights
 from r1jax.losses.kl import kl_penalties
 from r1jax.models import transformer
 from r1jax.models.config import replace
+from r1jax.models.weights import logical_axes
 from r1jax.rewards.grader import GraderPool
 from r1jax.rollouts.engine import make_engine
 from r1jax.training import (
@@ -40,10 +41,9 @@ from r1jax.training import (
   records,
 )
 from r1jax.training.experience import (
-  experts_of,
   minibatches,
   pack_minibatch,
-  place,
+  score_round,
   token_arrays,
   which_count,
   within,
@@ -55,7 +55,7 @@ from r1jax.training.exploration import (
   make_sample,
   recorded,
 )
-from r1jax.training.update import init_state, make_optimizer, make_update
+from r1jax.training.update import make_optimizer, make_update
 from r1jax.types import Experience, Params, RLState
 from r1jax.workdir import claim
 
@@ -94,7 +94,7 @@ def train(
   engine = make_engine(
     model,
     words,
-    mesh,
+    sharding.reshaped(mesh, **config.rollout_mesh),
     templates.shared_tokens(config.template, words),
     **config.sampling,
   )
@@ -103,20 +103,18 @@ def train(
   as_reference = functools.partial(
     objective.reference_copy, model.config.compute_dtype
   )
-  train_state = init_state(jax.tree.map(jnp.asarray, params), optimizer)
-  state = sharding.replicate(
-    mesh,
-    RLState(
-      train=train_state,
-      reference=as_reference(train_state.params) if refers else None,
-      reference_step=jnp.zeros((), jnp.int32),
-    ),
+  begin = functools.partial(
+    objective.first_state, optimizer, as_reference if refers else None
   )
+  axes = logical_axes(model.config)
+  base = lambda: sharding.place(params, sharding.shardings(mesh, axes, params))
+  state = sharding.make(mesh, axes, begin, base())
   restored = checkpoint.restore(workdir, state)
   state = state if restored is None else restored
   step, rounds = int(state.train.step), config.num_steps // config.minibatches
 
   with (
+    jax.set_mesh(mesh),
     GraderPool(**config.grader) as pool,
     metrics.Writer(
       workdir,
@@ -144,16 +142,18 @@ def train(
         tracer.begin(round)
 
         # Sample from the policy; DAPO goes on until enough groups teach.
-        with observer.phase("sampling"):
-          if replay is None:
+        if replay is None:
+          weights = observer.sync(state.train.params)
+          with observer.phase("sampling"):
             sampled = explore(
-              functools.partial(sample, state.train.params, step),
+              functools.partial(sample, weights, step),
               rounds=config.dynamic_sampling.rounds,
               say=writer.console.note,
             )
-          else:
-            size = config.prompts_per_round, config.group_size
-            sampled = recorded(records.load(replay, round, size=size))
+          del weights
+        else:
+          size = config.prompts_per_round, config.group_size
+          sampled = recorded(records.load(replay, round, size=size))
         rollout, mask = sampled.rollout, sampled.rollout.sampled_mask
 
         # What other policies say of it, while it is being graded.
@@ -164,14 +164,9 @@ def train(
           pack_minibatch(rollout, part, **config.rows) for part in parts
         ]
 
-        def score_all(params: Params, rollout=rollout, batches=batches):
-          values = np.zeros_like(rollout.logprobs)
-          for packed, count in batches:
-            rows = packed, experts_of(rollout, packed)
-            made = score(params, sharding.assemble(mesh, rows), count)
-            place(sharding.local(made), packed, values)
-          return values
-
+        score_all = functools.partial(
+          score_round, score, mesh, rollout, batches
+        )
         old_logprobs, reference_logprobs = rollout.logprobs, None
         if config.old == "trainer" or refers:
           with observer.phase("scoring"):
@@ -248,7 +243,7 @@ def train(
               f"not finite, the last at step {step}; lower the learning rate"
             )
         # The base is measured once a first round has shown that all is well.
-        observer.evaluate_if_due(0, sharding.replicate(mesh, params))
+        observer.evaluate_if_due(0, base())
       quality = observer.evaluate_if_due(step, state.train.params)
     except interrupt.Interrupted:
       with interrupt.deferred():
@@ -292,7 +287,10 @@ def make_steps(config: ml_collections.ConfigDict, model, words):
     **config.loss.to_dict(),
   )
   update = make_update(
-    loss, optimizer, router_bias_speed=config.router_bias_speed
+    loss,
+    optimizer,
+    router_bias_speed=config.router_bias_speed,
+    axes=logical_axes(model.config),
   )
   return optimizer, objective.make_score(policy), update
 
@@ -365,6 +363,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 SECTIONS = {
   "mesh": sharding.make_mesh,
+  "rollout_mesh": sharding.reshaped,
   "model": models.MODELS,
   "tokenizer": tokenizer.load,
   "dataset": data.DATASETS,

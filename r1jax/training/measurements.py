@@ -87,7 +87,7 @@ class Observer:
       )
     )
     self._seconds = collections.Counter()
-    self._tokens_seen = 0
+    self._tokens_seen, self._moved = 0, None
     self._warm, self._warned = set(), set()
     self._round_began = time.monotonic()
 
@@ -104,6 +104,13 @@ class Observer:
           yield
         self._warm.add(name)
     self._seconds[name] += time.monotonic() - began
+
+  def sync(self, params):
+    """The weights as the sampler reads them, where it reads them."""
+    if self._moved is None:
+      self._moved = self._engine.moved(params)
+    with self.phase("syncing"):
+      return jax.block_until_ready(self._engine.prepare(params))
 
   def sampled(self, done: int, tokens: int) -> None:
     """Shows how far the sampling of a round is."""
@@ -211,6 +218,8 @@ class Observer:
       "data/tokens": tokens,
       "data/prompts_seen": round * config.prompts_per_round,
       "perf/gen_time": seconds["sampling"],
+      "perf/sync_time": seconds["syncing"],
+      "perf/sync_bytes": self._moved or 0,
       "perf/reward_time": seconds["grading"],
       "perf/logprob_time": seconds["scoring"],
       "perf/train_time": seconds["learning"],

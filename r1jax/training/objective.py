@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from r1jax import sharding
 from r1jax.losses.grpo import grpo_loss
 from r1jax.losses.sft import sft_loss
 from r1jax.models import ops, transformer
 from r1jax.models.transformer import Transformer
-from r1jax.types import Packed, Params
+from r1jax.training.update import init_state
+from r1jax.types import Packed, Params, RLState
 
 
 class Policy(NamedTuple):
@@ -69,9 +71,11 @@ def make_score(policy):
   def score(params, rows: tuple[Packed, Array | None], count):
     def one(i, out):
       packed, experts = jax.tree.map(lambda x: jnp.take(x, i, axis=1), rows)
-      return out.at[:, i].set(policy(params, packed, experts).logprobs)
+      made = policy(params, packed, experts).logprobs
+      return sharding.constrain(out.at[:, i].set(made), *names)
 
-    empty = jnp.zeros(rows[0].tokens.shape)
+    names = ("rows", None, "tokens")
+    empty = sharding.constrain(jnp.zeros(rows[0].tokens.shape), *names)
     with jax.named_scope("microbatches"):
       return jax.lax.fori_loop(0, count, one, empty)
 
@@ -173,6 +177,15 @@ def further_loss(
     )
     losses.append(sft_loss(logprobs, counted.astype(jnp.float32)))
   return sum(losses) / len(losses)
+
+
+def first_state(optimizer, as_reference, params: Params) -> RLState:
+  """What a run begins with; `as_reference` is None if it refers to nothing."""
+  return RLState(
+    train=init_state(params, optimizer),
+    reference=None if as_reference is None else as_reference(params),
+    reference_step=jnp.zeros((), jnp.int32),
+  )
 
 
 def reference_copy(dtype: str, params: Params) -> Params:

@@ -16,6 +16,7 @@ from r1jax.data import packing, tokenizer
 from r1jax.losses.sft import sft_loss
 from r1jax.models import convert, ops, transformer
 from r1jax.models.presets import preset
+from r1jax.models.weights import logical_axes
 from r1jax.training import inspection, profiler
 from r1jax.training.round_numbers import of_experts
 from r1jax.training.update import (
@@ -57,16 +58,18 @@ def train(
   inspection.check_vocabulary(words, model.config)
   optimizer = make_optimizer(**config.optimizer)
   loss = functools.partial(objective, model, words.vocab_size, **config.loss)
+  axes = logical_axes(model.config)
   update = make_update(
-    loss, optimizer, router_bias_speed=config.router_bias_speed
+    loss, optimizer, router_bias_speed=config.router_bias_speed, axes=axes
   )
-  params = transformer.init(model, jax.random.key(config.seed))
-  state = sharding.replicate(mesh, init_state(params, optimizer))
+  begin = lambda key: init_state(transformer.init(model, key), optimizer)
+  state = sharding.make(mesh, axes, begin, jax.random.key(config.seed))
   restored = checkpoint.restore(workdir, state)
   state = state if restored is None else restored
 
   start = None if restored is None else int(state.step)
   with (
+    jax.set_mesh(mesh),
     metrics.Writer(workdir, step=start, sinks=sinks) as writer,
     profiler.Profiler(
       workdir, profile, unit="step", say=writer.console.note

@@ -2,12 +2,14 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from r1jax import sharding
 from r1jax.models.moe import rebalance
 from r1jax.types import Packed, Params, TrainState
 
@@ -150,6 +152,7 @@ def make_update(
   optimizer: optax.GradientTransformation,
   *,
   router_bias_speed: float = 0.0,
+  axes: Any = None,
 ) -> Callable:
   """Turns a loss into one jitted step over microbatches.
 
@@ -158,7 +161,9 @@ def make_update(
   whole, which add up; metrics whose names end in "max" or "min" are the largest
   and the least instead. If
   the metrics hold "router/load" [L, E] of the layers with experts, the
-  balancing biases move by `router_bias_speed` against it.
+  balancing biases move by `router_bias_speed` against it. `axes` names the
+  dimensions of the parameters: on the mesh of the context (`jax.set_mesh`) the
+  state leaves as it came, and gradients lie as their parameters do.
 
   The step is `update(state, packed, count, batch) -> (state, metrics)` with
   leaves of `packed`, a tree, [B, M, T]; the first `count` microbatches count.
@@ -169,6 +174,7 @@ def make_update(
 
   @functools.partial(jax.jit, donate_argnames="state")
   def update(state: TrainState, packed, count, batch):
+    split = functools.partial(sharding.lay_out, axes=axes)
     part = jax.value_and_grad(loss, has_aux=True)
 
     def add(i, carry):
@@ -179,7 +185,7 @@ def make_update(
       total = {
         name: _combine(name)(total[name], metrics[name]) for name in metrics
       }
-      return jax.tree.map(jnp.add, total_grads, grads), total
+      return split(jax.tree.map(jnp.add, total_grads, grads)), total
 
     first = jax.tree.map(lambda x: x[:, 0], packed)
     shapes = jax.eval_shape(part, state.params, first, batch)
@@ -192,7 +198,7 @@ def make_update(
     }
     with jax.named_scope("microbatches"):
       grads, metrics = jax.lax.fori_loop(
-        0, count, add, (grads, metrics | {"loss/total": jnp.zeros(())})
+        0, count, add, (split(grads), metrics | {"loss/total": jnp.zeros(())})
       )
     updates, optimizer_state = optimizer.update(
       grads, state.optimizer_state, state.params
@@ -211,7 +217,7 @@ def make_update(
       optimizer_state=keep(optimizer_state, state.optimizer_state),
       skipped=jnp.where(finite, 0, state.skipped + 1),
     )
-    return new, metrics | {
+    return split(new), metrics | {
       "optim/grad_norm": norm,
       "optim/update_norm": optax.tree.norm(updates),
       "optim/skipped": 1.0 - finite,

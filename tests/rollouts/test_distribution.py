@@ -140,9 +140,7 @@ def test_no_array_holds_a_distribution_per_token(toy, record_experts):
   sampling = make(toy, count).sampling._replace(
     steps=steps, record_experts=record_experts
   )
-  state = jax.eval_shape(
-    lambda: slots.empty(toy.model, sampling.mesh, count, size)
-  )
+  state = jax.eval_shape(lambda: slots.empty(toy.model, count, size))
   prefix = empty_cache(toy.model.config, 1, 1).prefix
   decode = jax.make_jaxpr(functools.partial(slots.decode, toy.model, sampling))(
     toy.params, prefix, state

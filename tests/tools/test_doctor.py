@@ -26,6 +26,7 @@ def get_config():
   c = ConfigDict()
   c.loop, c.seed, c.num_steps, c.template = "grpo", 0, 8, "r1_zero"
   c.mesh = dict(data=1)
+  c.rollout_mesh = dict(data=1)
   c.model = dict(name="pretrained", path={folder!r})
   c.tokenizer = dict(path={folder!r})
   c.dataset = dict(name="gsm8k", path={train!r}, split="all")

@@ -50,6 +50,7 @@ def get_config():
     num_steps=4,
     template="plain",
     mesh=dict(data=-1),
+    rollout_mesh=dict(data=-1),
     model=dict(name="pretrained", path={base!r}),
     tokenizer=dict(path={base!r}),
     dataset=dict(name="letters", size=40),

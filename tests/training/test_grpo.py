@@ -45,6 +45,7 @@ def make_config(base):
     c.num_steps = STEPS
     c.template = "plain"
     c.mesh = dict(data=1)
+    c.rollout_mesh = dict(data=1)
     c.model = dict(name="pretrained", path=base)
     c.tokenizer = dict(path=base)
     c.dataset = dict(name="letters", size=40)

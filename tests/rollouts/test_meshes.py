@@ -1,0 +1,151 @@
+"""Every kind of mesh samples the same, wherever the weights come from."""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from r1jax import sharding
+from r1jax.models.config import replace
+from r1jax.models.presets import preset
+from r1jax.models.transformer import Transformer
+from r1jax.models.weights import logical_axes
+from r1jax.rollouts.engine import make_engine
+
+PREFIX = (7, 30, 7, 9)
+RNG = np.random.default_rng(0)
+PROMPTS = [
+  [*PREFIX, *RNG.integers(0, 37, size).tolist()] for size in (3, 1, 6, 4, 6)
+]
+GROUP = 4
+KINDS = (
+  ("deepseek", dict(fsdp=8)),
+  ("dense", dict(tensor=8)),
+  ("deepseek", dict(expert=4, tensor=2)),
+)
+ALL = tuple(
+  {axis: size for axis, size in zip(sharding.AXES, sizes) if size > 1}
+  for sizes in itertools.product((1, 2, 4, 8), repeat=5)
+  if np.prod(sizes) == 8
+)
+DOZEN = ALL[:: -(-len(ALL) // 12)]
+
+
+@pytest.fixture(scope="module")
+def policy(toy, random_params):
+  @functools.cache
+  def make(name):
+    if name == "deepseek":
+      return toy.model, toy.params
+    sizes = replace(preset("tiny_qwen2"), vocab_size=40, width=16, num_layers=2)
+    return Transformer(sizes), random_params(replace(sizes, init_scale=0.3))
+
+  return make
+
+
+@pytest.fixture(scope="module")
+def sample(toy, policy):
+  @functools.cache
+  def run(name, sizes, learned_on=None):
+    """A rollout on one mesh by weights that lie on another."""
+    model, params = policy(name)
+    axes = logical_axes(model.config)
+    mesh = sharding.make_mesh(**dict(learned_on or sizes))
+    params = sharding.place(params, sharding.shardings(mesh, axes, params))
+    engine = make_engine(
+      model,
+      toy.words,
+      sharding.reshaped(mesh, **dict(sizes)),
+      PREFIX,
+      num_slots=8,
+      decode_steps=3,
+      prompt_tokens=6,
+      max_tokens=12,
+      temperature=1.0,
+      record_experts=name == "deepseek",
+    )
+    with jax.set_mesh(mesh):  # As in training.
+      weights = engine.prepare(params)
+      return engine(weights, PROMPTS, GROUP, seed=3, round=2)
+
+  return run
+
+
+def same(got, expected):
+  """The same tokens: a draw would have to lie within rounding of a boundary
+  to give another, and of these few hundred none does."""
+  assert expected.lengths.sum() > 100
+  np.testing.assert_array_equal(got.lengths, expected.lengths)
+  np.testing.assert_array_equal(got.completions, expected.completions)
+  np.testing.assert_array_equal(got.finish, expected.finish)
+  np.testing.assert_allclose(got.logprobs, expected.logprobs, atol=1e-5)
+  if expected.experts is not None:
+    np.testing.assert_array_equal(got.experts, expected.experts)
+    np.testing.assert_array_equal(got.prompt_experts, expected.prompt_experts)
+
+
+def frozen(sizes):
+  return tuple(sizes.items())
+
+
+def named(sizes):
+  return "-".join(f"{axis}{size}" for axis, size in sizes.items())
+
+
+ONE = (("data", 1),)
+
+
+@pytest.mark.parametrize("name, sizes", KINDS)
+def test_each_kind_of_mesh_samples_what_one_device_samples(sample, name, sizes):
+  same(sample(name, frozen(sizes)), sample(name, ONE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", DOZEN, ids=named)
+@pytest.mark.parametrize("name", ["deepseek", "dense"])
+def test_a_dozen_meshes_sample_what_one_device_samples(sample, name, sizes):
+  same(sample(name, frozen(sizes)), sample(name, ONE))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("sizes", ALL, ids=named)
+@pytest.mark.parametrize("name", ["deepseek", "dense"])
+def test_all_meshes_of_eight_sample_what_one_device_samples(
+  sample, name, sizes
+):
+  same(sample(name, frozen(sizes)), sample(name, ONE))
+
+
+def test_weights_come_from_the_mesh_that_they_are_learned_on(sample):
+  learned_on = frozen(dict(fsdp=4, tensor=2))
+  rollout = sample("dense", frozen(dict(data=4, tensor=2)), learned_on)
+  same(rollout, sample("dense", ONE))
+
+
+def test_a_device_gets_the_bytes_that_it_lacks(policy, toy):
+  model, params = policy("dense")
+  axes = logical_axes(model.config)
+  mesh = sharding.make_mesh(fsdp=8)
+  params = sharding.place(params, sharding.shardings(mesh, axes, params))
+  sizes = dict(
+    num_slots=8, decode_steps=3, prompt_tokens=6, max_tokens=12, temperature=1.0
+  )
+  there = make_engine(model, toy.words, mesh, (), **sizes)
+  assert there.moved(params) == 0
+  copied = sharding.reshaped(mesh, data=8)
+  engine = make_engine(model, toy.words, copied, (), **sizes)
+  # Every weight of this model has a width, which eight devices share.
+  whole = {
+    path: weight.nbytes for path, weight in jax.tree.leaves_with_path(params)
+  }
+  shared = {
+    path: weight.nbytes
+    for path, weight in jax.tree.leaves_with_path(params)
+    if not weight.sharding.is_fully_replicated
+  }
+  assert engine.moved(params) == sum(shared.values()) * 7 // 8
+  assert sum(shared.values()) > 0.95 * sum(whole.values())
+  prepared = engine.prepare(params)
+  assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(prepared))

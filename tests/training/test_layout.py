@@ -1,0 +1,234 @@
+"""No large array is copied to devices that could share it."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax import sharding
+from r1jax.losses.presets import PRESETS
+from r1jax.models import cache as caches
+from r1jax.models.config import replace
+from r1jax.models.presets import preset
+from r1jax.models.transformer import Transformer
+from r1jax.models.weights import is_weight, logical_axes, weights
+from r1jax.rollouts import slots
+from r1jax.rollouts.engine import make_engine
+from r1jax.training import objective
+from r1jax.training.update import make_optimizer, make_update
+from r1jax.types import Packed
+
+LAYERS, ROWS, WIDTH, TOKENS, SLOTS, ROOM = 3, 16, 32, 24, 16, 48
+MESH = dict(fsdp=2, expert=2, tensor=2)
+SIZES = dict(
+  deepseek=replace(
+    preset("tiny_deepseek"),
+    vocab_size=96,
+    width=WIDTH,
+    num_layers=LAYERS,
+    experts=dict(num_dense_layers=0, num_routed=8, width=20),
+    mtp_depth=0,
+    scan=True,
+  ),
+  dense=replace(
+    preset("tiny_qwen2"),
+    vocab_size=96,
+    width=WIDTH,
+    num_layers=LAYERS,
+    scan=True,
+  ),
+)
+OPTIMIZER = dict(
+  learning_rate=1e-3,
+  warmup_steps=0,
+  decay_steps=0,
+  final_share=1.0,
+  b1=0.9,
+  b2=0.95,
+  weight_decay=0.1,
+  max_grad_norm=1.0,
+)
+
+
+@pytest.fixture(scope="module", params=sorted(SIZES))
+def sizes(request):
+  return SIZES[request.param]
+
+
+def shapes(sizes):
+  """The parameters, as shapes."""
+  return jax.tree.map(
+    lambda w: jax.ShapeDtypeStruct(w.shape, jnp.float32),
+    weights(sizes),
+    is_leaf=is_weight,
+  )
+
+
+def struct(x, split):
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split)
+
+
+def held(tree, splits):
+  """Bytes of a tree, and those that one device holds of it."""
+  pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(splits), strict=True)
+  count = lambda shape, x: math.prod(shape) * x.dtype.itemsize
+  return np.sum(
+    [(count(x.shape, x), count(s.shard_shape(x.shape), x)) for x, s in pairs], 0
+  )
+
+
+def arrays(compiled):
+  """The shapes of all arrays that a device makes."""
+  found = re.findall(r"= \(?[a-z]+\d+\[([\d,]+)\]", compiled.as_text())
+  return {tuple(map(int, shape.split(","))) for shape in found}
+
+
+def gathered(sizes):
+  """The shapes of large weights of a layer as a device uses them."""
+  split = dict(heads=2, kv_heads=2, hidden=2, expert=2)
+  for w in jax.tree.leaves(weights(sizes), is_leaf=is_weight):
+    if w.axes[0] == "layers" and math.prod(w.shape) > LAYERS * WIDTH:
+      yield tuple(
+        size // split.get(name, 1) for size, name in zip(w.shape, w.axes)
+      )[1:]
+
+
+@pytest.fixture(scope="module")
+def update(sizes):
+  """A compiled update, its state, and how it comes in."""
+  mesh, model = sharding.make_mesh(**MESH), Transformer(sizes)
+  axes = logical_axes(sizes)
+  optimizer = make_optimizer(**OPTIMIZER)
+  loss = functools.partial(
+    objective.objective,
+    functools.partial(objective.ask, model, 90, 0.9),
+    None,
+    ROWS,
+    **PRESETS["r1"]["loss"],
+  )
+  begin = functools.partial(
+    objective.first_state, optimizer, lambda params: params
+  )
+  state = jax.eval_shape(begin, shapes(sizes))
+  split = sharding.shardings(mesh, axes, state)
+  state = jax.tree.map(struct, state, split)
+  rows = lambda dtype: np.zeros((ROWS, 2, TOKENS), dtype)
+  names = ("tokens", "positions", "k_start", "prefix_end", "targets", "origin")
+  packed = Packed(**{name: rows(np.int32) for name in names})
+  floats = (
+    "old_logprobs",
+    "sampler_logprobs",
+    "reference_logprobs",
+    "advantages",
+    "weights",
+  )
+  told = {name: rows(np.float32) for name in floats}
+  told |= dict(completion=rows(np.int32), experts=None)
+  batch, number = sharding.assemble(mesh, (packed, told)), np.int32(1)
+  with jax.set_mesh(mesh):
+    compiled = (
+      make_update(loss, optimizer, axes=axes)
+      .lower(state.train, batch, number, number)
+      .compile()
+    )
+  return compiled, state, split
+
+
+def test_parameters_optimizer_and_reference_are_shared_by_all(update):
+  _, state, split = update
+  trees = dict(
+    params=(state.train.params, split.train.params),
+    optimizer=(state.train.optimizer_state, split.train.optimizer_state),
+    reference=(state.reference, split.reference),
+  )
+  for name, pair in trees.items():
+    whole, own = held(*pair)
+    assert own < 1.15 * whole / 8, name  # Heads of which there are too few.
+
+
+def test_the_state_leaves_an_update_as_it_came(update):
+  compiled, state, split = update
+  entered, _ = compiled.input_shardings
+  left, _ = compiled.output_shardings
+  for tree in (entered[0], left):
+    jax.tree.map(
+      lambda x, got, wanted: _equal(got, wanted, x.ndim),
+      state.train,
+      tree,
+      split.train,
+    )
+
+
+def _equal(got, wanted, ndim):
+  assert got.is_equivalent_to(wanted, ndim), (got, wanted)
+
+
+def test_an_update_gathers_neither_all_layers_nor_all_rows(update, sizes):
+  made = arrays(update[0])
+  layer = {*gathered(sizes)}
+  assert made & (layer | {(1, *shape) for shape in layer})
+  assert not made & {(LAYERS, *shape) for shape in layer}
+  assert not {s for s in made if s[:2] == (ROWS, TOKENS) and len(s) > 2}
+  assert {s for s in made if s[:2] == (ROWS // 4, TOKENS)}
+  assert not {s for s in made if 96 in s and ROWS in s}  # Nor the logits.
+
+
+@pytest.fixture(scope="module")
+def decode(sizes):
+  """A compiled `decode`, the slots, and how they come in."""
+  mesh, model = sharding.make_mesh(**MESH), Transformer(sizes)
+
+  class Words:
+    vocab_size, eos_ids = 90, (0,)
+    encode = decode = staticmethod(str)
+
+  engine = make_engine(
+    model,
+    Words(),
+    mesh,
+    (),
+    num_slots=SLOTS,
+    decode_steps=5,
+    prompt_tokens=8,
+    max_tokens=40,
+    temperature=1.0,
+  )
+  axes = logical_axes(sizes)
+  params = jax.tree.map(
+    struct, shapes(sizes), sharding.shardings(mesh, axes, shapes(sizes))
+  )
+  with jax.set_mesh(mesh):
+    empty = slots.empty(model, SLOTS, ROOM)
+    state = jax.tree.map(lambda x: struct(x, x.sharding), empty)
+    prefix = caches.empty_cache(sizes, 1, 1).prefix
+    compiled = slots.decode.lower(
+      model, engine.sampling, params, prefix, state
+    ).compile()
+  return compiled, state
+
+
+def test_caches_are_shared_and_leave_as_they_came(decode, sizes):
+  compiled, state = decode
+  rows = state.cache.rows
+  whole, own = held(rows, jax.tree.map(lambda x: x.sharding, rows))
+  heads = sizes.attention.cached[0][0]
+  assert own == whole // (4 * math.gcd(heads, 2))
+  left = compiled.output_shardings[0]
+  for x, got in zip(
+    jax.tree.leaves(rows), jax.tree.leaves(left.cache.rows), strict=True
+  ):
+    _equal(got, x.sharding, x.ndim)
+
+
+def test_a_step_of_decoding_holds_its_own_rows_alone(decode, sizes):
+  compiled, state = decode
+  made = arrays(compiled)
+  for x in jax.tree.leaves(state.cache.rows):
+    assert x.shape not in made
+    assert any(math.prod(s) == math.prod(x.shape) // 4 for s in made) or any(
+      math.prod(s) == math.prod(x.shape) // 8 for s in made
+    )

@@ -1,0 +1,208 @@
+"""Every kind of mesh says what one device says."""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from r1jax import sharding
+from r1jax.data.packing import Piece, pack, pack_rollout
+from r1jax.losses.advantages import advantages
+from r1jax.losses.aggregation import token_weights
+from r1jax.losses.presets import PRESETS
+from r1jax.models.config import replace
+from r1jax.models.presets import preset
+from r1jax.models.transformer import Transformer
+from r1jax.models.weights import logical_axes
+from r1jax.training import objective, sft
+from r1jax.training.experience import score_round, token_arrays
+from r1jax.training.update import init_state, make_update, microbatches
+from r1jax.types import Experience, Rollout
+
+P, G, T, IDS = 4, 4, 6, 37
+RNG = np.random.default_rng(0)
+ROLLOUT = Rollout(
+  prompts=RNG.integers(0, IDS, (P, 5)).astype(np.int32),
+  prompt_lengths=np.array([5, 3, 1, 4], np.int32),
+  completions=RNG.integers(0, IDS, (P, G, T)).astype(np.int32),
+  lengths=RNG.integers(1, T + 1, (P, G)).astype(np.int32),
+  finish=np.ones((P, G), np.int32),
+  logprobs=RNG.uniform(-5, -3, (P, G, T)).astype(np.float32),
+)
+SMALL = dict(vocab_size=40, width=16, num_layers=2)
+MODELS = {
+  "deepseek": ("tiny_deepseek", dict(mtp_depth=1) | SMALL),
+  "dense": ("tiny_qwen2", SMALL),
+}
+KINDS = (dict(fsdp=8), dict(tensor=8), dict(expert=4, tensor=2))
+DOZEN = (
+  dict(data=8),
+  dict(expert=8),
+  dict(context=8),
+  dict(data=2, fsdp=4),
+  dict(fsdp=4, tensor=2),
+  dict(data=2, expert=4),
+  dict(fsdp=2, expert=4),
+  dict(fsdp=4, context=2),
+  dict(context=4, tensor=2),
+  dict(data=2, fsdp=2, expert=2),
+  dict(fsdp=2, expert=2, tensor=2),
+  dict(fsdp=2, expert=2, context=2),
+)
+ALL = tuple(
+  {axis: size for axis, size in zip(sharding.AXES, sizes) if size > 1}
+  for sizes in itertools.product((1, 2, 4, 8), repeat=5)
+  if np.prod(sizes) == 8
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_to_compile():
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def model(random_params):
+  @functools.cache
+  def make(name):
+    base, changes = MODELS[name]
+    config = replace(preset(base), **changes)
+    return Transformer(config), random_params(replace(config, init_scale=0.2))
+
+  return make
+
+
+def sft_rows():
+  """Two microbatches of eight rows, and what a token counts."""
+  draw = np.random.default_rng(1)
+  texts = draw.integers(3, 15, 20)
+  pieces = [
+    Piece([], [draw.integers(0, IDS, size).tolist()], [20 * i])
+    for i, size in enumerate(texts)
+  ]
+  packed = pack(pieces, 16, rows=16)
+  return packed, 1.0 / np.sum(packed.origin >= 0)
+
+
+def grpo_rows():
+  """Two microbatches of eight rows of a round, and its tokens."""
+  mask, counted = ROLLOUT.sampled_mask, np.ones((P, G), bool)
+  experience = Experience(
+    rollout=ROLLOUT,
+    old_logprobs=ROLLOUT.logprobs,
+    reference_logprobs=ROLLOUT.logprobs - 0.1,
+    advantages=advantages(
+      np.arange(P * G).reshape(P, G) % 3 * 1.0, **PRESETS["r1"]["advantage"]
+    ),
+    weights=token_weights(mask, counted, **PRESETS["r1"]["aggregation"]),
+  )
+  packed = pack_rollout(ROLLOUT, 16, chosen=range(P), rows=16)
+  packed, count = microbatches(packed, 8)
+  return (packed, token_arrays(experience, packed)), count, int(mask.sum())
+
+
+def update(model, params, sizes, loss, rows, count, batch):
+  """The gradient and the metrics of one update on a mesh."""
+  mesh, axes = sharding.make_mesh(**sizes), logical_axes(model.config)
+  optimizer = optax.sgd(1.0)
+  begin = functools.partial(init_state, optimizer=optimizer)
+  state = sharding.make(mesh, axes, begin, params)
+  with jax.set_mesh(mesh):
+    step = make_update(loss, optimizer, axes=axes)
+    state, metrics = step(state, sharding.assemble(mesh, rows), count, batch)
+  gradient = jax.tree.map(lambda a, b: np.asarray(a) - b, state.params, params)
+  return gradient, sharding.local(metrics)
+
+
+def sft_update(model, params, sizes):
+  packed, weight = sft_rows()
+  rows, count = microbatches(packed, 8)
+  further = 0.3 if model.config.mtp_depth else 0.0
+  loss = functools.partial(sft.objective, model, IDS, mtp=further, balance=0.5)
+  return update(model, params, sizes, loss, rows, count, weight)
+
+
+def grpo_update(model, params, sizes):
+  rows, count, tokens = grpo_rows()
+  loss = functools.partial(
+    objective.objective,
+    functools.partial(objective.ask, model, IDS, 0.9),
+    None,
+    P * G,
+    **PRESETS["r1"]["loss"] | dict(kl_coefficient=0.1),
+  )
+  return update(model, params, sizes, loss, rows, count, np.int32(tokens))
+
+
+def scoring(model, params, sizes):
+  mesh, axes = sharding.make_mesh(**sizes), logical_axes(model.config)
+  (packed, _), count, _ = grpo_rows()
+  score = objective.make_score(
+    functools.partial(objective.ask, model, IDS, 0.9)
+  )
+  placed = sharding.place(params, sharding.shardings(mesh, axes, params))
+  with jax.set_mesh(mesh):
+    return score_round(score, mesh, ROLLOUT, [(packed, count)], placed)
+
+
+PROGRAMS = {"sft": sft_update, "grpo": grpo_update, "scoring": scoring}
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+  @functools.cache
+  def run(program, name):
+    return PROGRAMS[program](*model(name), dict(data=1))
+
+  return run
+
+
+def same(model, alone, program, name, sizes):
+  expected = alone(program, name)
+  got = PROGRAMS[program](*model(name), sizes)
+  for (path, one), other in zip(
+    jax.tree.leaves_with_path(got), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(
+      one, other, rtol=1e-4, atol=5e-6, err_msg=jax.tree_util.keystr(path)
+    )
+  assert max(np.abs(x).max() for x in jax.tree.leaves(expected)) > 0.01
+
+
+def named(sizes):
+  return "-".join(f"{axis}{size}" for axis, size in sizes.items())
+
+
+@pytest.mark.parametrize("sizes", KINDS, ids=named)
+@pytest.mark.parametrize(
+  "program, name", [("grpo", "deepseek"), ("scoring", "dense")]
+)
+def test_each_kind_of_mesh_says_what_one_device_says(
+  model, alone, program, name, sizes
+):
+  same(model, alone, program, name, sizes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", (*KINDS, *DOZEN), ids=named)
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("program", sorted(PROGRAMS))
+def test_a_dozen_meshes_say_what_one_device_says(
+  model, alone, program, name, sizes
+):
+  same(model, alone, program, name, sizes)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("sizes", ALL, ids=named)
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("program", sorted(PROGRAMS))
+def test_all_meshes_of_eight_say_what_one_device_says(
+  model, alone, program, name, sizes
+):
+  same(model, alone, program, name, sizes)
