@@ -22,6 +22,8 @@ from r1jax.models.chunks import over_chunks
 from r1jax.models.config import ModelConfig
 from r1jax.models.exchange import AXIS, EXCHANGES, NOBODY
 
+SLACK = 1.25  # Choices that a device works on at once, over an even spread.
+
 
 def routed_experts(
   x: Float[Array, "B T D"],
@@ -109,7 +111,9 @@ def _whole(weight, dimension, spec):
 
 def _exchanged(config, split, weights, floats, indices):
   """The sums of one chunk's tokens, and how many choices were dropped."""
-  run = functools.partial(_run, split, weights)
+  # Evenly spread, a device gets as many choices as its own tokens have.
+  window = math.ceil(SLACK * indices.size)
+  run = functools.partial(_run, split, window, weights)
   experts = len(weights[1])
   if experts == config.experts.num_routed:
     return run(*floats, indices), jnp.zeros(len(indices))
@@ -117,7 +121,7 @@ def _exchanged(config, split, weights, floats, indices):
   return exchange(run, *floats, indices, experts, config.moe_capacity)
 
 
-def _run(split, weights, x, gates, indices):
+def _run(split, window, weights, x, gates, indices):
   """What this device's experts make of tokens that may have come from afar."""
   count = len(weights[1])
   if count < indices.shape[1]:  # By expert: most choices are elsewhere.
@@ -125,7 +129,7 @@ def _run(split, weights, x, gates, indices):
     chosen = indices[..., None] == experts
     gates = jnp.sum(jnp.where(chosen, gates[..., None], 0), axis=1)
     indices = jnp.where(chosen.any(axis=1), experts, NOBODY)
-  out = ops.experts(x, gates, indices, *weights, chunk=len(x))
+  out = ops.experts(x, gates, indices, *weights, chunk=len(x), window=window)
   if not split:
     return out
   return lax.psum_scatter(out, "tensor", scatter_dimension=1, tiled=True)

@@ -5,6 +5,7 @@ it belongs to another device, or to no token.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -169,3 +170,79 @@ def _take(x, index):
 
 def _block(x, b, block):
   return jax.lax.dynamic_slice_in_dim(x, b * block, block, 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def windowed(
+  fn: Callable, window: int, weights, floats, indices
+) -> Float[Array, "M D"]:
+  """`blocked`, by `fn` of as few choices as there are, `window` at a time.
+
+  For tokens of which most choices belong to other devices: those are not even
+  laid out. `fn` is one of the functions above.
+  """
+  return _windowed_forward(fn, window, weights, floats, indices)[0]
+
+
+def _windowed_forward(fn, window, weights, floats, indices):
+  order, steps = _by_expert(indices, len(weights[1]), window)
+
+  def step(i, out):
+    token, choice, expert = _window(order, indices, i, window)
+    part = _parts(floats, token, choice)
+    made = fn(weights, part, expert)
+    return out.at[token].add(made.astype(out.dtype), mode="drop")
+
+  out = jnp.zeros(floats[0].shape, jnp.float32)
+  out = jax.lax.fori_loop(0, steps, step, out).astype(floats[0].dtype)
+  return out, (weights, floats, indices)
+
+
+def _windowed_backward(fn, window, saved, gradient):
+  weights, floats, indices = saved
+  order, steps = _by_expert(indices, len(weights[1]), window)
+
+  def step(i, carry):
+    d_weights, d_x, d_gates = carry
+    token, choice, expert = _window(order, indices, i, window)
+    part = _parts(floats, token, choice)
+    _, pull = jax.vjp(lambda w, f: fn(w, f, expert), weights, part)
+    of_weights, (of_x, of_gates) = pull(_take(gradient, token))
+    return (
+      jax.tree.map(jnp.add, d_weights, of_weights),
+      d_x.at[token].add(of_x.astype(d_x.dtype), mode="drop"),
+      d_gates.at[choice].set(of_gates[:, 0], mode="drop"),
+    )
+
+  x, gates = floats
+  float32 = lambda w: jnp.zeros(w.shape, jnp.float32)
+  zeros = jax.tree.map(float32, weights), float32(x)
+  carry = (*zeros, jnp.zeros(gates.size, gates.dtype))
+  d_weights, d_x, d_gates = jax.lax.fori_loop(0, steps, step, carry)
+  d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
+  return d_weights, (d_x.astype(x.dtype), d_gates.reshape(gates.shape)), None
+
+
+windowed.defvjp(_windowed_forward, _windowed_backward)
+
+
+def _by_expert(indices, experts, window):
+  """All choices, those of an expert first, in whole windows; and how many
+  windows hold such. What fills the last window up is beyond all choices."""
+  known = _known(indices, experts)
+  fill = -known.size % window
+  order = jnp.argsort(known, stable=True)
+  order = jnp.pad(order, (0, fill), constant_values=known.size)
+  return order, -(-jnp.sum(known < experts) // window)
+
+
+def _window(order, indices, i, window):
+  """The token, the choice and the expert in each row of a window."""
+  choice = _block(order, i, window)
+  expert = indices.reshape(-1).at[choice].get(mode="fill", fill_value=-1)
+  return choice // indices.shape[1], choice, expert[:, None]
+
+
+def _parts(floats, token, choice):
+  x, gates = floats
+  return _take(x, token), _take(gates.reshape(-1), choice)[:, None]

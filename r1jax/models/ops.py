@@ -157,14 +157,18 @@ def experts(
   down: Float[Array, "E F D"],
   *,
   chunk: int,
+  window: int | None = None,
 ) -> Float[Array, "M D"]:
   """sum_k gates[:, k] * swiglu of expert indices[:, k]; drops no token.
 
-  Buffers, of the worst case, exist for `chunk` tokens at a time.
+  Buffers, of the worst case, exist for `chunk` tokens at a time. Where few
+  choices are of an expert at all, they exist for `window` choices instead.
   """
   count, width, _ = down.shape
   if count * width <= DENSE or count * x.shape[0] <= FEW:
     fn = routed.dense
+  elif window is not None and window < min(chunk, len(x)) * indices.shape[1]:
+    fn = functools.partial(routed.windowed, _sparse_experts, window)
   else:
     fn = _sparse_experts
   return over_chunks(fn, chunk, (gate_up, down), (x, gates), indices)

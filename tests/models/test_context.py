@@ -11,6 +11,7 @@ from r1jax import sharding
 from r1jax.models import ops, transformer
 from r1jax.models.attention import attend_packed
 from r1jax.models.config import replace
+from r1jax.models.layers import rotation_of
 from r1jax.models.presets import preset
 from r1jax.models.weights import attention_weights, logical_axes
 from r1jax.types import Packed
@@ -168,7 +169,8 @@ def test_memory_of_attention_is_linear_in_a_devices_tokens(monkeypatch):
       return jax.ShapeDtypeStruct(sizes, dtype, sharding=split)
 
     def loss(weights, x, packed):
-      return jnp.sum(attend_packed(weights, x, packed, config) ** 2)
+      rotation = rotation_of(packed.positions, config)
+      return jnp.sum(attend_packed(weights, x, packed, rotation, config) ** 2)
 
     numbers = shape(("rows", "tokens"), 1, tokens, dtype=jnp.int32)
     weights = {

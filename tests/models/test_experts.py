@@ -1,5 +1,7 @@
 """Three ways through the routed experts, and chunks of tokens, are one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +94,13 @@ def test_experts_that_are_not_chosen_do_not_matter():
   np.testing.assert_array_equal(run(down), run(spoiled))
 
 
-@pytest.mark.parametrize("way", WAYS)
+WINDOWS = [
+  functools.partial(experts.windowed, experts.blocked, 7),
+  functools.partial(experts.windowed, experts.ragged, 64),
+]
+
+
+@pytest.mark.parametrize("way", WAYS + WINDOWS)
 def test_choices_of_no_expert_add_nothing(way):
   """Also to the gradients, whatever stands where they would have been."""
   rng = np.random.default_rng(4)

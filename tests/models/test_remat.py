@@ -45,10 +45,14 @@ def compiled(remat, scan, layers=2):
   return gradient(config).lower(shapes).compile()
 
 
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("scan", [True, pytest.param(False, marks=SLOW)])
 @pytest.mark.parametrize(
-  "scan", [True, pytest.param(False, marks=pytest.mark.slow)]
+  "remat",
+  [pytest.param("block", marks=SLOW), "attention", "host"],
 )
-@pytest.mark.parametrize("remat", ["block", "attention", "host"])
 def test_the_gradient_is_the_same(remat, scan, draw_params):
   params = draw_params(CONFIG, seed=1)
   jax.tree.map(
