@@ -123,7 +123,8 @@ def draw_accuracy(runs: Runs, task: str, ax: Axes) -> None:
       sparse = len(metrics[key].steps) <= 2
       style = {"linestyle": "none" if sparse else "--", "linewidth": 1.2}
       style |= {"marker": "D", "markersize": 4 if sparse else 2.2}
-      style |= {"markerfacecolor": "none"} if sparse else {}
+      if sparse and metrics[key].steps[0] == 0:
+        style |= {"markerfacecolor": "none"}
       if many:
         ax.plot([], [], color=MUTED, label=label, **style)
       ax.plot(*metrics[key], color=color if many else SERIES[1],
