@@ -61,7 +61,7 @@ def grade(example: Example, answer: str, *, fast: bool = True) -> float | None:
   if len(answer) > MAX_LENGTH or len(gold) > MAX_LENGTH:
     return float(answer == gold)
   if not fast:
-    return _grade_slowly(gold, answer)
+    return _grade_slowly(latex.clean(gold), latex.clean(answer))
   tree, given = _read_gold(gold), latex.clean(answer)
   if squeeze(given) == normalise(gold):
     return 1.0
