@@ -44,6 +44,7 @@ class _State:
   joined = False
   failing = False  # This host has an error of its own.
   shared = 0  # Values that host 0 has told.
+  watch: threading.Thread
 
 
 @contextlib.contextmanager
@@ -183,10 +184,10 @@ def _join(arguments: dict[str, Any]) -> None:
     return
   name = f"{socket.gethostname()}, process {os.getpid()}"
   _client().key_value_set(f"{_NAMES}/{jax.process_index()}", name)
-  watch = threading.Thread(
+  _State.watch = threading.Thread(
     target=_watch, args=(jax.process_index(), jax.process_count()), daemon=True
   )
-  watch.start()
+  _State.watch.start()
 
 
 def _part() -> None:
@@ -196,6 +197,7 @@ def _part() -> None:
   with _limit("the other hosts to end"):
     jax.distributed.shutdown()
   _State.joined = False
+  _State.watch.join()  # Python must not end while it is in a call.
 
 
 def _client() -> Any:
@@ -218,20 +220,24 @@ def _watch(own: int, count: int) -> None:
       if (failure := _failure(client)) and not _State.failing:
         _outlive(own)
         _fall(failure)
+      if own == 0:
+        _listen(client, heard)
       lost = None
     except Exception as error:  # Host 0 keeps the service; JAX aborts then.
       lost = lost or time.monotonic()
       if _State.joined and time.monotonic() - lost > SILENCE / 2:
         _fall(f"host 0 is gone: {str(error)[:100]}")
-      continue
-    if own == 0:
-      for key, beat in client.key_value_dir_get(_BEATS):
-        host = int(key.rpartition("/")[2])
-        if heard[host][0] != beat:
-          heard[host] = beat, time.monotonic()
-      for host, (_, last) in heard.items():
-        if time.monotonic() - last > SILENCE:
-          _report(f"{_who(host)}: no sign of life for {SILENCE:.0f} s")
+
+
+def _listen(client, heard: dict[int, tuple[str, float]]) -> None:
+  """Notes who gave a sign of life, and reports who has not for too long."""
+  for key, beat in client.key_value_dir_get(_BEATS):
+    host = int(key.rpartition("/")[2])
+    if heard[host][0] != beat:
+      heard[host] = beat, time.monotonic()
+  for host, (_, last) in heard.items():
+    if time.monotonic() - last > SILENCE:
+      _report(f"{_who(host)}: no sign of life for {SILENCE:.0f} s")
 
 
 def _failure(client) -> str | None:

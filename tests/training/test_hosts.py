@@ -68,6 +68,14 @@ def run(command, tmp_path_factory):
   return run
 
 
+@pytest.fixture(scope="module")
+def straight(run, tmp_path_factory):
+  """The workdir of two processes that nothing happened to."""
+  workdir = tmp_path_factory.mktemp("straight")
+  succeeded(run(2, 1, workdir))
+  return workdir
+
+
 def succeeded(ended):
   for code, _, errors in ended:
     assert code == 0, errors[-3000:]
@@ -114,11 +122,11 @@ def test_four_processes_are_one_but_for_rounding(run, tmp_path):
   )
 
 
-def test_a_killed_process_brings_the_others_down_by_name(run, tmp_path):
+def test_a_killed_process_brings_the_others_down_by_name(
+  run, straight, tmp_path
+):
   """And restarts go on: the same number exactly, another one nearly."""
-  straight, killed = tmp_path / "straight", tmp_path / "killed"
-  succeeded(run(2, 1, straight))
-  died = tmp_path / "died"
+  killed, died = tmp_path / "killed", tmp_path / "died"
   ended = run(2, 1, killed, FAIL=f"kill:1:{IDS[3]}", DIED=str(died))
   assert time.time() - died.stat().st_mtime < 60
   assert ended[1][0] == -signal.SIGKILL
@@ -149,9 +157,8 @@ def test_what_one_host_raises_all_report(run, tmp_path):
   assert "a host that gives up" in ended[0][2]
 
 
-def test_a_signal_to_one_stops_all_at_the_same_step(run, tmp_path):
-  straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-  succeeded(run(2, 1, straight))
+def test_a_signal_to_one_stops_all_at_the_same_step(run, straight, tmp_path):
+  stopped = tmp_path / "stopped"
   ended = run(2, 1, stopped, FAIL=f"term:1:{IDS[2]}")
   assert [code for code, _, _ in ended] == [143, 143], ended[0][2]
   assert "stopped at step" in ended[0][2]
