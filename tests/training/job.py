@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 DRIVER = """
 import os, signal, sys
 import jax
-from r1jax import data, main, rewards
+from r1jax import data, interrupt, main, rewards
 from r1jax.types import Example
 
 def letters(*, size):
@@ -29,7 +29,7 @@ def praise(example, completion):
     if kind == "kill":
       open(os.environ["DIED"], "w").close()
       os.kill(os.getpid(), signal.SIGKILL)
-    if kind == "term":
+    if kind == "term" and not interrupt.received():
       os.kill(os.getpid(), signal.SIGTERM)
     if kind == "leave":
       raise SystemExit("a host that gives up")
