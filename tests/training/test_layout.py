@@ -33,6 +33,7 @@ SIZES = dict(
     experts=dict(num_dense_layers=0, num_routed=8, width=20),
     mtp_depth=0,
     scan=True,
+    remat="block",
   ),
   dense=replace(
     preset("tiny_qwen2"),
@@ -40,6 +41,7 @@ SIZES = dict(
     width=WIDTH,
     num_layers=LAYERS,
     scan=True,
+    remat="block",
   ),
 )
 OPTIMIZER = dict(
@@ -91,7 +93,7 @@ def gathered(sizes):
   """The shapes of large weights of a layer as a device uses them."""
   split = dict(heads=2, kv_heads=2, hidden=2, expert=2)
   for w in jax.tree.leaves(weights(sizes), is_leaf=is_weight):
-    if w.axes[0] == "layers" and math.prod(w.shape) > LAYERS * WIDTH:
+    if {"layers", "width"} <= {*w.axes} and len(w.axes) > 2:
       yield tuple(
         size // split.get(name, 1) for size, name in zip(w.shape, w.axes)
       )[1:]
