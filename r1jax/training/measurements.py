@@ -215,6 +215,7 @@ class Observer:
       "reference_step": int(reference_step),
       "gen/num_gen_batches": sampled.batches,
       "gen/discarded_samples": sampled.discarded,
+      "gen/idle_frac": rollout.idle / max(rollout.steps, 1),
       "data/tokens": tokens,
       "data/prompts_seen": round * config.prompts_per_round,
       "perf/gen_time": seconds["sampling"],

@@ -105,7 +105,6 @@ def of_lengths(rollout: Rollout) -> dict:
     "completions/terminated_mean_length": lengths[stopped].mean()
     if stopped.any()
     else np.nan,
-    "gen/idle_frac": rollout.idle / max(rollout.steps, 1),
   }
 
 
