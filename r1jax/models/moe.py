@@ -84,12 +84,29 @@ def choose(ranked: Float[Array, "*M E"], e: Experts) -> Int[Array, "*M k"]:
   if e.groups_per_token < e.num_groups:
     groups = ranked.reshape(*ranked.shape[:-1], e.num_groups, -1)
     counted = min(2 if e.biased else 1, groups.shape[-1])
-    value = jax.lax.top_k(groups, counted)[0].sum(-1)
-    _, best = jax.lax.top_k(value, e.groups_per_token)
+    value = largest(groups, counted)[0].sum(-1)
+    _, best = largest(value, e.groups_per_token)
     eligible = jnp.any(best[..., None] == jnp.arange(e.num_groups), axis=-2)
     groups = jnp.where(eligible[..., None], groups, -jnp.inf)
     ranked = groups.reshape(ranked.shape)
-  return jax.lax.top_k(ranked, e.per_token)[1]
+  return largest(ranked, e.per_token)[1]
+
+
+def largest(
+  x: Float[Array, "*M n"], k: int
+) -> tuple[Float[Array, "*M k"], Int[Array, "*M k"]]:
+  """The k largest numbers, in order, and where they stand; `k` is small.
+
+  What `jax.lax.top_k` gives, of equals the first; but that one gathers the rows
+  of all devices.
+  """
+  found, places = [], jnp.arange(x.shape[-1])
+  for _ in range(k):
+    at = jnp.argmax(x, axis=-1)
+    found.append((jnp.max(x, axis=-1), at))
+    x = jnp.where(places == at[..., None], -jnp.inf, x)
+  values, indices = (jnp.stack(part, axis=-1) for part in zip(*found))
+  return values, indices
 
 
 def moe(
