@@ -101,6 +101,7 @@ def get_config(variant="zero"):
   c.mtp = "frozen"
   c.reference_every = 22
   c.router_bias_speed = 0.0  # Frozen in RL.
+  c.offload = ()  # Or "optimizer", "reference": to the hosts' memory.
   c.peak_flops = None  # Of a device, per second, for perf/mfu.
   c.optimizer = dict(
     learning_rate=2e-4,

@@ -55,6 +55,7 @@ def get_config():
 
   c.loss = dict(mtp=0.1, balance=1e-4)
   c.router_bias_speed = 0.001
+  c.offload = ()  # Or "optimizer", "reference": to the hosts' memory.
   c.optimizer = dict(
     learning_rate=3e-3,
     warmup_steps=100,

@@ -62,6 +62,7 @@ def get_config(variant="qwen_1_5b"):
 
   c.loss = dict(mtp=0.0, balance=0.0)
   c.router_bias_speed = 0.0
+  c.offload = ()  # Or "optimizer", "reference": to the hosts' memory.
   c.optimizer = dict(
     learning_rate=rate,
     warmup_steps=0,

@@ -72,6 +72,7 @@ def get_config():
   c.mtp = "frozen"
   c.reference_every = 4
   c.router_bias_speed = 0.0
+  c.offload = ()  # Or "optimizer", "reference": to the hosts' memory.
   c.peak_flops = None  # Of a device, per second, for perf/mfu.
   c.optimizer = dict(
     learning_rate=1e-4,

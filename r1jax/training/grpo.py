@@ -9,7 +9,6 @@ import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -20,6 +19,7 @@ from r1jax import (
   interrupt,
   metrics,
   models,
+  offload,
   rewards,
   sharding,
 )
@@ -109,6 +109,7 @@ def train(
   axes = logical_axes(model.config)
   base = lambda: sharding.place(params, sharding.shardings(mesh, axes, params))
   state = sharding.make(mesh, axes, begin, base())
+  state = offload.park(state, config.offload)
   restored = checkpoint.restore(workdir, state)
   state = state if restored is None else restored
   step, rounds = int(state.train.step), config.num_steps // config.minibatches
@@ -212,10 +213,7 @@ def train(
           step = int(new.step)
           state = state.replace(train=new)
           if refers and step % config.reference_every == 0:
-            state = state.replace(
-              reference=as_reference(new.params),
-              reference_step=jnp.copy(new.step),
-            )
+            state = objective.refer(as_reference, config.offload, state)
           observer.write(
             step,
             sampled,
@@ -359,6 +357,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"{', '.join(templates.TEMPLATES)}"
     )
   rewards.check(**config.rewards.to_dict())
+  offload.check(config.offload)
 
 
 SECTIONS = {
@@ -394,6 +393,7 @@ FIELDS = (
   "checkpoint_every",
   "max_skipped",
   "router_bias_speed",
+  "offload",
   "peak_flops",
 )
 CHANGEABLE = ("num_steps", "checkpoint_every", "evaluation", "peak_flops")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from r1jax import sharding
+from r1jax import offload, sharding
 from r1jax.losses.grpo import grpo_loss
 from r1jax.losses.sft import sft_loss
 from r1jax.models import ops, transformer
@@ -69,6 +69,8 @@ def make_score(policy):
 
   @jax.jit
   def score(params, rows: tuple[Packed, Array | None], count):
+    params = offload.fetched(params)
+
     def one(i, out):
       packed, experts = jax.tree.map(lambda x: jnp.take(x, i, axis=1), rows)
       made = policy(params, packed, experts).logprobs
@@ -186,6 +188,15 @@ def first_state(optimizer, as_reference, params: Params) -> RLState:
     reference=None if as_reference is None else as_reference(params),
     reference_step=jnp.zeros((), jnp.int32),
   )
+
+
+def refer(as_reference, parked, state: RLState) -> RLState:
+  """The state with its policy as the reference; `parked` parts wait."""
+  state = state.replace(
+    reference=as_reference(state.train.params),
+    reference_step=jnp.copy(state.train.step),
+  )
+  return offload.park(state, parked)
 
 
 def reference_copy(dtype: str, params: Params) -> Params:

@@ -11,7 +11,15 @@ import jax
 import ml_collections
 import numpy as np
 
-from r1jax import checkpoint, data, hosts, interrupt, metrics, sharding
+from r1jax import (
+  checkpoint,
+  data,
+  hosts,
+  interrupt,
+  metrics,
+  offload,
+  sharding,
+)
 from r1jax.data import packing, tokenizer
 from r1jax.losses.sft import sft_loss
 from r1jax.models import convert, ops, transformer
@@ -64,6 +72,7 @@ def train(
   )
   begin = lambda key: init_state(transformer.init(model, key), optimizer)
   state = sharding.make(mesh, axes, begin, jax.random.key(config.seed))
+  state = offload.park(state, config.offload)
   restored = checkpoint.restore(workdir, state)
   state = state if restored is None else restored
 
@@ -214,6 +223,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"rows.max_rows {rows.max_rows} is not a multiple of "
       f"rows.microbatch_rows {rows.microbatch_rows}"
     )
+  offload.check(config.offload)
 
 
 SECTIONS = {
@@ -230,6 +240,7 @@ FIELDS = (
   "num_steps",
   "batch_examples",
   "router_bias_speed",
+  "offload",
   "metrics_every",
   "checkpoint_every",
 )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from r1jax import sharding
+from r1jax import offload, sharding
 from r1jax.models.moe import rebalance
 from r1jax.types import Packed, Params, TrainState
 
@@ -168,13 +168,15 @@ def make_update(
   The step is `update(state, packed, count, batch) -> (state, metrics)` with
   leaves of `packed`, a tree, [B, M, T]; the first `count` microbatches count.
   B comes first because it is what the mesh splits.
-  It donates its state. A step whose gradient is not finite changes nothing and
-  is counted in `state.skipped`.
+  It donates its state; what of it came from the hosts' memory goes back there.
+  A step whose gradient is not finite changes nothing and is counted in
+  `state.skipped`.
   """
 
   @functools.partial(jax.jit, donate_argnames="state")
   def update(state: TrainState, packed, count, batch):
     split = functools.partial(sharding.lay_out, axes=axes)
+    before, state = state, offload.fetched(state)
     part = jax.value_and_grad(loss, has_aux=True)
 
     def add(i, carry):
@@ -217,7 +219,7 @@ def make_update(
       optimizer_state=keep(optimizer_state, state.optimizer_state),
       skipped=jnp.where(finite, 0, state.skipped + 1),
     )
-    return split(new), metrics | {
+    return offload.returned(split(new), before), metrics | {
       "optim/grad_norm": norm,
       "optim/update_norm": optax.tree.norm(updates),
       "optim/skipped": 1.0 - finite,

@@ -87,6 +87,7 @@ def get_config():
     mtp="frozen",
     reference_every=2,
     router_bias_speed=0.0,
+    offload=(),
     peak_flops=None,
     optimizer=dict(
       learning_rate=0.03,

@@ -82,6 +82,7 @@ def make_config(base):
     c.mtp = "frozen"
     c.reference_every = STOP
     c.router_bias_speed = 0.0
+    c.offload = ("reference",)
     c.peak_flops = None
     c.optimizer = dict(
       learning_rate=0.03,

@@ -102,6 +102,7 @@ def runs(toy, toy_config, compiled_once, tmp_path_factory):
         rows=dict(width=16, max_rows=8, microbatch_rows=4),
         loss=dict(mtp=0.3, balance=0.01),
         router_bias_speed=0.01,
+        offload=("optimizer",),
         optimizer=dict(
           learning_rate=0.03,
           warmup_steps=0,

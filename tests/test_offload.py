@@ -1,0 +1,107 @@
+"""What waits in the hosts' memory comes back unchanged, and waits again."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax import checkpoint, offload, sharding
+from r1jax.training.update import init_state, make_optimizer, make_update
+from r1jax.types import RLState
+
+OPTIMIZER = make_optimizer(
+  learning_rate=0.1,
+  warmup_steps=0,
+  decay_steps=0,
+  final_share=1.0,
+  b1=0.9,
+  b2=0.95,
+  weight_decay=0.1,
+  max_grad_norm=1.0,
+)
+
+
+def loss(params, packed, batch):
+  value = jnp.sum(jnp.sin(params["w"] @ batch) * packed)
+  return value, {"sum": value}
+
+
+def begin(parts):
+  """A state on eight devices, some of it parked."""
+  mesh = sharding.make_mesh(data=1, fsdp=8)
+  split = jax.NamedSharding(mesh, jax.P("fsdp"))
+  w = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+  params = {"w": jax.device_put(w, split)}
+  train = init_state(params, OPTIMIZER)
+  state = RLState(
+    train=jax.tree.map(
+      lambda x: x if x.ndim else jax.device_put(x, sharding.whole(mesh)), train
+    ),
+    reference=jax.tree.map(jnp.copy, params),
+    reference_step=jax.device_put(jnp.zeros((), int), sharding.whole(mesh)),
+  )
+  return offload.park(state, parts)
+
+
+def kinds(tree):
+  return {x.sharding.memory_kind for x in jax.tree.leaves(tree) if x.ndim}
+
+
+def run(train, steps=3):
+  update = make_update(loss, OPTIMIZER)
+  batch = jnp.linspace(-1.0, 1.0, 4 * 16).reshape(4, 16)
+  for _ in range(steps):
+    train, numbers = update(train, jnp.ones((1, 1)), 1, batch)
+  return train, numbers
+
+
+def test_parts_wait_where_they_are_told():
+  state = begin(["optimizer"])
+  assert kinds(state.train.optimizer_state) == {"pinned_host"}
+  assert kinds([state.train.params, state.reference]) == {"device"}
+  assert kinds(begin(["reference"]).reference) == {"pinned_host"}
+
+
+def test_an_optimizer_that_waits_steps_as_another():
+  plain, numbers = run(begin([]).train)
+  waited, others = run(begin(["optimizer"]).train)
+  assert kinds(waited.optimizer_state) == {"pinned_host"}
+  assert kinds(waited.params) == {"device"}
+  same = np.testing.assert_array_equal
+  jax.tree.map(same, waited, plain)
+  jax.tree.map(same, others, numbers)
+  moments = waited.optimizer_state
+  split = [x.sharding.spec for x in jax.tree.leaves(moments) if x.ndim]
+  assert split and all(spec[0] == "fsdp" for spec in split)
+
+
+def test_a_reference_that_waits_is_read_as_another():
+  read = jax.jit(lambda params: jnp.sum(offload.fetched(params)["w"] ** 2))
+  assert read(begin(["reference"]).reference) == read(begin([]).reference)
+
+
+def test_what_waits_is_saved_and_restored(tmp_path):
+  state = begin(["optimizer", "reference"])
+  state = state.replace(train=run(state.train)[0])
+  checkpoint.save(tmp_path, 3, state, wait=True)
+  again = checkpoint.restore(tmp_path, begin(["optimizer", "reference"]))
+  jax.tree.map(np.testing.assert_array_equal, again, state)
+  assert kinds([again.train.optimizer_state, again.reference]) == {
+    "pinned_host"
+  }
+
+
+def test_what_cannot_wait_is_refused():
+  device = jax.devices()[0]
+  offload.check(["optimizer", "reference"], device)
+  with pytest.raises(ValueError, match="offload names 'params'"):
+    offload.check(["params"], device)
+  bare = SimpleNamespace(
+    device_kind="abacus",
+    addressable_memories=lambda: [SimpleNamespace(kind="device")],
+  )
+  offload.check([], bare)
+  with pytest.raises(ValueError, match="abacus has no memory 'pinned_host'"):
+    offload.check(["reference"], bare)
