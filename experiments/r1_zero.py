@@ -46,7 +46,7 @@ def get_config(variant="deepseek_v3"):
   c.template = "r1_zero"
 
   c.mesh = dict(data=-1, fsdp=32, expert=16, context=1)
-  c.rollout_mesh = dict(data=-1, fsdp=32, expert=16)
+  c.rollout_mesh = dict(data=-1, expert=256, context=1)
   path = FieldReference("")
   c.model = dict(
     name="pretrained",
@@ -122,7 +122,7 @@ def get_config(variant="deepseek_v3"):
   if variant == "qwen_math_7b":
     c.num_steps = 800
     c.mesh = dict(data=-1, fsdp=16, expert=1, context=1)
-    c.rollout_mesh = dict(data=-1, fsdp=16)
+    c.rollout_mesh = dict(data=-1, tensor=4)
     c.model = dict(
       name="pretrained",
       path=path,

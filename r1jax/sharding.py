@@ -146,7 +146,9 @@ def reshaped(
   One program may read arrays that lie on either and write to the other.
   """
   sizes = dict(zip(AXES, (data, fsdp, expert, context, tensor), strict=True))
-  made = make_mesh(devices=[*mesh.devices.flat], **sizes)
+  devices = [*mesh.devices.flat]
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  made = make_mesh(devices=devices, num_slices=slices, **sizes)
   if made.size != mesh.size:
     raise ValueError(
       f"a mesh of {made.size} devices has not those of one of {mesh.size}"

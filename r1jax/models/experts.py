@@ -184,6 +184,7 @@ def windowed(
   return _windowed_forward(fn, window, weights, floats, indices)[0]
 
 
+@jax.named_scope("experts")
 def _windowed_forward(fn, window, weights, floats, indices):
   order, steps = _by_expert(indices, len(weights[1]), window)
 
@@ -198,6 +199,7 @@ def _windowed_forward(fn, window, weights, floats, indices):
   return out, (weights, floats, indices)
 
 
+@jax.named_scope("experts")
 def _windowed_backward(fn, window, saved, gradient):
   weights, floats, indices = saved
   order, steps = _by_expert(indices, len(weights[1]), window)

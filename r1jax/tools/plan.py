@@ -95,9 +95,9 @@ def plan(
       continue
     say(f"{program.name} ...")
     found["programs"][program.name] = (
-      compiled(program, mesh, topology)
+      compiled(program, topology)
       if topology.chip.torus
-      else estimated(program, mesh, topology)
+      else estimated(program, topology)
     )
   found["fits"] = all(p["fits"] for p in found["programs"].values())
   return found
@@ -129,13 +129,14 @@ def sweep(config: ConfigDict, topology: plan_chips.Topology, **options) -> dict:
   }
 
 
-def compiled(program: Program, mesh, topology: plan_chips.Topology) -> dict:
+def compiled(program: Program, topology: plan_chips.Topology) -> dict:
   """What one program takes, as XLA:TPU compiles it."""
-  began = time.monotonic()
+  began, mesh = time.monotonic(), program.mesh
   room, made = topology.memory(mesh.size), _arguments(program)
   try:
     with jax.set_mesh(mesh):
-      built = program.function.lower(*program.arguments).compile()
+      lowered = program.function.lower(*program.arguments, **program.options)
+      built = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
@@ -179,12 +180,14 @@ def compiled(program: Program, mesh, topology: plan_chips.Topology) -> dict:
   }
 
 
-def estimated(program: Program, mesh, topology: plan_chips.Topology) -> dict:
+def estimated(program: Program, topology: plan_chips.Topology) -> dict:
   """What one program takes by arithmetic; only its arguments are exact."""
+  mesh, sizes, rows = program.mesh, program.sizes, program.rows
   room, made = topology.memory(mesh.size), _arguments(program)
-  sizes, rows, shape = program.sizes, program.rows, dict(mesh.shape)
-  parts = plan_estimate.temporaries(sizes, rows, shape)
-  if program.name != "update":
+  shape, parts = dict(mesh.shape), {}
+  if rows is not None:
+    parts = plan_estimate.temporaries(sizes, rows, shape)
+  if rows is not None and program.name != "update":
     del parts["gradients"]
   made["estimated"] = parts
   total = made["arguments"] + made["beside"] + sum(parts.values())

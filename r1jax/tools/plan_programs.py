@@ -18,6 +18,7 @@ from r1jax.models.config import ModelConfig, replace
 from r1jax.models.presets import preset
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import is_weight, logical_axes, weights
+from r1jax.tools import plan_rollouts
 from r1jax.training import objective, sft
 from r1jax.training.grpo import make_steps
 from r1jax.training.update import init_state, make_optimizer, make_update
@@ -40,7 +41,9 @@ class Program(NamedTuple):
   ]  # Of loops whose end depends on data, by scope.
   tokens: float | int  # That it reads, or samples, on all devices.
   sizes: ModelConfig
-  rows: Mapping[str, int]  # The section of the config.
+  rows: Mapping[str, int] | None  # The config's section; None for rollouts.
+  mesh: Mesh
+  options: Mapping[str, Any] = {}  # Keyword arguments.
 
 
 class Words(NamedTuple):
@@ -112,6 +115,7 @@ def trips_of(
   chunk = min(4096, ops.LOGITS // sizes.vocab_size)
   columns = min(max(1, chunk), ops.COLUMNS, width)
   return {
+    "experts": (1,),  # Evenly spread, they fit one window.
     "microbatches": (rows["max_rows"] // rows["microbatch_rows"],),
     "logprobs": (-(-width // context // columns),),
     "attention": (keys, pairs / keys),
@@ -134,7 +138,10 @@ def of_sft(config: ConfigDict, mesh: Mesh) -> list[Program]:
     sft.objective, Transformer(sizes), sizes.vocab_size, **config.loss
   )
   update = make_update(
-    loss, optimizer, router_bias_speed=config.router_bias_speed
+    loss,
+    optimizer,
+    router_bias_speed=config.router_bias_speed,
+    axes=logical_axes(sizes),
   )
   state = _state(mesh, sizes, optimizer)
   tokens = packed(mesh, rows)
@@ -155,12 +162,13 @@ def of_sft(config: ConfigDict, mesh: Mesh) -> list[Program]:
       tokens=rows["max_rows"] * rows["width"],
       sizes=sizes,
       rows=rows,
+      mesh=mesh,
     )
   ]
 
 
 def of_grpo(config: ConfigDict, mesh: Mesh) -> list[Program]:
-  """Update and scoring of a GRPO run."""
+  """All that a GRPO run compiles but for trifles."""
   sizes = sizes_of(config)
   model, rows = Transformer(sizes), config.rows.to_dict()
   optimizer, score, update = make_steps(config, model, Words(sizes.vocab_size))
@@ -188,6 +196,7 @@ def of_grpo(config: ConfigDict, mesh: Mesh) -> list[Program]:
     tokens=rows["max_rows"] * rows["width"],
     sizes=sizes,
     rows=rows,
+    mesh=mesh,
   )
   own, reference_part = _parts(state), {"reference": reference}
   made = [
@@ -214,7 +223,9 @@ def of_grpo(config: ConfigDict, mesh: Mesh) -> list[Program]:
         **common,
       )
     )
-  return made
+  resident = own | reference_part
+  sampled = plan_rollouts.programs(config, mesh, sizes, state.params, resident)
+  return made + [Program(**fields) for fields in sampled]
 
 
 def _state(mesh, sizes, optimizer, dtype="float32"):
@@ -248,4 +259,5 @@ def per_device(tree) -> int:
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(tree)
+    if isinstance(leaf, jax.ShapeDtypeStruct)  # What is static takes nothing.
   )
