@@ -22,7 +22,7 @@ unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-base test lint soak report clean venv
-.PHONY: plan plans test-tpu venv-tpu
+.PHONY: plan plans test-cluster test-tpu venv-tpu
 
 help:
 	@echo "make demo       R1-Zero from the shipped base model, then a report"
@@ -32,8 +32,9 @@ help:
 	@echo "make soak       the tests that take long"
 	@echo "make report     compare the runs in WORKDIRS ($(WORKDIRS))"
 	@echo "make plan       what CONFIG would take of TOPOLOGY, with any FLAGS"
-	@echo "make plans      README's tables of plans; takes hours"
-	@echo "make test-tpu   the tests that compile for TPUs, on a CPU"
+	@echo "make plans      plans of the large runs, as tables; takes hours"
+	@echo "make test-cluster, make test-tpu: the tests of several processes, and"
+	@echo "                those that compile for TPUs, on a CPU"
 	@echo "make clean      remove environments and caches; runs/ stays"
 
 demo: venv
@@ -58,6 +59,10 @@ soak: venv
 
 report: venv
 	@$(RUN) -m r1jax.tools.report $(WORKDIRS)
+
+# With SLURM (slurm-wlm, munge) and Open MPI (openmpi-bin), all of them run.
+test-cluster: venv
+	@$(RUN) -m pytest -q -m cluster
 
 # libtpu compiles for TPUs that are not there; it has an environment of its own.
 venv-tpu:
