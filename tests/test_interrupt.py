@@ -91,9 +91,14 @@ def test_guards_nest_and_start_afresh():
 
 
 def test_without_a_guard_nothing_is_deferred():
-  with pytest.raises(KeyboardInterrupt):
-    with interrupt.deferred():
-      send()
+  # A shell that starts us in the background has signals ignored.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    with pytest.raises(KeyboardInterrupt):
+      with interrupt.deferred():
+        send()
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 def test_no_library_swallows_it():
