@@ -38,8 +38,9 @@ def policy(toy, random_params):
   @functools.cache
   def make(name):
     if name == "deepseek":
-      return toy.model, toy.params
-    sizes = replace(preset("tiny_qwen2"), vocab_size=40, width=16, num_layers=2)
+      sizes = replace(toy.model.config, experts=dict(num_routed=8))
+    else:
+      sizes = preset("tiny_qwen2", vocab_size=40, width=16, num_layers=2)
     return Transformer(sizes), random_params(replace(sizes, init_scale=0.3))
 
   return make

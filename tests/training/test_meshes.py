@@ -39,14 +39,12 @@ MODELS = {
 }
 KINDS = (dict(fsdp=8), dict(tensor=8), dict(expert=4, tensor=2))
 DOZEN = (
+  *KINDS,
   dict(data=8),
   dict(expert=8),
   dict(context=8),
   dict(data=2, fsdp=4),
   dict(fsdp=4, tensor=2),
-  dict(data=2, expert=4),
-  dict(fsdp=2, expert=4),
-  dict(fsdp=4, context=2),
   dict(context=4, tensor=2),
   dict(data=2, fsdp=2, expert=2),
   dict(fsdp=2, expert=2, tensor=2),
@@ -171,7 +169,7 @@ def same(model, alone, program, name, sizes):
     np.testing.assert_allclose(
       one, other, rtol=1e-4, atol=5e-6, err_msg=jax.tree_util.keystr(path)
     )
-  assert max(np.abs(x).max() for x in jax.tree.leaves(expected)) > 0.01
+  assert max(np.abs(x).max(initial=0) for x in jax.tree.leaves(expected)) > 0.01
 
 
 def named(sizes):
@@ -189,7 +187,7 @@ def test_each_kind_of_mesh_says_what_one_device_says(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", (*KINDS, *DOZEN), ids=named)
+@pytest.mark.parametrize("sizes", DOZEN, ids=named)
 @pytest.mark.parametrize("name", sorted(MODELS))
 @pytest.mark.parametrize("program", sorted(PROGRAMS))
 def test_a_dozen_meshes_say_what_one_device_says(
