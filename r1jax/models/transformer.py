@@ -4,7 +4,6 @@ A block is a function of (its weights, x). Depth is a Python loop over slices of
 the stacked weights, or a scan over them.
 """
 
-import functools
 from collections.abc import Callable
 
 import chex
@@ -308,12 +307,9 @@ def unstack(model: Transformer, params: Params) -> Params:
   """
   if model.config.scan:
     return params
-  axes = weights.logical_axes(model.config)
-  one = lambda w, names, i: sharding.constrain(w[i], *names[1:])
   apart = {
     group: tuple(
-      jax.tree.map(functools.partial(one, i=i), params[group], axes[group])
-      for i in range(count)
+      jax.tree.map(lambda w, i=i: w[i], params[group]) for i in range(count)
     )
     for group, count in groups(model.config)
     if count

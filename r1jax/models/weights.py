@@ -167,6 +167,12 @@ def logical_axes(config: ModelConfig) -> dict:
   return jax.tree.map(lambda w: w.axes, weights(config), is_leaf=is_weight)
 
 
+def used_axes(config: ModelConfig) -> dict:
+  """The same as layers use them: no width is split."""
+  whole = lambda w: tuple(None if n == "width" else n for n in w.axes)
+  return jax.tree.map(whole, weights(config), is_leaf=is_weight)
+
+
 def sizes(config: ModelConfig) -> dict[str, int]:
   """Number of parameters by top-level name, and their "total".
 

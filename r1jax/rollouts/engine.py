@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from r1jax import hosts, sharding
 from r1jax.models import cache as caches
 from r1jax.models.transformer import Transformer
-from r1jax.models.weights import logical_axes
+from r1jax.models.weights import used_axes
 from r1jax.rollouts import slots as programs
 from r1jax.rollouts import traffic
 from r1jax.rollouts.slots import Sampling, Slots
@@ -98,7 +98,7 @@ class Engine:
       functools.partial(programs.cast, self.model.config), params
     )
     of = sharding.shardings(
-      self.sampling.mesh, logical_axes(self.model.config), used
+      self.sampling.mesh, used_axes(self.model.config), used
     )
     return traffic.received({name: params[name] for name in used}, used, of)
 

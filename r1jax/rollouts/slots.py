@@ -20,7 +20,7 @@ from r1jax.models.cache import Cache, empty_cache
 from r1jax.models.config import ModelConfig
 from r1jax.models.logprobs import mask_padding
 from r1jax.models.transformer import Transformer
-from r1jax.models.weights import logical_axes
+from r1jax.models.weights import used_axes
 from r1jax.rollouts.sampling import completion_keys, sample, token_keys
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Params
 
@@ -113,11 +113,10 @@ def cast(config: ModelConfig, params: Params) -> Params:
 def prepare(model: Transformer, params: Params) -> Params:
   """The weights as decoding reads them: apart, and in the compute dtype.
 
-  They come from wherever they lie to where the mesh of the context has them.
+  They come from wherever they lie to the mesh of the context, of which `tensor`
+  and `expert` alone split them: no token waits for weights to be gathered.
   """
-  used = sharding.lay_out(
-    cast(model.config, params), logical_axes(model.config)
-  )
+  used = sharding.lay_out(cast(model.config, params), used_axes(model.config))
   return transformer.unstack(model, used)
 
 

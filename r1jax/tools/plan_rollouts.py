@@ -13,7 +13,7 @@ from r1jax.models import cache as caches
 from r1jax.models import flops, transformer
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer
-from r1jax.models.weights import logical_axes
+from r1jax.models.weights import used_axes
 from r1jax.rollouts import engine, slots
 from r1jax.rollouts.slots import Sampling
 
@@ -29,7 +29,7 @@ def weights(mesh: Mesh, sizes: ModelConfig, params):
   """The parameters as decoding reads them, on the mesh of the rollouts."""
   cast = functools.partial(slots.cast, sizes)
   used = jax.eval_shape(cast, params)
-  split = sharding.shardings(mesh, logical_axes(sizes), used)
+  split = sharding.shardings(mesh, used_axes(sizes), used)
   used = jax.tree.map(_struct, used, split)
   if sizes.scan:
     return used

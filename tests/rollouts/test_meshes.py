@@ -6,6 +6,8 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from r1jax import sharding
 from r1jax.models.config import replace
@@ -126,27 +128,34 @@ def test_weights_come_from_the_mesh_that_they_are_learned_on(sample):
 
 
 def test_a_device_gets_the_bytes_that_it_lacks(policy, toy):
+  """From fsdp 8 to eight copies, and to tensor 8."""
   model, params = policy("dense")
   axes = logical_axes(model.config)
   mesh = sharding.make_mesh(fsdp=8)
   params = sharding.place(params, sharding.shardings(mesh, axes, params))
-  sizes = dict(
-    num_slots=8, decode_steps=3, prompt_tokens=6, max_tokens=12, temperature=1.0
+  make = lambda mesh: make_engine(
+    model,
+    toy.words,
+    mesh,
+    (),
+    num_slots=8,
+    decode_steps=3,
+    prompt_tokens=6,
+    max_tokens=12,
+    temperature=1.0,
   )
-  there = make_engine(model, toy.words, mesh, (), **sizes)
-  assert there.moved(params) == 0
-  copied = sharding.reshaped(mesh, data=8)
-  engine = make_engine(model, toy.words, copied, (), **sizes)
-  # Every weight of this model has a width, which eight devices share.
-  whole = {
-    path: weight.nbytes for path, weight in jax.tree.leaves_with_path(params)
-  }
-  shared = {
-    path: weight.nbytes
-    for path, weight in jax.tree.leaves_with_path(params)
-    if not weight.sharding.is_fully_replicated
-  }
-  assert engine.moved(params) == sum(shared.values()) * 7 // 8
-  assert sum(shared.values()) > 0.95 * sum(whole.values())
-  prepared = engine.prepare(params)
+  copied = make(sharding.reshaped(mesh, data=8))
+  lacking = sum(
+    x.nbytes * 7 // 8
+    for x in jax.tree.leaves(params)
+    if not x.sharding.is_fully_replicated
+  )
+  assert copied.moved(params) == lacking > 0
+  prepared = copied.prepare(params)
   assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(prepared))
+  split = make(sharding.reshaped(mesh, tensor=8))
+  assert 0 < split.moved(params) < 0.6 * lacking
+  block, on = split.prepare(params)["dense"][0], split.sampling.mesh
+  for name, spec in dict(gate_up=P(None, "tensor"), down=P("tensor")).items():
+    wanted = NamedSharding(on, spec)
+    assert block[name].sharding.is_equivalent_to(wanted, 2), name
