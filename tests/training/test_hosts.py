@@ -145,9 +145,8 @@ def test_a_killed_process_brings_the_others_down_by_name(
     [row for row in job.rows(workdir) if row["step"] == 3]
     for workdir in (elsewhere, straight)
   )
-  np.testing.assert_allclose(
-    one["loss/total"], same["loss/total"], rtol=1e-5, atol=1e-6
-  )
+  for name in ("loss/total", "entropy/mean", "optim/grad_norm", "reward/mean"):
+    np.testing.assert_allclose(one[name], same[name], rtol=1e-5, atol=1e-7)
 
 
 def test_what_one_host_raises_all_report(run, tmp_path):
