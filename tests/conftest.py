@@ -18,6 +18,14 @@ jax.config.update("jax_num_cpu_devices", 8)
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+@pytest.fixture(scope="module")
+def quick_to_compile():
+  """For tests that compile more than they run."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def random_params():
   """`random_params(sizes)`: a model's first parameters, without compiling."""

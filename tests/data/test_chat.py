@@ -105,7 +105,7 @@ def test_any_conversation_renders_as_the_released_template_does(
     (chat.deepseek_r1_think, chat.own_template(with_template(deepseek, later))),
   ]
 
-  @settings(max_examples=400, deadline=None)
+  @settings(max_examples=150, deadline=None)
   @given(MESSAGES, st.booleans())
   def render(messages, generation_prompt):
     options = dict(generation_prompt=generation_prompt)
@@ -260,7 +260,7 @@ def test_users_cannot_forge_a_turn(words):
 
 @pytest.mark.slow
 def test_no_message_changes_what_is_special(words):
-  @settings(max_examples=300, deadline=None)
+  @settings(max_examples=150, deadline=None)
   @given(st.lists(TEXTS, min_size=1, max_size=5), st.none() | TEXTS)
   def compare(contents, system):
     told = said(*contents, system=system)
@@ -279,7 +279,7 @@ def test_no_message_changes_what_is_special(words):
 
 
 def test_texts_come_through_whole(words):
-  @settings(max_examples=300, deadline=None)
+  @settings(max_examples=150, deadline=None)
   @given(TEXTS, st.none() | TEXTS)
   def compare(content, system):
     told = said(content, system=system)
@@ -291,7 +291,7 @@ def test_texts_come_through_whole(words):
 
 
 def test_plain_conversations_encode_as_their_renders_do(words):
-  @settings(max_examples=300, deadline=None)
+  @settings(max_examples=150, deadline=None)
   @given(st.lists(PLAIN, min_size=1, max_size=5), st.none() | PLAIN)
   def compare(contents, system):
     told = said(*contents, system=system)

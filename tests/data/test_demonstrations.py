@@ -84,7 +84,7 @@ def test_each_answer_is_an_example_of_its_own(words):
 
 
 def test_any_answer_is_learned_whole_and_ends_once(words):
-  @settings(max_examples=300, deadline=None)
+  @settings(max_examples=150, deadline=None)
   @given(TEXTS, TEXTS)
   def compare(question, answer):
     for template in (chat.deepseek_r1, chat.deepseek_r1_think):

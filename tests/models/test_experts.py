@@ -71,7 +71,7 @@ def test_their_gradients_are_those_of_the_dense_form(way, skew):
   )
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 50, 64])
+@pytest.mark.parametrize("chunk", [7, 64])
 def test_chunks_of_tokens_give_the_same_forward_and_backward(chunk):
   rng = np.random.default_rng(2)
   inputs = draw(rng, 50, 7, 3)

@@ -115,15 +115,20 @@ GROUPED = dataclasses.replace(
   experts=None,
   tied=False,
 )
-CONFIGS = {"latent": LATENT, "grouped": GROUPED}
-DRAWN = [
-  pytest.param(draw_config(seed), id=f"drawn-{seed}", marks=pytest.mark.slow)
-  for seed in range(4)
-]
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+CONFIGS = {"grouped": GROUPED} | {
+  f"drawn-{seed}": draw_config(seed) for seed in range(4)
+}
 
 
 @pytest.fixture(
-  params=[pytest.param(c, id=name) for name, c in CONFIGS.items()] + DRAWN
+  params=[
+    pytest.param(LATENT, id="latent"),
+    *(
+      pytest.param(config, id=name, marks=pytest.mark.slow)
+      for name, config in CONFIGS.items()
+    ),
+  ]
 )
 def config(request):
   return request.param
@@ -245,6 +250,7 @@ def test_narrow_experts_and_wide_ones_run_alike(config, params):
   jax.tree.map(lambda a, b: close(a, b, 1e-2), of_dense, of_blocked)
 
 
+@pytest.mark.slow
 def test_compute_in_bfloat16_stays_near_and_keeps_float32_where_it_matters(toy):
   low = dataclasses.replace(toy.config, compute_dtype="bfloat16")
   model = transformer.Transformer(low)

@@ -265,6 +265,7 @@ def test_a_round_that_nobody_could_grade_teaches_nothing(
     assert np.all(np.isfinite(leaf))
 
 
+@pytest.mark.slow
 def test_without_a_kl_there_is_no_reference(make_config, tmp_path):
   """None is kept, none is scored, and none is said to be 0 nats away."""
   jax.config.update("jax_disable_most_optimizations", True)

@@ -15,7 +15,7 @@ from r1jax.models import cache as caches
 from r1jax.models.config import replace
 from r1jax.models.presets import preset
 from r1jax.models.transformer import Transformer
-from r1jax.models.weights import is_weight, logical_axes, weights
+from r1jax.models.weights import is_weight, logical_axes, used_axes, weights
 from r1jax.rollouts import slots
 from r1jax.rollouts.engine import make_engine
 from r1jax.training import objective
@@ -56,7 +56,10 @@ OPTIMIZER = dict(
 )
 
 
-@pytest.fixture(scope="module", params=sorted(SIZES))
+@pytest.fixture(
+  scope="module",
+  params=["deepseek", pytest.param("dense", marks=pytest.mark.slow)],
+)
 def sizes(request):
   return SIZES[request.param]
 
@@ -205,7 +208,7 @@ def decode(sizes):
     max_tokens=40,
     temperature=1.0,
   )
-  axes = logical_axes(sizes)
+  axes = used_axes(sizes)
   params = jax.tree.map(
     struct, shapes(sizes), sharding.shardings(mesh, axes, shapes(sizes))
   )

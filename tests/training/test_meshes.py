@@ -32,6 +32,7 @@ ROLLOUT = Rollout(
   finish=np.ones((P, G), np.int32),
   logprobs=RNG.uniform(-5, -3, (P, G, T)).astype(np.float32),
 )
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 SMALL = dict(vocab_size=40, width=16, num_layers=2)
 MODELS = {
   "deepseek": ("tiny_deepseek", dict(mtp_depth=1) | SMALL),
@@ -55,13 +56,6 @@ ALL = tuple(
   for sizes in itertools.product((1, 2, 4, 8), repeat=5)
   if np.prod(sizes) == 8
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -284,6 +284,7 @@ def test_in_grpo_the_mtp_block_gets_no_gradient(grpo_step):
     assert np.abs(gradient[name]).max() > 0
 
 
+@pytest.mark.slow
 def test_an_mtp_block_that_learns_does_not_change_the_policys_gradient(
   grpo_step,
 ):
