@@ -29,7 +29,7 @@ def routed_experts(
   x: Float[Array, "B T D"],
   gates: Float[Array, "B T k"],
   indices: Int[Array, "B T k"],
-  gate_up: Float[Array, "E D twoF"],
+  gate_up: Float[Array, "E D 2 F"],
   down: Float[Array, "E F D"],
   config: ModelConfig,
 ) -> tuple[Float[Array, "B T D"], Float[Array, ""]]:
@@ -43,8 +43,6 @@ def routed_experts(
     out = ops.experts(*flat, gate_up, down, chunk=config.moe_chunk)
     return out.reshape(x.shape), jnp.zeros(())
   check(config, mesh)
-  count, width, _ = gate_up.shape
-  gate_up = gate_up.reshape(count, width, 2, -1)
   in_weights = (
     sharding.spec(("expert", "width", None, "hidden"), gate_up.shape, mesh),
     sharding.spec(("expert", "hidden", "width"), down.shape, mesh),
@@ -89,10 +87,8 @@ def _pad(x, mesh, fill):
 def _shard(config, in_weights, weights, x, gates, indices):
   """`routed_experts` on one device."""
   gate_up, down = weights
-  gate_up = _whole(gate_up, 1, in_weights[0])
-  down = _whole(down, 2, in_weights[1])
+  weights = _whole(gate_up, 1, in_weights[0]), _whole(down, 2, in_weights[1])
   split = in_weights[1][1] is not None
-  weights = gate_up.reshape(*gate_up.shape[:2], -1), down
   flat = [y.reshape(-1, y.shape[-1]) for y in (x, gates, indices)]
   fn = functools.partial(_exchanged, config, split)
   out, dropped = over_chunks(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from r1jax.models.layers import swiglu
+from r1jax.models.layers import activate, swiglu
 
 
 def dense(weights, floats, indices) -> Float[Array, "M D"]:
@@ -25,8 +25,8 @@ def dense(weights, floats, indices) -> Float[Array, "M D"]:
   experts = jnp.arange(gate_up.shape[0])
   chosen = indices[..., None] == experts  # [M, k, E]
   spread = jnp.sum(jnp.where(chosen, gates[..., None], 0), axis=1)
-  gate, up = jnp.split(jnp.einsum("MD,EDF->MEF", x, gate_up), 2, axis=-1)
-  hidden = jax.nn.silu(gate) * up * spread[..., None].astype(x.dtype)
+  both = jnp.einsum("MD,EDcF->MEcF", x, gate_up)
+  hidden = activate(both) * spread[..., None].astype(x.dtype)
   return jnp.einsum("MEF,EFD->MD", hidden, down)
 
 
@@ -41,9 +41,10 @@ def ragged(weights, floats, indices) -> Float[Array, "M D"]:
   # there, forward and backward, is not looked at.
   used = (jnp.arange(order.size) < jnp.sum(counts))[:, None]
   rows = jnp.where(used, x[order // indices.shape[1]], 0)
-  hidden = jax.lax.ragged_dot(rows, gate_up, counts)
-  gate, up = jnp.split(hidden, 2, axis=-1)
-  out = jax.lax.ragged_dot(jax.nn.silu(gate) * up, down, counts)
+  flat = gate_up.reshape(*gate_up.shape[:2], -1)
+  both = jax.lax.ragged_dot(rows, flat, counts)
+  hidden = activate(both.reshape(-1, *gate_up.shape[2:]))
+  out = jax.lax.ragged_dot(hidden, down, counts)
   out = jnp.where(used, out, 0)
   own = out[jnp.argsort(order)].reshape(*indices.shape, -1)
   return jnp.einsum("MKD,MK->MD", own, gates.astype(x.dtype))
@@ -51,7 +52,7 @@ def ragged(weights, floats, indices) -> Float[Array, "M D"]:
 
 @jax.custom_vjp
 def blocked(
-  weights: tuple[Float[Array, "E D twoF"], Float[Array, "E F D"]],
+  weights: tuple[Float[Array, "E D 2 F"], Float[Array, "E F D"]],
   floats: tuple[Float[Array, "M D"], Float[Array, "M k"]],
   indices: Int[Array, "M k"],
 ) -> Float[Array, "M D"]:

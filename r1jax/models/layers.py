@@ -93,7 +93,7 @@ def frequencies(
 @jax.custom_vjp
 def swiglu(
   x: Float[Array, "*B D"],
-  gate_up: Float[Array, "D twoF"],
+  gate_up: Float[Array, "D 2 F"],
   down: Float[Array, "F D"],
 ) -> Float[Array, "*B D"]:
   """down(silu(gate(x)) * up(x)) (arXiv:2002.05202); one matmul for both.
@@ -104,28 +104,28 @@ def swiglu(
 
 
 def _swiglu_forward(x, gate_up, down):
-  both = x @ gate_up
-  return _activate(both) @ down, (x, gate_up, down, both)
+  both = jnp.einsum("...D,DcF->...cF", x, gate_up)
+  return activate(both) @ down, (x, gate_up, down, both)
 
 
-def _activate(both):
-  gate, up = jnp.split(both, 2, axis=-1)
-  return jax.nn.silu(gate) * up
+def activate(both: Float[Array, "*B 2 F"]) -> Float[Array, "*B F"]:
+  """silu(gate) * up."""
+  return jax.nn.silu(both[..., 0, :]) * both[..., 1, :]
 
 
 def _swiglu_backward(saved, gradient):
   x, gate_up, down, both = saved
-  hidden, pull = jax.vjp(_activate, both)
+  hidden, pull = jax.vjp(activate, both)
   (d_both,) = pull(gradient @ down.T)
   # A product over tokens copies its left side, which is therefore the narrow
   # one; the barrier keeps XLA from turning that round.
-  over_tokens = lambda a, b: jax.lax.optimization_barrier(
-    jnp.einsum("...D,...F->DF", a, b)
+  over_tokens = lambda product, a, b: jax.lax.optimization_barrier(
+    jnp.einsum(product, a, b)
   )
   return (
-    d_both @ gate_up.T,
-    over_tokens(x, d_both),
-    over_tokens(gradient, hidden).T,
+    jnp.einsum("...cF,DcF->...D", d_both, gate_up),
+    over_tokens("...D,...cF->DcF", x, d_both),
+    over_tokens("...D,...F->DF", gradient, hidden).T,
   )
 
 

@@ -200,11 +200,9 @@ class _Maker:
     self, name: str, group: Group, kind: str, expert: tuple[int, ...] = ()
   ) -> Iterator[Piece]:
     lead = (group.index, *expert)
-    down = f"{group.path}.{kind}down"
-    width = self._shapes[down][len(lead)]
     for theirs, ours, parts in (
-      ("gate_proj", "gate_up", {1: slice(0, width)}),
-      ("up_proj", "gate_up", {1: slice(width, 2 * width)}),
+      ("gate_proj", "gate_up", {1: slice(0, 1)}),
+      ("up_proj", "gate_up", {1: slice(1, 2)}),
       ("down_proj", "down", {}),
     ):
       path = f"{group.path}.{kind}{ours}"

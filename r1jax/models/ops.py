@@ -153,7 +153,7 @@ def experts(
   x: Float[Array, "M D"],
   gates: Float[Array, "M k"],
   indices: Int[Array, "M k"],
-  gate_up: Float[Array, "E D twoF"],
+  gate_up: Float[Array, "E D 2 F"],
   down: Float[Array, "E F D"],
   *,
   chunk: int,

@@ -109,7 +109,7 @@ def dense_weights(config: ModelConfig) -> dict:
   """One gated feed-forward."""
   d, f = config.width, config.dense_width
   return {
-    "gate_up": Weight((d, 2 * f), ("width", "hidden")),
+    "gate_up": Weight((d, 2, f), ("width", None, "hidden")),
     "down": Weight((f, d), ("hidden", "width")),
   }
 
@@ -119,9 +119,11 @@ def moe_weights(d: int, e: Experts) -> dict:
   count, f, shared = e.num_routed, e.width, e.num_shared * e.width
   tree = {
     "router": Weight((d, count), ("width", None)),
-    "expert_gate_up": Weight((count, d, 2 * f), ("expert", "width", "hidden")),
+    "expert_gate_up": Weight(
+      (count, d, 2, f), ("expert", "width", None, "hidden")
+    ),
     "expert_down": Weight((count, f, d), ("expert", "hidden", "width")),
-    "shared_gate_up": Weight((d, 2 * shared), ("width", "hidden")),
+    "shared_gate_up": Weight((d, 2, shared), ("width", None, "hidden")),
     "shared_down": Weight((shared, d), ("hidden", "width")),
   }
   if e.biased:

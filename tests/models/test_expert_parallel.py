@@ -34,7 +34,7 @@ def draw(config, skew=0.0, rows=B):
   floats = (
     normal(rows, T, D),
     normal(rows, T, e.per_token),
-    normal(e.num_routed, D, 2 * F),
+    normal(e.num_routed, D, 2, F),
     normal(e.num_routed, F, D),
   )
   liking = normal(rows, T, e.num_routed) + skew * np.arange(e.num_routed)
@@ -45,8 +45,10 @@ def draw(config, skew=0.0, rows=B):
 def by_hand(x, gates, gate_up, down, indices):
   """Every token through all experts, most of them with gate 0."""
   spread = jax.nn.one_hot(indices, len(down)) * gates[..., None]
-  gate, up = jnp.split(jnp.einsum("BTD,EDF->BTEF", x, gate_up), 2, axis=-1)
-  mixed = jnp.einsum("BTEF,BTE->BTEF", jax.nn.silu(gate) * up, spread.sum(2))
+  both = jnp.einsum("BTD,EDcF->cBTEF", x, gate_up)
+  mixed = jnp.einsum(
+    "BTEF,BTE->BTEF", jax.nn.silu(both[0]) * both[1], spread.sum(2)
+  )
   return jnp.einsum("BTEF,EFD->BTD", mixed, down)
 
 
@@ -60,7 +62,7 @@ def run(config, mesh, floats, indices, of_out):
   axes = (
     ("rows", "tokens", None),
     ("rows", "tokens", None),
-    ("expert", "width", "hidden"),
+    ("expert", "width", None, "hidden"),
     ("expert", "hidden", "width"),
   )
   with jax.set_mesh(mesh):

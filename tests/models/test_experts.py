@@ -16,7 +16,7 @@ D, F = 6, 5
 def draw(rng, tokens, count, per_token, skew=0.0):
   """Weights, tokens with their gates, and distinct experts for each token."""
   normal = lambda *s: jnp.asarray(rng.normal(size=s), jnp.float32)
-  weights = normal(count, D, 2 * F), normal(count, F, D)
+  weights = normal(count, D, 2, F), normal(count, F, D)
   liking = rng.normal(size=(tokens, count)) + skew * np.arange(count)
   indices = np.argsort(-liking, axis=1)[:, :per_token]
   floats = normal(tokens, D), normal(tokens, per_token)
@@ -29,7 +29,7 @@ def oracle(weights, floats, indices):
   out = np.zeros(x.shape)
   for m, k in np.ndindex(indices.shape):
     e = indices[m, k]
-    gate, up = np.split(x[m] @ gate_up[e], 2)
+    gate, up = np.einsum("D,DcF->cF", x[m], gate_up[e])
     out[m] += gates[m, k] * ((gate / (1 + np.exp(-gate)) * up) @ down[e])
   return out
 

@@ -42,7 +42,7 @@ def affinity(layer, token):
 
 
 def swiglu(x, gate_up, down):
-  gate, up = np.split(x @ gate_up, 2)
+  gate, up = np.einsum("D,DcF->cF", x, gate_up)
   return (gate / (1 + np.exp(-gate)) * up) @ down
 
 

@@ -27,7 +27,7 @@ def silu(x):
 
 
 def feed_forward(x, gate_up, down):
-  gate, up = np.split(gate_up, 2, axis=1)
+  gate, up = gate_up[:, 0], gate_up[:, 1]
   return (silu(x @ gate) * (x @ up)) @ down
 
 
