@@ -103,27 +103,31 @@ def swiglu(
   return _swiglu_forward(x, gate_up, down)[0]
 
 
+def activate(both: Float[Array, "*B 2 F"]) -> Float[Array, "*B F"]:
+  """silu(gate) * up."""
+  return _gated(both[..., 0, :], both[..., 1, :])
+
+
+def _gated(gate, up):
+  return jax.nn.silu(gate) * up
+
+
 def _swiglu_forward(x, gate_up, down):
   both = jnp.einsum("...D,DcF->...cF", x, gate_up)
   return activate(both) @ down, (x, gate_up, down, both)
 
 
-def activate(both: Float[Array, "*B 2 F"]) -> Float[Array, "*B F"]:
-  """silu(gate) * up."""
-  return jax.nn.silu(both[..., 0, :]) * both[..., 1, :]
-
-
 def _swiglu_backward(saved, gradient):
   x, gate_up, down, both = saved
-  hidden, pull = jax.vjp(activate, both)
-  (d_both,) = pull(gradient @ down.T)
+  hidden, pull = jax.vjp(_gated, both[..., 0, :], both[..., 1, :])
+  d_both = jnp.stack(pull(gradient @ down.T), axis=-2)
   # A product over tokens copies its left side, which is therefore the narrow
   # one; the barrier keeps XLA from turning that round.
   over_tokens = lambda product, a, b: jax.lax.optimization_barrier(
     jnp.einsum(product, a, b)
   )
   return (
-    jnp.einsum("...cF,DcF->...D", d_both, gate_up),
+    jnp.tensordot(d_both, gate_up, ((-2, -1), (1, 2))),
     over_tokens("...D,...cF->DcF", x, d_both),
     over_tokens("...D,...F->DF", gradient, hidden).T,
   )
