@@ -36,7 +36,7 @@ def get_config(variant="zero"):
   base = str(importlib.resources.files("r1jax") / "base")
   tasks = dict(
     chain_sum=dict(min_terms=4, max_terms=6, min_digits=1, max_digits=1),
-    spell_backward=dict(min_word_len=5, max_word_len=7),
+    spell_backward=dict(min_word_len=5, max_word_len=6),
     countdown=dict(
       min_numbers=3,
       max_numbers=3,
@@ -49,7 +49,7 @@ def get_config(variant="zero"):
   )
   larger = dict(
     chain_sum=tasks["chain_sum"] | dict(min_terms=7, max_terms=7),
-    spell_backward=dict(min_word_len=8, max_word_len=8),
+    spell_backward=dict(min_word_len=7, max_word_len=7),
     countdown=tasks["countdown"] | dict(min_numbers=4, max_numbers=4),
   )
 

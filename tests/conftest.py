@@ -18,9 +18,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def quick_to_compile():
-  """For tests that compile more than they run."""
+  """For what is compiled to run once, and whose bits no run is held to."""
   jax.config.update("jax_disable_most_optimizations", True)
   yield
   jax.config.update("jax_disable_most_optimizations", False)

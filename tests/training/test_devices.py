@@ -87,13 +87,10 @@ def run(toy_model, recipe: str, devices: int):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_to_compile")
 @pytest.mark.parametrize("recipe", sorted(PRESETS))
 def test_any_number_of_devices_gives_the_same_update(toy_model, recipe):
-  jax.config.update("jax_disable_most_optimizations", True)
-  try:
-    one, two, eight = (run(toy_model, recipe, n) for n in (1, 2, 8))
-  finally:
-    jax.config.update("jax_disable_most_optimizations", False)
+  one, two, eight = (run(toy_model, recipe, n) for n in (1, 2, 8))
   assert one[1]["optim/grad_norm"] > 0.01
   for other in (two, eight):
     jax.tree.map(

@@ -266,47 +266,41 @@ def test_a_round_that_nobody_could_grade_teaches_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_to_compile")
 def test_without_a_kl_there_is_no_reference(make_config, tmp_path):
   """None is kept, none is scored, and none is said to be 0 nats away."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  try:
-    config = make_config(num_steps=2, **{"loss.kl_coefficient": 0.0})
-    state = grpo.train(config, str(tmp_path))
-  finally:
-    jax.config.update("jax_disable_most_optimizations", False)
+  config = make_config(num_steps=2, **{"loss.kl_coefficient": 0.0})
+  state = grpo.train(config, str(tmp_path))
   (row,) = rows_of(tmp_path)
   assert state.reference is None
   assert not {"kl/ref", "loss/kl"} & row.keys()
   assert row["loss/total"] == row["loss/policy"]
 
 
+@pytest.mark.usefixtures("quick_to_compile")
 def test_the_first_update_on_policy_has_ratio_one(make_config, tmp_path):
   """With the trainer's own log-probs; beside all else that can be on."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  try:
-    config = make_config(
-      num_steps=1,
-      minibatches=1,
-      old="trainer",
-      mtp="train",
-      max_tokens=((0, 6),),
-      mask_truncated=True,
-      **{
-        "advantage.name": "leave_one_out",
-        "aggregation.name": "token_mean",
-        "loss.entropy_coefficient": 0.01,
-        "kl_reward.coefficient": 0.01,
-        "dynamic_sampling.rounds": 1,
-        "optimizer.moments": "bfloat16",
-        "optimizer.warmup_steps": 0,
-      },
-    )
-    config.sampling.record_experts = True
-    config.loss.correction = dict(name="truncate", level="token", cap=2.0)
-    start = grpo.load_model(config)[1]
-    state = grpo.train(config, str(tmp_path))
-  finally:
-    jax.config.update("jax_disable_most_optimizations", False)
+  config = make_config(
+    num_steps=1,
+    minibatches=1,
+    old="trainer",
+    mtp="train",
+    max_tokens=((0, 6),),
+    mask_truncated=True,
+    **{
+      "advantage.name": "leave_one_out",
+      "aggregation.name": "token_mean",
+      "loss.entropy_coefficient": 0.01,
+      "kl_reward.coefficient": 0.01,
+      "dynamic_sampling.rounds": 1,
+      "optimizer.moments": "bfloat16",
+      "optimizer.warmup_steps": 0,
+    },
+  )
+  config.sampling.record_experts = True
+  config.loss.correction = dict(name="truncate", level="token", cap=2.0)
+  start = grpo.load_model(config)[1]
+  state = grpo.train(config, str(tmp_path))
   (row,) = rows_of(tmp_path)
   for name in ("ratio/min", "ratio/mean", "ratio/max"):
     assert row[name] == pytest.approx(1, abs=1e-5)

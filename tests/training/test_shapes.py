@@ -21,6 +21,7 @@ from r1jax.types import Packed
 
 ROWS, T, V = 2, 4096, 50_000
 PARTS = dict(vocab_size=V, width=16, num_layers=2)
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CONFIGS = {
   "deepseek": replace(
     preset("tiny_deepseek"), **PARTS, mtp_depth=0, max_length=T
@@ -29,11 +30,9 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(scope="module", params=sorted(CONFIGS), autouse=True)
+@pytest.fixture(scope="module", params=sorted(CONFIGS))
 def model(request):
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield transformer.Transformer(CONFIGS[request.param])
-  jax.config.update("jax_disable_most_optimizations", False)
+  return transformer.Transformer(CONFIGS[request.param])
 
 
 def shapes(function, *args) -> set[tuple[int, ...]]:

@@ -34,15 +34,8 @@ OPTIMIZER = dict(
   weight_decay=0.0,
   max_grad_norm=1.0,
 )
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-  """Nothing here needs speed, nor bits that compare with those of a run."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def copied(tree):
