@@ -48,8 +48,11 @@ from r1jax.types import Completion, Example
 
 MAX_LENGTH = 2**18  # Characters of a program.
 MAX_FENCE = 100  # Characters of a line that opens or closes a block.
-OPENING = re.compile(r"(\s*)(?:<answer>\s*)?```+\s*([\w+#.-]*)\s*")
-CLOSING = re.compile(r"\s*```+\s*(?:</answer>\s*)?")
+# The indent, the fence, and the language: the first word behind it.
+OPENING = re.compile(
+  r"(\s*)(?:<answer>\s*)?(`{3,}|~{3,})\s*\{?\.?([\w+#-]*)[^`]*"
+)
+CLOSING = re.compile(r"\s*(`{3,}|~{3,})\s*(?:</answer>\s*)?")
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef)  # They test nothing, uncalled.
 SHOWN = 200  # Characters of a test or an output in the feedback.
 
@@ -140,18 +143,19 @@ def judge(
 def extract(text: str, tags: Sequence[str]) -> str | None:
   """The last fenced block with one of the tags after the last </think>.
 
-  The last without any tag if there is none; None if there is neither.
+  The last without any tag if there is none; None if there is neither. Fences
+  are as in Markdown: ``` or ~~~, or longer, closed by no less of the same.
   """
   _, closed, text = text.rpartition("</think>")
   tagged = untagged = opening = None
   lines = []
   for line in text.split("\n") if closed else ():
-    fence = len(line) <= MAX_FENCE and "```" in line
+    fence = len(line) <= MAX_FENCE and ("```" in line or "~~~" in line)
     if opening is None:
       opening = OPENING.fullmatch(line) if fence else None
       lines = []
-    elif fence and CLOSING.fullmatch(line):
-      indent, tag = opening[1], opening[2].lower()
+    elif fence and (end := CLOSING.fullmatch(line)) and opening[2] in end[1]:
+      indent, tag = opening[1], opening[3].lower()
       block = "".join(line.removeprefix(indent) + "\n" for line in lines)
       if tag in tags:
         tagged = block
