@@ -10,10 +10,12 @@ from r1jax.rewards import arithmetic, latex
 from r1jax.types import Example
 
 OPERATORS = (
-  (re.compile(r"\\(?:times|cdot)(?![a-zA-Z])|[×·⋅∗]"), "*"),
-  (re.compile(r"\\div(?![a-zA-Z])|÷"), "/"),
-  (re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[,;:!]|\$"), ""),
-  (re.compile(r"[−–]"), "-"),
+  (re.compile(r"\A\s*\*\*(.+)\*\*\s*\Z", re.DOTALL), r"\1"),  # Bold.
+  (re.compile(r"\\(?:times|cdot)(?![a-zA-Z])"), "*"),
+  (re.compile(r"(?<=[\d)\s])[xX](?=[\s(\d])"), "*"),
+  (re.compile(r"\\div(?![a-zA-Z])"), "/"),
+  (re.compile(r"\\(?:left|right|text|mathrm)(?![a-zA-Z])"), ""),
+  (re.compile(r"\\[][(),;:!]|[$`]"), ""),
   (re.compile(r"[\[{]"), "("),
   (re.compile(r"[\]}]"), ")"),
 )
@@ -47,6 +49,7 @@ def grade(example: Example, answer: str) -> float:
 
 def _plain(text: str) -> str:
   """The expression in Python's signs."""
+  text = text.translate(latex.CHARACTERS)
   while (shorter := FRACTION.sub(r"((\1)/(\2))", text)) != text:
     text = shorter[: 2 * latex.MAX_LENGTH]
   for pattern, sign in OPERATORS:

@@ -22,6 +22,7 @@ CHARACTERS = str.maketrans(
     **{"±": r"\pm ", "∞": r"\infty ", "π": r"\pi ", "θ": r"\theta "},
     **{"√": r"\sqrt ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in "},
     **{"≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne "},
+    **{"≡": r"\equiv "},
     **{
       "°": r"^{\circ}",
       "º": r"^{\circ}",
@@ -99,6 +100,12 @@ REWRITES = tuple(
     (r"\\lbrace(?![a-zA-Z])", r"\\{"),
     (r"\\rbrace(?![a-zA-Z])", r"\\}"),
     (r"\\colon(?![a-zA-Z])", ":"),
+    (
+      r"\(\s*(?:mod|\\text\{\s*mod\s*\})\s*(\w+)\s*\)"
+      r"|\\p?mod(?![a-zA-Z])\s*\{?\s*(\w+)\s*\}?",
+      r"\\pmod{\1\2}",
+    ),
+    (r"\(\s*\\text\{([^{}]*)\}\s*\)", r"\\text{(\1)}"),
     (r"\\log_\{?e(?![a-zA-Z])\}?", r"\\ln"),
     (r"(^|[(\[{,;=])\s*\+\s*(?=[\w\\.])", r"\1"),
     # Scripts: braces around more than one character, and around no single one.

@@ -65,7 +65,7 @@ def grade(example: Example, answer: str, *, fast: bool = True) -> float | None:
   tree, given = _read_gold(gold), latex.clean(answer)
   if squeeze(given) == normalise(gold):
     return 1.0
-  if not verifier.readable(answer):
+  if not (verifier.readable(answer) and verifier.readable(given)):
     return 0.0
   try:
     if _equal(tree, structure.read(given)):

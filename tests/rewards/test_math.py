@@ -1,6 +1,7 @@
 """Mathematics: what is equal, and the traps of the library that decides."""
 
 import pathlib
+import time
 
 import pytest
 
@@ -87,6 +88,30 @@ def test_every_gold_above_verifies_against_itself():
 def test_one_megabyte_is_refused_at_once():
   for text in ("{" * 10**6, "9" * 10**6, r"\boxed{" * 10**5, "x^" * 10**6):
     assert grade("6", f"<answer>{text}</answer>") == 0.0
+
+
+@pytest.mark.parametrize("gold", ["6", "x^2+1"])
+@pytest.mark.parametrize(
+  "answer",
+  [
+    r"(10^{9})!",
+    r"\left(9!\right)!",
+    "10⁹⁹!",
+    r"\binom{10^9}{10^8}",
+    r"\binom{1000000000}{500000000}",
+    r"\Gamma(10^9)",
+    r"\exp(\exp(\exp(99)))",
+    "(x+1)^{9999}",
+    "(x+y+z)^{999}",
+    r"(\sqrt2+\sqrt3+\sqrt5+\sqrt7+\sqrt{11}+\sqrt{13})^{50}",
+    "|" * 50 + "7" + "|" * 50,
+    "a_{" * 14 + "7" + "}" * 14,
+  ],
+)
+def test_what_would_take_long_to_compute_is_wrong_in_no_time(gold, answer):
+  start = time.process_time()
+  assert grade(gold, rf"\boxed{{{answer}}}") == 0.0
+  assert time.process_time() - start < 4.0  # With all imports.
 
 
 def test_the_last_balanced_box_is_found():
