@@ -142,7 +142,10 @@ def _atom(tokens: list[str]) -> complex:
       return 1j * abs(_argument(tokens)) ** 0.5
   if token == r"\sqrt":
     degree = _atom(tokens) if tokens[-1] == "[" else 2 + 0j
-    return _raise(_argument(tokens), 1 / degree)
+    under = _argument(tokens)
+    if not under.imag and under.real < 0 and degree in (3, 5, 7):
+      return -_raise(-under, 1 / degree)
+    return _raise(under, 1 / degree)
   if token in FUNCTIONS:
     if tokens[-1] not in ("(", "{") or tokens[-1] == "^":
       raise ValueError("where the argument ends is not plain")

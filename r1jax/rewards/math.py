@@ -30,9 +30,11 @@ MAX_FORMULAS = 8  # Elements of a list that may be compared in any order.
 
 PLAIN = re.compile(r"-?\d{1,18}")
 LETTER = re.compile(r"\W*([A-Z])\W*|\(?([A-Z])[).:](?:\s.*)?", re.DOTALL)
+# What a value is given to: x, f(x), \angle ABC, \overline{AB}, P(A).
 FUNCTION = re.compile(
-  r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\w|_\{[^{}]*\}|\^\{-1\})?'?"
-  r"(?:\([a-zA-Z](?:,[a-zA-Z])*\))?"
+  r"m?\\angle ?\w{1,3}|\\overline\{?[A-Z]{2}\}?|\|?[A-Z]{2}\|?"
+  r"|(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\w|_\{[^{}]*\}|\^\{-1\})?'?"
+  r"(?:\([a-zA-Z](?:(?:,|\\c[au]p ?)[a-zA-Z])*\))?"
 )
 # Signs and functions; a hyphen stands between words.
 FORMULA = re.compile(

@@ -25,6 +25,7 @@ WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}|[\u4e00-\u9fff]{2,}")
 
 # Words that change a number, or take it back.
 CHANGING = {*quantity.SCALES, "not", "minus", "negative", "half", "twice"}
+BOUND = re.compile(r"\b(?:than|under|over|below|above)\W*\Z")
 
 
 def answer(text: str, is_number: bool) -> str | None:
@@ -46,6 +47,7 @@ def answer(text: str, is_number: bool) -> str | None:
   plain = len(words) >= 2 and CHANGING.isdisjoint(words) and "\\" not in text
   if is_number and plain:
     numbers = NUMBER.findall(text)
-    if len(numbers) == 1:
+    bound = numbers and BOUND.search(text.lower().partition(numbers[0])[0])
+    if len(numbers) == 1 and not bound:
       return numbers[0] + "%" * (numbers[0] + "%" in text)
   return rest if rest != text else None

@@ -132,7 +132,8 @@ def _bracketed(text: str) -> Parts | None:
       return None
     inside = text[2:-2]
     if builder := BUILDER.match(inside):
-      return _inequality(inside[builder.end() :].strip())
+      tree = read(inside[builder.end() :])
+      return tree if tree.kind in ("tuple", "union") else None
     return _list(split(inside, ",")) if inside.strip() else None
   if text.startswith(r"\langle") and text.endswith(r"\rangle"):
     text = "(" + text[len(r"\langle") : -len(r"\rangle")] + ")"
