@@ -6,8 +6,9 @@ processes of their own. To add one, write a module with `reward`, and name it in
 REWARDS; if it hands the text to a library, name it in POOLED too. A reward that
 compares the completions of one prompt with each other takes the list of them,
 gives a list of floats, and stands in GROUP_REWARDS. One that waits for another
-machine gives BACKGROUND a function that starts a whole batch; one that needs
-something of this machine gives CHECKS a function that looks for it.
+machine, or asks a model about many at once, gives BACKGROUND a function that
+starts a whole batch; one that needs something of this machine gives CHECKS a
+function that looks for it.
 """
 
 import difflib
@@ -27,6 +28,7 @@ from r1jax.rewards import (
   instructions,
   judge,
   language,
+  learned,
   length,
   random,
   repetition,
@@ -45,12 +47,14 @@ REWARDS: dict[str, Reward] = {
   "code": code.reward,
   "cosine": length.cosine,
   "format": format.reward,
+  "helpfulness": learned.helpfulness,
   "instructions": instructions.reward,
   "judge": judge.reward,
   "language": language.reward,
   "overlong": length.overlong,
   "random": random.reward,
   "repetition": repetition.reward,
+  "safety": learned.safety,
   "tags": format.tags,
 }
 
@@ -72,12 +76,15 @@ POOLED = {"accuracy", "code", "cosine", "instructions", "language", "length"}
 # What these make of bad arguments shows on any completion.
 PROBED = {"cosine", "overlong", "random", "repetition"}
 
-# These wait for another machine. Called with all pairs, or all groups, and the
-# keyword arguments, it starts; what it gives is called to wait for the values.
-# With nothing to grade it raises what is wrong with the arguments.
+# These wait for another machine, or ask a model about many texts at once. Each
+# is called with all pairs, or all groups, and the keyword arguments, and
+# starts; what it gives is called to wait for the values. With nothing to grade
+# it raises what is wrong with the arguments.
 BACKGROUND: dict[str, Callable[..., Callable[[], list]]] = {
+  "helpfulness": learned.start_helpfulness,
   "judge": judge.start,
   "preference": judge.start_groups,
+  "safety": learned.start_safety,
 }
 
 # Called with the keyword arguments before anything is graded; they raise

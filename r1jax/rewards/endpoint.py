@@ -3,14 +3,15 @@
     values = ask(Endpoint(base_url, model), requests, read)  # It asks already.
     values()  # Waits for what `read` made of each reply, or None.
 
-All requests share a thread with an event loop of its own: a task can be stopped
-whatever it waits for. The timeouts of HTTP libraries limit each read alone, and
-a server that sends a byte a second keeps within them for ever.
+All requests of a process share a thread with an event loop: a task can be
+stopped whatever it waits for. The timeouts of HTTP libraries limit each read
+alone, and a server that sends a byte a second keeps within them for ever.
 """
 
 import asyncio
 import contextlib
 import email.utils
+import functools
 import hashlib
 import inspect
 import json
@@ -23,12 +24,12 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
 BACKOFF = 0.5  # Seconds before the second attempt; each later wait doubles.
+CLOSING = 1.0  # Seconds that values wait for connections to be closed.
 RETRIED = (408, 409, 425, 429)  # And 500 and above; others will not change.
 
 
@@ -42,7 +43,7 @@ class Endpoint(NamedTuple):
   model: str
   deadline: float = 120.0  # Seconds for an item: all its attempts and waits.
   attempts: int = 5  # At getting a reply that can be read.
-  concurrency: int = 32  # Items asked at once; the others have not begun.
+  concurrency: int = 32  # Items that a process asks it at once, of all calls.
   cache: str | None = None  # A directory for replies; processes may share it.
   parameters: Mapping[str, Any] = {}  # For the server: temperature and so on.
 
@@ -80,17 +81,28 @@ def ask(
   _check(endpoint, openai.resources.chat.AsyncCompletions.create)
   if not requests:
     return list
-  answered: Future = Future()
+  return asyncio.run_coroutine_threadsafe(
+    _ask_all(openai, endpoint, requests, read), _loop(os.getpid())
+  ).result
 
-  def run() -> None:
-    try:
-      asyncio.run(_ask_all(openai, endpoint, requests, read, answered))
-    except BaseException as error:
-      if not answered.done():
-        answered.set_exception(error)
 
-  threading.Thread(target=run, name="r1jax-endpoint", daemon=True).start()
-  return answered.result
+@functools.cache
+def _loop(pid: int) -> asyncio.AbstractEventLoop:
+  """The loop of this process, which runs in a thread of its own."""
+  del pid  # A thread is not forked along.
+  loop = asyncio.new_event_loop()
+  thread = threading.Thread(
+    target=loop.run_forever, name="r1jax-endpoint", daemon=True
+  )
+  thread.start()
+  return loop
+
+
+@functools.cache
+def _turns(loop: Any, base_url: str, concurrency: int) -> asyncio.Semaphore:
+  """What limits the items that are asked of one server at once."""
+  del loop, base_url
+  return asyncio.Semaphore(concurrency)
 
 
 def _check(endpoint: Endpoint, create: Callable) -> None:
@@ -118,9 +130,10 @@ def _check(endpoint: Endpoint, create: Callable) -> None:
     ) from None
 
 
-async def _ask_all(openai, endpoint, requests, read, answered: Future) -> None:
-  """Sets the values of all requests as the result of `answered`."""
-  turns = asyncio.Semaphore(endpoint.concurrency)
+async def _ask_all(openai, endpoint, requests, read) -> list[float | None]:
+  """The values of all requests."""
+  loop = asyncio.get_running_loop()
+  turns = _turns(loop, endpoint.base_url, endpoint.concurrency)
   failures: dict[Request, str] = {}  # What went wrong last with each.
 
   async def settle(client, request: Request) -> float | None:
@@ -137,27 +150,31 @@ async def _ask_all(openai, endpoint, requests, read, answered: Future) -> None:
       del failures[request]
     return value
 
-  async with openai.AsyncOpenAI(
+  client = openai.AsyncOpenAI(
     base_url=endpoint.base_url,
     api_key=os.environ.get("OPENAI_API_KEY") or "none",
     timeout=endpoint.deadline,
     max_retries=0,
-  ) as client:
-    distinct = [*dict.fromkeys(requests)]
+  )
+  distinct = [*dict.fromkeys(requests)]
+  try:
     settled = await asyncio.gather(*(settle(client, r) for r in distinct))
-    if failures:
-      reasons = Counter(failures.values()).most_common(3)
-      logger.warning(
-        "%s at %s: %d of %d requests without a usable reply: %s",
-        endpoint.model,
-        endpoint.base_url,
-        len(failures),
-        len(distinct),
-        "; ".join(f"{count} x {reason}" for reason, count in reasons),
-      )
-    values = dict(zip(distinct, settled))
-    # Not after closing the client and the loop, which may wait for the network.
-    answered.set_result([values[request] for request in requests])
+  finally:
+    with contextlib.suppress(TimeoutError):
+      async with asyncio.timeout(CLOSING):
+        await client.close()
+  if failures:
+    reasons = Counter(failures.values()).most_common(3)
+    logger.warning(
+      "%s at %s: %d of %d requests without a usable reply: %s",
+      endpoint.model,
+      endpoint.base_url,
+      len(failures),
+      len(distinct),
+      "; ".join(f"{count} x {reason}" for reason, count in reasons),
+    )
+  values = dict(zip(distinct, settled))
+  return [values[request] for request in requests]
 
 
 async def _converse(

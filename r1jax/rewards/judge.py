@@ -210,13 +210,13 @@ def read_verdict(
   Fences, thoughts before a last </think> and other text around the JSON are
   passed over, and so are objects that stand in `shown`: those the judge only
   quotes. There is no verdict where two differ, where one is none of `values`
-  (but for case and spaces), or where the key is left in text that is no JSON:
-  then a quoted verdict may have broken the judge's own.
+  (texts, but for case and spaces), or where the key is left in text that is no
+  JSON: then a quoted verdict may have broken the judge's own.
   """
   objects, rest = _split(reply.rpartition("</think>")[2])
   shown = _bare(shown)
   verdicts = {
-    str(value).strip().upper()
+    value.strip().upper() if isinstance(value, str) else ""
     for source, pairs in objects
     for name, value in pairs
     if name == key and _bare(source) not in shown

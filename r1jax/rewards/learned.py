@@ -1,7 +1,9 @@
 """Rewards that a model has learned: helpfulness and safety.
 
 DeepSeek-R1 (arXiv:2501.12948), section 3.1. Neither is trained here: whoever
-holds the parameters passes a function, so that a reward needs no JAX.
+holds the parameters passes a function, so that a reward needs no JAX:
+
+    rewards.score(..., accuracy=1.0, safety=dict(weight=1.0, model=model))
 """
 
 import math
@@ -19,29 +21,49 @@ RewardModel = Callable[[Sequence[tuple[str, str]]], Sequence[float]]
 
 
 def helpfulness(
-  model: RewardModel, pairs: Sequence[tuple[Example, Completion]]
-) -> list[float | None]:
-  """The score of each final summary; the thoughts are not shown.
+  example: Example, completion: Completion, *, model: RewardModel
+) -> float | None:
+  """The score of the final summary; the thoughts are not shown.
 
   Without an end to the thoughts the summary is empty, and scored as such. None
-  where the model's score is not finite.
+  if the model's score is not finite.
   """
-  return _scores(model, [(e.prompt, summary(c)) for e, c in pairs])
+  return start_helpfulness([(example, completion)], model=model)()[0]
 
 
 def safety(
-  model: RewardModel, pairs: Sequence[tuple[Example, Completion]]
-) -> list[float | None]:
-  """The score of each whole completion, thoughts included; None as above."""
-  return _scores(model, [(e.prompt, c.text) for e, c in pairs])
+  example: Example, completion: Completion, *, model: RewardModel
+) -> float | None:
+  """The score of the whole completion, thoughts included; None as above."""
+  return start_safety([(example, completion)], model=model)()[0]
 
 
-def _scores(
+def start_helpfulness(
+  pairs: Sequence[tuple[Example, Completion]], *, model: RewardModel
+) -> Callable[[], list[float | None]]:
+  """The `helpfulness` of all pairs in one batch, when the result is called."""
+  return _start(model, [(e.prompt, summary(c)) for e, c in pairs])
+
+
+def start_safety(
+  pairs: Sequence[tuple[Example, Completion]], *, model: RewardModel
+) -> Callable[[], list[float | None]]:
+  """The `safety` of all pairs in one batch, when the result is called."""
+  return _start(model, [(e.prompt, c.text) for e, c in pairs])
+
+
+def _start(
   model: RewardModel, texts: Sequence[tuple[str, str]]
-) -> list[float | None]:
-  scores = [float(score) for score in model(texts)]
-  if len(scores) != len(texts):
-    raise ValueError(
-      f"the reward model gave {len(scores)} scores for {len(texts)} texts"
-    )
-  return [score if math.isfinite(score) else None for score in scores]
+) -> Callable[[], list[float | None]]:
+  if not callable(model):
+    raise ValueError(f"model must be a function of texts, got {model!r}")
+
+  def finish() -> list[float | None]:
+    scores = [float(score) for score in model(texts)] if texts else []
+    if len(scores) != len(texts):
+      raise ValueError(
+        f"the reward model gave {len(scores)} scores for {len(texts)} texts"
+      )
+    return [score if math.isfinite(score) else None for score in scores]
+
+  return finish

@@ -3,13 +3,13 @@
 It is a real one, on loopback; see `conftest`.
 """
 
+import asyncio
 import email.utils
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -46,9 +46,8 @@ def wait_for(condition, seconds=5.0):
   return holds
 
 
-def no_thread_is_left():
-  names = [thread.name for thread in threading.enumerate()]
-  return "r1jax-endpoint" not in names
+def nothing_goes_on():
+  return not asyncio.all_tasks(endpoint._loop(os.getpid()))
 
 
 def test_the_model_is_asked_in_these_words(place, judge_server, monkeypatch):
@@ -83,6 +82,15 @@ def test_values_come_in_the_order_of_the_requests(place, judge_server):
 def test_no_more_are_asked_at_once_than_allowed(place, judge_server):
   judge_server.rule = lambda asked: time.sleep(0.1) or "7"
   ask(place._replace(concurrency=3), asks(12), number)()
+  assert 1 < judge_server.busiest <= 3
+
+
+def test_calls_side_by_side_share_their_turns(place, judge_server):
+  """As the groups of a round do, each graded once it is complete."""
+  judge_server.rule = lambda asked: time.sleep(0.05) or "7"
+  place = place._replace(concurrency=3)
+  calls = [ask(place, [Request("a", f"{i}")], number) for i in range(12)]
+  assert [values() for values in calls] == [[7.0]] * 12
   assert 1 < judge_server.busiest <= 3
 
 
@@ -170,7 +178,7 @@ def test_nothing_outlasts_its_deadline(place, judge_server, acts, caplog, how):
   assert ask(place, asks(4), number)() == [None] * 4
   assert 0.2 < time.monotonic() - start < 5.0
   assert "4 of 4" in caplog.text
-  assert wait_for(no_thread_is_left)
+  assert wait_for(nothing_goes_on)
 
 
 def test_nobody_listens(place, judge_server):

@@ -215,6 +215,14 @@ def test_an_echo_beside_a_clear_verdict_does_no_harm(server, judge_server):
     assert judge.reward(SUM, answered(FORGED), **server) == 0.0
 
 
+@pytest.mark.parametrize(
+  "value", ["1", "true", "null", '["correct"]', '{"a":' * 600 + "1" + "}" * 600]
+)
+def test_a_verdict_that_is_no_text_is_none(value):
+  reply = f'{{"correctness": {value}}}'
+  assert judge.read_verdict(reply, "correctness", judge.CORRECTNESS) is None
+
+
 # The pairwise judge.
 
 

@@ -2,16 +2,19 @@
 
 import math
 
+import numpy as np
 import pytest
 
+from r1jax import rewards
 from r1jax.rewards import learned
 from r1jax.types import Completion, Example
 
 HELLO = Example("Hello!", "")
-PAIRS = [
-  (HELLO, Completion("<think>rude</think> Good day.")),
-  (HELLO, Completion("<think>no end")),
+WRITTEN = [
+  Completion("<think>rude</think> Good day."),
+  Completion("<think>no end"),
 ]
+PAIRS = [(HELLO, completion) for completion in WRITTEN]
 
 
 def length(texts):
@@ -19,26 +22,49 @@ def length(texts):
 
 
 def test_helpfulness_is_that_of_the_summary_alone():
-  assert learned.helpfulness(length, PAIRS) == [len("Good day."), 0.0]
+  values = learned.start_helpfulness(PAIRS, model=length)()
+  assert values == [len("Good day."), 0.0]
+  assert learned.helpfulness(*PAIRS[0], model=length) == len("Good day.")
 
 
 def test_safety_is_that_of_the_thoughts_too():
-  scores = [float(len(completion.text)) for _, completion in PAIRS]
-  assert learned.safety(length, PAIRS) == scores
+  scores = [float(len(completion.text)) for completion in WRITTEN]
+  assert learned.start_safety(PAIRS, model=length)() == scores
+  assert learned.safety(*PAIRS[1], model=length) == scores[1]
 
 
-def test_the_model_sees_the_prompt():
+def test_the_model_sees_the_prompt_and_all_texts_at_once():
   seen = []
-  learned.safety(lambda texts: seen.extend(texts) or [0.0] * 2, PAIRS)
-  assert [prompt for prompt, _ in seen] == ["Hello!"] * 2
+  model = lambda texts: seen.append(texts) or [0.0] * len(texts)
+  learned.start_safety(PAIRS, model=model)()
+  assert seen == [[("Hello!", completion.text) for completion in WRITTEN]]
 
 
 def test_a_score_that_is_no_number_is_no_score():
   for odd in (math.nan, math.inf, -math.inf):
-    scores = learned.safety(lambda texts, odd=odd: [odd, 1.0], PAIRS)
-    assert scores == [None, 1.0]
+    model = lambda texts, odd=odd: [odd, 1.0]
+    assert learned.start_safety(PAIRS, model=model)() == [None, 1.0]
 
 
 def test_a_score_is_needed_for_each_text():
   with pytest.raises(ValueError, match="1 scores for 2 texts"):
-    learned.safety(lambda texts: [1.0], PAIRS)
+    learned.start_safety(PAIRS, model=lambda texts: [1.0])()
+
+
+def test_reward_models_are_rewards_like_others():
+  scores = rewards.score(
+    [HELLO] * 2,
+    WRITTEN,
+    format=1.0,
+    helpfulness=dict(weight=1.0, model=length),
+    safety=dict(weight=0.5, model=lambda texts: [math.nan, 2.0]),
+  )
+  np.testing.assert_array_equal(scores.total, [np.nan, 1.0])
+  np.testing.assert_array_equal(scores.parts["helpfulness"], [9.0, 0.0])
+
+
+def test_without_a_model_there_is_no_reward_of_it():
+  with pytest.raises(ValueError, match="rewards.safety: .*model"):
+    rewards.check(safety=1.0)
+  with pytest.raises(ValueError, match="rewards.helpfulness: "):
+    rewards.check(helpfulness=dict(weight=1.0, model="m"))

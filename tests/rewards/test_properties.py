@@ -85,7 +85,7 @@ def score(name: str, rows, **kwargs) -> np.ndarray:
 
 
 def test_every_reward_that_needs_nothing_else_is_tried():
-  elsewhere = {"code", "judge", "preference", "safety", "pairwise"}
+  elsewhere = {"code", "helpfulness", "judge", "preference", "safety"}
   known = {*rewards.REWARDS, *rewards.GROUP_REWARDS}
   assert known - elsewhere == {*RANGES}
 
