@@ -1,6 +1,7 @@
 """Grades multiple choice: the letter, or the text of the choice itself."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from r1jax.rewards import math
@@ -13,7 +14,7 @@ ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
 SEVERAL = re.compile(r"[\W_]*[A-H](?:(?:[\W_]|and)*[A-H])+[\W_]*")
 # "C) Paris", "(C) Paris", "C: Paris", "C. Paris"
 LABELLED = re.compile(
-  r"[\s*]*(?:\(([A-Z])\)|([A-Z])\s*(?:[).:：．]|、(?![A-Z]\b)))\s*\S"
+  r"[\s*]*(?:\(([A-Za-z])\)|([A-Z])\s*(?:[).:：．]|、(?![A-Z]\b)))\s*\S"
 )
 NAMED = re.compile(
   r"(?i:\b(?:answer|option|choice)s?\b(?:\s+is)?)\s*[:=]?\s*[*(\[\s]*([A-Z])\b"
@@ -47,7 +48,7 @@ def letters(answer: str, choices: Sequence[str] = ()) -> str | None:
   """The letters that an answer names, sorted; None if it names none."""
   if len(answer) > MAX_LENGTH:
     return None
-  text = answer.replace("$", " ")
+  text = unicodedata.normalize("NFKC", answer).replace("$", " ")  # Ｂ is B.
   while (unwrapped := WRAPPER.sub(r" \1 ", text)) != text:
     text = unwrapped
   text = text.replace("\\", " ").strip()
@@ -60,7 +61,7 @@ def letters(answer: str, choices: Sequence[str] = ()) -> str | None:
   if alone:
     return alone[1].upper()
   if (match := LABELLED.match(text)) and match.lastindex:
-    return match[match.lastindex]
+    return match[match.lastindex].upper()
   label, _, rest = text.partition(" ")
   if [label.upper()] == [chr(ord("A") + i) for i in _same(rest, choices)]:
     return label.upper()

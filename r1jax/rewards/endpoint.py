@@ -40,7 +40,7 @@ class Endpoint(NamedTuple):
   """
 
   base_url: str  # Such as http://localhost:8000/v1.
-  model: str
+  model: str  # Replies in the cache are told apart by it, not by the place.
   deadline: float = 120.0  # Seconds for an item: all its attempts and waits.
   attempts: int = 5  # At getting a reply that can be read.
   concurrency: int = 32  # Items that a process asks it at once, of all calls.

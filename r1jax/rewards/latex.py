@@ -65,8 +65,15 @@ REWRITES = tuple(
     (r"\\(?:left|right|middle)(?![a-zA-Z])\.?", ""),
     (r"\\[bB]igg?[lrm]?(?![a-zA-Z])", ""),
     (r"(?<!\\)\\[()\[\]]", " "),
+    (r"\\(?:checkmark|blacksquare|qed)(?![a-zA-Z])", ""),
+    (
+      r"\\frac\{\\text\{([^{}]*)\}\}\{\\text\{([^{}]*)\}\}",
+      r"\\text{\1/\2}",
+    ),
     # Digits of one number, then space.
+    (r"(?<=\d)(?:\\,|\\ |~)+(?=\d+/\d)", " "),
     (r"(?<=\d)(?:\\,|\{,\}|\\!|\\ |~)+(?=\d)", ""),
+    (r"\\text\{([a-zA-Z][a-zA-Z ]{2,}):\s*\}(?=.)", r"\\text{\1}="),
     (r"(?<=\d),\s*\\!\s*(?=\d{3})", ""),
     (r"^\s*\*\*([^*]+)\*\*\W*$", r"\1"),  # Markdown's bold.
     (r"(?<!\\)\\[,;:!> ]|~|\\q?quad(?![a-zA-Z])|\\h?space\{[^{}]*\}", " "),

@@ -32,10 +32,11 @@ PLAIN = re.compile(r"-?\d{1,18}")
 LETTER = re.compile(r"\W*([A-Z])\W*|\(?([A-Z])[).:](?:\s.*)?", re.DOTALL)
 # What a value is given to: x, f(x), \angle ABC, \overline{AB}, P(A).
 FUNCTION = re.compile(
-  r"m?\\angle ?\w{1,3}|\\overline\{?[A-Z]{2}\}?|\|?[A-Z]{2}\|?"
+  r"m?\\angle ?\w{1,3}|\\overline\{?[A-Z]{2}\}?|\|?[A-Z]{1,2}\|?"
   r"|(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\w|_\{[^{}]*\}|\^\{-1\})?'?"
-  r"(?:\([a-zA-Z](?:(?:,|\\c[au]p ?)[a-zA-Z])*\))?"
+  r"(?:\(\w+(?:(?:,|\\c[au]p ?)\w+)*\))?"
 )
+WORDS = re.compile(r"\\text\{[^{}]*\}")
 # Signs and functions; a hyphen stands between words.
 FORMULA = re.compile(
   r"[\\^_{}=+*/<>|\d]|(?<![a-zA-Z]{3})-|-(?![a-zA-Z]{3})"
@@ -147,6 +148,8 @@ def _equal(gold: Parts, given: Parts, trust_strings: bool = True) -> bool:
     gold, given = _vector(gold), _vector(given)
   elif kinds == ("tuple", "list") and gold.brackets == ";":
     given = given._replace(kind="tuple", brackets=";")
+  elif kinds == ("list", "tuple") and given.brackets == ";":
+    return same(gold, given._replace(kind="list", brackets=""))
   elif sorted(kinds) == ["list", "tuple"]:
     gold, given = _point(gold), _point(given)
   return (
@@ -288,6 +291,7 @@ def _value(sides: list[str]) -> str | None:
   first, *_, last = map(squeeze, sides)
   if (
     FUNCTION.fullmatch(first)
+    or WORDS.fullmatch(sides[0])
     or quantity.read(sides[-1])
     and not re.search(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", first))
   ):

@@ -21,6 +21,7 @@ LABEL = re.compile(
 )
 MATH_SPAN = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
 NUMBER = re.compile(r"-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?")
+TEXT = re.compile(r"\\text\{([^{}]*)\}")
 WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}|[\u4e00-\u9fff]{2,}")
 
 # Words that change a number, or take it back.
@@ -43,11 +44,12 @@ def answer(text: str, is_number: bool) -> str | None:
   spans = [a or b for a, b in MATH_SPAN.findall(rest)]
   if len(spans) == 1 and WORD.search(MATH_SPAN.sub("", rest)):
     return spans[0]
-  words = WORD.findall(text.lower())
-  plain = len(words) >= 2 and CHANGING.isdisjoint(words) and "\\" not in text
+  spoken = TEXT.sub(r"\1 ", text).replace(r"\$", "$")
+  words = WORD.findall(spoken.lower())
+  plain = len(words) >= 2 and CHANGING.isdisjoint(words) and "\\" not in spoken
   if is_number and plain:
-    numbers = NUMBER.findall(text)
-    bound = numbers and BOUND.search(text.lower().partition(numbers[0])[0])
+    numbers = NUMBER.findall(spoken)
+    bound = numbers and BOUND.search(spoken.lower().partition(numbers[0])[0])
     if len(numbers) == 1 and not bound:
-      return numbers[0] + "%" * (numbers[0] + "%" in text)
+      return numbers[0] + "%" * (numbers[0] + "%" in spoken)
   return rest if rest != text else None

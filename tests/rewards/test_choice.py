@@ -23,6 +23,8 @@ EXAMPLE = Example(
     r"\textbf{(C)}\ Paris",
     "C) Paris",
     "(C) Paris",
+    "(c) Paris",
+    "Ｃ",
     "C: Paris",
     "C. Paris, and not A",
     "Paris",
