@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 BACKOFF = 0.5  # Seconds before the second attempt; each later wait doubles.
 CLOSING = 1.0  # Seconds that values wait for connections to be closed.
 RETRIED = (408, 409, 425, 429)  # And 500 and above; others will not change.
+STARTING = threading.Lock()  # Of two threads that ask first, one starts a loop.
 
 
 class Endpoint(NamedTuple):
@@ -81,9 +82,10 @@ def ask(
   _check(endpoint, openai.resources.chat.AsyncCompletions.create)
   if not requests:
     return list
-  return asyncio.run_coroutine_threadsafe(
-    _ask_all(openai, endpoint, requests, read), _loop(os.getpid())
-  ).result
+  with STARTING:
+    loop = _loop(os.getpid())
+  asking = _ask_all(openai, endpoint, requests, read)
+  return asyncio.run_coroutine_threadsafe(asking, loop).result
 
 
 @functools.cache
