@@ -151,9 +151,7 @@ def compiled(program: Program, topology: plan_chips.Topology) -> dict:
   made["outputs"] = stats.output_size_in_bytes - stats.alias_size_in_bytes
   made["code"] = stats.generated_code_size_in_bytes
   made["arguments"] = stats.argument_size_in_bytes
-  made["host"] = (
-    stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes
-  )
+  made["host"] += stats.host_temp_size_in_bytes
   total = sum(
     made[name]
     for name in ("arguments", "beside", "temporaries", "outputs", "code")
@@ -199,13 +197,14 @@ def estimated(program: Program, topology: plan_chips.Topology) -> dict:
 
 
 def _arguments(program: Program) -> dict:
-  """Bytes on a device of all that is there before the program runs."""
+  """Bytes of a device of all that is there before the program runs."""
   parts = {name: per_device(tree) for name, tree in program.parts.items()}
   beside = {name: per_device(tree) for name, tree in program.beside.items()}
   return {
     "parts": parts | beside,
     "arguments": per_device(program.arguments),
     "beside": sum(beside.values()),
+    "host": per_device((program.arguments, dict(program.beside)), parked=True),
   }
 
 

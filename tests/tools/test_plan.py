@@ -141,6 +141,20 @@ def test_arguments_on_gpus_are_what_the_shardings_leave():
   json.dumps(found)
 
 
+def test_what_waits_in_the_hosts_memory_takes_none_of_the_devices():
+  few = experiment("r1_zero.py", offload=("optimizer", "reference"))
+  topology = plan_chips.topology("h200:8x64")
+  before = plan.plan(experiment("r1_zero.py"), topology, only=("update",))
+  after = plan.plan(few, topology, only=("update",))
+  parts, kept = (x["programs"]["update"]["parts"] for x in (before, after))
+  assert kept["params"] == parts["params"]
+  assert kept["reference"] == 0 and kept["optimizer"] < 100  # Its counters.
+  moved = parts["optimizer"] + parts["reference"] - kept["optimizer"]
+  found, full = (x["programs"]["update"] for x in (after, before))
+  assert (found["host"], full["host"]) == (moved, 0)
+  assert full["total"] - found["total"] == moved
+
+
 def test_a_cache_holds_a_latent_of_every_token_of_every_slot():
   c = experiment("r1_zero.py", rollout_mesh__context=2, rollout_mesh__expert=64)
   found = plan.plan(c, plan_chips.topology("h200:8x64"), only=("decode",))
