@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 SHOWN = 12  # Meshes of a sweep.
-ROWS = ("temporaries", "outputs", "code")
+ROWS = ("temporaries", "code")
 
 
 def text(found: Mapping[str, Any]) -> str:
