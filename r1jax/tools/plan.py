@@ -170,6 +170,10 @@ def compiled(program: Program, topology: plan_chips.Topology) -> dict:
       {"kind": kind, "axes": list(axes), **row}
       for (kind, axes), row in plan_costs.table(costs, mesh.shape).items()
     ],
+    "largest_transfer": max(
+      (one._replace(times=1).received(mesh.size) for one in costs.collectives),
+      default=0,
+    ),
     "host_transfers": costs.transfers,
     "loops_counted_once": sorted(costs.once),
     **_speed(program, bounds(costs, topology, places), topology),

@@ -11,6 +11,7 @@ FREE = {  # They move nothing, or what they call does.
   *("async-start", "async-update", "async-done", "opt-barrier"),
 }
 SLICES = ("dynamic-slice", "slice", "gather")
+UPDATES = {"dynamic-update-slice": 1, "scatter": -1}  # Which operand is new.
 
 
 def read(lines: Computation, line: Instruction) -> list[Shape]:
@@ -29,14 +30,18 @@ def moved(module: Module, lines: Computation, line: Instruction) -> float | int:
     return 0.0
   if line.opcode in SLICES:
     return 2 * _main(line.shapes)
-  if line.opcode in ("dynamic-update-slice", "scatter"):
-    update = lines[line.operands[-1 if line.opcode == "scatter" else 1]]
-    return 2 * _main(update.shapes)
+  if line.opcode in UPDATES:
+    return 2 * _main(_new(lines, line).shapes)
   if line.opcode == "fusion":
     return _of_fusion(module, lines, line)
   if line.opcode.endswith("-start"):
     return _main(read(lines, line)) + _main(line.shapes[1:2])
   return _main(read(lines, line)) + _main(line.shapes)
+
+
+def _new(lines: Computation, line: Instruction) -> Instruction:
+  """What an update in place writes."""
+  return lines[line.operands[UPDATES[line.opcode]]]
 
 
 def _main(shapes) -> float | int:
@@ -54,12 +59,12 @@ def _of_fusion(module, lines, line) -> float | int:
     outside = lines.get(line.operands[int(own.argument)])
     if outside is None or any(shape.space for shape in outside.shapes):
       continue
-    if {(user.opcode, at) for user, at in users[own.name]} == {
-      ("dynamic-update-slice", 0)
-    }:
+    if users[own.name] and all(
+      user.opcode in UPDATES and not at for user, at in users[own.name]
+    ):
       for user, _ in users[own.name]:
         updated += sum(s.bytes for s in own.shapes)
-        total += sum(s.bytes for s in inner[user.operands[1]].shapes)
+        total += sum(s.bytes for s in _new(inner, user).shapes)
       continue
     sliced = _sliced(module, users, own.name)
     total += _main(outside.shapes) if sliced is None else sliced

@@ -159,9 +159,9 @@ def test_a_cache_holds_a_latent_of_every_token_of_every_slot():
   c = experiment("r1_zero.py", rollout_mesh__context=2, rollout_mesh__expert=64)
   found = plan.plan(c, plan_chips.topology("h200:8x64"), only=("decode",))
   parts = found["programs"]["decode"]["parts"]
-  tokens = 4096 * (1920 + 32768)
+  tokens = 2048 * (1920 + 32768)
   latents = tokens * 61 * (512 + 64) * 2  # Bytes in bfloat16.
-  lengths = 4096 / 256 * 4
+  lengths = 2048 / 256 * 4
   assert parts["cache"] == latents / 512 + lengths
   # Experts are split, and all else is whole: no token waits for weights.
   experts = 58 * 256 * 3 * 7168 * 2048
