@@ -90,7 +90,7 @@ class Engine:
     They may lie on another mesh of the same devices: one program moves them.
     """
     after, before = self.sampling.mesh, None
-    lies = jax.tree.leaves(params)[0].sharding
+    lies = getattr(jax.tree.leaves(params)[0], "sharding", None)
     if isinstance(lies, NamedSharding) and lies.mesh.size == after.size:
       before = lies.mesh
     with jax.set_mesh(after):
