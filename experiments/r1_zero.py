@@ -66,7 +66,10 @@ def get_config(variant="deepseek_v3"):
   c.minibatches = 16  # Updates per round.
   longest = 65_536 if variant == "long" else 32_768
   c.sampling = dict(
-    num_slots=4_096,  # Beside training's state and weights that stay whole.
+    # 4 for each of 512 chips: beside training's state and weights that stay
+    # whole, a chip of 95 GiB has room for their caches, held twice, as the
+    # loop over tokens takes them in a layout of its own.
+    num_slots=2_048,
     decode_steps=64,
     prompt_tokens=2_048 - 128,  # The template takes less than 128.
     max_tokens=longest,

@@ -12,7 +12,10 @@ LAYERS = (  # Lowest first. Units of one layer do not import each other, ...
   {"r1jax.types", "r1jax.console", "r1jax.interrupt"},
   {"r1jax.hosts"},
   {"r1jax.workdir"},
-  {"r1jax.sharding", "r1jax.offload", "r1jax.checkpoint", "r1jax.metrics"},
+  {
+    *("r1jax.sharding", "r1jax.relayout", "r1jax.offload"),
+    *("r1jax.checkpoint", "r1jax.metrics"),
+  },
   {"r1jax.models", "r1jax.data", "r1jax.rewards", "r1jax.losses"},
   {"r1jax.rollouts"},
   {"r1jax.training"},

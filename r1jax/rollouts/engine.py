@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from r1jax import hosts, sharding
 from r1jax.models import cache as caches
@@ -89,8 +89,12 @@ class Engine:
 
     They may lie on another mesh of the same devices: one program moves them.
     """
-    with jax.set_mesh(self.sampling.mesh):
-      return programs.prepare(self.model, params)
+    after, before = self.sampling.mesh, None
+    lies = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    if isinstance(lies, NamedSharding) and lies.mesh.size == after.size:
+      before = lies.mesh
+    with jax.set_mesh(after):
+      return programs.prepare(self.model, params, before, after)
 
   def moved(self, params: Params) -> int:
     """The bytes that a device gets from others when `prepare` moves these."""

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from r1jax import sharding
+from r1jax import relayout, sharding
 from r1jax.models import cache as caches
 from r1jax.models import transformer
 from r1jax.models.cache import Cache, empty_cache
 from r1jax.models.config import ModelConfig
 from r1jax.models.logprobs import mask_padding
 from r1jax.models.transformer import Transformer
-from r1jax.models.weights import used_axes
+from r1jax.models.weights import logical_axes, used_axes
 from r1jax.rollouts.sampling import completion_keys, sample, token_keys
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Params
 
@@ -109,14 +109,25 @@ def cast(config: ModelConfig, params: Params) -> Params:
   return jax.tree_util.tree_map_with_path(one, used)
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def prepare(model: Transformer, params: Params) -> Params:
+@functools.partial(jax.jit, static_argnames=("model", "before", "after"))
+def prepare(
+  model: Transformer, params: Params, before: Mesh | None, after: Mesh
+) -> Params:
   """The weights as decoding reads them: apart, and in the compute dtype.
 
-  They come from wherever they lie to the mesh of the context, of which `tensor`
-  and `expert` alone split them: no token waits for weights to be gathered.
+  They come from the mesh `before`, which splits them as training does, or from
+  wherever they lie if it is None, to the mesh `after`, of which `tensor` and
+  `expert` alone split them: no token waits for weights to be gathered.
   """
-  used = sharding.lay_out(cast(model.config, params), used_axes(model.config))
+  config, used = model.config, cast(model.config, params)
+  if before is not None:
+    used = jax.tree.map(
+      relayout.moved,
+      used,
+      sharding.shardings(before, logical_axes(config), used),
+      sharding.shardings(after, used_axes(config), used),
+    )
+  used = sharding.lay_out(used, used_axes(config))
   return transformer.unstack(model, used)
 
 

@@ -147,17 +147,13 @@ def compiled(program: Program, topology: plan_chips.Topology) -> dict:
     }
   seconds = time.monotonic() - began
   stats = built.memory_analysis()
-  made["temporaries"] = stats.temp_size_in_bytes
-  made["outputs"] = stats.output_size_in_bytes - stats.alias_size_in_bytes
-  made["code"] = stats.generated_code_size_in_bytes
+  # XLA's own measure of a fit; it counts arguments and results.
+  peak = stats.peak_memory_in_bytes
   made["arguments"] = stats.argument_size_in_bytes
-  made["host"] = (
-    stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes
-  )
-  total = sum(
-    made[name]
-    for name in ("arguments", "beside", "temporaries", "outputs", "code")
-  )
+  made["temporaries"] = peak - made["arguments"]
+  made["code"] = stats.generated_code_size_in_bytes
+  made["host"] += stats.host_temp_size_in_bytes
+  total = peak + made["code"] + made["beside"]
   between = None
   if topology.num_slices > 1:
     between = np.arange(mesh.size).reshape(topology.num_slices, -1).T
@@ -174,6 +170,10 @@ def compiled(program: Program, topology: plan_chips.Topology) -> dict:
       {"kind": kind, "axes": list(axes), **row}
       for (kind, axes), row in plan_costs.table(costs, mesh.shape).items()
     ],
+    "largest_transfer": max(
+      (one._replace(times=1).received(mesh.size) for one in costs.collectives),
+      default=0,
+    ),
     "host_transfers": costs.transfers,
     "loops_counted_once": sorted(costs.once),
     **_speed(program, bounds(costs, topology, places), topology),
@@ -199,13 +199,14 @@ def estimated(program: Program, topology: plan_chips.Topology) -> dict:
 
 
 def _arguments(program: Program) -> dict:
-  """Bytes on a device of all that is there before the program runs."""
+  """Bytes of a device of all that is there before the program runs."""
   parts = {name: per_device(tree) for name, tree in program.parts.items()}
   beside = {name: per_device(tree) for name, tree in program.beside.items()}
   return {
     "parts": parts | beside,
     "arguments": per_device(program.arguments),
     "beside": sum(beside.values()),
+    "host": per_device((program.arguments, dict(program.beside)), parked=True),
   }
 
 

@@ -51,14 +51,23 @@ CHIPS = {
 }  # fmt: skip
 
 
+class Client(NamedTuple):
+  """Of devices that are no process's own; shardings ask it."""
+
+  def process_index(self) -> int:
+    """That of no device."""
+    return -1
+
+
 @dataclasses.dataclass(frozen=True)
 class Device:
-  """A GPU that is not there, as `sharding.make_mesh` asks for it."""
+  """A GPU that is not there, as meshes and shardings ask for it."""
 
   id: int
   process_index: int
   platform: str = "gpu"
   device_kind: str = "planned"
+  client: Client = Client()
 
 
 class Topology(NamedTuple):

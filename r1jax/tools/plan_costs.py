@@ -5,7 +5,6 @@ its loop runs: as the text says or, where that depends on data, as the caller
 says for the `jax.named_scope` that the loop stands in.
 """
 
-import collections
 import dataclasses
 import math
 import re
@@ -16,6 +15,7 @@ import numpy as np
 
 from r1jax.tools import plan_hlo as hlo
 from r1jax.tools.plan_hlo import Instruction, Module
+from r1jax.tools.plan_traffic import moved, read
 
 KINDS = (
   "all-gather",
@@ -25,14 +25,8 @@ KINDS = (
   "collective-permute",
   "ragged-all-to-all",
 )
-FREE = {  # They move nothing, or what they call does.
-  *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while"),
-  *("conditional", "call", "after-all", "partition-id", "replica-id", "iota"),
-  *("async-start", "async-update", "async-done", "opt-barrier"),
-}
 # Between slices, TPUs send by way of their hosts.
 CROSSING = r'_xla_megascale_transfer_type="(\w+)"'
-SLICES = ("dynamic-slice", "slice", "gather")
 
 
 class Collective(NamedTuple):
@@ -124,7 +118,7 @@ def _walk(module, name, times, inside: _Inside, costs, trips) -> None:
         Collective(
           kind="reduce-scatter" if scatters else kind,
           groups=hlo.groups(line),
-          bytes=sum(shape.bytes for shape in _read(lines, line)),
+          bytes=sum(shape.bytes for shape in read(lines, line)),
           times=times,
           file=module.file_of(line),
         )
@@ -135,7 +129,7 @@ def _walk(module, name, times, inside: _Inside, costs, trips) -> None:
           Collective(
             kind=crossing.lower().replace("_", "-"),
             groups=costs.between,
-            bytes=_read(lines, line)[0].bytes,
+            bytes=read(lines, line)[0].bytes,
             times=times,
             file=module.file_of(line),
           )
@@ -146,7 +140,7 @@ def _walk(module, name, times, inside: _Inside, costs, trips) -> None:
       costs.transfers.append(line.name)
     costs.flops += times * _flops(lines, line)
     if not inside.fused:
-      costs.bytes += times * _moved(module, lines, line)
+      costs.bytes += times * moved(module, lines, line)
 
 
 def _given(line, trips, costs, scopes) -> tuple[float | int, str]:
@@ -314,7 +308,7 @@ def _convolution(lines, line: Instruction) -> float | int:
 
 def _ragged(lines, line: Instruction) -> float | int:
   """A grouped matmul, as if every row of its buffer were in use."""
-  arrays = [s for s in _read(lines, line) if len(s.dims) > 1]
+  arrays = [s for s in read(lines, line) if len(s.dims) > 1]
   out = line.shapes[0].dims
   if len(arrays) < 2:
     return 0.0
@@ -322,62 +316,6 @@ def _ragged(lines, line: Instruction) -> float | int:
   if len(out) == 2:
     return 2.0 * math.prod(out) * summed
   return 2.0 * rows * out[-1] * out[-2]
-
-
-# Memory.
-
-
-def _read(lines, line: Instruction) -> list[hlo.Shape]:
-  """The arrays that an instruction is given."""
-  return [
-    shape
-    for name in line.operands
-    if name in lines
-    for shape in lines[name].shapes
-  ]
-
-
-def _moved(module, lines, line: Instruction) -> float | int:
-  """Bytes that an instruction reads from and writes to the main memory."""
-  if line.opcode in FREE or line.opcode.endswith("-done"):
-    return 0.0
-  main = lambda shapes: sum(s.bytes for s in shapes if s.space == 0)
-  if line.opcode in SLICES:
-    return main(line.shapes) + main(line.shapes)
-  if line.opcode in ("dynamic-update-slice", "scatter"):
-    update = lines[line.operands[-1 if line.opcode == "scatter" else 1]]
-    return 2 * main(update.shapes)
-  if line.opcode == "fusion":
-    return _of_fusion(module, lines, line, main)
-  if line.opcode.endswith("-start"):
-    return main(_read(lines, line)) + main(line.shapes[1:2])
-  return main(_read(lines, line)) + main(line.shapes)
-
-
-def _of_fusion(module, lines, line, main) -> float | int:
-  """A fusion reads slices where it slices, and updates in place."""
-  inner = module.computations[line.calls]
-  users = collections.defaultdict(list)
-  for other in inner.values():
-    for at, name in enumerate(other.operands):
-      users[name].append((other, at))
-  total, updated = 0.0, 0.0
-  for own in inner.values():
-    if own.opcode != "parameter":
-      continue
-    outside = lines.get(line.operands[int(own.argument)])
-    if outside is None or any(shape.space for shape in outside.shapes):
-      continue
-    kinds = {(user.opcode, at) for user, at in users[own.name]}
-    if kinds and all(kind in SLICES and not at for kind, at in kinds):
-      total += sum(s.bytes for user, _ in users[own.name] for s in user.shapes)
-    elif kinds == {("dynamic-update-slice", 0)}:
-      for user, _ in users[own.name]:
-        updated += sum(s.bytes for s in own.shapes)
-        total += sum(s.bytes for s in inner[user.operands[1]].shapes)
-    else:
-      total += main(outside.shapes)
-  return total + max(0.0, main(line.shapes) - updated)
 
 
 def table(

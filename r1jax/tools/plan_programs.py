@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.tree_util import keystr
 from ml_collections import ConfigDict
 
-from r1jax import models, sharding
+from r1jax import models, offload, sharding
 from r1jax.models import flops, ops
 from r1jax.models.config import ModelConfig, replace
 from r1jax.models.presets import preset
@@ -68,10 +69,20 @@ def parameters(sizes: ModelConfig, dtype: str = "float32"):
   )
 
 
-def placed(mesh: Mesh, sizes: ModelConfig, tree):
-  """A tree of parameters, of optimizer state, and the like, on the mesh."""
+def placed(mesh: Mesh, sizes: ModelConfig, tree, parked: str | None = None):
+  """A tree of parameters, of optimizer state, and the like, on the mesh.
+
+  Arrays whose path begins with `parked` wait in the memory of the hosts; see
+  `offload`.
+  """
+
+  def lies(path, leaf, on):
+    if parked is None or not leaf.ndim or not keystr(path).startswith(parked):
+      return on
+    return on.with_memory_kind(offload.KIND)
+
   made = sharding.shardings(mesh, logical_axes(sizes), tree)
-  return shaped(tree, made)
+  return shaped(tree, jax.tree.map_with_path(lies, tree, made))
 
 
 def scalar(mesh: Mesh, dtype):
@@ -143,7 +154,7 @@ def of_sft(config: ConfigDict, mesh: Mesh) -> list[Program]:
     router_bias_speed=config.router_bias_speed,
     axes=logical_axes(sizes),
   )
-  state = _state(mesh, sizes, optimizer)
+  state = _state(config, mesh, sizes, optimizer)
   tokens = packed(mesh, rows)
   return [
     Program(
@@ -172,12 +183,15 @@ def of_grpo(config: ConfigDict, mesh: Mesh) -> list[Program]:
   sizes = sizes_of(config)
   model, rows = Transformer(sizes), config.rows.to_dict()
   optimizer, score, update = make_steps(config, model, Words(sizes.vocab_size))
-  state = _state(mesh, sizes, optimizer, config.model.get("dtype", "float32"))
+  dtype = config.model.get("dtype", "float32")
+  state = _state(config, mesh, sizes, optimizer, dtype)
   refers = config.loss.kl_coefficient or config.kl_reward.coefficient
   reference = None
   if refers:
     copy = functools.partial(objective.reference_copy, sizes.compute_dtype)
-    reference = placed(mesh, sizes, jax.eval_shape(copy, state.params))
+    parked = "" if "reference" in config.offload else None
+    copied = jax.eval_shape(copy, state.params)
+    reference = placed(mesh, sizes, copied, parked)
   tokens = packed(mesh, rows)
   experts = _experts(config, mesh, rows, sizes)
   floats = ("old_logprobs", "sampler_logprobs", "advantages", "weights")
@@ -228,11 +242,12 @@ def of_grpo(config: ConfigDict, mesh: Mesh) -> list[Program]:
   return made + [Program(**fields) for fields in sampled]
 
 
-def _state(mesh, sizes, optimizer, dtype="float32"):
+def _state(config, mesh, sizes, optimizer, dtype="float32"):
   """The train state of a run."""
   params = parameters(sizes, dtype)
   made = jax.eval_shape(lambda p: init_state(p, optimizer), params)
-  return placed(mesh, sizes, made)
+  parked = ".optimizer_state" if "optimizer" in config.offload else None
+  return placed(mesh, sizes, made, parked)
 
 
 def _parts(state) -> dict[str, Any]:
@@ -254,10 +269,14 @@ PROGRAMS: dict[str, Callable[[ConfigDict, Mesh], list[Program]]] = {
 }
 
 
-def per_device(tree) -> int:
-  """Bytes that one device holds of a tree of shapes."""
+def per_device(tree, *, parked: bool = False) -> int:
+  """Bytes that one device holds of a tree of shapes.
+
+  If `parked`, its share of those that wait in the hosts' memory instead.
+  """
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(tree)
     if isinstance(leaf, jax.ShapeDtypeStruct)  # What is static takes nothing.
+    and (leaf.sharding.memory_kind == offload.KIND) == parked
   )

@@ -117,9 +117,8 @@ def programs(
     top_k=c.get("top_k", 0),
     record_experts=record,
   )
-  rollout = dict(
-    mesh=on, sizes=sizes, rows=None, trips={"decoding": (c.decode_steps,)}
-  )
+  trips = {"decoding": (c.decode_steps,), "experts": (1,)}
+  rollout = dict(mesh=on, sizes=sizes, rows=None, trips=trips)
   token, pair = flops.of_token(sizes), flops.of_pair(sizes)
   pairs = c.prompt_tokens * (TEMPLATE + c.prompt_tokens / 2)
   by_step = token + flops.of_logits(sizes)
@@ -129,7 +128,7 @@ def programs(
     | dict(
       name="reshard",
       function=slots.prepare,
-      arguments=(model, params),
+      arguments=(model, params, mesh, on),
       options={},
       parts={"params": params},
       beside={k: v for k, v in resident.items() if k != "params"},

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 SHOWN = 12  # Meshes of a sweep.
-ROWS = ("temporaries", "outputs", "code")
+ROWS = ("temporaries", "code")
 
 
 def text(found: Mapping[str, Any]) -> str:
@@ -56,6 +56,8 @@ def _program(name: str, made: Mapping[str, Any], room: float) -> list[str]:
     if one["bytes"]:
       what = f"{one['kind']} over {', '.join(one['axes']) or 'nothing'}"
       rows.append((what, f"{size(one['bytes'])} in {one['times']:.0f}"))
+  if "largest_transfer" in made:
+    rows.append(("the largest at once", size(made["largest_transfer"])))
   for part, seconds in made.get("bounds", {}).items():
     rows.append((f"least time, {part}", f"{seconds:.4g} s"))
   for kind, seconds in made.get("seconds", {}).items():

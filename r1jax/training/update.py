@@ -183,6 +183,9 @@ def make_update(
       rows = jax.tree.map(lambda x: jnp.take(x, i, axis=1), packed)
       (value, metrics), grads = part(state.params, rows, batch)
       metrics = metrics | {"loss/total": value}
+      # A sum over devices that XLA moved out of the loop would be a sum of
+      # gradients that are not split: the barrier keeps it in.
+      grads = jax.lax.optimization_barrier(grads)
       total_grads, total = carry
       total = {
         name: _combine(name)(total[name], metrics[name]) for name in metrics

@@ -141,13 +141,27 @@ def test_arguments_on_gpus_are_what_the_shardings_leave():
   json.dumps(found)
 
 
+def test_what_waits_in_the_hosts_memory_takes_none_of_the_devices():
+  few = experiment("r1_zero.py", offload=("optimizer", "reference"))
+  topology = plan_chips.topology("h200:8x64")
+  before = plan.plan(experiment("r1_zero.py"), topology, only=("update",))
+  after = plan.plan(few, topology, only=("update",))
+  parts, kept = (x["programs"]["update"]["parts"] for x in (before, after))
+  assert kept["params"] == parts["params"]
+  assert kept["reference"] == 0 and kept["optimizer"] < 100  # Its counters.
+  moved = parts["optimizer"] + parts["reference"] - kept["optimizer"]
+  found, full = (x["programs"]["update"] for x in (after, before))
+  assert (found["host"], full["host"]) == (moved, 0)
+  assert full["total"] - found["total"] == moved
+
+
 def test_a_cache_holds_a_latent_of_every_token_of_every_slot():
   c = experiment("r1_zero.py", rollout_mesh__context=2, rollout_mesh__expert=64)
   found = plan.plan(c, plan_chips.topology("h200:8x64"), only=("decode",))
   parts = found["programs"]["decode"]["parts"]
-  tokens = 4096 * (1920 + 32768)
+  tokens = 2048 * (1920 + 32768)
   latents = tokens * 61 * (512 + 64) * 2  # Bytes in bfloat16.
-  lengths = 4096 / 256 * 4
+  lengths = 2048 / 256 * 4
   assert parts["cache"] == latents / 512 + lengths
   # Experts are split, and all else is whole: no token waits for weights.
   experts = 58 * 256 * 3 * 7168 * 2048

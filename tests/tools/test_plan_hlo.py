@@ -160,6 +160,32 @@ def test_memory_is_read_and_written_once_a_matmul():
   assert least <= costs.bytes <= 2 * least
 
 
+def test_a_fusion_reads_the_slices_that_fusions_within_it_take():
+  # As TPUs write a matmul of a part of an array.
+  module = plan_hlo.parse(
+    "HloModule m\n\n"
+    "%slice (x: f32[64,512], i: s32[]) -> f32[4,512] {\n"
+    "  %x = f32[64,512]{1,0} parameter(0)\n"
+    "  %i = s32[] parameter(1)\n"
+    "  ROOT %s = f32[4,512]{1,0} dynamic-slice(%x, %i, %i), "
+    "dynamic_slice_sizes={4,512}\n"
+    "}\n\n"
+    "%inner (y: f32[64,512], j: s32[]) -> f32[4,512] {\n"
+    "  %y = f32[64,512]{1,0} parameter(0)\n"
+    "  %j = s32[] parameter(1)\n"
+    "  %p = f32[4,512]{1,0} fusion(%y, %j), kind=kLoop, calls=%slice\n"
+    "  ROOT %e = f32[4,512]{1,0} exponential(%p)\n"
+    "}\n\n"
+    "ENTRY %main (a: f32[64,512], b: s32[]) -> f32[4,512] {\n"
+    "  %a = f32[64,512]{1,0} parameter(0)\n"
+    "  %b = s32[] parameter(1)\n"
+    "  ROOT %f = f32[4,512]{1,0} fusion(%a, %b), kind=kLoop, calls=%inner\n"
+    "}\n"
+  )
+  part, index = 4 * 512 * 4, 4
+  assert plan_costs.count(module).bytes == 2 * part + index
+
+
 def test_a_way_to_the_host_is_found():
   mesh = sharding.make_mesh(data=1)
   shape = jax.ShapeDtypeStruct((4,), jnp.float32)

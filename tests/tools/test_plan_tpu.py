@@ -5,7 +5,8 @@ import pathlib
 import pytest
 
 from r1jax import config
-from r1jax.tools import plan, plan_chips
+from r1jax.models.presets import preset
+from r1jax.tools import plan, plan_chips, plan_estimate
 
 pytest.importorskip("libtpu", reason="libtpu is not installed: `make test-tpu`")
 pytestmark = pytest.mark.tpu
@@ -13,12 +14,12 @@ pytestmark = pytest.mark.tpu
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
-def planned(topology, only=(), **mesh):
-  """The demo's own programs: tiny DeepSeek-V3, GRPO."""
+def planned(topology, only=(), rows=8, **mesh):
+  """The demo's own programs: tiny DeepSeek-V3, GRPO, `rows` at a time."""
   c = config.load(str(ROOT / "experiments" / "demo.py"))
   c.unlock()
   c.mesh = mesh
-  c.rows.microbatch_rows, c.rows.max_rows = 8, 16
+  c.rows.microbatch_rows, c.rows.max_rows = rows, 2 * rows
   c.sampling.num_slots = 32
   return plan.plan(c, plan_chips.topology(topology), only=only)
 
@@ -37,8 +38,11 @@ def by_axes(program):
 def test_a_tiny_run_fits(topology, mesh):
   found = planned(topology, **mesh)
   assert found["fits"] and found["chips"] == 8
+  whole = 4 * sum(plan_estimate.sizes_of(preset("tiny_deepseek")))
   for name, program in found["programs"].items():
     assert not program["host_transfers"], name
+    # No copy of the whole model passes, nor half of one.
+    assert program["largest_transfer"] < whole / 2, name
     assert not program["loops_counted_once"], name
     assert program["flops"] > 0 and program["bytes"] > 0, name
     assert 0 < program["mfu"]["serial"] <= program["mfu"]["overlapped"] < 1
@@ -55,6 +59,26 @@ def test_more_devices_hold_less_each():
     for n in (1, 8)
   )
   assert many["params"] < 0.2 * few["params"]
+
+
+def test_a_chip_sends_as_much_however_many_split_the_batch():
+  """Weak scaling along `data`, from 64 chips to 4,096."""
+  sent = {}
+  for topology, chips in ("v5p:4x4x4", 64), ("v5p:16x16x16", 4096):
+    found = planned(
+      topology, ("update",), rows=chips, data=-1, fsdp=4, expert=2
+    )
+    rows = found["programs"]["update"]["collectives"]
+    sent[chips] = {
+      (row["kind"], tuple(row["axes"])): row["bytes"] for row in rows
+    }
+  few, many = sent[64], sent[4096]
+  assert few.keys() == many.keys()
+  for which, count in few.items():
+    assert many[which] <= 1.2 * count, which
+    # Of n chips that add up, each gets 2 (n - 1) / n of what it has.
+    if "data" in which[1]:
+      assert many[which] > count
 
 
 def test_a_topology_that_libtpu_refuses_is_said():
