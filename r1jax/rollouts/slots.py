@@ -288,7 +288,8 @@ def step(
     cache=slots.cache.replace(prefix=prefix),
   )
   logits = transformer.logits(model, params, made.hidden[:, 0])
-  # From here on each device has whole rows.
+  # From here on each device has whole rows: logits are gathered, no weights.
+  logits = sharding.constrain(logits, "rows", "vocab")
   logits = sharding.constrain(logits, "rows", None)
   logits = mask_padding(logits, sampling.vocab_size)
   token, logprob = sample(

@@ -28,7 +28,7 @@ RUNS = (
     ("--config.mesh.fsdp=32", "--config.mesh.context=2"),
   ),
   ("v5e:8x8", f"{ZERO}:qwen_math_7b", ()),
-  ("v6e:4x4", f"{ZERO}:qwen_math_7b", ()),
+  ("v6e:4x4", f"{ZERO}:qwen_math_7b", ("--config.mesh.fsdp=16",)),
 )
 HEAD = (
   "| topology | run | program | per chip, of its memory | least time | MFU | "
