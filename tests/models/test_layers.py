@@ -81,7 +81,7 @@ def test_swiglu_is_down_of_silu_gate_times_up():
   hidden = x @ gate / (1 + np.exp(-(x @ gate))) * (x @ up)
   got = swiglu(
     jnp.asarray(x),
-    jnp.asarray(np.concatenate([gate, up], axis=1)),
+    jnp.asarray(np.stack([gate, up], axis=1)),
     jnp.asarray(down),
   )
   np.testing.assert_allclose(got, hidden @ down, rtol=1e-4, atol=1e-5)
