@@ -47,7 +47,7 @@ demo-base: venv
 	@echo "it is what r1jax/base ships now"
 
 test: venv
-	@$(RUN) -m pytest -q -n 2 --dist loadfile
+	@$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: venv
 	@$(RUN) -m ruff check .

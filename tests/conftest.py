@@ -16,6 +16,12 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 
 ROOT = pathlib.Path(__file__).parent.parent
+LONG = ("training", "models", "rollouts")  # Folders of tests that take long.
+
+
+def pytest_collection_modifyitems(items):
+  """What takes long begins first: at the end, one worker would wait for it."""
+  items.sort(key=lambda item: item.path.parent.name not in LONG)
 
 
 @pytest.fixture

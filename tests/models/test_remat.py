@@ -51,7 +51,11 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize("scan", [True, pytest.param(False, marks=SLOW)])
 @pytest.mark.parametrize(
   "remat",
-  [pytest.param("block", marks=SLOW), "attention", "host"],
+  [
+    pytest.param("block", marks=SLOW),
+    pytest.param("attention", marks=SLOW),
+    "host",
+  ],
 )
 def test_the_gradient_is_the_same(remat, scan, draw_params):
   params = draw_params(CONFIG, seed=1)

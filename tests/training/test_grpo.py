@@ -318,6 +318,7 @@ def test_the_first_update_on_policy_has_ratio_one(make_config, tmp_path):
   assert any(x.dtype == np.dtype("bfloat16") for x in kept)
 
 
+@pytest.mark.slow
 def test_a_dumped_run_can_be_replayed(make_config, compiled_once, tmp_path):
   """Without a sampler, to the same bits."""
   config = make_config(num_steps=4)

@@ -268,6 +268,7 @@ def test_any_layout_of_a_minibatch_gives_the_same_update(grpo_step, recipe):
     close({name: other_metrics[name] for name in metrics}, metrics)
 
 
+@pytest.mark.slow
 def test_in_grpo_the_mtp_block_gets_no_gradient(grpo_step):
   gradient, _ = grpo_step("r1")
   for leaf in jax.tree.leaves(gradient["mtp"]):
