@@ -215,7 +215,7 @@ def test_memory_is_bounded_by_the_chunk(exchange, monkeypatch):
       lowered = jax.jit(jax.grad(loss, argnums=range(4))).lower(
         shape(rows, 4, tokens, width),
         shape(rows, 4, tokens, per_token),
-        shape(("expert", "width", "hidden"), 16, width, 64),
+        shape(("expert", "width", None, "hidden"), 16, width, 2, 32),
         shape(("expert", "hidden", "width"), 16, 32, width),
         shape(rows, 4, tokens, per_token, dtype=jnp.int32),
       )

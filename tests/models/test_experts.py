@@ -138,7 +138,7 @@ def test_memory_is_bounded_by_the_chunk():
       shape(tokens, 64),
       shape(tokens, 8),
       jax.ShapeDtypeStruct((tokens, 8), jnp.int32),
-      shape(16, 64, 128),
+      shape(16, 64, 2, 64),
       shape(16, 64, 64),
     )
     return lowered.compile().memory_analysis().temp_size_in_bytes
