@@ -22,7 +22,7 @@ from r1jax.training import objective
 from r1jax.training.update import make_optimizer, make_update
 from r1jax.types import Packed
 
-LAYERS, ROWS, WIDTH, TOKENS, SLOTS, ROOM = 3, 16, 32, 24, 16, 48
+LAYERS, ROWS, WIDTH, TOKENS, SLOTS, ROOM = 3, 16, 40, 24, 16, 48
 MESH = dict(fsdp=2, expert=2, tensor=2)
 SIZES = dict(
   deepseek=replace(
