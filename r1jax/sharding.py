@@ -222,10 +222,14 @@ def gathered(weight: Array, names: tuple[str | None, ...]) -> Array:
   return _gathered(weight, names)
 
 
+def in_use(names: Sequence[str | None]) -> tuple[str | None, ...]:
+  """The names of a weight's dimensions as layers use it: its width is whole."""
+  return tuple(None if name == "width" else name for name in names)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gathered(weight, names):
-  used = (None if name == "width" else name for name in names)
-  return constrain(weight, *used)
+  return constrain(weight, *in_use(names))
 
 
 _gathered.defvjp(

@@ -13,13 +13,7 @@ from r1jax.types import RLState
 
 OPTIMIZER = make_optimizer(
   learning_rate=0.1,
-  warmup_steps=0,
-  decay_steps=0,
-  final_share=1.0,
-  b1=0.9,
-  b2=0.95,
   weight_decay=0.1,
-  max_grad_norm=1.0,
 )
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from r1jax import sharding
 from r1jax.models.config import Experts, Latent, ModelConfig
 from r1jax.types import Params
 
@@ -170,9 +171,9 @@ def logical_axes(config: ModelConfig) -> dict:
 
 
 def used_axes(config: ModelConfig) -> dict:
-  """The same as layers use them: no width is split."""
-  whole = lambda w: tuple(None if n == "width" else n for n in w.axes)
-  return jax.tree.map(whole, weights(config), is_leaf=is_weight)
+  """The same as layers use them; see `sharding.in_use`."""
+  used = lambda w: sharding.in_use(w.axes)
+  return jax.tree.map(used, weights(config), is_leaf=is_weight)
 
 
 def sizes(config: ModelConfig) -> dict[str, int]:

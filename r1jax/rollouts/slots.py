@@ -120,14 +120,15 @@ def prepare(
   `expert` alone split them: no token waits for weights to be gathered.
   """
   config, used = model.config, cast(model.config, params)
-  if before is not None:
+  if before is None:
+    used = sharding.lay_out(used, used_axes(config))
+  else:
     used = jax.tree.map(
       relayout.moved,
       used,
       sharding.shardings(before, logical_axes(config), used),
       sharding.shardings(after, used_axes(config), used),
     )
-  used = sharding.lay_out(used, used_axes(config))
   return transformer.unstack(model, used)
 
 

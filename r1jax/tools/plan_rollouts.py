@@ -20,11 +20,6 @@ from r1jax.rollouts.slots import Sampling
 TEMPLATE = 80  # Tokens that all prompts begin with: R1-Zero's, about.
 
 
-def layouts(config: ConfigDict, mesh: Mesh) -> Mesh:
-  """The mesh of the rollouts: the same devices in the same order."""
-  return sharding.reshaped(mesh, **config.rollout_mesh)
-
-
 def weights(mesh: Mesh, sizes: ModelConfig, params):
   """The parameters as decoding reads them, on the mesh of the rollouts."""
   cast = functools.partial(slots.cast, sizes)
@@ -80,7 +75,8 @@ def programs(
     params: of the training, where they lie.
     resident: what stays on the devices meanwhile, by what it is.
   """
-  c, model, on = config.sampling, Transformer(sizes), layouts(config, mesh)
+  c, model = config.sampling, Transformer(sizes)
+  on = sharding.reshaped(mesh, **config.rollout_mesh)
   used = weights(on, sizes, params)
   whole, split = sharding.whole(on), sharding.rows(on)
   length = c.prompt_tokens + c.max_tokens

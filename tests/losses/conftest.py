@@ -5,14 +5,6 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def no_rank_promotion():
+def no_rank_promotion(quick_to_compile):
   with jax.numpy_rank_promotion("raise"):
     yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-  """Nothing here needs speed."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)

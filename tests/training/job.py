@@ -92,12 +92,7 @@ def get_config():
     optimizer=dict(
       learning_rate=0.03,
       warmup_steps=2,
-      decay_steps=0,
-      final_share=1.0,
-      b1=0.9,
-      b2=0.95,
       weight_decay=0.01,
-      max_grad_norm=1.0,
     ),
     max_skipped=3,
     checkpoint_every=2,

@@ -87,12 +87,7 @@ def make_config(base):
     c.optimizer = dict(
       learning_rate=0.03,
       warmup_steps=2,
-      decay_steps=0,
-      final_share=1.0,
-      b1=0.9,
-      b2=0.95,
       weight_decay=0.01,
-      max_grad_norm=1.0,
     )
     c.max_skipped = 3
     c.checkpoint_every = 8

@@ -44,16 +44,7 @@ SIZES = dict(
     remat="block",
   ),
 )
-OPTIMIZER = dict(
-  learning_rate=1e-3,
-  warmup_steps=0,
-  decay_steps=0,
-  final_share=1.0,
-  b1=0.9,
-  b2=0.95,
-  weight_decay=0.1,
-  max_grad_norm=1.0,
-)
+OPTIMIZER = dict(learning_rate=1e-3, weight_decay=0.1)
 
 
 @pytest.fixture(

@@ -23,13 +23,7 @@ CONFIG = preset("deepseek_v3", compute_dtype="bfloat16")
 MODEL = transformer.Transformer(CONFIG)
 OPTIMIZER = dict(
   learning_rate=3e-6,
-  warmup_steps=0,
-  decay_steps=0,
-  final_share=1.0,
-  b1=0.9,
-  b2=0.95,
   weight_decay=0.1,
-  max_grad_norm=1.0,
   frozen=("mtp",),
 )
 

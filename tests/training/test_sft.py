@@ -105,13 +105,7 @@ def runs(toy, toy_config, compiled_once, tmp_path_factory):
         offload=("optimizer",),
         optimizer=dict(
           learning_rate=0.03,
-          warmup_steps=0,
-          decay_steps=0,
-          final_share=1.0,
-          b1=0.9,
-          b2=0.95,
           weight_decay=0.1,
-          max_grad_norm=1.0,
         ),
       )
     )

@@ -26,13 +26,6 @@ from r1jax.types import Experience, Rollout
 
 OPTIMIZER = dict(
   learning_rate=0.1,
-  warmup_steps=0,
-  decay_steps=0,
-  final_share=1.0,
-  b1=0.9,
-  b2=0.95,
-  weight_decay=0.0,
-  max_grad_norm=1.0,
 )
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 RNG = np.random.default_rng(0)
