@@ -13,7 +13,8 @@ of 8) nothing is compiled: bytes of arguments are exact, the rest is estimated.
 
 `--config.mesh.fsdp=32` and the like try another mesh, `--sweep_mesh` ranks all
 of them by arithmetic and compiles the best three, `--json` prints one JSON
-object as the last line. The exit code is 0 if all fits, 1 if it does not.
+object as the last line. The exit code is 0 if all fits and no program has a
+fault (see `faults`), else 1.
 """
 
 import os
@@ -26,8 +27,11 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import functools
 import json
+import math
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,6 +53,8 @@ from r1jax.tools.plan_programs import PROGRAMS, Program, per_device
 
 SPARE = 0.05  # Of the memory, to call it a fit.
 BEST = 3  # Meshes that a sweep compiles.
+GATHERED = 1 / 2  # Of a model: so much at once is the model, gathered whole.
+COPIED = 1 / 100  # Of a model: an array so large is not to be on every device.
 
 
 def plan(
@@ -99,7 +105,9 @@ def plan(
       if topology.chip.torus
       else estimated(program, topology)
     )
-  found["fits"] = all(p["fits"] for p in found["programs"].values())
+  made = found["programs"].values()
+  found["fits"] = all(one["fits"] for one in made)
+  found["sound"] = not any(one.get("faults") for one in made)
   return found
 
 
@@ -126,6 +134,7 @@ def sweep(config: ConfigDict, topology: plan_chips.Topology, **options) -> dict:
     "ranked": [one._asdict() for one in found],
     "plans": plans,
     "fits": any(one["fits"] for one in plans),
+    "sound": all(one["sound"] for one in plans),
   }
 
 
@@ -160,9 +169,20 @@ def compiled(program: Program, topology: plan_chips.Topology) -> dict:
   module = plan_hlo.parse(built.as_text())
   costs = plan_costs.count(module, program.trips, between)
   places = plan_chips.places(mesh.devices.flat, topology)
+  received = [
+    (one.kind, one._replace(times=1).received(mesh.size))
+    for one in costs.collectives
+  ]
   return made | {
     "total": total,
     "fits": total <= (1 - SPARE) * room,
+    "faults": faults(
+      program,
+      max((n for kind, n in received if kind == "all-gather"), default=0),
+      costs.transfers,
+      jax.tree.leaves(lowered.out_info),
+      jax.tree.leaves(built.output_shardings),
+    ),
     "compile_seconds": seconds,
     "flops": costs.flops,
     "bytes": costs.bytes,
@@ -170,14 +190,44 @@ def compiled(program: Program, topology: plan_chips.Topology) -> dict:
       {"kind": kind, "axes": list(axes), **row}
       for (kind, axes), row in plan_costs.table(costs, mesh.shape).items()
     ],
-    "largest_transfer": max(
-      (one._replace(times=1).received(mesh.size) for one in costs.collectives),
-      default=0,
-    ),
-    "host_transfers": costs.transfers,
+    "largest_transfer": max((n for _, n in received), default=0),
     "loops_counted_once": sorted(costs.once),
     **_speed(program, bounds(costs, topology, places), topology),
   }
+
+
+def faults(
+  program: Program,
+  gathered: float | int,
+  transfers: Sequence[str],
+  outputs: Sequence[Any],
+  lie: Sequence[jax.sharding.Sharding],
+) -> list[str]:
+  """What no program of a run may do, however much memory there is.
+
+  Args:
+    program: as compiled.
+    gathered: bytes that a device gets from others at once, at most.
+    transfers: instructions that wait for a host.
+    outputs: shapes of all that the program makes,
+    lie: and how it is split.
+  """
+  found = [f"it waits for the host: {name}" for name in transfers]
+  whole = sum(plan_estimate.sizes_of(program.sizes))
+  whole *= np.dtype(program.sizes.compute_dtype).itemsize
+  if program.mesh.size > 1 and gathered >= GATHERED * whole:
+    found.append(
+      f"it gathers {gathered:.3g} bytes at once, of a model of {whole:.3g}"
+    )
+  if program.name == "reshard":  # The sampler's weights may lie whole.
+    return found
+  for x, on in zip(outputs, lie, strict=True):
+    count = math.prod(x.shape) * x.dtype.itemsize
+    if (
+      count >= COPIED * whole and on.is_fully_replicated and on.num_devices > 1
+    ):
+      found.append(f"every device makes {x.dtype}{list(x.shape)} whole")
+  return found
 
 
 def estimated(program: Program, topology: plan_chips.Topology) -> dict:
@@ -241,7 +291,7 @@ def main(argv: list[str], *, config: flags.FlagHolder) -> None:
   print(plan_table.text(found))
   if options.json:
     print(json.dumps(found))
-  sys.exit(0 if found["fits"] else 1)
+  sys.exit(0 if found["fits"] and found["sound"] else 1)
 
 
 def run() -> None:

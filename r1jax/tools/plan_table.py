@@ -67,8 +67,8 @@ def _program(name: str, made: Mapping[str, Any], room: float) -> list[str]:
     rows.append(("compiled in", f"{made['compile_seconds']:.0f} s"))
   for path in made.get("loops_counted_once", ()):
     rows.append(("a loop counted once", path))
-  for transfer in made.get("host_transfers", ()):
-    rows.append(("a way to the host", transfer))
+  for fault in made.get("faults", ()):
+    rows.append(("FAULT", fault))
   return _aligned(name, rows)
 
 

@@ -64,6 +64,7 @@ def rows(topology: str, config: str, flags: tuple[str, ...]):
         f"{seconds['overlapped']:.3g}-{seconds['serial']:.3g} s",
         f"{mfu['serial']:.0%}-{mfu['overlapped']:.0%}",
         f"{program['compile_seconds']:.0f} s",
+        *program["faults"],
       ]
     yield f"| {' | '.join(cells)} |"
 

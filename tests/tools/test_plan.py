@@ -1,14 +1,16 @@
 """What a plan says of a run, where arithmetic says it too."""
 
+import functools
 import importlib.util
 import json
 import math
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
-from r1jax import config, models
+from r1jax import config, models, sharding
 from r1jax.models.presets import preset
 from r1jax.tools import plan, plan_chips, plan_estimate, plan_programs
 from r1jax.tools import plan_bounds as bounds
@@ -243,6 +245,25 @@ def test_a_model_is_known_without_its_weights():
       preset_name="deepseek_v3",
       how=dict(width=1),
     )
+
+
+def test_faults_of_a_compiled_program_are_named():
+  """Programs that gather the model, copy an array, or wait for the host."""
+  mesh = sharding.make_mesh(data=1, fsdp=4)
+  sizes = preset("tiny_qwen2")
+  whole = 4 * sum(plan_estimate.sizes_of(sizes))
+  program = plan_programs.Program(
+    *("update", None, (), {}, {}, 0, {}, 0, sizes, None, mesh)
+  )
+  large = jax.ShapeDtypeStruct((whole // 8,), "float32")  # Half of the model.
+  split = sharding.rows(mesh)
+  check = functools.partial(plan.faults, program)
+  assert check(whole / 4, [], [large], [split]) == []
+  (gathered,) = check(3 / 4 * whole, [], [], [])
+  assert gathered.startswith("it gathers")
+  (copied,) = check(0, [], [large, large], [split, sharding.whole(mesh)])
+  assert copied == f"every device makes float32[{whole // 8}] whole"
+  assert check(0, ["send.1"], [], []) == ["it waits for the host: send.1"]
 
 
 def test_the_command_prints_one_object(python):
