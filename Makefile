@@ -55,7 +55,7 @@ lint: venv
 	@"$(VENV)/bin/shellcheck" launch/*.sh .ci/run
 
 soak: venv
-	@$(RUN) -m pytest -q -m soak
+	@$(RUN) -m pytest -q -n 2 -m soak
 
 report: venv
 	@$(RUN) -m r1jax.tools.report $(WORKDIRS)
@@ -76,7 +76,7 @@ plans: venv-tpu
 	@$(RUN_TPU) -m r1jax.tools.plans
 
 test-tpu: venv-tpu
-	@$(RUN_TPU) -m pytest -q -m tpu
+	@$(RUN_TPU) -m pytest -q -n 2 -m tpu
 
 clean:
 	rm -rf .venv .venv3* "$(TPU_VENV)" build dist *.egg-info .pytest_cache .ruff_cache

@@ -11,9 +11,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 # `python -m r1jax.main`, with a task and a reward that a toy learns in seconds.
 DRIVER = """
-import os, signal, sys
+import os, random, signal, sys, threading
 import jax
-from r1jax import data, interrupt, main, rewards
+from r1jax import checkpoint, data, interrupt, main, rewards
+from r1jax.training.measurements import Observer
 from r1jax.types import Example
 
 def letters(*, size):
@@ -35,6 +36,22 @@ def praise(example, completion):
       raise SystemExit("a host that gives up")
   return completion.text.count("a") / max(completion.num_tokens, 1)
 
+def deadly(act, moment=None):
+  # The process may not survive `act`; FAIL is "kill:host:moment:count".
+  def perform(first, *args, **kwargs):
+    now = moment or args[0]
+    met.append(now)
+    when = f"kill:{jax.process_index()}:{now}:{met.count(now)}"
+    if os.environ.get("FAIL") == when:
+      wait = random.uniform(0, 0.03)
+      threading.Timer(wait, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return act(first, *args, **kwargs)
+
+  return perform
+
+met = []
+Observer.phase = deadly(Observer.phase)
+checkpoint.save = deadly(checkpoint.save, "saving")
 data.DATASETS["letters"] = letters
 rewards.REWARDS["praise"] = praise
 main.run()

@@ -149,6 +149,21 @@ def test_a_killed_process_brings_the_others_down_by_name(
     np.testing.assert_allclose(one[name], same[name], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize(
+  "moment", ["sampling:3", "scoring:3", "grading:3", "learning:3", "saving:2"]
+)
+def test_a_run_killed_in_any_phase_goes_on_exactly(
+  run, straight, tmp_path, moment
+):
+  """While the first checkpoint is written, or the second."""
+  ((code, _, _),) = run(1, 2, tmp_path, FAIL=f"kill:0:{moment}")
+  assert code == -signal.SIGKILL
+  succeeded(run(1, 2, tmp_path))
+  assert job.rows(tmp_path) == job.rows(straight)
+  assert_same_params(tmp_path, straight)
+
+
 def test_what_one_host_raises_all_report(run, tmp_path):
   ended = run(2, 1, tmp_path / "run", FAIL=f"leave:1:{IDS[2]}")
   assert [code != 0 for code, _, _ in ended] == [True, True]
