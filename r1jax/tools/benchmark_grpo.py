@@ -50,16 +50,7 @@ from r1jax.types import Experience
 
 RECIPE = PRESETS["grpo"]
 KL_COEFFICIENT = 0.001
-OPTIMIZER = dict(
-  learning_rate=1e-5,
-  warmup_steps=0,
-  decay_steps=0,
-  final_share=1.0,
-  b1=0.9,
-  b2=0.999,
-  weight_decay=0.0,
-  max_grad_norm=1.0,
-)
+OPTIMIZER = dict(learning_rate=1e-5, b2=0.999)
 PHASES = "generation_s", "scoring_s", "update_s"
 EQUAL = 0.02  # Share by which the tokens of two sides may differ.
 
@@ -289,6 +280,8 @@ def draw(config: ModelConfig, size: Size, round: int) -> list[list[int]]:
 
 def best_rows(size: Size) -> dict:
   """What was quickest: completions beside their prompt, rows at once."""
+  if size.prompt > size.completion:
+    return dict(completions_per_row=4, microbatch_rows=2)
   return dict(completions_per_row=2, microbatch_rows=8)
 
 
