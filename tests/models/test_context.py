@@ -126,6 +126,7 @@ def check(name, axes, draw_params, given=False, **overrides):
   jax.tree.map(close, gradients, expected)
 
 
+@pytest.mark.slow
 def test_split_rows_say_what_whole_rows_say(draw_params):
   """One block, which has experts."""
   axes = dict(data=1, context=4, expert=2)

@@ -115,6 +115,7 @@ def wrong(*args, **kwargs):
   ]
 
 
+@pytest.mark.slow
 def test_nothing_is_wrong_with_a_healthy_run(path, python):
   done = python("-m", "r1jax.tools.doctor", f"--config={path}")
   assert done.returncode == 0, done.stdout + done.stderr

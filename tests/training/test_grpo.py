@@ -272,6 +272,7 @@ def test_without_a_kl_there_is_no_reference(make_config, tmp_path):
   assert row["loss/total"] == row["loss/policy"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_to_compile")
 def test_the_first_update_on_policy_has_ratio_one(make_config, tmp_path):
   """With the trainer's own log-probs; beside all else that can be on."""

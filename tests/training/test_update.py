@@ -282,6 +282,7 @@ def test_an_mtp_block_that_learns_does_not_change_the_policys_gradient(
   jax.tree.map(np.testing.assert_array_equal, beside, alone)
 
 
+@pytest.mark.slow
 def test_any_split_of_an_sft_batch_gives_the_same_gradient(layer):
   """With all its parts: next token, the one after, balance, expert load."""
   model, params = layer
