@@ -11,10 +11,7 @@ from r1jax import checkpoint, offload, sharding
 from r1jax.training.update import init_state, make_optimizer, make_update
 from r1jax.types import RLState
 
-OPTIMIZER = make_optimizer(
-  learning_rate=0.1,
-  weight_decay=0.1,
-)
+OPTIMIZER = make_optimizer(learning_rate=0.1, weight_decay=0.1)
 
 
 def loss(params, packed, batch):

@@ -5,7 +5,8 @@ import pathlib
 import pytest
 
 from r1jax import config
-from r1jax.tools import plan, plan_chips
+from r1jax.models.presets import preset
+from r1jax.tools import plan, plan_chips, plan_estimate
 
 pytest.importorskip("libtpu", reason="libtpu is not installed: `make test-tpu`")
 pytestmark = pytest.mark.tpu
@@ -37,8 +38,11 @@ def by_axes(program):
 def test_a_tiny_run_fits(topology, mesh):
   found = planned(topology, **mesh)
   assert found["fits"] and found["chips"] == 8
+  whole = 4 * sum(plan_estimate.sizes_of(preset("tiny_deepseek")))
   for name, program in found["programs"].items():
     assert program["faults"] == [], name
+    # Sums, too: the whole model would be 7/8 of it.
+    assert program["largest_transfer"] < 3 / 4 * whole, name
     assert not program["loops_counted_once"], name
     assert program["bytes"] > 0, name
     if name == "reshard":  # It computes nothing.

@@ -92,7 +92,7 @@ def test_matrices_decay_and_norms_biases_and_embeddings_do_not():
 
 def test_the_gradient_is_clipped_as_one():
   """Two weights of norm 3 and 4 make 5; Adam's memory shows the scale."""
-  optimizer = make_optimizer(**OPTIMIZER)
+  optimizer = make_optimizer(**OPTIMIZER, max_grad_norm=1.0)
   gradient = {"a": jnp.array([[3.0]]), "b": jnp.array([[4.0]])}
   _, state = optimizer.update(gradient, optimizer.init(gradient), gradient)
   mean = optax.tree_utils.tree_get(state, "mu")

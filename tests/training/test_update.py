@@ -24,9 +24,7 @@ from r1jax.training.update import (
 )
 from r1jax.types import Experience, Rollout
 
-OPTIMIZER = dict(
-  learning_rate=0.1,
-)
+OPTIMIZER = dict(learning_rate=0.1)
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 RNG = np.random.default_rng(0)
 
