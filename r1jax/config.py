@@ -222,19 +222,6 @@ def from_flag(holder: flags.FlagHolder, *, sweep_index: int | None = None):
   return config
 
 
-def enable_compilation_cache() -> None:
-  """Keeps compiled programs on disk, so that the next start is quick."""
-  import jax
-
-  folder = os.environ.get(
-    "JAX_COMPILATION_CACHE_DIR",
-    os.path.join(os.path.expanduser("~"), ".cache", "r1jax", "xla"),
-  )
-  jax.config.update("jax_compilation_cache_dir", folder)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
 def run_tool(main: Callable[[list[str]], None]) -> None:
   """Runs a tool's `main` on the command line; exits with its code.
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from r1jax import config, hosts, interrupt
+from r1jax import config, hosts, interrupt, runtime
 from r1jax.training import profiler
 
 _CONFIG = config.define_flag()
@@ -88,7 +88,7 @@ def train(argv: list[str]) -> None:
   check_options(settings.loop, loop, asked)
   if _WORKDIR.value is None:
     raise ValueError("no --workdir; say where the run's files should go")
-  config.enable_compilation_cache()
+  runtime.start()
   pathlib.Path(_WORKDIR.value).mkdir(parents=True, exist_ok=True)
   if _BUCKET.value:
     from r1jax import checkpoint  # A wrong command need not wait for JAX.

@@ -33,11 +33,12 @@ def rotation_of(positions: Int[Array, "B T"], config: ModelConfig) -> Rotation:
   angles = positions[..., None].astype(jnp.float32) * frequencies(
     config.attention.rope_size, config.rope_theta, scaling
   )
+  sin, cos = jnp.sin(angles), jnp.cos(angles)
+  # 1, but for rounding. XLA makes sines again in every layer and head that uses
+  # them, unless the last step is one that it holds for dear: a division.
+  length = jnp.sqrt(sin * sin + cos * cos)
   amplitude = scaling.amplitude if scaling else 1.0
-  # Behind the barrier, or XLA makes them again wherever they are used.
-  return jax.lax.optimization_barrier(
-    Rotation(jnp.sin(angles) * amplitude, jnp.cos(angles) * amplitude)
-  )
+  return Rotation(amplitude * sin / length, amplitude * cos / length)
 
 
 def rotate(

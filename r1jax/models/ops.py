@@ -16,7 +16,7 @@ from r1jax.models.blockwise import NEVER
 from r1jax.models.chunks import over_chunks
 
 NAIVE = 1024  # Keys up to which `attention` makes whole rows of scores.
-BLOCK = 128  # Queries that `attention` then treats at once,
+BLOCK = 128  # Queries at most that `attention` then treats at once,
 LONG_BLOCK = 512  # and queries and keys beyond NAIVE.
 LOGITS = 2**25  # That exist at once in `linear_logprobs`: 128 MiB.
 COLUMNS = 128  # Tokens of a row at most, where some do not count.
@@ -52,8 +52,10 @@ def attention(
     )
   queries = jnp.moveaxis(queries * scale, 1, 3)
   keys, values = (jnp.swapaxes(x, 1, 2) for x in (keys, values))
+  length = queries.shape[3]
+  block = -(-length // -(-length // BLOCK))  # Blocks as even as can be.
   out, lse = unrolled.attention(
-    queries, keys, values, k_start, prefix_end, BLOCK
+    queries, keys, values, k_start, prefix_end, block
   )
   return jnp.moveaxis(out, 3, 1), jnp.moveaxis(lse, 3, 1)
 

@@ -28,7 +28,7 @@ from r1jax.rollouts import traffic
 from r1jax.rollouts.slots import Sampling, Slots
 from r1jax.types import Ints, Params, Rollout, Tokenizer
 
-PREFILL = 16  # Prompts that are read at once, or as many as rows have parts.
+PREFILL = 8  # Prompts that are read at once, or as many as rows have parts.
 REFILL = 32  # Slots that are filled at once.
 
 

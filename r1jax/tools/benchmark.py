@@ -19,6 +19,7 @@ from typing import Any
 from absl import flags, logging
 
 from r1jax import config as configs
+from r1jax import runtime
 
 BENCHMARKS = {  # Imported on use: each needs what others do without.
   "model": "r1jax.tools.benchmark_model",
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> None:
   if len(argv) != 2:
     raise ValueError(f"name one benchmark: {', '.join(BENCHMARKS)}")
   logging.set_verbosity(logging.INFO if flags.FLAGS.debug else logging.ERROR)
-  configs.enable_compilation_cache()
+  runtime.start()
   function = benchmark(argv[1])
   own = flags.FLAGS.flags_by_module_dict()[argv[0]]
   given = {f.name: f.value for f in own if f.present and f.name != "debug"}

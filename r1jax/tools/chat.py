@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from absl import flags, logging
 
 from r1jax import config as configs
+from r1jax import runtime
 from r1jax.data import chat, templates, tokenizer
 
 QUESTIONS = {
@@ -190,7 +191,7 @@ def open_conversation(options: flags.FlagValues) -> Conversation:
   from r1jax.models.transformer import Transformer
   from r1jax.rollouts.stream import Stream
 
-  configs.enable_compilation_cache()
+  runtime.start()
   sizes, params = models.load("pretrained", path=path)
   if words.vocab_size > sizes.vocab_size:
     raise ValueError(

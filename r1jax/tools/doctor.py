@@ -19,6 +19,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from r1jax import config as configs
+from r1jax import runtime
 from r1jax.tools import checks
 from r1jax.tools.checks import NOTE, WRONG, Context, Line
 
@@ -68,7 +69,7 @@ def main(argv: list[str], *, config: flags.FlagHolder) -> None:
     raise ValueError(f"unknown argument {argv[1]!r}; flags start with --")
   logging.set_verbosity(logging.INFO if options.debug else logging.ERROR)
   settings = configs.from_flag(config, sweep_index=options.sweep)
-  configs.enable_compilation_cache()
+  runtime.start()
   began, wrong = time.monotonic(), 0
   for name, (verdict, text) in examine(settings, debug=options.debug):
     print(f"{verdict:5}  {name:9}  {text}", flush=True)

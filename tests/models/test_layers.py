@@ -1,11 +1,13 @@
 """Norms, rotary positions and the gated feed-forward, against NumPy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from r1jax.models.layers import rms_norm, rotation_of, swiglu
 from r1jax.models.layers import rotate as rotate_by
 from r1jax.models.presets import preset
+from r1jax.models.transformer import Transformer, init, token_logprobs
 
 
 def rotate(x, positions, theta, interleaved=True):
@@ -72,6 +74,19 @@ def test_products_of_rotated_vectors_know_only_their_distance():
   product = lambda m, n: np.sum(at(query, m) * at(key, n), -1)
   np.testing.assert_allclose(product(13, 4), product(109, 100), rtol=1e-4)
   assert np.abs(product(13, 4) - product(14, 4)).max() > 0.1
+
+
+def test_sines_are_made_once_for_all_layers_and_heads():
+  # XLA would rather make them in every fusion that turns queries or keys.
+  def sines(num_layers):
+    model = Transformer(preset("tiny_qwen2", num_layers=num_layers))
+    params = jax.eval_shape(lambda: init(model, jax.random.key(0)))
+    tokens = jax.ShapeDtypeStruct((2, 16), jnp.int32)
+    loss = lambda params, tokens: token_logprobs(model, params, tokens).sum()
+    text = jax.jit(jax.grad(loss)).lower(params, tokens).compile().as_text()
+    return text.count(" sine(")
+
+  assert 1 <= sines(3) == sines(1)
 
 
 def test_swiglu_is_down_of_silu_gate_times_up():
