@@ -83,9 +83,7 @@ def attend_cached(
   rows = cache.append(rows, layer, tuple(new), seen.lengths)
   mixed = ops.attention_to_cache(
     queries,
-    cache.read(seen.prefix, layer),
-    cache.read(rows, layer),
-    seen.lengths,
+    cache.parts(seen, rows, layer, x.shape[1]),
     scale=softmax_scale(config),
   )
   if latent:

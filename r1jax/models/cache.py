@@ -10,7 +10,7 @@ functions here know all that.
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from r1jax import sharding
 from r1jax.models.config import ModelConfig
@@ -20,17 +20,30 @@ Buffers = tuple
 
 
 @chex.dataclass(frozen=True)
+class Shared:
+  """N texts, each of which B / N consecutive rows of a cache go on with."""
+
+  rows: Buffers  # [N, K, H, S1], maybe [N, K, S1, H].
+  lengths: Int[Array, "N"]  # Tokens in `rows`; what lies beyond is garbage.
+
+
+@chex.dataclass(frozen=True)
 class Cache:
   """Tokens behind a prefix that all rows share, and each row's own."""
 
   prefix: Buffers  # [K, H, S0], maybe [K, S0, H].
   rows: Buffers  # [B, K, H, S], maybe [B, K, S, H].
   lengths: Int[Array, "B"]  # Tokens in `rows`; what lies beyond is garbage.
+  shared: Shared | None = None  # What stands between the two, if anything.
 
   @property
-  def prefix_length(self) -> int:
-    """Tokens of the prefix, S0."""
-    return jax.tree.leaves(self.prefix)[0].shape[-1]
+  def positions(self) -> Int[Array, "B"]:
+    """Of the token that each row goes on with."""
+    start = self.lengths + jax.tree.leaves(self.prefix)[0].shape[-1]
+    if self.shared is None:
+      return start
+    rows = len(self.lengths) // len(self.shared.lengths)
+    return start + jnp.repeat(self.shared.lengths, rows)
 
 
 def empty_cache(
@@ -73,6 +86,27 @@ def append(
     return tuple(map(put, rows, new, at))
   changed = tuple(map(put, rows[layer], new, places))
   return (*rows[:layer], changed, *rows[layer + 1 :])
+
+
+def parts(
+  cache: Cache, rows: Buffers, layer: int | Int[Array, ""], tokens: int
+) -> list[tuple[tuple[Float[Array, "..."], ...], Bool[Array, "..."]]]:
+  """All that one layer remembers, as `ops.attention_to_cache` takes it.
+
+  `rows` are those of the cache, to which `tokens` new ones have been added.
+  """
+  places = lambda arrays: jnp.arange(arrays[0].shape[-1])
+  own = read(rows, layer)
+  last = cache.lengths[:, None] + jnp.arange(tokens)
+  found = [(own, (places(own) <= last[..., None])[:, None])]
+  if cache.shared is not None:
+    before = read(cache.shared.rows, layer)
+    inside = places(before) < cache.shared.lengths[:, None]
+    found.append((before, inside[:, None, None]))
+  prefix = tuple(x[None] for x in read(cache.prefix, layer))
+  if len(places(prefix)):
+    found.append((prefix, jnp.ones((1, 1, 1, 1), bool)))
+  return found
 
 
 def read(

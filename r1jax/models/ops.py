@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -111,44 +111,48 @@ def _widen(block, x, axis, mode="constant"):
 
 def attention_to_cache(
   queries: Float[Array, "B T K G H"],
-  prefix: tuple[Float[Array, "..."], ...],
-  rows: tuple[Float[Array, "..."], ...],
-  lengths: Int[Array, "B"],
+  parts: Sequence[tuple[tuple[Float[Array, "..."], ...], Bool[Array, "..."]]],
   *,
   scale: float,
 ) -> Float[Array, "B T K G Hv"]:
-  """Attention of T new tokens per row to the prefix, their row and themselves.
+  """Attention of T new tokens per row to what a cache holds in several parts.
 
-  `prefix` ([K, H, S0], maybe with [K, S0, Hv]) and `rows` (the same behind B)
-  are keys and values; without values, the keys are mixed. The new tokens are in
-  `rows` already, behind `lengths` older ones. Query t sees what stands up to
-  itself.
+  A part is keys [N, K, H, S], maybe with values [N, K, S, Hv], and which of its
+  S places a token sees [N, B/N, T, S], or what becomes that shape: each of the
+  N is read once, for B/N consecutive rows. Without values, the keys are mixed.
+  The new tokens stand in a part already.
   """
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   queries *= scale
-  to_prefix = product("BTKGH,KHS->BKTGS", queries, prefix[0])
-  to_rows = product("BTKGH,BKHS->BKTGS", queries, rows[0])
-  last = lengths[:, None] + jnp.arange(queries.shape[1])  # [B, T]
-  seen = jnp.arange(rows[0].shape[-1]) <= last[..., None]
-  to_rows = jnp.where(seen[:, None, :, None], to_rows, NEVER)
-  # One softmax over both parts, which are never joined.
-  largest = jnp.maximum(
-    to_prefix.max(-1, keepdims=True, initial=NEVER),
-    to_rows.max(-1, keepdims=True),
+
+  def of_part(x, count):  # [B, T, K, ...] to [N, K, B/N, T, ...].
+    return jnp.moveaxis(x.reshape(count, -1, *x.shape[1:]), 3, 1)
+
+  def of_rows(x):  # And back.
+    x = jnp.moveaxis(x, 1, 3)
+    return x.reshape(-1, *x.shape[2:])
+
+  # One softmax over all parts, which are never joined: [N, K, B/N, T, G, S].
+  scores = []
+  for (keys, *_), seen in parts:
+    of = product("NKRTGH,NKHS->NKRTGS", of_part(queries, len(keys)), keys)
+    scores.append(jnp.where(seen[:, None, :, :, None], of, NEVER))
+  largest = functools.reduce(
+    jnp.maximum, [of_rows(x.max(-1, keepdims=True)) for x in scores]
   )
-  of_prefix, of_rows = jnp.exp(to_prefix - largest), jnp.exp(to_rows - largest)
-  total = of_prefix.sum(-1, keepdims=True) + of_rows.sum(-1, keepdims=True)
-  dtype = rows[0].dtype
-  of_prefix, of_rows = of_prefix.astype(dtype), of_rows.astype(dtype)
-  if len(rows) > 1:
-    mixed = product("BKTGS,KSH->BKTGH", of_prefix, prefix[1])
-    mixed += product("BKTGS,BKSH->BKTGH", of_rows, rows[1])
-  else:
-    mixed = product("BKTGS,KHS->BKTGH", of_prefix, prefix[0])
-    # A CPU is slower by half if XLA turns the product round.
-    own = product("BKHS,BKTGS->BKHTG", rows[0], of_rows)
-    mixed += jnp.moveaxis(jax.lax.optimization_barrier(own), 2, 4)
-  return jnp.swapaxes((mixed / total).astype(dtype), 1, 2)
+  mixed, total = 0.0, 0.0
+  for x, (arrays, _) in zip(scores, parts, strict=True):
+    count, dtype = len(x), arrays[0].dtype
+    weights = jnp.exp(x - of_part(largest, count))
+    total += of_rows(weights.sum(-1, keepdims=True))
+    if len(arrays) > 1:
+      out = product("NKRTGS,NKSH->NKRTGH", weights.astype(dtype), arrays[1])
+    else:
+      # A CPU is slower by half if XLA turns the product round.
+      out = product("NKHS,NKRTGS->NKHRTG", arrays[0], weights.astype(dtype))
+      out = jnp.moveaxis(jax.lax.optimization_barrier(out), 2, 5)
+    mixed += of_rows(out)
+  return (mixed / total).astype(queries.dtype)
 
 
 def experts(

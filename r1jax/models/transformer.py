@@ -266,8 +266,7 @@ def forward(
   if cache is None:
     attend = attend_rows(packed, c)
   else:
-    start = cache.prefix_length + cache.lengths[:, None]
-    positions = start + jnp.arange(packed.tokens.shape[1])
+    positions = cache.positions[:, None] + jnp.arange(packed.tokens.shape[1])
     rotation = rotation_of(positions, c)
     attend = lambda block, layer, x, rows: attend_cached(
       block, x, rotation, cache, rows, layer, c

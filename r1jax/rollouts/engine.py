@@ -1,11 +1,13 @@
 """The rollout engine: a fixed number of slots, refilled as completions finish.
 
-A prompt is read once and its cache copied into the slots of its G completions;
-the tokens with which all prompts begin (the template) are read once per call
-and are never copied. Every few tokens the host takes what was sampled, fills
-the slots that have finished with the next completions, and gives the cache as
-much room as the longest needs. What it decides depends on lengths and finish
-flags alone, which all hosts know: they all ask for the same programs.
+A prompt is read once and its cache copied into the slots of its G completions,
+or, with `slots_per_prompt`, once for so many neighbouring slots, which then
+read it together; the tokens with which all prompts begin (the template) are
+read once per call and are never copied. Every few tokens the host takes what
+was sampled, fills the slots that have finished with the next completions, and
+gives the cache as much room as the longest needs. What it decides depends on
+lengths and finish flags alone, which all hosts know: they all ask for the same
+programs.
 
 The mesh splits the slots into shards. Each has its own prompts and their queue,
 so that the completions of a prompt end on one host, which grades them.
@@ -25,6 +27,7 @@ from r1jax.models.transformer import Transformer
 from r1jax.models.weights import used_axes
 from r1jax.rollouts import slots as programs
 from r1jax.rollouts import traffic
+from r1jax.rollouts.queues import Queues
 from r1jax.rollouts.slots import Sampling, Slots
 from r1jax.types import Ints, Params, Rollout, Tokenizer
 
@@ -43,6 +46,7 @@ class Engine:
   prompt_tokens: int
   max_tokens: int
   kv_bucket: int
+  slots_per_prompt: int
 
   def __call__(
     self,
@@ -116,7 +120,9 @@ class Engine:
     # Who is in each slot: a prompt or -1, a member of its group, its length.
     source = np.full(self.num_slots, -1)
     member, count = np.zeros((2, self.num_slots), int)
-    queues = Queues(self.shards, self.num_slots, limits.shape)
+    queues = Queues(
+      self.shards, self.num_slots, self.slots_per_prompt, limits.shape
+    )
     slots, done, tokens, steps, idle = None, 0, 0, 0, 0.0
     while True:
       hosts.stop_if_told()
@@ -128,8 +134,9 @@ class Engine:
         return out.replace(steps=steps, idle=idle)
       limit = limits[source, member]  # Of idle slots, anything.
       final = np.minimum(count + self.sampling.steps, limit)
-      longest = np.max((lengths[source] - 1 + final)[busy])
-      slots = self._resized(slots, max(int(longest), own.shape[1]))
+      before = 0 if self.shares else lengths[source] - 1
+      longest = np.max((before + final)[busy])
+      slots = self._resized(slots, int(longest), own.shape[1])
       slots = self._filled(
         slots,
         read,
@@ -161,6 +168,11 @@ class Engine:
         done, tokens = done + len(ended), tokens + int(count[ended].sum())
         finished(out, where)
         progress(done, tokens)
+
+  @property
+  def shares(self) -> bool:
+    """Whether prompts have caches of their own, before those of slots."""
+    return self.slots_per_prompt > 1
 
   @property
   def shards(self) -> int:
@@ -246,11 +258,18 @@ class Engine:
       prompt_experts=prompt_experts,
     )
 
-  def _resized(self, slots: Slots | None, needed: int) -> Slots:
-    """The slots with room for `needed` tokens each, and not much more."""
-    size = room(needed, self.prompt_tokens + self.max_tokens, self.kv_bucket)
+  def _resized(self, slots: Slots | None, needed: int, prompt: int) -> Slots:
+    """The slots with room for `needed` tokens each, and not much more.
+
+    The longest prompt of the round has `prompt` tokens.
+    """
+    limit = self.max_tokens
+    if not self.shares:
+      limit, needed = limit + self.prompt_tokens, max(needed, prompt)
+    size = room(needed, limit, self.kv_bucket)
     if slots is None:
-      return programs.empty(self.model, self.num_slots, size)
+      parts = self.num_slots // self.slots_per_prompt if self.shares else 0
+      return programs.empty(self.model, self.num_slots, size, parts, prompt)
     if caches.size(slots.cache.rows) == size:
       return slots
     rows = programs.resize(slots.cache.rows, size)
@@ -270,32 +289,6 @@ class Engine:
       rest = [column.astype(np.int32) for column in (slot, *rest)]
       slots = programs.fill(slots, read, *rest, **stream)
     return slots
-
-
-class Queues:
-  """The completions of each shard that have not begun, in their order."""
-
-  def __init__(self, shards: int, num_slots: int, shape: tuple[int, int]):
-    prompts, self._group_size = shape
-    self._shards, self._slots = shards, num_slots // shards
-    of_shard = [len(range(shard, prompts, shards)) for shard in range(shards)]
-    self._length = np.array(of_shard) * self._group_size
-    self._begun = np.zeros(shards, int)
-
-  def take(self, free: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Of the free slots those that are filled, with which prompts, members."""
-    shard = free // self._slots
-    place = np.arange(len(free)) - np.searchsorted(shard, shard)
-    item = self._begun[shard] + place
-    filled = item < self._length[shard]
-    shard, item = shard[filled], item[filled]
-    self._begun += np.bincount(shard, minlength=self._shards)
-    prompt, member = np.divmod(item, self._group_size)
-    return free[filled], shard + self._shards * prompt, member
-
-  def idle(self, busy: np.ndarray) -> float:
-    """The share of the shards that have no busy slot."""
-    return 1 - len(np.unique(busy // self._slots)) / self._shards
 
 
 def last_of(own: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -328,6 +321,7 @@ def make_engine(
   top_p: float = 1.0,
   top_k: int = 0,
   kv_bucket: int = 256,
+  slots_per_prompt: int = 1,
   record_experts: bool = False,
 ) -> Engine:
   """An engine for prompts that all begin with `prefix`.
@@ -349,6 +343,11 @@ def make_engine(
       for it, but never for fewer tokens than this. In one size a completion
       is the same bit for bit whatever its neighbours and its slot; another
       size may show in the last bits.
+    slots_per_prompt: neighbouring slots that serve one prompt at a time. Its
+      cache is there once for all of them, and read once per step, which pays
+      where prompts are long; but they turn to another prompt together, so that
+      a slot waits for the others when no completion of theirs is left. With 1,
+      each slot has a copy of its prompt's cache, and never waits.
     record_experts: keeps which experts worked on each token.
   """
   if temperature < 0:
@@ -357,14 +356,22 @@ def make_engine(
     raise ValueError(f"top_p {top_p} is not within (0, 1]")
   if top_k < 0:
     raise ValueError(f"top_k {top_k} is below 0; 0 keeps all tokens")
-  if kv_bucket < 1:
-    raise ValueError(f"kv_bucket {kv_bucket} must be at least 1")
+  for name, value in dict(
+    kv_bucket=kv_bucket, slots_per_prompt=slots_per_prompt
+  ).items():
+    if value < 1:
+      raise ValueError(f"{name} {value} must be at least 1")
   if record_experts and not model.config.num_moe_layers:
     raise ValueError("record_experts is set, but the model has no experts")
   if num_slots % sharding.row_shards(mesh):
     raise ValueError(
       f"num_slots {num_slots} do not divide over the "
       f"{sharding.row_shards(mesh)} parts of the mesh that split rows"
+    )
+  if num_slots // sharding.row_shards(mesh) % slots_per_prompt:
+    raise ValueError(
+      f"slots_per_prompt {slots_per_prompt} does not divide the "
+      f"{num_slots // sharding.row_shards(mesh)} slots of a part of the mesh"
     )
   return Engine(
     model=model,
@@ -383,4 +390,5 @@ def make_engine(
     prompt_tokens=prompt_tokens,
     max_tokens=max_tokens,
     kv_bucket=kv_bucket,
+    slots_per_prompt=slots_per_prompt,
   )

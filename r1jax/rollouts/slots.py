@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 from r1jax import relayout, sharding
 from r1jax.models import cache as caches
 from r1jax.models import transformer
-from r1jax.models.cache import Cache, empty_cache
+from r1jax.models.cache import Cache, Shared, empty_cache
 from r1jax.models.config import ModelConfig
 from r1jax.models.logprobs import mask_padding
 from r1jax.models.transformer import Transformer
@@ -31,7 +31,7 @@ KEPT = (*transformer.FLOAT32, "final_norm")  # In the precision they have.
 class Slots:
   """Completions under way, one per slot; a slot that has finished is idle."""
 
-  cache: Cache  # What follows the common prefix: own prompt and completion.
+  cache: Cache  # What follows the common prefix: prompt and completion.
   token: Int[Array, "B"]  # The last one, not yet in the cache.
   count: Int[Array, "B"]  # Tokens sampled so far.
   limit: Int[Array, "B"]  # Tokens that may be sampled.
@@ -64,14 +64,29 @@ class Sampling(NamedTuple):
   record_experts: bool
 
 
-@functools.partial(jax.jit, static_argnames=("model", "count", "size"))
-def empty(model: Transformer, count: int, size: int) -> Slots:
-  """`count` idle slots, with room for `size` tokens."""
-  cache = empty_cache(model.config, count, size)
+@functools.partial(
+  jax.jit, static_argnames=("model", "count", "size", "prompts", "prompt_size")
+)
+def empty(
+  model: Transformer,
+  count: int,
+  size: int,
+  prompts: int = 0,
+  prompt_size: int = 0,
+) -> Slots:
+  """`count` idle slots, with room for `size` tokens.
+
+  With `prompts`, that many parts of the slots share a prompt each, which has
+  its own room.
+  """
+  cache, shared = empty_cache(model.config, count, size), None
+  if prompts:
+    own = empty_cache(model.config, prompts, prompt_size)
+    shared = Shared(rows=own.rows, lengths=own.lengths)
   zeros = jnp.zeros(count, jnp.int32)
   return split(
     Slots(
-      cache=cache.replace(prefix=()),
+      cache=cache.replace(prefix=(), shared=shared),
       token=zeros,
       count=zeros,
       limit=zeros,
@@ -87,11 +102,12 @@ def split(slots: Slots) -> Slots:
   keys = jax.random.wrap_key_data(
     sharding.constrain(jax.random.key_data(slots.keys), "rows", None)
   )
-  cache = Cache(
-    prefix=slots.cache.prefix,
-    rows=caches.split(slots.cache.rows),
-    lengths=rows(slots.cache.lengths),
+  cached = lambda part: part.replace(
+    rows=caches.split(part.rows), lengths=rows(part.lengths)
   )
+  cache = cached(slots.cache)
+  if cache.shared is not None:
+    cache = cache.replace(shared=cached(cache.shared))
   names = ("token", "count", "limit", "finish")
   others = {name: rows(slots[name]) for name in names}
   return slots.replace(cache=cache, keys=keys, **others)
@@ -209,16 +225,28 @@ def fill(
   It is completion `member` of prompt `source`, whose own part has `lengths`
   tokens and ends with `last`.
   """
-  put = lambda old, new: old.at[slot].set(new, mode="drop")
+  put = lambda old, new, at=slot: old.at[at].set(new, mode="drop")
   keys = completion_keys(seed, round, source, member, evaluation=evaluation)
   keys = put(jax.random.key_data(slots.keys), jax.random.key_data(keys))
+  cache = slots.cache
+  if (shared := cache.shared) is None:
+    cache = cache.replace(
+      rows=caches.copy(cache.rows, slot, prompts, source),
+      lengths=put(cache.lengths, lengths - 1),
+    )
+  else:
+    # A part that is filled in several slots gets the same prompt several times.
+    part = slot // (len(slots.token) // len(shared.lengths))
+    cache = cache.replace(
+      lengths=put(cache.lengths, 0),
+      shared=shared.replace(
+        rows=caches.copy(shared.rows, part, prompts, source),
+        lengths=put(shared.lengths, lengths - 1, part),
+      ),
+    )
   return split(
     Slots(
-      cache=Cache(
-        prefix=(),
-        rows=caches.copy(slots.cache.rows, slot, prompts, source),
-        lengths=put(slots.cache.lengths, lengths - 1),
-      ),
+      cache=cache,
       token=put(slots.token, last),
       count=put(slots.count, 0),
       limit=put(slots.limit, limit),
@@ -308,10 +336,8 @@ def step(
   finish = jnp.where(stopped, FINISH_STOP, finish)
   experts = used(made.experts, sampling.record_experts)
   slots = slots.replace(
-    cache=Cache(
-      prefix=(),
-      rows=made.cache.rows,
-      lengths=slots.cache.lengths + active,
+    cache=slots.cache.replace(
+      rows=made.cache.rows, lengths=slots.cache.lengths + active
     ),
     token=jnp.where(active, token, slots.token),
     count=count,

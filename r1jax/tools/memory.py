@@ -46,7 +46,8 @@ def estimate(
   }
   if "sampling" in c:
     slots, window = c.sampling.num_slots, c.sampling.prompt_tokens
-    cached = slots * (window + c.sampling.max_tokens)
+    copies = slots // c.sampling.get("slots_per_prompt", 1)
+    cached = copies * window + slots * c.sampling.max_tokens
     cached += c.prompts_per_round * window
     refers = c.loss.kl_coefficient or c.kl_reward.coefficient
     numbers["reference"] = params if refers else 0

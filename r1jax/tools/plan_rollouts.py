@@ -60,6 +60,32 @@ def cached(mesh: Mesh, sizes: ModelConfig, count: int, size: int):
   return both(made) if sizes.scan else tuple(map(both, made))
 
 
+def full_slots(
+  mesh: Mesh, model: Transformer, sampling: ConfigDict
+) -> slots.Slots:
+  """What `slots.decode` goes on with at its largest."""
+  size = sampling.prompt_tokens + sampling.max_tokens
+  parts, prompt, together = 0, 0, sampling.get("slots_per_prompt", 1)
+  if together > 1:
+    size, prompt = sampling.max_tokens, sampling.prompt_tokens
+    parts = sampling.num_slots // together
+  made = jax.eval_shape(
+    functools.partial(
+      slots.empty, model, sampling.num_slots, size, parts, prompt
+    )
+  )
+  of = functools.partial(cached, mesh, model.config)
+  own = iter(jax.tree.leaves(of(sampling.num_slots, size)))
+  shared = iter(jax.tree.leaves(of(parts, prompt)))
+
+  def lies(path, leaf):
+    if leaf.ndim == 1:
+      return _struct(leaf, sharding.rows(mesh))
+    return next(shared if "shared" in jax.tree_util.keystr(path) else own)
+
+  return jax.tree_util.tree_map_with_path(lies, made)
+
+
 def programs(
   config: ConfigDict, mesh: Mesh, sizes: ModelConfig, params, resident
 ) -> list[dict[str, Any]]:
@@ -97,12 +123,7 @@ def programs(
     on, sizes, -(-config.prompts_per_round // count) * count, c.prompt_tokens
   )
 
-  empty = functools.partial(slots.empty, model, count=c.num_slots, size=length)
-  of_cache = iter(jax.tree.leaves(cached(on, sizes, c.num_slots, length)))
-  begun = jax.tree.map(
-    lambda leaf: next(of_cache) if leaf.ndim > 1 else _struct(leaf, split),
-    jax.eval_shape(empty),
-  )
+  begun = full_slots(on, model, c)
   sampling = Sampling(
     mesh=on,
     vocab_size=sizes.vocab_size,

@@ -10,7 +10,7 @@ import pytest
 from r1jax import sharding
 from r1jax.data.packing import pack_rollout, unpack
 from r1jax.models import ops, transformer
-from r1jax.rollouts.engine import Queues, make_engine
+from r1jax.rollouts.engine import make_engine
 from r1jax.types import FINISH_LENGTH, FINISH_STOP
 
 PREFIX = (7, 30, 7, 9)
@@ -263,20 +263,13 @@ def test_a_prompt_without_the_template_is_refused(toy, engine, bad):
     (dict(top_p=1.5), "top_p 1.5"),
     (dict(top_k=-1), "top_k -1 is below 0"),
     (dict(kv_bucket=0), "kv_bucket 0 must be at least 1"),
+    (dict(slots_per_prompt=0), "slots_per_prompt 0 must be at least 1"),
+    (
+      dict(slots_per_prompt=3),
+      "slots_per_prompt 3 does not divide the 8",
+    ),
   ],
 )
 def test_settings_that_cannot_sample_are_refused(engine, setting, message):
   with pytest.raises(ValueError, match=message):
     engine(**setting)
-
-
-def test_each_shard_of_slots_has_its_own_prompts():
-  queues = Queues(2, 6, (3, 2))  # Prompts 0 and 2 are the first shard's.
-  free, prompt, member = queues.take(np.arange(6))
-  assert free.tolist() == [0, 1, 2, 3, 4]
-  assert prompt.tolist() == [0, 0, 2, 1, 1]
-  assert member.tolist() == [0, 1, 0, 0, 1]
-  free, prompt, member = queues.take(np.array([1, 5]))
-  assert (free.tolist(), prompt.tolist(), member.tolist()) == ([1], [2], [1])
-  assert queues.idle(np.array([0, 1, 3])) == 0.0
-  assert queues.idle(np.array([0, 1])) == 0.5
