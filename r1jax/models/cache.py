@@ -104,7 +104,7 @@ def parts(
     inside = places(before) < cache.shared.lengths[:, None]
     found.append((before, inside[:, None, None]))
   prefix = tuple(x[None] for x in read(cache.prefix, layer))
-  if len(places(prefix)):
+  if prefix[0].shape[-1]:
     found.append((prefix, jnp.ones((1, 1, 1, 1), bool)))
   return found
 

@@ -34,8 +34,8 @@ def rotation_of(positions: Int[Array, "B T"], config: ModelConfig) -> Rotation:
     config.attention.rope_size, config.rope_theta, scaling
   )
   sin, cos = jnp.sin(angles), jnp.cos(angles)
-  # 1, but for rounding. XLA makes sines again in every layer and head that uses
-  # them, unless the last step is one that it holds for dear: a division.
+  # 1, but for rounding. What XLA counts as cheap, and sines are, it makes again
+  # in every layer and head that uses it. A division is not.
   length = jnp.sqrt(sin * sin + cos * cos)
   amplitude = scaling.amplitude if scaling else 1.0
   return Rotation(amplitude * sin / length, amplitude * cos / length)

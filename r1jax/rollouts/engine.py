@@ -268,8 +268,9 @@ class Engine:
       limit, needed = limit + self.prompt_tokens, max(needed, prompt)
     size = room(needed, limit, self.kv_bucket)
     if slots is None:
-      parts = self.num_slots // self.slots_per_prompt if self.shares else 0
-      return programs.empty(self.model, self.num_slots, size, parts, prompt)
+      return programs.empty(
+        self.model, self.num_slots, size, self.slots_per_prompt, prompt
+      )
     if caches.size(slots.cache.rows) == size:
       return slots
     rows = programs.resize(slots.cache.rows, size)

@@ -65,23 +65,23 @@ class Sampling(NamedTuple):
 
 
 @functools.partial(
-  jax.jit, static_argnames=("model", "count", "size", "prompts", "prompt_size")
+  jax.jit,
+  static_argnames=("model", "count", "size", "slots_per_prompt", "prompt_size"),
 )
 def empty(
   model: Transformer,
   count: int,
   size: int,
-  prompts: int = 0,
+  slots_per_prompt: int = 1,
   prompt_size: int = 0,
 ) -> Slots:
   """`count` idle slots, with room for `size` tokens.
 
-  With `prompts`, that many parts of the slots share a prompt each, which has
-  its own room.
+  Where `slots_per_prompt` of them share a prompt, it has room of its own.
   """
   cache, shared = empty_cache(model.config, count, size), None
-  if prompts:
-    own = empty_cache(model.config, prompts, prompt_size)
+  if slots_per_prompt > 1:
+    own = empty_cache(model.config, count // slots_per_prompt, prompt_size)
     shared = Shared(rows=own.rows, lengths=own.lengths)
   zeros = jnp.zeros(count, jnp.int32)
   return split(

@@ -5,9 +5,10 @@
 
 A step samples `group_size` completions of each of `prompts` prompts, scores
 them under a reference policy, and makes one AdamW update with the k3 KL, by the
-functions of the training loop. No id ends a completion, so that every one has
-its full length. The model is a tiny Qwen2, of the sizes of the peers' scripts,
-or a tiny DeepSeek-V3, which they do not have.
+functions of the training loop. A prompt's completions share its cache, and no
+id ends them, so that every one has its full length. The model is a tiny Qwen2,
+of the sizes of the peers' scripts, or a tiny DeepSeek-V3, which they do not
+have.
 
 `floor_s` is the arithmetic alone: what decoding multiplies, at the rate at
 which this machine multiplies 64 rows, and prompts, scoring and the update, at

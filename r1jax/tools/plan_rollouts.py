@@ -64,19 +64,16 @@ def full_slots(
   mesh: Mesh, model: Transformer, sampling: ConfigDict
 ) -> slots.Slots:
   """What `slots.decode` goes on with at its largest."""
-  size = sampling.prompt_tokens + sampling.max_tokens
-  parts, prompt, together = 0, 0, sampling.get("slots_per_prompt", 1)
-  if together > 1:
-    size, prompt = sampling.max_tokens, sampling.prompt_tokens
-    parts = sampling.num_slots // together
+  count, together = sampling.num_slots, sampling.get("slots_per_prompt", 1)
+  prompt, size = sampling.prompt_tokens, sampling.max_tokens
+  if together == 1:
+    size += prompt
   made = jax.eval_shape(
-    functools.partial(
-      slots.empty, model, sampling.num_slots, size, parts, prompt
-    )
+    functools.partial(slots.empty, model, count, size, together, prompt)
   )
   of = functools.partial(cached, mesh, model.config)
-  own = iter(jax.tree.leaves(of(sampling.num_slots, size)))
-  shared = iter(jax.tree.leaves(of(parts, prompt)))
+  own = iter(jax.tree.leaves(of(count, size)))
+  shared = iter(jax.tree.leaves(of(count // together, prompt)))
 
   def lies(path, leaf):
     if leaf.ndim == 1:

@@ -51,3 +51,15 @@ def toy():
 
   params = jax.tree.map(draw, weights(config), is_leaf=is_weight)
   return Toy(transformer.Transformer(config), params, Words())
+
+
+@pytest.fixture(scope="session")
+def assert_same():
+  """Bit for bit; each argument is a pair of rollout and index."""
+
+  def check(one, other):
+    for name in ("completions", "lengths", "finish", "logprobs"):
+      a, b = (getattr(rollout, name)[at] for rollout, at in (one, other))
+      assert a.tobytes() == b.tobytes(), name
+
+  return check

@@ -50,13 +50,6 @@ def rollout(toy, engine):
   return engine()(toy.params, PROMPTS, GROUP, seed=3, round=2)
 
 
-def assert_same(one, other):
-  """Bit for bit; each argument is a pair of rollout and index."""
-  for name in ("completions", "lengths", "finish", "logprobs"):
-    a, b = (getattr(rollout, name)[index] for rollout, index in (one, other))
-    assert a.tobytes() == b.tobytes(), name
-
-
 def test_the_rollout_says_what_it_was_given(rollout):
   for p, expected in enumerate(PROMPTS):
     length = rollout.prompt_lengths[p]
@@ -141,7 +134,9 @@ def test_the_trainer_says_what_the_sampler_said(
     assert np.abs(gap).max() > 0.05
 
 
-def test_the_same_seed_and_round_give_the_same_bits(toy, engine, rollout):
+def test_the_same_seed_and_round_give_the_same_bits(
+  toy, engine, rollout, assert_same
+):
   again = engine()(toy.params, PROMPTS, GROUP, seed=3, round=2)
   assert_same((again, ...), (rollout, ...))
 
@@ -158,7 +153,9 @@ def test_members_rounds_and_seeds_differ(toy, engine, rollout):
   assert len(set(texts)) == len(texts)
 
 
-def test_a_completion_does_not_know_its_neighbours(toy, engine, rollout):
+def test_a_completion_does_not_know_its_neighbours(
+  toy, engine, rollout, assert_same
+):
   """Its prompt's row and its own number alone decide, not slot or order."""
   for p in range(5):
     prompts = [*OTHERS]
@@ -169,7 +166,7 @@ def test_a_completion_does_not_know_its_neighbours(toy, engine, rollout):
     assert other.completions[q].tobytes() != rollout.completions[q].tobytes()
 
 
-def test_a_completion_does_not_know_its_slot(toy, engine, rollout):
+def test_a_completion_does_not_know_its_slot(toy, engine, rollout, assert_same):
   few = engine()(toy.params, PROMPTS[:3], 2, seed=3, round=2)
   for p in range(3):
     assert_same((few, p), (rollout, (p, slice(0, 2))))
@@ -178,14 +175,14 @@ def test_a_completion_does_not_know_its_slot(toy, engine, rollout):
     assert_same((many, (p, slice(0, GROUP))), (rollout, p))
 
 
-def test_more_prompts_than_are_read_at_once(toy, engine, rollout):
+def test_more_prompts_than_are_read_at_once(toy, engine, rollout, assert_same):
   many = engine()(toy.params, PROMPTS + OTHERS * 3, 1, seed=3, round=2)
   for p in range(5):
     assert_same((many, p), (rollout, (p, slice(0, 1))))
   assert np.all(many.lengths > 0)
 
 
-def test_ids_that_the_tokenizer_lacks_are_never_drawn(toy, engine):
+def test_ids_that_the_tokenizer_lacks_are_never_drawn(toy, engine, assert_same):
   tempting = toy.params["unembed"].copy()
   tempting[:, 37:] = 30 * RNG.normal(size=(16, 3))
   params = toy.params | {"unembed": tempting}
@@ -220,7 +217,7 @@ def test_a_limit_beyond_the_engines_is_refused(toy, engine, bad):
     )
 
 
-def test_an_evaluation_has_its_own_stream(toy, engine, rollout):
+def test_an_evaluation_has_its_own_stream(toy, engine, rollout, assert_same):
   run = functools.partial(engine(), toy.params, PROMPTS, GROUP, seed=3)
   evaluated = run(round=2, evaluation=True)
   assert evaluated.logprobs.tobytes() != rollout.logprobs.tobytes()
@@ -266,7 +263,7 @@ def test_a_prompt_without_the_template_is_refused(toy, engine, bad):
     (dict(slots_per_prompt=0), "slots_per_prompt 0 must be at least 1"),
     (
       dict(slots_per_prompt=3),
-      "slots_per_prompt 3 does not divide the 8",
+      "slots_per_prompt 3 does not divide the 8 slots",
     ),
   ],
 )

@@ -41,12 +41,6 @@ def sample(toy, engine, prompts=PROMPTS, group_size=GROUP):
   return engine(toy.params, prompts, group_size, seed=3, round=2)
 
 
-def assert_same(one, other):
-  for name in ("completions", "lengths", "finish", "logprobs"):
-    a, b = (getattr(rollout, name)[index] for rollout, index in (one, other))
-    assert a.tobytes() == b.tobytes(), name
-
-
 @pytest.mark.parametrize("prefix", [PREFIX, ()])
 @pytest.mark.parametrize("slots_per_prompt", [2, 4, 8])
 def test_sharing_samples_what_copies_do(toy, engine, slots_per_prompt, prefix):
@@ -59,7 +53,9 @@ def test_sharing_samples_what_copies_do(toy, engine, slots_per_prompt, prefix):
   np.testing.assert_allclose(shared.logprobs, copies.logprobs, atol=1e-5)
 
 
-def test_a_completion_knows_neither_neighbours_nor_slot(toy, engine):
+def test_a_completion_knows_neither_neighbours_nor_slot(
+  toy, engine, assert_same
+):
   shared = sample(toy, engine(4))
   few = sample(toy, engine(4), PROMPTS[:3], 2)
   many = sample(toy, engine(4), PROMPTS, 7)
@@ -79,7 +75,9 @@ def test_the_mesh_splits_shared_prompts_with_their_slots(toy, engine):
 def test_a_shared_prompt_is_there_once(toy):
   size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   shapes = jax.eval_shape(
-    functools.partial(empty, toy.model, 8, 12, prompts=2, prompt_size=6)
+    functools.partial(
+      empty, toy.model, 8, 12, slots_per_prompt=4, prompt_size=6
+    )
   )
   numbers = toy.model.config.num_layers * toy.model.config.cache_size
   assert size(shapes.cache.rows) == 8 * 12 * numbers
