@@ -13,14 +13,19 @@ KEEPING = {
 }
 
 
-def start() -> None:
-  """Keeps compiled programs on disk; on a CPU, keeps memory that is freed.
+MOST = 4  # Devices of a CPU: a batch seldom divides by more.
 
-  It must come before JAX looks for its devices.
+
+def start() -> None:
+  """Keeps compiled programs on disk, and sets up a CPU that computes.
+
+  Memory that is freed is kept, and cores are devices. It must come before JAX
+  looks for its devices.
   """
   enable_compilation_cache()
   if not has_accelerator():
     keep_freed_memory()
+    split_cores()
 
 
 def enable_compilation_cache() -> None:
@@ -42,6 +47,30 @@ def has_accelerator() -> bool:
     importlib.metadata.entry_points(group="jax_plugins")
     or importlib.util.find_spec("libtpu")
   )
+
+
+def split_cores() -> None:
+  """Makes the cores of a CPU devices, so that `data=-1` splits rows over them.
+
+  A small matmul is quicker on one core than split over two, which wait for each
+  other; so each core decodes texts of its own. There are 1, 2 or 4 devices, and
+  what cores are left share their work. Where somebody has said how many
+  (`JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`), or several processes are one job, it
+  does nothing.
+  """
+  import jax
+
+  said = "xla_force_host_platform_device_count" in os.environ.get(
+    "XLA_FLAGS", ""
+  )
+  said |= jax.config.jax_num_cpu_devices > 0
+  if not said and not jax.distributed.is_initialized():
+    if hasattr(os, "sched_getaffinity"):
+      cores = len(os.sched_getaffinity(0))  # That this process may use.
+    else:
+      cores = os.cpu_count() or 1
+    count = 1 << min(cores, MOST).bit_length() - 1
+    jax.config.update("jax_num_cpu_devices", count)
 
 
 def keep_freed_memory() -> None:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from r1jax.models import cache, context, ops
 from r1jax.models.config import Latent, ModelConfig
-from r1jax.models.layers import Rotation, rms_norm, rotate
+from r1jax.models.layers import Rotation, linear, rms_norm, rotate
 from r1jax.types import Packed, Params
 
 LATENT_EPSILON = 1e-6  # Of the latents' norms, whatever the model's is.
@@ -98,7 +98,7 @@ def merge(
 ) -> Float[Array, "B T D"]:
   """All heads through the output projection."""
   out = block["out"].reshape(-1, block["out"].shape[-1])
-  return heads.reshape(*heads.shape[:2], -1) @ out
+  return linear(heads.reshape(*heads.shape[:2], -1), out)
 
 
 def softmax_scale(config: ModelConfig) -> float:
@@ -118,7 +118,7 @@ def grouped_heads(
   Float[Array, "B T K G H"], Float[Array, "B T K H"], Float[Array, "B T K H"]
 ]:
   """Queries and keys, rotated, and values."""
-  heads = jnp.einsum("BTD,DKGH->BTKGH", x, block["qkv"])
+  heads = linear(x, block["qkv"])
   if "qkv_bias" in block:
     heads += block["qkv_bias"]
   turned = rotate(heads[..., :-1, :], rotation, interleaved=False)
@@ -138,13 +138,13 @@ def latents(
   That is the normalised latent, then the rotated key.
   """
   a = config.attention
-  down = x @ block["qkv_down"]
+  down = linear(x, block["qkv_down"])
   if a.q_rank is None:
-    queries = jnp.einsum("BTD,DNH->BTNH", x, block["q"])
+    queries = linear(x, block["q"])
   else:
     latent, down = jnp.split(down, [a.q_rank], axis=-1)
     latent = rms_norm(latent, block["q_norm"], LATENT_EPSILON)
-    queries = jnp.einsum("BTR,RNH->BTNH", latent, block["q_up"])
+    queries = linear(latent, block["q_up"])
   plain, turned = jnp.split(queries, [a.nope_size], axis=-1)
   turned = rotate(turned, rotation, interleaved=True)
   latent, key = jnp.split(down, [a.kv_rank], axis=-1)
@@ -161,7 +161,7 @@ def latent_heads(
   """Keys and values of each head, made from the latents."""
   a = config.attention
   latent, key = jnp.split(cached, [a.kv_rank], axis=-1)
-  both = jnp.einsum("BTR,RNH->BTNH", latent, kv_up)
+  both = linear(latent, kv_up)
   keys, values = jnp.split(both, [a.nope_size], axis=-1)
   shared = jnp.broadcast_to(key[:, :, None], (*keys.shape[:3], a.rope_size))
   return jnp.concatenate([keys, shared], axis=-1), values

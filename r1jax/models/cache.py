@@ -7,6 +7,8 @@ one buffer each, layers that run as a scan share one with a leading L; only the
 functions here know all that.
 """
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -70,21 +72,25 @@ def append(
   lengths: Int[Array, "B"],
 ) -> Buffers:
   """Writes T tokens of one layer behind the first `lengths` of each row."""
-  count, tokens, heads = new[0].shape[:3]
-  row = jnp.arange(count)[:, None, None]
+  tokens, heads = new[0].shape[1:3]
+  slots = lengths[:, None, None] + jnp.arange(tokens)[:, None]
   head = jnp.arange(heads)
-  slot = lengths[:, None, None] + jnp.arange(tokens)[None, :, None]
-  places = (row, head, slice(None), slot), (row, head, slot)
+  scanned = _scanned(rows)
 
-  def put(old, new, at):
-    new = new.astype(old.dtype)
-    return old.at[at].set(new, mode="drop", unique_indices=True)
+  def put(old, new, tokens_last):
+    # Row by row: a mesh that splits the rows has nothing to gather.
+    @functools.partial(jax.vmap, in_axes=(-4, 0, 0), out_axes=-4)
+    def one(old, new, slot):
+      at = (head, slice(None), slot) if tokens_last else (head, slot)
+      if scanned:  # An array, for indices on both sides of a slice come first.
+        at = (jnp.asarray(layer), *at)
+      return old.at[at].set(new, mode="drop", unique_indices=True)
 
-  if _scanned(rows):
-    # An array, for indices on both sides of a slice to come first.
-    at = [(jnp.asarray(layer), *place) for place in places]
-    return tuple(map(put, rows, new, at))
-  changed = tuple(map(put, rows[layer], new, places))
+    return one(old, new.astype(old.dtype), slots)
+
+  if scanned:
+    return tuple(map(put, rows, new, (True, False)))
+  changed = tuple(map(put, rows[layer], new, (True, False)))
   return (*rows[:layer], changed, *rows[layer + 1 :])
 
 

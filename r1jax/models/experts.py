@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from r1jax.models.layers import activate, swiglu
+from r1jax.models.layers import (
+  activate,
+  activation,
+  linear,
+  of_gate_up,
+  of_input,
+  of_weight,
+)
 
 
 def dense(weights, floats, indices) -> Float[Array, "M D"]:
@@ -25,9 +32,17 @@ def dense(weights, floats, indices) -> Float[Array, "M D"]:
   experts = jnp.arange(gate_up.shape[0])
   chosen = indices[..., None] == experts  # [M, k, E]
   spread = jnp.sum(jnp.where(chosen, gates[..., None], 0), axis=1)
+  spread = spread.astype(x.dtype)
+  width, hidden = gate_up.shape[1], gate_up.shape[3]
+  if len(x) * (width + hidden) < 2 * width * hidden:
+    # Fewer numbers are copied if every expert has tokens of its own.
+    own = jnp.broadcast_to(x, (len(experts), *x.shape))
+    both = jnp.einsum("EMD,EDcF->EMcF", own, gate_up)
+    gated = activate(both) * spread.T[..., None]
+    return jnp.einsum("EMF,EFD->MD", gated, down)
   both = jnp.einsum("MD,EDcF->MEcF", x, gate_up)
-  hidden = activate(both) * spread[..., None].astype(x.dtype)
-  return jnp.einsum("MEF,EFD->MD", hidden, down)
+  gated = activate(both) * spread[..., None]
+  return jnp.einsum("MEF,EFD->MD", gated, down)
 
 
 def ragged(weights, floats, indices) -> Float[Array, "M D"]:
@@ -69,42 +84,46 @@ def _forward(weights, floats, indices):
   (gate_up, down), (x, gates) = weights, floats
   plan = _plan(indices, gate_up.shape[0])
   rows = _take(x, plan.source // indices.shape[1])
-  block = plan.block
 
-  def run(b, out):
-    e = plan.expert[b]
-    made = swiglu(_block(rows, b, block), gate_up[e], down[e])
-    return jax.lax.dynamic_update_slice_in_dim(out, made, b * block, 0)
+  def run(b, carry):
+    both, out = carry
+    e, put = plan.expert[b], functools.partial(_put, b=b, block=plan.block)
+    of_block = linear(_block(rows, b, plan.block), gate_up[e])
+    made = linear(activate(of_block), down[e])
+    return put(both, of_block), put(out, made)
 
-  out = jax.lax.fori_loop(0, plan.used, run, jnp.zeros_like(rows))
+  both = jnp.zeros((len(rows), *gate_up.shape[2:]), x.dtype)
+  both, out = jax.lax.fori_loop(
+    0, plan.used, run, (both, jnp.zeros_like(rows))
+  )
   own = _take(out, plan.slot)  # [M, k, D]
   mixed = jnp.einsum("MKD,MK->MD", own, gates.astype(x.dtype))
-  return mixed, (weights, floats, indices)
+  return mixed, (weights, floats, indices, both)
 
 
 def _backward(saved, gradient):
-  (gate_up, down), (x, gates), indices = saved
+  (gate_up, down), (x, gates), indices, both = saved
   plan = _plan(indices, gate_up.shape[0])
   token = plan.source // indices.shape[1]
   rows, d_out = _take(x, token), _take(gradient, token)
   gate = _take(gates.reshape(-1), plan.source)
-  block = plan.block
 
   def run(b, carry):
     d_gate_up, d_down, d_rows, d_gate = carry
-    e = plan.expert[b]
-    made, pull = jax.vjp(swiglu, _block(rows, b, block), gate_up[e], down[e])
-    own = _block(d_out, b, block)
-    scaled = own * _block(gate, b, block)[:, None].astype(own.dtype)
-    of_rows, of_gate_up, of_down = pull(scaled)
-    put = functools.partial(
-      jax.lax.dynamic_update_slice_in_dim, start_index=b * block, axis=0
+    e, put = plan.expert[b], functools.partial(_put, b=b, block=plan.block)
+    row, own, weight, of_both = (
+      _block(y, b, plan.block) for y in (rows, d_out, gate, both)
     )
+    hidden, pull = activation(of_both)
+    of_hidden = of_input(own, down[e])  # But for the gate.
+    weight = weight[:, None].astype(own.dtype)
+    of_row, of_weights = of_gate_up(row, gate_up[e], pull(of_hidden * weight))
+    of_gate = jnp.sum(hidden * of_hidden, axis=-1).astype(gate.dtype)
     return (
-      d_gate_up.at[e].add(of_gate_up),
-      d_down.at[e].add(of_down),
-      put(d_rows, of_rows),
-      put(d_gate, jnp.sum(made * own, axis=-1).astype(d_gate.dtype)),
+      d_gate_up.at[e].add(of_weights),
+      d_down.at[e].add(of_weight(hidden, own * weight)),
+      put(d_rows, of_row),
+      put(d_gate, of_gate),
     )
 
   d_gate_up, d_down, d_rows, d_gate = jax.lax.fori_loop(
@@ -171,6 +190,10 @@ def _take(x, index):
 
 def _block(x, b, block):
   return jax.lax.dynamic_slice_in_dim(x, b * block, block, 0)
+
+
+def _put(x, part, b, block):
+  return jax.lax.dynamic_update_slice_in_dim(x, part, b * block, 0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -92,6 +92,48 @@ def frequencies(
 
 
 @jax.custom_vjp
+def linear(
+  x: Float[Array, "*B D"], weight: Float[Array, "D *F"]
+) -> Float[Array, "..."]:
+  """[*B, *F], the sum over D; its gradients are products that a CPU is quick at."""
+  return jnp.tensordot(x, weight, 1)
+
+
+linear.defvjp(
+  lambda x, weight: (linear(x, weight), (x, weight)),
+  lambda saved, gradient: (
+    of_input(gradient, saved[1]),
+    of_weight(saved[0], gradient),
+  ),
+)
+
+
+def of_input(
+  gradient: Float[Array, "..."], weight: Float[Array, "D *F"]
+) -> Float[Array, "*B D"]:
+  """Of what `linear` read, by the gradient of what it made."""
+  made = tuple(range(1 - weight.ndim, 0))
+  return jnp.tensordot(gradient, weight, (made, made))
+
+
+def of_weight(
+  x: Float[Array, "*B D"], gradient: Float[Array, "..."]
+) -> Float[Array, "D *F"]:
+  """Of the weight: a sum over tokens.
+
+  A CPU copies the left side of such a product, which is therefore the narrow
+  one; the barrier keeps XLA from turning that round.
+  """
+  tokens = tuple(range(x.ndim - 1))
+  over_tokens = lambda a, b: jax.lax.optimization_barrier(
+    jnp.tensordot(a, b, (tokens, tokens))
+  )
+  if x.shape[-1] <= math.prod(gradient.shape[len(tokens) :]):
+    return over_tokens(x, gradient)
+  return jnp.moveaxis(over_tokens(gradient, x), -1, 0)
+
+
+@jax.custom_vjp
 def swiglu(
   x: Float[Array, "*B D"],
   gate_up: Float[Array, "D 2 F"],
@@ -114,24 +156,36 @@ def _gated(gate, up):
 
 
 def _swiglu_forward(x, gate_up, down):
-  both = jnp.einsum("...D,DcF->...cF", x, gate_up)
-  return activate(both) @ down, (x, gate_up, down, both)
+  both = linear(x, gate_up)
+  return linear(activate(both), down), (x, gate_up, down, both)
 
 
 def _swiglu_backward(saved, gradient):
   x, gate_up, down, both = saved
-  hidden, pull = jax.vjp(_gated, both[..., 0, :], both[..., 1, :])
-  d_both = jnp.stack(pull(gradient @ down.T), axis=-2)
-  # A product over tokens copies its left side, which is therefore the narrow
-  # one; the barrier keeps XLA from turning that round.
-  over_tokens = lambda product, a, b: jax.lax.optimization_barrier(
-    jnp.einsum(product, a, b)
-  )
+  hidden, pull = activation(both)
+  of_both = pull(of_input(gradient, down))
   return (
-    jnp.tensordot(d_both, gate_up, ((-2, -1), (1, 2))),
-    over_tokens("...D,...cF->DcF", x, d_both),
-    over_tokens("...D,...F->DF", gradient, hidden).T,
+    *of_gate_up(x, gate_up, of_both),
+    of_weight(hidden, gradient),
   )
 
 
 swiglu.defvjp(_swiglu_forward, _swiglu_backward)
+
+
+def activation(both: Float[Array, "*B 2 F"]):
+  """`activate(both)`, and what makes of its gradient those of gate and up."""
+  return jax.vjp(_gated, both[..., 0, :], both[..., 1, :])
+
+
+def of_gate_up(
+  x: Float[Array, "*B D"],
+  gate_up: Float[Array, "D 2 F"],
+  of_both: tuple[Float[Array, "*B F"], Float[Array, "*B F"]],
+) -> tuple[Float[Array, "*B D"], Float[Array, "D 2 F"]]:
+  """Gradients of what `gate_up` read, and of itself.
+
+  The two are joined as weights, which are smaller than as many tokens.
+  """
+  of_x = sum(of_input(of, gate_up[:, i]) for i, of in enumerate(of_both))
+  return of_x, jnp.stack([of_weight(x, of) for of in of_both], axis=1)

@@ -144,13 +144,9 @@ def run_layers(
       )
     else:
       loads = []
-      for i in range(count):
-        slice_of = lambda w, i=i: w[i]
-        block = (
-          blocks[i]
-          if isinstance(blocks, tuple)
-          else jax.tree.map(slice_of, blocks)
-        )
+      if not isinstance(blocks, tuple):
+        blocks = take_apart(blocks, count)
+      for i, block in enumerate(blocks):
         own = None if given is None else given[i]
         carry, one = run(block, first + i, carry, own)
         loads.append(one)
@@ -307,13 +303,21 @@ def unstack(model: Transformer, params: Params) -> Params:
   if model.config.scan:
     return params
   apart = {
-    group: tuple(
-      jax.tree.map(lambda w, i=i: w[i], params[group]) for i in range(count)
-    )
+    group: take_apart(params[group], count)
     for group, count in groups(model.config)
     if count
   }
   return params | apart
+
+
+def take_apart(stacked: Params, count: int) -> tuple[Params, ...]:
+  """The `count` slices of every weight; their gradients are joined again."""
+  leaves, treedef = jax.tree.flatten(stacked)
+  slices = [jax.lax.split(w, [1] * count) for w in leaves]
+  return tuple(
+    treedef.unflatten([jnp.squeeze(parts[i], 0) for parts in slices])
+    for i in range(count)
+  )
 
 
 def extend(

@@ -52,18 +52,18 @@ def _backward(block, saved, gradients):
   d_out, d_lse = gradients
   # Of the softmax: d score = weight * (d weight - sum of weight * d weight).
   delta = jnp.sum(out.astype(jnp.float32) * d_out, axis=-1) - d_lse
-  d_queries = []
-  d_keys, d_values = (jnp.zeros(x.shape, jnp.float32) for x in (keys, values))
+  d_queries, d_keys, d_values = [], 0.0, 0.0
   for at in _blocks(queries, block):
     seen = (slice(None), slice(None), slice(at.stop))
+    rest = ((0, 0), (0, 0), (0, keys.shape[2] - at.stop), (0, 0))
     scores = _scores(queries, keys, k_start, prefix_end, at)
     weights = jnp.exp(scores - lse[..., at, None])
     d_weights = product("BKGTH,BKSH->BKGTS", d_out[..., at, :], values[seen])
     d_scores = weights * (d_weights - delta[..., at, None])
     d_scores, weights = (x.astype(keys.dtype) for x in (d_scores, weights))
     d_queries.append(product("BKGTS,BKSH->BKGTH", d_scores, keys[seen]))
-    d_keys = d_keys.at[seen].add(_over_queries(queries[..., at, :], d_scores))
-    d_values = d_values.at[seen].add(_over_queries(d_out[..., at, :], weights))
+    d_keys += jnp.pad(_over_queries(queries[..., at, :], d_scores), rest)
+    d_values += jnp.pad(_over_queries(d_out[..., at, :], weights), rest)
   return (
     jnp.concatenate(d_queries, axis=3).astype(queries.dtype),
     d_keys.astype(keys.dtype),

@@ -3,17 +3,21 @@
 `model`: decoding at batch 64 and training of a tiny Qwen2 and a tiny
 DeepSeek-V3, beside transformers with the same weights (`r1jax[reference]`):
 sizes, rates, and what share of the machine's own matmul rate they are. Runs of
-the two sides alternate; every number is a median.
+the two sides alternate; every number is a median. Both use all cores: ours as
+devices of a mesh that rows are split over.
 """
 
+import contextlib
 import functools
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from r1jax import sharding
 from r1jax.models import cache as caches
 from r1jax.models import flops, ops, transformer
 from r1jax.models.cache import empty_cache
@@ -111,7 +115,8 @@ def decoder(config: ModelConfig, params) -> Callable:
   )
   def generate(params, prompts, *, rows, prompt_tokens, tokens):
     params = transformer.unstack(network, params)
-    cache = empty_cache(config, rows, prompt_tokens)
+    split = lambda cache: cache.replace(rows=caches.split(cache.rows))
+    cache = split(empty_cache(config, rows, prompt_tokens))
     hidden, cache = transformer.extend(network, params, prompts, cache)
     pick = lambda hidden: jnp.argmax(
       transformer.logits(network, params, hidden), axis=-1
@@ -125,18 +130,16 @@ def decoder(config: ModelConfig, params) -> Callable:
     token, out = pick(hidden[:, -1]), jnp.zeros((rows, tokens), jnp.int32)
     for start in range(0, tokens, GROWTH):
       stop = min(start + GROWTH, tokens)
-      cache = cache.replace(
-        rows=caches.resize(cache.rows, prompt_tokens + stop)
-      )
+      grown = caches.resize(cache.rows, prompt_tokens + stop)
       token, cache, out = jax.lax.fori_loop(
-        start, stop, step, (token, cache, out)
+        start, stop, step, (token, split(cache.replace(rows=grown)), out)
       )
     return out
 
   def run(rows, prompt_tokens, tokens):
-    prompts = draw(config, rows, prompt_tokens)
     sizes = dict(rows=rows, prompt_tokens=prompt_tokens, tokens=tokens)
-    return np.asarray(generate(params, jnp.asarray(prompts), **sizes))
+    with on_mesh(params, draw(config, rows, prompt_tokens)) as arguments:
+      return np.asarray(generate(*arguments, **sizes))
 
   return run
 
@@ -159,10 +162,18 @@ def trainer(config: ModelConfig, params) -> Callable:
     return jax.value_and_grad(loss)(params)
 
   def run(rows, tokens):
-    batch = jnp.asarray(draw(config, rows, tokens))
-    return jax.block_until_ready(gradient(params, batch))
+    with on_mesh(params, draw(config, rows, tokens)) as arguments:
+      return jax.block_until_ready(gradient(*arguments))
 
   return run
+
+
+@contextlib.contextmanager
+def on_mesh(params, rows: np.ndarray) -> Iterator[tuple]:
+  """Weights and rows on a mesh of the devices, as many as the rows divide by."""
+  mesh = sharding.make_mesh(data=math.gcd(jax.device_count(), len(rows)))
+  with jax.set_mesh(mesh):
+    yield sharding.replicate(mesh, params), sharding.assemble(mesh, rows)
 
 
 def draw(config: ModelConfig, rows: int, tokens: int) -> np.ndarray:
