@@ -93,9 +93,7 @@ def _forward(weights, floats, indices):
     return put(both, of_block), put(out, made)
 
   both = jnp.zeros((len(rows), *gate_up.shape[2:]), x.dtype)
-  both, out = jax.lax.fori_loop(
-    0, plan.used, run, (both, jnp.zeros_like(rows))
-  )
+  both, out = jax.lax.fori_loop(0, plan.used, run, (both, jnp.zeros_like(rows)))
   own = _take(out, plan.slot)  # [M, k, D]
   mixed = jnp.einsum("MKD,MK->MD", own, gates.astype(x.dtype))
   return mixed, (weights, floats, indices, both)

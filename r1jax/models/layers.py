@@ -95,7 +95,7 @@ def frequencies(
 def linear(
   x: Float[Array, "*B D"], weight: Float[Array, "D *F"]
 ) -> Float[Array, "..."]:
-  """[*B, *F], the sum over D; its gradients are products that a CPU is quick at."""
+  """[*B, *F]: the sum over D, whose gradients a CPU is quick at."""
   return jnp.tensordot(x, weight, 1)
 
 
@@ -164,10 +164,9 @@ def _swiglu_backward(saved, gradient):
   x, gate_up, down, both = saved
   hidden, pull = activation(both)
   of_both = pull(of_input(gradient, down))
-  return (
-    *of_gate_up(x, gate_up, of_both),
-    of_weight(hidden, gradient),
-  )
+  # Of equal widths `gradient`, which is there already, is the one to copy.
+  of_down = of_weight(gradient, hidden).T
+  return *of_gate_up(x, gate_up, of_both), of_down
 
 
 swiglu.defvjp(_swiglu_forward, _swiglu_backward)

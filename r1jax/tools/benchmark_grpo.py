@@ -19,6 +19,7 @@ rematerialised gradient) not at all.
 
 import dataclasses
 import itertools
+import math
 import statistics
 import sys
 import time
@@ -221,7 +222,9 @@ def settings(size: Size, rows: dict) -> ConfigDict:
 def train(sizes: ModelConfig, size: Size, rows: dict) -> Iterator[dict]:
   """Steps without end: the seconds of each, "step_s" and by phase."""
   config, words = settings(size, rows), Endless(sizes.vocab_size)
-  mesh, model = sharding.make_mesh(data=1), transformer.Transformer(sizes)
+  divided = size.prompts, rows["microbatch_rows"]
+  mesh = sharding.make_mesh(data=math.gcd(jax.device_count(), *divided))
+  model = transformer.Transformer(sizes)
   engine = make_engine(model, words, mesh, (), **config.sampling)
   optimizer, score, update = make_steps(config, model, words)
   params = transformer.init(model, jax.random.key(0))
@@ -247,7 +250,8 @@ def train(sizes: ModelConfig, size: Size, rows: dict) -> Iterator[dict]:
     packed, count = pack_minibatch(rollout, everyone, **config.rows)
     reference_logprobs = np.zeros_like(rollout.logprobs)
     batch = sharding.assemble(mesh, (packed, experts_of(rollout, packed)))
-    made = score(reference, batch, count)
+    with jax.set_mesh(mesh):
+      made = score(reference, batch, count)
     place(sharding.local(made), packed, reference_logprobs)
     scored = time.perf_counter()
 
@@ -262,7 +266,8 @@ def train(sizes: ModelConfig, size: Size, rows: dict) -> Iterator[dict]:
       weights=token_weights(mask, np.isfinite(total), **config.aggregation),
     )
     batch = sharding.assemble(mesh, (packed, token_arrays(experience, packed)))
-    state, measured = update(state, batch, count, np.int32(mask.sum()))
+    with jax.set_mesh(mesh):
+      state, measured = update(state, batch, count, np.int32(mask.sum()))
     jax.device_get(measured)
     learned = time.perf_counter()
     yield dict(

@@ -170,7 +170,7 @@ def trainer(config: ModelConfig, params) -> Callable:
 
 @contextlib.contextmanager
 def on_mesh(params, rows: np.ndarray) -> Iterator[tuple]:
-  """Weights and rows on a mesh of the devices, as many as the rows divide by."""
+  """Weights, and rows split over as many devices as they divide by."""
   mesh = sharding.make_mesh(data=math.gcd(jax.device_count(), len(rows)))
   with jax.set_mesh(mesh):
     yield sharding.replicate(mesh, params), sharding.assemble(mesh, rows)
