@@ -12,14 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from r1jax.models.layers import (
-  activate,
-  activation,
-  linear,
-  of_gate_up,
-  of_input,
-  of_weight,
-)
+from r1jax.models.layers import activate, linear, of_input, of_weight
 
 
 def dense(weights, floats, indices) -> Float[Array, "M D"]:
@@ -56,9 +49,8 @@ def ragged(weights, floats, indices) -> Float[Array, "M D"]:
   # there, forward and backward, is not looked at.
   used = (jnp.arange(order.size) < jnp.sum(counts))[:, None]
   rows = jnp.where(used, x[order // indices.shape[1]], 0)
-  flat = gate_up.reshape(*gate_up.shape[:2], -1)
-  both = jax.lax.ragged_dot(rows, flat, counts)
-  hidden = activate(both.reshape(-1, *gate_up.shape[2:]))
+  both = jax.lax.ragged_dot(rows, _flat(gate_up), counts)
+  hidden = _activate(both)
   out = jax.lax.ragged_dot(hidden, down, counts)
   out = jnp.where(used, out, 0)
   own = out[jnp.argsort(order)].reshape(*indices.shape, -1)
@@ -82,17 +74,17 @@ def blocked(
 
 def _forward(weights, floats, indices):
   (gate_up, down), (x, gates) = weights, floats
-  plan = _plan(indices, gate_up.shape[0])
+  plan, flat = _plan(indices, len(down)), _flat(gate_up)
   rows = _take(x, plan.source // indices.shape[1])
 
   def run(b, carry):
     both, out = carry
     e, put = plan.expert[b], functools.partial(_put, b=b, block=plan.block)
-    of_block = linear(_block(rows, b, plan.block), gate_up[e])
-    made = linear(activate(of_block), down[e])
+    of_block = linear(_block(rows, b, plan.block), flat[e])
+    made = linear(_activate(of_block), down[e])
     return put(both, of_block), put(out, made)
 
-  both = jnp.zeros((len(rows), *gate_up.shape[2:]), x.dtype)
+  both = jnp.zeros((len(rows), flat.shape[-1]), x.dtype)
   both, out = jax.lax.fori_loop(0, plan.used, run, (both, jnp.zeros_like(rows)))
   own = _take(out, plan.slot)  # [M, k, D]
   mixed = jnp.einsum("MKD,MK->MD", own, gates.astype(x.dtype))
@@ -101,40 +93,51 @@ def _forward(weights, floats, indices):
 
 def _backward(saved, gradient):
   (gate_up, down), (x, gates), indices, both = saved
-  plan = _plan(indices, gate_up.shape[0])
+  plan, flat = _plan(indices, len(down)), _flat(gate_up)
   token = plan.source // indices.shape[1]
   rows, d_out = _take(x, token), _take(gradient, token)
   gate = _take(gates.reshape(-1), plan.source)
 
   def run(b, carry):
-    d_gate_up, d_down, d_rows, d_gate = carry
+    d_flat, d_down, d_rows, d_gate = carry
     e, put = plan.expert[b], functools.partial(_put, b=b, block=plan.block)
     row, own, weight, of_both = (
       _block(y, b, plan.block) for y in (rows, d_out, gate, both)
     )
-    hidden, pull = activation(of_both)
+    hidden, pull = jax.vjp(_activate, of_both)
     of_hidden = of_input(own, down[e])  # But for the gate.
     weight = weight[:, None].astype(own.dtype)
-    of_row, of_weights = of_gate_up(row, gate_up[e], pull(of_hidden * weight))
+    (of_both,) = pull(of_hidden * weight)
     of_gate = jnp.sum(hidden * of_hidden, axis=-1).astype(gate.dtype)
     return (
-      d_gate_up.at[e].add(of_weights),
+      d_flat.at[e].add(of_weight(row, of_both)),
       d_down.at[e].add(of_weight(hidden, own * weight)),
-      put(d_rows, of_row),
+      put(d_rows, of_input(of_both, flat[e])),
       put(d_gate, of_gate),
     )
 
-  d_gate_up, d_down, d_rows, d_gate = jax.lax.fori_loop(
+  d_flat, d_down, d_rows, d_gate = jax.lax.fori_loop(
     0,
     plan.used,
     run,
-    tuple(jnp.zeros_like(x) for x in (gate_up, down, rows, gate)),
+    tuple(jnp.zeros_like(x) for x in (flat, down, rows, gate)),
   )
   d_x = _take(d_rows, plan.slot).sum(axis=1)
-  return (d_gate_up, d_down), (d_x, _take(d_gate, plan.slot)), None
+  d_weights = d_flat.reshape(gate_up.shape), d_down
+  return d_weights, (d_x, _take(d_gate, plan.slot)), None
 
 
 blocked.defvjp(_forward, _backward)
+
+
+def _flat(gate_up):
+  """[E, D, 2 F]: one matrix of each expert, for one product."""
+  return gate_up.reshape(*gate_up.shape[:2], -1)
+
+
+def _activate(both):
+  """`activate` of [M, 2 F]."""
+  return activate(both.reshape(len(both), 2, -1))
 
 
 class _Plan(NamedTuple):

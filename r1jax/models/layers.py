@@ -162,29 +162,13 @@ def _swiglu_forward(x, gate_up, down):
 
 def _swiglu_backward(saved, gradient):
   x, gate_up, down, both = saved
-  hidden, pull = activation(both)
+  hidden, pull = jax.vjp(_gated, both[..., 0, :], both[..., 1, :])
   of_both = pull(of_input(gradient, down))
+  # Joined as weights, which are smaller than what is made of many tokens.
+  of_gate_up = jnp.stack([of_weight(x, of) for of in of_both], axis=1)
+  of_x = sum(of_input(of, gate_up[:, i]) for i, of in enumerate(of_both))
   # Of equal widths `gradient`, which is there already, is the one to copy.
-  of_down = of_weight(gradient, hidden).T
-  return *of_gate_up(x, gate_up, of_both), of_down
+  return of_x, of_gate_up, of_weight(gradient, hidden).T
 
 
 swiglu.defvjp(_swiglu_forward, _swiglu_backward)
-
-
-def activation(both: Float[Array, "*B 2 F"]):
-  """`activate(both)`, and what makes of its gradient those of gate and up."""
-  return jax.vjp(_gated, both[..., 0, :], both[..., 1, :])
-
-
-def of_gate_up(
-  x: Float[Array, "*B D"],
-  gate_up: Float[Array, "D 2 F"],
-  of_both: tuple[Float[Array, "*B F"], Float[Array, "*B F"]],
-) -> tuple[Float[Array, "*B D"], Float[Array, "D 2 F"]]:
-  """Gradients of what `gate_up` read, and of itself.
-
-  The two are joined as weights, which are smaller than as many tokens.
-  """
-  of_x = sum(of_input(of, gate_up[:, i]) for i, of in enumerate(of_both))
-  return of_x, jnp.stack([of_weight(x, of) for of in of_both], axis=1)
