@@ -59,6 +59,7 @@ def get_config(variant="zero"):
   c.num_steps = 66  # Updates.
   c.template = "r1_zero"
 
+  c.cpu_devices = 4  # Cores that split the rows, at most.
   c.mesh = dict(data=-1)
   c.rollout_mesh = dict(data=-1)
   c.model = dict(name="pretrained", path=base)

@@ -34,6 +34,7 @@ def get_config():
   c.metrics_every = 10
   c.checkpoint_every = 200
 
+  c.cpu_devices = 1  # No core has weights of its own.
   c.mesh = dict(data=-1)
   c.model = dict(name="tiny_deepseek", vocab_size=192)
   c.tokenizer = dict(documents=20_000, word_share=0.002)

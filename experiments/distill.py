@@ -41,6 +41,7 @@ def get_config(variant="qwen_1_5b"):
   c.metrics_every = 10
   c.checkpoint_every = 500
 
+  c.cpu_devices = 1  # Of no use to a pod.
   c.mesh = dict(data=-1, fsdp=fsdp, context=1, tensor=tensor)
   c.model = dict(name=name, compute_dtype="bfloat16")
   c.tokenizer = dict(documents=20_000, word_share=0.002)

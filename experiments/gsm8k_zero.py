@@ -32,6 +32,7 @@ def get_config():
   c.template = "r1_zero"
 
   path = FieldReference("")
+  c.cpu_devices = 1  # No core has weights of its own.
   c.mesh = dict(data=-1)
   c.rollout_mesh = dict(data=-1)
   c.model = dict(

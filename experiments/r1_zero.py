@@ -45,6 +45,7 @@ def get_config(variant="deepseek_v3"):
   c.num_steps = 10_400 if variant == "long" else 8_192  # Updates.
   c.template = "r1_zero"
 
+  c.cpu_devices = 1  # Of no use to a pod.
   c.mesh = dict(data=-1, fsdp=32, expert=16, context=1)
   c.rollout_mesh = dict(data=-1, expert=256, context=1)
   path = FieldReference("")

@@ -88,7 +88,7 @@ def train(argv: list[str]) -> None:
   check_options(settings.loop, loop, asked)
   if _WORKDIR.value is None:
     raise ValueError("no --workdir; say where the run's files should go")
-  runtime.start()
+  runtime.start(settings.cpu_devices)
   pathlib.Path(_WORKDIR.value).mkdir(parents=True, exist_ok=True)
   if _BUCKET.value:
     from r1jax import checkpoint  # A wrong command need not wait for JAX.

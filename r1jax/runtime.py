@@ -13,19 +13,16 @@ KEEPING = {
 }
 
 
-MOST = 4  # Devices of a CPU: a batch seldom divides by more.
-
-
-def start() -> None:
+def start(cpu_devices: int = 1) -> None:
   """Keeps compiled programs on disk, and sets up a CPU that computes.
 
-  Memory that is freed is kept, and cores are devices. It must come before JAX
-  looks for its devices.
+  That keeps memory that is freed, and has up to `cpu_devices` devices; see
+  `split_cores`. It must come before JAX looks for its devices.
   """
   enable_compilation_cache()
   if not has_accelerator():
     keep_freed_memory()
-    split_cores()
+    split_cores(cpu_devices)
 
 
 def enable_compilation_cache() -> None:
@@ -49,28 +46,32 @@ def has_accelerator() -> bool:
   )
 
 
-def split_cores() -> None:
-  """Makes the cores of a CPU devices, so that `data=-1` splits rows over them.
+def split_cores(most: int) -> None:
+  """Makes devices of a CPU's cores, as many as a power of two up to `most`.
 
-  A small matmul is quicker on one core than split over two, which wait for each
-  other; so each core decodes texts of its own. There are 1, 2 or 4 devices, and
-  what cores are left share their work. Where somebody has said how many
-  (`JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`), or several processes are one job, it
+  A mesh with `data=-1` then splits rows over them. A small matmul is quicker on
+  one core than split over two, which wait for each other; but every device has
+  weights of its own. Where the environment says how many there are
+  (`JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`), or several processes are one job, this
   does nothing.
   """
   import jax
 
-  said = "xla_force_host_platform_device_count" in os.environ.get(
-    "XLA_FLAGS", ""
-  )
+  if most < 1:
+    raise ValueError(f"cpu_devices is {most}; it must be at least 1")
+  flag = "xla_force_host_platform_device_count"
+  said = flag in os.environ.get("XLA_FLAGS", "")
   said |= jax.config.jax_num_cpu_devices > 0
   if not said and not jax.distributed.is_initialized():
-    if hasattr(os, "sched_getaffinity"):
-      cores = len(os.sched_getaffinity(0))  # That this process may use.
-    else:
-      cores = os.cpu_count() or 1
-    count = 1 << min(cores, MOST).bit_length() - 1
+    count = 1 << min(cores(), most).bit_length() - 1
     jax.config.update("jax_num_cpu_devices", count)
+
+
+def cores() -> int:
+  """That this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:

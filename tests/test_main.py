@@ -18,7 +18,7 @@ def sums(*, digits): ...
 def words(*, letters=3): ...
 
 SECTIONS = {"optimizer": optimizer, "dataset": {"sums": sums, "words": words}}
-FIELDS = ("seed", "num_steps", "mode")
+FIELDS = ("seed", "num_steps", "mode", "cpu_devices")
 
 def check(config):
   if config.num_steps < 0:
@@ -58,6 +58,7 @@ from ml_collections import ConfigDict
 def get_config(mode=""):
   c = ConfigDict()
   c.loop = "fake"
+  c.cpu_devices = 1
   c.seed, c.num_steps, c.mode = 0, 3, mode
   c.optimizer = dict(learning_rate=0.1)
   c.dataset = dict(name="sums", digits=2)

@@ -1,6 +1,7 @@
 """What a command sets up in its process."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 import sys
@@ -25,6 +26,32 @@ before = faults()
 work(x).block_until_ready()
 print(faults() - before)
 """
+
+
+FLAG = "--xla_force_host_platform_device_count"
+DEVICES = """
+import sys
+import jax
+from r1jax import runtime
+runtime.cores = lambda: int(sys.argv[1])
+runtime.split_cores(int(sys.argv[2]))
+print(jax.device_count())
+"""
+
+
+def devices(cores, most, **env):
+  """How many a process has whose CPU has so many cores."""
+  said = "XLA_FLAGS", "JAX_NUM_CPU_DEVICES"
+  env |= {k: v for k, v in os.environ.items() if k not in said}
+  done = subprocess.run(
+    [sys.executable, "-c", DEVICES, str(cores), str(most)],
+    capture_output=True,
+    text=True,
+    check=True,
+    timeout=120,
+    env=env,
+  )
+  return int(done.stdout)
 
 
 def faults(mode):
@@ -53,8 +80,26 @@ def test_freed_memory_is_kept_where_the_cpu_computes(monkeypatch, has):
   monkeypatch.setattr(runtime, "enable_compilation_cache", lambda: None)
   monkeypatch.setattr(runtime, "has_accelerator", lambda: has)
   monkeypatch.setattr(runtime, "keep_freed_memory", lambda: done.append(1))
-  runtime.start()
-  assert bool(done) == (not has)
+  monkeypatch.setattr(runtime, "split_cores", done.append)
+  runtime.start(cpu_devices=4)
+  assert done == ([] if has else [1, 4])
+
+
+@pytest.mark.parametrize(
+  ("cores", "most", "found"), [(1, 4, 1), (2, 4, 2), (7, 4, 4), (7, 3, 2)]
+)
+def test_cores_become_devices(cores, most, found):
+  assert devices(cores, most) == found
+
+
+def test_who_says_how_many_devices_there_are_gets_them():
+  assert devices(4, 4, JAX_NUM_CPU_DEVICES="3") == 3
+  assert devices(4, 4, XLA_FLAGS=f"{FLAG}=5") == 5
+
+
+def test_no_device_at_all_is_refused():
+  with pytest.raises(ValueError, match="cpu_devices is 0"):
+    runtime.split_cores(0)
 
 
 def test_a_plugin_of_jax_is_an_accelerator(monkeypatch):

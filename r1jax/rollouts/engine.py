@@ -367,7 +367,8 @@ def make_engine(
   if num_slots % sharding.row_shards(mesh):
     raise ValueError(
       f"num_slots {num_slots} do not divide over the "
-      f"{sharding.row_shards(mesh)} parts of the mesh that split rows"
+      f"{sharding.row_shards(mesh)} parts of the mesh that split rows; choose "
+      "a multiple, or another mesh"
     )
   if num_slots // sharding.row_shards(mesh) % slots_per_prompt:
     raise ValueError(

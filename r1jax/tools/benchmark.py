@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
   if len(argv) != 2:
     raise ValueError(f"name one benchmark: {', '.join(BENCHMARKS)}")
   logging.set_verbosity(logging.INFO if flags.FLAGS.debug else logging.ERROR)
-  runtime.start()
+  runtime.start(cpu_devices=runtime.cores())
   function = benchmark(argv[1])
   own = flags.FLAGS.flags_by_module_dict()[argv[0]]
   given = {f.name: f.value for f in own if f.present and f.name != "debug"}

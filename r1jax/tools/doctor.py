@@ -69,7 +69,7 @@ def main(argv: list[str], *, config: flags.FlagHolder) -> None:
     raise ValueError(f"unknown argument {argv[1]!r}; flags start with --")
   logging.set_verbosity(logging.INFO if options.debug else logging.ERROR)
   settings = configs.from_flag(config, sweep_index=options.sweep)
-  runtime.start()
+  runtime.start(settings.cpu_devices)
   began, wrong = time.monotonic(), 0
   for name, (verdict, text) in examine(settings, debug=options.debug):
     print(f"{verdict:5}  {name:9}  {text}", flush=True)

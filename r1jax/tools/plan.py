@@ -50,6 +50,7 @@ from r1jax.tools import (
 )
 from r1jax.tools.plan_bounds import bounds
 from r1jax.tools.plan_programs import PROGRAMS, Program, per_device
+from r1jax.training import inspection
 
 SPARE = 0.05  # Of the memory, to call it a fit.
 BEST = 3  # Meshes that a sweep compiles.
@@ -78,12 +79,7 @@ def plan(
   if config.loop not in PROGRAMS:
     raise ValueError(configs.unknown("loop to plan", config.loop, PROGRAMS))
   mesh = make_mesh(config, topology)
-  rows, shards = config.rows.microbatch_rows, sharding.row_shards(mesh)
-  if rows % shards:
-    raise ValueError(
-      f"rows.microbatch_rows {rows} do not divide over {shards} devices, those "
-      "of the mesh axes data, fsdp and expert"
-    )
+  inspection.check_rows(config.rows, mesh)
   programs = PROGRAMS[config.loop](config, mesh)
   names = [program.name for program in programs]
   for name in only:

@@ -85,6 +85,7 @@ def train(
     sinks: where metrics go beside metrics.jsonl; see `metrics.SINKS`.
   """
   mesh = sharding.make_mesh(**config.mesh)
+  inspection.check_rows(config.rows, mesh)
   dataset = data.load(**config.dataset)
   words = tokenizer.load(**config.tokenizer)
   model, params = load_model(config)
@@ -305,12 +306,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"minibatches {config.minibatches} does not divide prompts_per_round "
       f"{config.prompts_per_round}; whole groups go into a minibatch"
     )
-  rows = config.rows
-  if rows.max_rows % rows.microbatch_rows:
-    raise ValueError(
-      f"rows.microbatch_rows {rows.microbatch_rows} does not divide "
-      f"rows.max_rows {rows.max_rows}"
-    )
+  inspection.check_rows(config.rows)
   for name, known in (("mtp", MTP), ("old", OLD)):
     if config[name] not in known:
       raise ValueError(f"{name} is {config[name]!r}; there is {known}")
@@ -378,9 +374,11 @@ SECTIONS = {
   "optimizer": make_optimizer,
   "evaluation": measurements.evaluation,
 }
+FREE = ("num_steps", "checkpoint_every", "peak_flops", "cpu_devices")
+CHANGEABLE = (*FREE, "evaluation")
 FIELDS = (
+  *FREE,
   "seed",
-  "num_steps",
   "template",
   "prompts_per_round",
   "group_size",
@@ -390,10 +388,7 @@ FIELDS = (
   "mtp",
   "minibatches",
   "reference_every",
-  "checkpoint_every",
   "max_skipped",
   "router_bias_speed",
   "offload",
-  "peak_flops",
 )
-CHANGEABLE = ("num_steps", "checkpoint_every", "evaluation", "peak_flops")

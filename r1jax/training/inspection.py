@@ -1,4 +1,4 @@
-"""What is wrong with a run's problems, before its first round.
+"""What is wrong with a run's rows and problems, before its first round.
 
 A dataset that lies in memory, as files do, is read from end to end; of one that
 makes its examples when they are read, a part has to do.
@@ -7,7 +7,9 @@ makes its examples when they are read, a part has to do.
 from collections.abc import Sequence
 
 import ml_collections
+from jax.sharding import Mesh
 
+from r1jax import sharding
 from r1jax.console import Console
 from r1jax.data import templates
 from r1jax.data.mixture import Mixture
@@ -27,6 +29,25 @@ def in_memory(dataset: Sequence[Example]) -> Sequence[Example]:
     wholes = (in_memory(part.dataset) for part in dataset.parts.values())
     return [example for whole in wholes for example in whole]
   return dataset if isinstance(dataset, list) else ()
+
+
+def check_rows(rows: ml_collections.ConfigDict, mesh: Mesh | None = None):
+  """Raises ValueError for rows that do not divide into microbatches.
+
+  With a mesh, also for microbatches that do not divide over its devices.
+  """
+  at_once, shards = rows.microbatch_rows, mesh and sharding.row_shards(mesh)
+  if rows.max_rows % at_once:
+    raise ValueError(
+      f"rows.microbatch_rows {at_once} does not divide rows.max_rows "
+      f"{rows.max_rows}"
+    )
+  if shards and at_once % shards:
+    raise ValueError(
+      f"rows.microbatch_rows {at_once} do not divide over {shards} devices, "
+      "those of the mesh axes data, fsdp and expert; choose a multiple, or "
+      "another mesh"
+    )
 
 
 def check_vocabulary(words: Tokenizer, model: ModelConfig) -> None:

@@ -52,8 +52,9 @@ def train(
     profile: steps to trace.
     sinks: where metrics go beside metrics.jsonl; see `metrics.SINKS`.
   """
-  claim(workdir, config.to_dict(), ignore=CHANGEABLE)
   mesh = sharding.make_mesh(**config.mesh)
+  inspection.check_rows(config.rows, mesh)
+  claim(workdir, config.to_dict(), ignore=CHANGEABLE)
   dataset = data.load(**config.dataset)
   load = lambda: tokenizer.fit_once(
     (example.answer for example in dataset),
@@ -217,12 +218,7 @@ def commit() -> str | None:
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for settings that cannot go together."""
-  rows = config.rows
-  if rows.max_rows % rows.microbatch_rows:
-    raise ValueError(
-      f"rows.max_rows {rows.max_rows} is not a multiple of "
-      f"rows.microbatch_rows {rows.microbatch_rows}"
-    )
+  inspection.check_rows(config.rows)
   offload.check(config.offload)
 
 
@@ -235,13 +231,5 @@ SECTIONS = {
   "loss": objective,
   "optimizer": make_optimizer,
 }
-FIELDS = (
-  "seed",
-  "num_steps",
-  "batch_examples",
-  "router_bias_speed",
-  "offload",
-  "metrics_every",
-  "checkpoint_every",
-)
-CHANGEABLE = ("num_steps", "metrics_every", "checkpoint_every")
+CHANGEABLE = ("num_steps", "metrics_every", "checkpoint_every", "cpu_devices")
+FIELDS = (*CHANGEABLE, "seed", "batch_examples", "router_bias_speed", "offload")

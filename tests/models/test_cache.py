@@ -1,13 +1,17 @@
 """What was read into the cache is as good as what is read at once."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax import sharding
 from r1jax.models import cache as caches
 from r1jax.models import transformer
 from r1jax.models.cache import append, as_prefix, empty_cache
+from r1jax.models.presets import preset
 
 ROWS, LENGTH, ROOM = 3, 9, 12
 TOKENS = np.random.default_rng(0).integers(0, 40, (ROWS, LENGTH), np.int32)
@@ -128,6 +132,25 @@ def test_append_writes_behind_each_row_and_never_beyond_the_room():
     np.testing.assert_array_equal(
       got[0][:, 0, 1], np.add(expected, np.greater(expected, 0))
     )
+
+
+@pytest.mark.parametrize("family", ["tiny_deepseek", "tiny_qwen2"])
+def test_decoding_rows_that_a_mesh_splits_moves_nothing(family, random_params):
+  model = transformer.Transformer(preset(family))
+  mesh = sharding.make_mesh(data=2)
+
+  @jax.jit
+  def step(params, tokens, rows):
+    cache = empty_cache(model.config, 4, ROOM)
+    cache = cache.replace(rows=caches.split(rows))
+    return transformer.extend(model, params, tokens, cache)
+
+  with jax.set_mesh(mesh):
+    params = sharding.replicate(mesh, random_params(model.config))
+    rows = empty_cache(model.config, 4, ROOM).rows
+    given = sharding.assemble(mesh, (np.zeros((4, 1), np.int32), rows))
+    text = step.lower(params, *given).compile().as_text()
+  assert not re.findall(r"(all-\w+|collective-\w+|reduce-scatter)\(", text)
 
 
 def test_the_cache_holds_a_latent_and_one_key_per_token(toy):

@@ -58,6 +58,7 @@ def get_config():
   c.router_bias_speed = 0.001
   c.offload = ()
   c.peak_flops = None
+  c.cpu_devices = 1
   c.max_skipped = 5
   c.optimizer = dict(
     learning_rate=1e-3, warmup_steps=0, decay_steps=0, final_share=1.0, b1=0.9,

@@ -109,6 +109,7 @@ def get_config():
     router_bias_speed=0.0,
     offload=(),
     peak_flops=None,
+    cpu_devices=1,
     optimizer=dict(
       learning_rate=0.03,
       warmup_steps=2,

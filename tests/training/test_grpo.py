@@ -84,6 +84,7 @@ def make_config(base):
     c.router_bias_speed = 0.0
     c.offload = ("reference",)
     c.peak_flops = None
+    c.cpu_devices = 1
     c.optimizer = dict(
       learning_rate=0.03,
       warmup_steps=2,

@@ -8,10 +8,10 @@ import ml_collections
 import numpy as np
 import pytest
 
-from r1jax import checkpoint, data, metrics
+from r1jax import checkpoint, data, metrics, sharding
 from r1jax.data import tokenizer
 from r1jax.models import convert, transformer
-from r1jax.training import sft
+from r1jax.training import inspection, sft
 from r1jax.types import Example
 
 STEPS = 6
@@ -66,11 +66,20 @@ def test_a_document_longer_than_a_row_is_refused():
     )
 
 
+def test_microbatches_must_divide_over_the_mesh():
+  rows = ml_collections.ConfigDict(dict(max_rows=6, microbatch_rows=3))
+  inspection.check_rows(rows, sharding.make_mesh(data=3))
+  with pytest.raises(ValueError, match="3 do not divide over 2 devices"):
+    inspection.check_rows(rows, sharding.make_mesh(data=2))
+
+
 def test_rows_must_divide_into_microbatches():
   config = ml_collections.ConfigDict(
     dict(rows=dict(width=8, max_rows=6, microbatch_rows=4))
   )
-  with pytest.raises(ValueError, match="max_rows 6 is not a multiple"):
+  with pytest.raises(
+    ValueError, match="microbatch_rows 4 does not divide rows.max_rows 6"
+  ):
     sft.check(config)
 
 
@@ -94,6 +103,7 @@ def runs(toy, toy_config, compiled_once, tmp_path_factory):
         num_steps=num_steps,
         metrics_every=2,
         checkpoint_every=4,
+        cpu_devices=1,
         mesh=dict(data=1),
         model=sizes,
         tokenizer=dict(documents=40, word_share=0.9),
