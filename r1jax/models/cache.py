@@ -7,8 +7,6 @@ one buffer each, layers that run as a scan share one with a leading L; only the
 functions here know all that.
 """
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -72,21 +70,23 @@ def append(
   lengths: Int[Array, "B"],
 ) -> Buffers:
   """Writes T tokens of one layer behind the first `lengths` of each row."""
-  tokens, heads = new[0].shape[1:3]
+  count, tokens, heads = new[0].shape[:3]
   slots = lengths[:, None, None] + jnp.arange(tokens)[:, None]
-  head = jnp.arange(heads)
+  row, head = jnp.arange(count)[:, None, None], jnp.arange(heads)
   scanned = _scanned(rows)
 
   def put(old, new, tokens_last):
-    # Row by row: a mesh that splits the rows has nothing to gather.
-    @functools.partial(jax.vmap, in_axes=(-4, 0, 0), out_axes=-4)
-    def one(old, new, slot):
-      at = (head, slice(None), slot) if tokens_last else (head, slot)
-      if scanned:  # An array, for indices on both sides of a slice come first.
-        at = (jnp.asarray(layer), *at)
-      return old.at[at].set(new, mode="drop", unique_indices=True)
-
-    return one(old, new.astype(old.dtype), slots)
+    places = lambda slot: (head, *[slice(None)] * tokens_last, slot)
+    write = lambda old, new, at: old.at[at].set(
+      new.astype(old.dtype), mode="drop", unique_indices=True
+    )
+    if scanned:
+      # An array, for indices on both sides of a slice to come first.
+      return write(old, new, (jnp.asarray(layer), row, *places(slots)))
+    # A mesh that splits the rows has nothing to gather if they are written one
+    # by one. Where layers share a buffer, TPUs would copy it for that.
+    one = lambda old, new, slot: write(old, new, places(slot))
+    return jax.vmap(one)(old, new, slots)
 
   if scanned:
     return tuple(map(put, rows, new, (True, False)))
