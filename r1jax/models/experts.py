@@ -67,7 +67,8 @@ def blocked(
 
   Rows are laid out by expert, each expert's padded to whole blocks, and one
   loop runs over the blocks in use. The buffer holds the worst case, so no token
-  is ever dropped. Gathers move the rows, in the gradient too.
+  is ever dropped. Gathers move the rows, in the gradient too, which keeps what
+  stands before the silu.
   """
   return _forward(weights, floats, indices)[0]
 
