@@ -15,7 +15,7 @@ The windows hold the longest of GSM8K's 8,792 problems: 215 tokens beyond the
 template's 81. All else is as small as it can be: a model with random weights,
 two rounds of 16 completions of at most 64 tokens.
 
-Expect: one to two minutes on two CPU cores, 3 GB of memory. It learns nothing:
+Expect: one to two minutes on two CPU cores, 4 GB of memory. It learns nothing:
 nearly every completion is 64 random tokens, cut at the limit, worth 0, so the
 advantages and the gradient are 0 too. What it proves is the path.
 """
