@@ -19,7 +19,6 @@ rematerialised gradient) not at all.
 
 import dataclasses
 import itertools
-import math
 import statistics
 import sys
 import time
@@ -38,7 +37,7 @@ from r1jax.models import flops, transformer
 from r1jax.models.config import ModelConfig, replace
 from r1jax.rollouts.engine import make_engine
 from r1jax.tools import peer_scripts, timing
-from r1jax.tools.benchmark_model import MODELS
+from r1jax.tools.benchmark_model import MODELS, mesh_for
 from r1jax.training.experience import (
   experts_of,
   pack_minibatch,
@@ -222,8 +221,7 @@ def settings(size: Size, rows: dict) -> ConfigDict:
 def train(sizes: ModelConfig, size: Size, rows: dict) -> Iterator[dict]:
   """Steps without end: the seconds of each, "step_s" and by phase."""
   config, words = settings(size, rows), Endless(sizes.vocab_size)
-  divided = size.prompts, rows["microbatch_rows"]
-  mesh = sharding.make_mesh(data=math.gcd(jax.device_count(), *divided))
+  mesh = mesh_for(size.prompts, rows["microbatch_rows"])
   model = transformer.Transformer(sizes)
   engine = make_engine(model, words, mesh, (), **config.sampling)
   optimizer, score, update = make_steps(config, model, words)

@@ -12,10 +12,12 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from r1jax import sharding
 from r1jax.models import cache as caches
@@ -136,9 +138,11 @@ def decoder(config: ModelConfig, params) -> Callable:
       )
     return out
 
+  placed = everywhere(params)
+
   def run(rows, prompt_tokens, tokens):
     sizes = dict(rows=rows, prompt_tokens=prompt_tokens, tokens=tokens)
-    with on_mesh(params, draw(config, rows, prompt_tokens)) as arguments:
+    with on_mesh(placed, draw(config, rows, prompt_tokens)) as arguments:
       return np.asarray(generate(*arguments, **sizes))
 
   return run
@@ -161,19 +165,31 @@ def trainer(config: ModelConfig, params) -> Callable:
 
     return jax.value_and_grad(loss)(params)
 
+  placed = everywhere(params)
+
   def run(rows, tokens):
-    with on_mesh(params, draw(config, rows, tokens)) as arguments:
+    with on_mesh(placed, draw(config, rows, tokens)) as arguments:
       return jax.block_until_ready(gradient(*arguments))
 
   return run
 
 
+def mesh_for(*counts: int) -> Mesh:
+  """One of as many devices as all these numbers of rows divide by."""
+  return sharding.make_mesh(data=math.gcd(jax.device_count(), *counts))
+
+
+def everywhere(params) -> Callable[[Mesh], Any]:
+  """Copies of the weights on each device of a mesh, made once."""
+  return functools.cache(lambda mesh: sharding.replicate(mesh, params))
+
+
 @contextlib.contextmanager
-def on_mesh(params, rows: np.ndarray) -> Iterator[tuple]:
+def on_mesh(placed: Callable[[Mesh], Any], rows: np.ndarray) -> Iterator[tuple]:
   """Weights, and rows split over as many devices as they divide by."""
-  mesh = sharding.make_mesh(data=math.gcd(jax.device_count(), len(rows)))
+  mesh = mesh_for(len(rows))
   with jax.set_mesh(mesh):
-    yield sharding.replicate(mesh, params), sharding.assemble(mesh, rows)
+    yield placed(mesh), sharding.assemble(mesh, rows)
 
 
 def draw(config: ModelConfig, rows: int, tokens: int) -> np.ndarray:

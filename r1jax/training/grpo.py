@@ -374,6 +374,7 @@ SECTIONS = {
   "optimizer": make_optimizer,
   "evaluation": measurements.evaluation,
 }
+# A resumed run may change the first of them, and its evaluation.
 FREE = ("num_steps", "checkpoint_every", "peak_flops", "cpu_devices")
 CHANGEABLE = (*FREE, "evaluation")
 FIELDS = (

@@ -31,18 +31,21 @@ def in_memory(dataset: Sequence[Example]) -> Sequence[Example]:
   return dataset if isinstance(dataset, list) else ()
 
 
-def check_rows(rows: ml_collections.ConfigDict, mesh: Mesh | None = None):
+def check_rows(
+  rows: ml_collections.ConfigDict, mesh: Mesh | None = None
+) -> None:
   """Raises ValueError for rows that do not divide into microbatches.
 
   With a mesh, also for microbatches that do not divide over its devices.
   """
-  at_once, shards = rows.microbatch_rows, mesh and sharding.row_shards(mesh)
+  at_once = rows.microbatch_rows
+  shards = 1 if mesh is None else sharding.row_shards(mesh)
   if rows.max_rows % at_once:
     raise ValueError(
       f"rows.microbatch_rows {at_once} does not divide rows.max_rows "
       f"{rows.max_rows}"
     )
-  if shards and at_once % shards:
+  if at_once % shards:
     raise ValueError(
       f"rows.microbatch_rows {at_once} do not divide over {shards} devices, "
       "those of the mesh axes data, fsdp and expert; choose a multiple, or "
