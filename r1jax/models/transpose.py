@@ -3,17 +3,17 @@
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-TILE = (4096, 512)  # Of the rows of the source and of the target.
-WORD = np.dtype(np.uint64)
-PADDING = 8  # Words between rows: else they compete for few lines of the cache.
+TILE = (256, 512)  # Rows and columns of the source that are moved at once.
+LINE = 64  # Bytes of a line of the cache.
 
 
 def copy(target: np.ndarray, source: np.ndarray) -> None:
   """Makes `target` equal to `source`, bit for bit; the faster if transposed.
 
-  NumPy walks in the order of the target, one number at a time, and with large
-  strides each number that it reads costs a line of the cache. Here it walks
-  tile by tile, and moves as many neighbours at once as there are in 8 bytes.
+  NumPy walks in the order of the target, and each number that it reads lies in
+  another line of the cache. Where those are a round number of bytes apart, they
+  compete for a few places in it, and are gone before their neighbours are
+  wanted. So a tile at a time goes through a buffer whose rows are not.
 
   Raises ValueError unless both have the same shape and dtype.
   """
@@ -27,31 +27,19 @@ def copy(target: np.ndarray, source: np.ndarray) -> None:
   if target.ndim < 2 or _densest(target) == _densest(source):
     target[...] = source
     return
-  order = (_densest(source), _densest(target))
+  order = (_densest(target), _densest(source))
   target = np.moveaxis(target, order, (-2, -1))
   source = np.moveaxis(source, order, (-2, -1))
+  high, wide = TILE
+  buffer = np.empty((high, wide + LINE // bits.itemsize), bits)
   for outer in np.ndindex(target.shape[:-2]):
-    _transpose(target[outer], source[outer])
-
-
-def _transpose(target: np.ndarray, source: np.ndarray) -> None:
-  """Copies a matrix whose columns are dense to one whose rows are."""
-  rows, columns = target.shape
-  many = WORD.itemsize // target.itemsize  # Neighbours that make a word.
-  even = columns // many * many
-  if target.strides[1] != target.itemsize or many == 1:
-    even = 0
-  words = target[:, :even].view(WORD)
-  high, wide = min(TILE[0], rows), min(TILE[1], even) // many
-  buffer = np.empty((wide, high + PADDING, many), target.dtype)
-  for j in range(0, even // many, wide or 1):
-    for i in range(0, rows, high):
-      part = source[i : i + high, j * many : min((j + wide) * many, even)]
-      packed = buffer[: part.shape[1] // many, : len(part)]
-      for k in range(many):
-        packed[:, :, k] = part[:, k::many].T
-      words[i : i + high, j : j + wide] = packed.view(WORD)[:, :, 0].T
-  target[:, even:] = source[:, even:]
+    for i in range(0, target.shape[-2], high):
+      for j in range(0, target.shape[-1], wide):
+        tile = (*outer, slice(i, i + high), slice(j, j + wide))
+        part = source[tile]
+        staged = buffer[: part.shape[0], : part.shape[1]]
+        staged[...] = part
+        target[tile] = staged
 
 
 def _densest(array: np.ndarray) -> int:
