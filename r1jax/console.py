@@ -24,7 +24,8 @@ class Console:
     self._file = file or sys.stdout
     self._quiet = quiet
     self._printed = time.monotonic()  # When anything was.
-    self._progressed = -PERIOD  # When a plain line of progress was.
+    self._progressed = -PERIOD  # When a plain line of progress was,
+    self._done: int | None = None  # and what it said.
     self._shown = ""
     self._phase = ""
     self._first: tuple[float, int] | None = None  # For the time left.
@@ -56,9 +57,9 @@ class Console:
     self._shown = "  ".join(parts)
     if self._live:
       self._draw(completed=done, total=total)
-    elif now - self._progressed >= PERIOD or done == total:
+    elif now - self._progressed >= PERIOD or done == total != self._done:
       self._print(self._shown)
-      self._progressed = now
+      self._progressed, self._done = now, done
 
   def phase(self, name: str) -> None:
     """Says what the run is doing now: "sampling", "learning", "evaluating".

@@ -158,6 +158,7 @@ def test_plain_lines_come_slowly():
   console = Console(file=file)
   for done in range(1, 101):
     console.progress(done, 100, reward=done / 100, tokens_per_second=4321.5)
+  console.progress(100, 100)  # As of bytes, counted in megabytes.
   printed = file.getvalue().splitlines()
   assert printed[0] == "round 1/100  reward 0.01  4,322 tokens/s"
   assert printed[-1] == "round 100/100  0:00 left  reward 1  4,322 tokens/s"

@@ -146,10 +146,10 @@ def main(argv: list[str]) -> None:
     )
   finally:
     console.close()
-  files = [file.stat().st_size for file in target.glob("*.safetensors")]
+  size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
   kind = companions.read_json(target / "config.json")["torch_dtype"]
   print(
-    f"{target}: {len(files)} files of weights, {sum(files):,} bytes of {kind}, "
+    f"{target}: {size:,} bytes of {kind}, "
     f"{'with' if tokenizer else 'WITHOUT'} a tokenizer, in "
     f"{time.monotonic() - began:.1f} s",
     flush=True,
