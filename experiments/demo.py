@@ -56,7 +56,7 @@ def get_config(variant="zero"):
   c = ConfigDict()
   c.loop = "grpo"
   c.seed = 0
-  c.num_steps = 66  # Updates.
+  c.num_steps = 88  # Updates.
   c.template = "r1_zero"
 
   c.cpu_devices = 4  # Cores that split the rows, at most.
