@@ -15,6 +15,7 @@ from typing import Any
 
 PERIOD = 2.0  # Seconds between plain progress lines.
 LIMIT = 2000  # Characters of a completion that are shown.
+MEGABYTE = 1_000_000
 
 
 class Console:
@@ -60,6 +61,10 @@ class Console:
     elif now - self._progressed >= PERIOD or done == total != self._done:
       self._print(self._shown)
       self._progressed, self._done = now, done
+
+  def megabytes(self, done: int, total: int) -> None:
+    """`progress` of bytes; a megabyte counts as soon as it is begun."""
+    self.progress(-(-done // MEGABYTE), -(-total // MEGABYTE), unit="MB")
 
   def phase(self, name: str) -> None:
     """Says what the run is doing now: "sampling", "learning", "evaluating".

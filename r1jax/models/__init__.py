@@ -41,7 +41,7 @@ def pretrained(
 
   def tell(done: int, total: int) -> None:
     if total > LARGE:
-      console.progress(done // 1_000_000, total // 1_000_000, unit="MB")
+      console.megabytes(done, total)
 
   try:
     found, params = convert.load(path, dtype=dtype, progress=tell)

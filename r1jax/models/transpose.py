@@ -11,9 +11,10 @@ def copy(target: np.ndarray, source: np.ndarray) -> None:
   """Makes `target` equal to `source`, bit for bit; the faster if transposed.
 
   NumPy walks in the order of the target, and each number that it reads lies in
-  another line of the cache. Where those are a round number of bytes apart, they
-  compete for a few places in it, and are gone before their neighbours are
-  wanted. So a tile at a time goes through a buffer whose rows are not.
+  another line of the cache. Where the rows of the source are a round number of
+  bytes long, these lines compete for a few places in it, and are gone before
+  their neighbours are wanted. So a tile at a time goes through a buffer whose
+  rows are a line longer than a round number.
 
   Raises ValueError unless both have the same shape and dtype.
   """

@@ -28,7 +28,6 @@ from r1jax.types import Params
 
 # Where the checkpoint of a loop holds the parameters.
 PARAMS = {"grpo": "train.params", "sft": "params"}
-MEGABYTE = 1_000_000
 
 
 class Source(NamedTuple):
@@ -139,10 +138,8 @@ def main(argv: list[str]) -> None:
       tokenizer=tokenizer,
       provenance=source.provenance,
       dtype=options.dtype,
-      shard_bytes=options.shard_gigabytes * 1000 * MEGABYTE,
-      progress=lambda done, total: console.progress(
-        -(-done // MEGABYTE), -(-total // MEGABYTE), unit="MB"
-      ),
+      shard_bytes=options.shard_gigabytes * 1e9,
+      progress=console.megabytes,
     )
   finally:
     console.close()
