@@ -4,6 +4,7 @@ MODELS says where a run's first parameters come from.
 """
 
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,8 @@ def pretrained(
 ) -> tuple[ModelConfig, Params]:
   """The model in a directory of Hugging Face layout.
 
+  Loading a large one shows its progress on standard error.
+
   Args:
     path: of the directory.
     dtype: of the parameters.
@@ -37,7 +40,7 @@ def pretrained(
 
   Raises ValueError if the directory holds another model than the preset.
   """
-  console = Console()
+  console = Console(file=sys.stderr)
 
   def tell(done: int, total: int) -> None:
     if total > LARGE:

@@ -42,7 +42,7 @@ class Stream:
 
     Args:
       model: its architecture.
-      params: its weights.
+      params: its weights; those of NumPy are put on the device, once.
       vocab_size: ids that exist; the model may have logits for more.
       stop_ids: any of them ends a completion.
       temperature: of sampling; 0 takes the most probable token.
@@ -53,7 +53,8 @@ class Stream:
       raise ValueError(f"temperature {temperature} is below 0")
     if not 0 < top_p <= 1:
       raise ValueError(f"top_p {top_p} is not within (0, 1]")
-    self._model, self._params, self._seed = model, params, seed
+    self._model, self._seed = model, seed
+    self._params = jax.device_put(params)
     self._stop_ids = frozenset(stop_ids)
     self._sampling = dict(
       vocab_size=vocab_size, temperature=temperature, top_p=top_p

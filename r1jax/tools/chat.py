@@ -5,7 +5,8 @@
 The directory holds a model in Hugging Face layout and its tokenizer. Answers
 are shown as they are written, the thought dimmer than the rest; earlier
 thoughts are not read again. Ctrl-C stops an answer, a second one leaves, and so
-does Ctrl-D. For a single answer, and nothing else on standard output:
+does Ctrl-D. Weights are float32 on a CPU, and bfloat16 on an accelerator. For a
+single answer, and nothing else on standard output:
 
     python -m r1jax.tools.chat --model=r1jax/base --prompt="What is 17 + 25?"
     echo "What is 17 + 25?" | python -m r1jax.tools.chat --model=r1jax/base
@@ -187,12 +188,17 @@ def open_conversation(options: flags.FlagValues) -> Conversation:
   question = {"role": "user", "content": "?"}
   chat.prompt([*messages, question], template, words)  # Before a long load.
 
-  from r1jax import models  # A wrong command need not wait for JAX.
+  import jax  # A wrong command need not wait for it.
+
+  from r1jax import models
   from r1jax.models.transformer import Transformer
   from r1jax.rollouts.stream import Stream
 
   runtime.start()
-  sizes, params = models.load("pretrained", path=path)
+  dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  sizes, params = models.load(
+    "pretrained", path=path, dtype=dtype, compute_dtype=dtype
+  )
   if words.vocab_size > sizes.vocab_size:
     raise ValueError(
       f"{path}: the tokenizer has {words.vocab_size} tokens, but the model "

@@ -11,12 +11,16 @@ import sys
 import time
 import types
 
+import jax
 import pytest
+from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from r1jax import models, runtime
 from r1jax.data import chat as chats
 from r1jax.data import tokenizer
+from r1jax.rollouts import stream
 from r1jax.tools import chat
 
 BASE = "r1jax/base"
@@ -258,10 +262,15 @@ def test_pressed_once_it_stops_and_twice_it_leaves():
   assert signal.getsignal(signal.SIGINT) is before
 
 
-def options(**changes):
+def options():
+  given = flags.FlagValues()
   defaults = dict(model=BASE, template="auto", system="", max_tokens=9)
   sampling = dict(temperature=0.6, top_p=0.95, seed=0)
-  return types.SimpleNamespace(**defaults | sampling | changes)
+  for name, value in (defaults | sampling).items():
+    flags.DEFINE_string(name, None, "", flag_values=given)
+    given[name].value = value
+  given.mark_as_parsed()
+  return given
 
 
 def test_auto_is_the_models_own_template_if_it_has_one(words):
@@ -273,6 +282,28 @@ def test_auto_is_the_models_own_template_if_it_has_one(words):
     assert chat.pick_template(name, own)([]) == "own"
   r1 = chat.pick_template("deepseek_r1", own)
   assert r1 is chats.deepseek_r1
+
+
+@pytest.mark.parametrize(
+  ("backend", "dtype"), [("cpu", "float32"), ("gpu", "bfloat16")]
+)
+def test_a_large_model_is_loaded_beside_the_answer(
+  backend, dtype, monkeypatch, capsys
+):
+  used = []
+
+  def opened(model, params, **kwargs):
+    used.extend([params["embed"].dtype.name, model.config.compute_dtype])
+    return types.SimpleNamespace(complete=iter)
+
+  monkeypatch.setattr(models, "LARGE", 0)
+  monkeypatch.setattr(runtime, "start", lambda: None)
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  monkeypatch.setattr(stream, "Stream", opened)
+  chat.open_conversation(options())
+  assert used == [dtype, dtype]
+  printed = capsys.readouterr()
+  assert printed.out == "" and "MB" in printed.err
 
 
 def run(python, *arguments, **kwargs):
