@@ -12,7 +12,7 @@ setup(
   packages=[*find_packages(include=["r1jax", "r1jax.*"]), "r1jax_kernels"],
   package_dir={"r1jax_kernels": "kernels"},
   package_data={
-    "r1jax": ["base/*", "tools/page/*"],
+    "r1jax": ["base/*", "tools/report/page/*"],
     "r1jax_kernels": ["README.md"],
   },
   # Lower bounds only: constraints/ pins what is tested.
