@@ -140,7 +140,9 @@ def train(
         if step:
           quality = observer.evaluate_if_due(step, state.train.params)
           if quality is not None or step % config.checkpoint_every == 0:
-            checkpoint.save(workdir, step, state, score=quality)
+            checkpoint.save(workdir, step, state)
+            if quality is not None:
+              checkpoint.write_score(workdir, step, quality)
         tracer.begin(round)
 
         # Sample from the policy; DAPO goes on until enough groups teach.
@@ -249,7 +251,9 @@ def train(
         checkpoint.save(workdir, step, state, wait=True)
       raise
     with interrupt.deferred():
-      checkpoint.save(workdir, step, state, score=quality, wait=True)
+      checkpoint.save(workdir, step, state, wait=True)
+      if quality is not None:
+        checkpoint.write_score(workdir, step, quality)
     observer.summarise(workdir, step)
   return state
 
