@@ -1,7 +1,7 @@
 """The nouns of r1jax, in the order data flows through them.
 
-    Example -> Rollout -> Experience -> TrainState     (GRPO)
-    Example -> Packed                -> TrainState     (SFT, distillation)
+    Example -> Rollout -> Batch -> TrainState     (RL)
+    Example            -> Batch -> TrainState     (SFT, distillation)
 
 Dimensions, here and everywhere: P prompts, G completions per prompt, B rows,
 T tokens, S cached tokens, L layers, D width, N heads, R latent rank, E experts,
@@ -15,11 +15,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import chex
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 Params = Any  # A nested dict of arrays, as Flax makes it.
 Ints = Int[Array, "..."] | Int[np.ndarray, "..."]
 Floats = Float[Array, "..."] | Float[np.ndarray, "..."]
+Bools = Bool[Array, "..."] | Bool[np.ndarray, "..."]
 
 FINISH_STOP, FINISH_LENGTH = 1, 2  # Values of `Rollout.finish`.
 
@@ -65,22 +66,20 @@ class Rollout:
   prompts: Ints  # [P, Tp]
   prompt_lengths: Ints  # [P]
   completions: Ints  # [P, G, Tc]
-  lengths: Ints  # [P, G]: tokens that the policy chose, EOS included.
+  lengths: Ints  # [P, G]: tokens of a completion, EOS included.
   finish: Ints  # [P, G]: FINISH_STOP or FINISH_LENGTH.
-  logprobs: Floats  # [P, G, Tc]: the sampler's; 0 beyond the length.
+  # Tokens that the policy chose, EOS included; others were given to it, such as
+  # a tool's output. Only these are trained on.
+  sampled_mask: Bools  # [P, G, Tc]
+  logprobs: Floats  # [P, G, Tc]: the sampler's; 0 outside of the mask.
   # Who worked on the token before each one of a completion [P, G, Tc, L, k],
   # and on each of a prompt [P, Tp, L, k]; None if that was not recorded.
   experts: Ints | None = None
   prompt_experts: Ints | None = None
-  steps: Ints | int = 0  # That the slots took together; 0 if that is not known.
-  # Of these, those in which a shard of the slots had nothing left to do, mean
+  steps: Ints | int = 0  # Decode steps of all slots together; 0 if unknown.
+  # Of these, the steps in which a shard of the slots had nothing to do; mean
   # over the shards.
   idle: Floats | float = 0.0
-
-  @property
-  def sampled_mask(self):
-    """True on tokens that the policy chose, EOS included: [P, G, Tc]."""
-    return np.arange(self.completions.shape[-1]) < self.lengths[..., None]
 
 
 @chex.dataclass(frozen=True)
@@ -102,14 +101,26 @@ class Packed:
 
 
 @chex.dataclass(frozen=True)
-class Experience:
-  """A rollout and what grading it told us: all that a GRPO update reads."""
+class Batch:
+  """What one update reads, in packed layout, on the devices.
 
-  rollout: Rollout
-  old_logprobs: Floats  # [P, G, Tc]: what the ratio divides by.
-  reference_logprobs: Floats | None  # [P, G, Tc]; None leaves the KL out.
-  advantages: Floats  # [P, G]
-  weights: Floats  # [P, G, Tc]: each token's share in the loss; sums to 1.
+  Arrays are [B, M, T]: B rows of each of M microbatches, T slots. B leads,
+  because the mesh splits it. A slot holds what belongs to its target token.
+  The weights carry the denominators of the whole update, so that a loss is a
+  plain weighted sum, and any split into microbatches or devices adds up.
+  """
+
+  packed: Packed
+  num_microbatches: Ints | int  # That hold anything; the others come last.
+  weights: Floats | None = None  # Of a target in the loss; 0 for no target.
+  num_tokens: Ints | int = 0  # Targets with a weight.
+  # What follows is for RL.
+  completions: Ints | None = None  # p * G + g, the completion of a target.
+  advantages: Floats | None = None
+  sampler_logprobs: Floats | None = None
+  old_logprobs: Floats | None = None  # What the ratio divides by.
+  reference_logprobs: Floats | None = None  # None leaves the KL out.
+  experts: Ints | None = None  # [B, M, T, L, k]: those of the sampler.
 
 
 @chex.dataclass(frozen=True)

@@ -1,74 +1,67 @@
-"""What one token's loss counts in the loss of an update.
+"""The weight of one token's loss in the loss of an update.
 
-Each token of a rollout gets a weight, once, from the mask of the whole update.
-The weights carry the denominators, so that a loss is a plain weighted sum and
-any split of the update into devices, microbatches or packed rows adds up.
+Weights are made once, on the host, from the final counts of the whole update.
+They carry its denominators, so that the loss is a plain weighted sum and any
+split of the update into devices, microbatches or packed rows adds up.
 
-Arguments are the mask of tokens that the policy chose [P, G, T] and which
-completions count [P, G]. One that does not (it could not be graded, or was cut
-short where that is masked) leaves the numerator and the denominator. If none
-counts, all weights are 0.
+All tokens of a completion have the same weight. Arguments are the number of
+tokens that the policy chose [P, G] and the completions that are trained on
+[P, G]. The other completions are in no numerator and in no denominator. If none
+is trained on, all weights are 0.
 """
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from r1jax.losses.tables import choose, positive
 
 
 def token_weights(
-  mask: Bool[np.ndarray, "P G T"],
-  counted: Bool[np.ndarray, "P G"],
+  num_tokens: Int[np.ndarray, "P G"],
+  trained: Bool[np.ndarray, "P G"],
   *,
   name: str,
   **settings,
-) -> Float[np.ndarray, "P G T"]:
-  """The weights that `AGGREGATIONS[name]` gives to the tokens.
+) -> Float[np.ndarray, "P G"]:
+  """The weight that `AGGREGATIONS[name]` gives to each token of a completion.
 
   Raises ValueError for a name or a keyword argument that does not exist.
   """
   section = dict(name=name, **settings)
-  return choose("aggregation", AGGREGATIONS, section)(mask, counted)
+  num_tokens = np.where(trained, num_tokens, 0)
+  return choose("aggregation", AGGREGATIONS, section)(num_tokens)
 
 
 def completion_mean(
-  mask: Bool[np.ndarray, "P G T"], counted: Bool[np.ndarray, "P G"]
-) -> Float[np.ndarray, "P G T"]:
+  num_tokens: Int[np.ndarray, "P G"],
+) -> Float[np.ndarray, "P G"]:
   """1/N sum_i 1/|o_i| sum_t: GRPO (arXiv:2402.03300, eq. 3).
 
-  The mean, over the N completions that count, of the mean over a completion's
-  tokens.
+  The mean over the N completions of the mean over a completion's tokens.
   """
-  mask = _final(mask, counted)
-  tokens = np.maximum(mask.sum(axis=-1, keepdims=True), 1)
-  return mask / tokens / _completions(mask)
+  trained = num_tokens > 0
+  return trained / np.maximum(num_tokens, 1) / _at_least_one(trained)
 
 
-def token_mean(
-  mask: Bool[np.ndarray, "P G T"], counted: Bool[np.ndarray, "P G"]
-) -> Float[np.ndarray, "P G T"]:
+def token_mean(num_tokens: Int[np.ndarray, "P G"]) -> Float[np.ndarray, "P G"]:
   """1/(sum_i |o_i|) sum_i sum_t: DAPO (arXiv:2503.14476, eq. 8).
 
   The mean over all tokens of the update; the paper writes it for one group.
   """
-  mask = _final(mask, counted)
-  return mask / np.maximum(mask.sum(), 1)
+  return (num_tokens > 0) / _at_least_one(num_tokens)
 
 
 def constant(
-  mask: Bool[np.ndarray, "P G T"],
-  counted: Bool[np.ndarray, "P G"],
-  *,
-  divisor: int,
-) -> Float[np.ndarray, "P G T"]:
+  num_tokens: Int[np.ndarray, "P G"], *, divisor: int
+) -> Float[np.ndarray, "P G"]:
   """1/N sum_i 1/divisor sum_t: Dr. GRPO (arXiv:2503.20783).
 
-  Its divisor is the token limit of a completion, the same whatever was sampled.
-  With a divisor of 1, a completion counts by the sum over its tokens.
+  Its divisor is the token limit of a completion, whatever was sampled. With a
+  divisor of 1, a completion counts by the sum over its tokens.
   """
   positive("aggregation 'constant'", divisor=divisor)
-  mask = _final(mask, counted)
-  return mask / (_completions(mask) * divisor)
+  trained = num_tokens > 0
+  return trained / (_at_least_one(trained) * divisor)
 
 
 AGGREGATIONS = {
@@ -78,10 +71,6 @@ AGGREGATIONS = {
 }
 
 
-def _final(mask: np.ndarray, counted: np.ndarray) -> np.ndarray:
-  return np.asarray(mask) & np.asarray(counted)[..., None]
-
-
-def _completions(mask: np.ndarray) -> int:
-  """How many completions have a token in the mask, at least 1."""
-  return max(int(mask.any(axis=-1).sum()), 1)
+def _at_least_one(counts: np.ndarray) -> int:
+  """The sum of counts, at least 1."""
+  return max(int(counts.sum()), 1)

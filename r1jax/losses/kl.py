@@ -6,13 +6,13 @@ http://joschu.net/blog/kl-approx.html calls k1, k2 and k3. With tokens from pi,
 k1 and k3 are unbiased in value; what their gradients are, each says itself.
 """
 
-import numpy as np
-from jaxtyping import Array, Bool, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
-from r1jax.losses.ratios import exp
+from r1jax.losses.ratios import completion_sums, exp
 from r1jax.losses.tables import choose
 
-Values = Float[Array, "*B"] | Float[np.ndarray, "*B"]
+Values = Float[Array, "*B"]
 
 
 def k1(x: Values, importance: Values) -> Values:
@@ -48,28 +48,32 @@ KLS = {"k1": k1, "k2": k2, "k3": k3, "k3_importance": k3_importance}
 
 
 def kl_penalties(
-  logprobs: Float[np.ndarray, "P G T"],
-  reference_logprobs: Float[np.ndarray, "P G T"],
-  mask: Bool[np.ndarray, "P G T"],
+  logprobs: Float[Array, "*B"],
+  reference_logprobs: Float[Array, "*B"],
+  mask: Bool[Array, "*B"],
+  completions: Int[Array, "*B"],
+  num_completions: int,
   *,
   name: str,
   coefficient: float,
-) -> Float[np.ndarray, "P G"]:
-  """What each completion pays for its distance from the reference policy.
+) -> Float[Array, "N"]:
+  """The penalty of each of N completions for its distance from the reference.
 
     beta sum_t KL_t
 
   To be subtracted from the rewards before the advantages, as in RLOO
-  (arXiv:2402.14740) with k1. Sums are float64, on the host.
+  (arXiv:2402.14740) with k1.
 
   Args:
     logprobs: of the policy that sampled.
     reference_logprobs: of the reference policy.
-    mask: the sampled tokens; elsewhere anything may stand, NaN included.
-    name: of KLS.
+    mask: True at the sampled tokens; elsewhere any value is ignored, also NaN.
+    completions: the completion of each token, below `num_completions`.
+    num_completions: N
+    name: one of KLS.
     coefficient: beta, per nat.
   """
-  x = np.zeros(mask.shape, np.result_type(logprobs, reference_logprobs))
-  np.subtract(reference_logprobs, logprobs, out=x, where=mask)
-  estimate = choose("kl", KLS, dict(name=name))(x, np.ones_like(x))
-  return coefficient * estimate.sum(axis=-1, dtype=np.float64)
+  x = jnp.where(mask, reference_logprobs - logprobs, 0.0)
+  estimate = choose("kl", KLS, dict(name=name))(x, jnp.ones_like(x))
+  sums = completion_sums(completions, num_completions, mask, estimate)
+  return coefficient * sums

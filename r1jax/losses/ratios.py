@@ -7,7 +7,6 @@ token the sum of some values over the tokens of its completion.
 from collections.abc import Callable
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from r1jax.losses.tables import choose, positive
@@ -15,33 +14,44 @@ from r1jax.losses.tables import choose, positive
 LARGEST = 20.0  # Nats.
 
 
-def exp(
-  x: Float[Array, "*B"] | Float[np.ndarray, "*B"],
-) -> Float[Array, "*B"] | Float[np.ndarray, "*B"]:
+def exp(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
   """e^x, and above 20 nats the line that continues it.
 
   The fourth power of e^20 still fits in float32: the product of a ratio and a
   KL estimate may be squared in a gradient norm. Above that, value and gradient
-  stay finite and keep their direction. On the host for NumPy arrays.
+  stay finite and keep their direction.
   """
-  xp = x.__array_namespace__()
-  beyond = xp.maximum(x - LARGEST, 0.0)
-  return xp.exp(xp.minimum(x, LARGEST)) * (1.0 + beyond)
+  beyond = jnp.maximum(x - LARGEST, 0.0)
+  return jnp.exp(jnp.minimum(x, LARGEST)) * (1.0 + beyond)
+
+
+def completion_sums(
+  completions: Int[Array, "*B"],
+  num_completions: int,
+  mask: Bool[Array, "*B"],
+  values: Float[Array, "*B"],
+) -> Float[Array, "N"]:
+  """The sum of `values` over each completion's tokens in the mask.
+
+  Tokens outside of the mask may name any completion.
+  """
+  at = jnp.where(mask, completions, 0)
+  sums = jnp.zeros(num_completions, values.dtype)
+  return sums.at[at].add(jnp.where(mask, values, 0.0))
 
 
 def completion_total(
   completions: Int[Array, "*B"],
   num_completions: int,
-  counts: Bool[Array, "*B"],
+  mask: Bool[Array, "*B"],
   values: Float[Array, "*B"],
 ) -> Float[Array, "*B"]:
-  """At each token, the sum of `values` over its completion's tokens that count.
+  """At each token, the sum of `values` over its completion's tokens.
 
-  Tokens that do not count may name any completion; what they get means nothing.
+  Only tokens in the mask are added up, and only there the result has a meaning.
   """
-  at = jnp.where(counts, completions, 0)
-  sums = jnp.zeros(num_completions, values.dtype)
-  return sums.at[at].add(jnp.where(counts, values, 0.0))[at]
+  sums = completion_sums(completions, num_completions, mask, values)
+  return sums[jnp.where(mask, completions, 0)]
 
 
 # What the surrogate is multiplied by.

@@ -1,0 +1,158 @@
+"""From a graded rollout to the batches of its updates, in packed layout."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from r1jax import sharding
+from r1jax.data.packing import pack_rollout
+from r1jax.losses.kl import kl_penalties
+from r1jax.rollouts import replay
+from r1jax.types import FINISH_LENGTH, Batch, Packed, Rollout
+
+AXES = ("rows", None, "tokens")  # Of a batch's arrays [B, M, T].
+
+
+def trained_completions(
+  rollout: Rollout, rewards: Float[np.ndarray, "P G"], *, mask_truncated: bool
+) -> Bool[np.ndarray, "P G"]:
+  """The completions that are learned from.
+
+  Completions without a reward are not, nor, with `mask_truncated`, those cut at
+  the token limit.
+  """
+  trained = np.isfinite(rewards)
+  if mask_truncated:
+    trained &= rollout.finish != FINISH_LENGTH
+  return trained
+
+
+def deal_prompts(
+  count: int, teaches: Bool[np.ndarray, "P"], *, seed: int, round: int
+) -> list[Int[np.ndarray, "p"]]:
+  """`count` random, disjoint, equal sets of the round's prompts.
+
+  Groups stay whole. Groups that teach are dealt evenly: the sets differ by one
+  at most. The result depends on `teaches` and (seed, round) alone.
+  """
+  order = np.random.default_rng((seed, round)).permutation(len(teaches))
+  order = order[np.argsort(~teaches[order], kind="stable")]
+  return [order[i::count] for i in range(count)]
+
+
+def pack_batch(
+  rollout: Rollout,
+  prompts: Sequence[int] | np.ndarray,
+  mesh: Mesh,
+  *,
+  width: int,
+  max_rows: int,
+  microbatch_rows: int,
+) -> Batch:
+  """The completions of some prompts on the devices, ready to be scored.
+
+  Its weights are 1 at every token that the policy chose.
+
+  Args:
+    rollout: the whole round, on the host.
+    prompts: rows of the rollout's prompts.
+    mesh: splits rows, and tokens over its context axis.
+    width: slots of a row.
+    max_rows: rows of a batch; unused ones are not computed.
+    microbatch_rows: rows that go through the model at once.
+
+  Raises ValueError if the completions do not fit `max_rows` rows.
+  """
+  packed = pack_rollout(rollout, width, chosen=prompts, rows=max_rows)
+  packed, count = microbatches(packed, microbatch_rows)
+  completion = np.maximum(packed.origin, 0) // rollout.completions.shape[-1]
+  batch = Batch(
+    packed=packed,
+    num_microbatches=np.int32(count),
+    completions=completion.astype(np.int32),
+    weights=per_slot(rollout.sampled_mask, packed),
+    sampler_logprobs=per_slot(rollout.logprobs, packed),
+    experts=None
+    if rollout.experts is None
+    else replay.lay_out(rollout, packed),
+  )
+  batch = sharding.assemble(mesh, batch.replace(num_microbatches=None))
+  return batch.replace(
+    num_microbatches=np.int32(count), old_logprobs=batch.sampler_logprobs
+  )
+
+
+def per_slot(values: Float[np.ndarray, "P G T"], packed: Packed) -> np.ndarray:
+  """The value of each slot's target [B, M, T]; 0 for slots without one."""
+  values = np.asarray(values, np.float32).reshape(-1)
+  return np.where(packed.origin >= 0, values[packed.origin], np.float32(0))
+
+
+def microbatches(packed: Packed, rows: int) -> tuple[Packed, int]:
+  """Rows [M * rows, T] as [rows, M, T], and how many of the M hold anything."""
+  width = packed.tokens.shape[1]
+  used = (packed.positions >= 0).any(axis=1).reshape(-1, rows).any(axis=1)
+  count = int(used.nonzero()[0].max(initial=-1)) + 1
+  split = lambda x: np.swapaxes(x.reshape(-1, rows, width), 0, 1)
+  return jax.tree.map(split, packed), count
+
+
+def microbatch(batch: Batch, i: int | Int[Array, ""]) -> Batch:
+  """Microbatch `i` of a batch: its arrays are [B, T]."""
+  return jax.tree.map(
+    lambda x: jnp.take(x, i, axis=1) if jnp.ndim(x) > 1 else x, batch
+  )
+
+
+@jax.jit
+def add_advantages(
+  batch: Batch,
+  advantages: Float[Array, "N"],
+  weights: Float[Array, "N"],
+  num_tokens: Int[Array, ""] | int,
+) -> Batch:
+  """The batch with an advantage and a weight at every target.
+
+  Args:
+    batch: from `pack_batch`.
+    advantages: of the round's completions, N = P * G.
+    weights: of each token of a completion, for this update; 0 for completions
+      that are not in it.
+    num_tokens: sampled tokens with a weight, in the whole update.
+  """
+
+  def at_targets(values):
+    values = values[batch.completions].astype(jnp.float32)
+    values = jnp.where(batch.weights > 0, values, 0.0)
+    return sharding.constrain(values, *AXES)
+
+  return batch.replace(
+    advantages=at_targets(advantages),
+    weights=at_targets(weights),
+    num_tokens=num_tokens,
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("num_completions", "name"))
+def completion_kl(
+  batch: Batch, *, num_completions: int, name: str, coefficient: float
+) -> Float[Array, "N"]:
+  """What each of N completions pays for its distance from the reference.
+
+  0 for completions that are not in the batch; see `losses.kl.kl_penalties`.
+  """
+  penalties = kl_penalties(
+    batch.old_logprobs,
+    batch.reference_logprobs,
+    batch.weights > 0,
+    batch.completions,
+    num_completions,
+    name=name,
+    coefficient=coefficient,
+  )
+  return sharding.constrain(penalties, None)

@@ -1,0 +1,210 @@
+"""The policy on packed rows, and the loss of a GRPO update."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from r1jax import offload, sharding
+from r1jax.losses.grpo import grpo_loss
+from r1jax.losses.sft import sft_loss
+from r1jax.models import ops, transformer
+from r1jax.models.config import ModelConfig
+from r1jax.models.transformer import Transformer
+from r1jax.models.weights import to_compute_dtype
+from r1jax.training.batch import AXES, microbatch
+from r1jax.training.update import init_state
+from r1jax.types import Batch, Packed, Params, RLState
+
+
+class PolicyOutput(NamedTuple):
+  """The policy's distributions at the targets of packed rows."""
+
+  logprobs: Float[Array, "B T"]  # log p(target), in nats.
+  entropy: Float[Array, "B T"]
+  expert_load: Float[Array, "L E"]
+  hidden: Float[Array, "B T D"]
+  # Share of the layers whose router would choose other experts.
+  router_mismatch: Float[Array, "B T"]
+
+
+def policy_forward(
+  model: Transformer,
+  vocab_size: int,
+  temperature: float,
+  params: Params,
+  packed: Packed,
+  experts: Int[Array, "B T L k"] | None = None,
+) -> PolicyOutput:
+  """The policy at `temperature`, over the first `vocab_size` ids.
+
+  Tokens go to `experts`; None, or -1, lets the router choose.
+  """
+  if experts is not None:
+    experts = jnp.moveaxis(experts, 2, 0)
+  forward = transformer.forward(model, params, packed, experts=experts)
+  logprobs, entropy = ops.linear_logprobs(
+    forward.hidden,
+    transformer.unembed(params),
+    packed.targets,
+    temperature=temperature,
+    vocab_size=vocab_size,
+    counted=packed.origin >= 0,
+  )
+  return PolicyOutput(
+    logprobs=logprobs,
+    entropy=entropy,
+    expert_load=forward.expert_load,
+    hidden=forward.hidden,
+    router_mismatch=forward.differ.sum(0) / max(len(forward.differ), 1),
+  )
+
+
+def make_score(policy: Callable[..., PolicyOutput]) -> Callable:
+  """A jitted `score(params, batch)`: log p(target) [B, M, T], in nats.
+
+  `policy` is `policy_forward` without its first three arguments.
+  """
+
+  @jax.jit
+  def score(params: Params, batch: Batch) -> Float[Array, "B M T"]:
+    params = offload.fetched(params)
+
+    def one(i, scores):
+      part = microbatch(batch, i)
+      logprobs = policy(params, part.packed, part.experts).logprobs
+      return sharding.constrain(scores.at[:, i].set(logprobs), *AXES)
+
+    zeros = sharding.constrain(jnp.zeros(batch.weights.shape), *AXES)
+    with jax.named_scope("microbatches"):
+      return jax.lax.fori_loop(0, batch.num_microbatches, one, zeros)
+
+  return score
+
+
+def policy_loss(
+  policy: Callable[..., PolicyOutput],
+  mtp: Callable | None,
+  num_completions: int,
+  params: Params,
+  batch: Batch,
+  *,
+  ratio,
+  clip,
+  kl,
+  kl_coefficient,
+  entropy_coefficient,
+  correction,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+  """`grpo_loss` of one microbatch, and the loss of the MTP blocks.
+
+  Args:
+    policy: `policy_forward` without its first three arguments.
+    mtp: `mtp_loss` likewise; None leaves the MTP blocks alone.
+    num_completions: of the round, N.
+    params: of the policy.
+    batch: one microbatch.
+    ratio: and the rest: see `grpo_loss`.
+  """
+  output = policy(params, batch.packed, batch.experts)
+  loss, metrics = grpo_loss(
+    output.logprobs,
+    batch.old_logprobs,
+    batch.reference_logprobs,
+    batch.advantages,
+    batch.weights,
+    batch.num_tokens,
+    completions=batch.completions,
+    num_completions=num_completions,
+    sampler_logprobs=batch.sampler_logprobs,
+    entropy=output.entropy,
+    ratio=ratio,
+    clip=clip,
+    kl=kl,
+    kl_coefficient=kl_coefficient,
+    entropy_coefficient=entropy_coefficient,
+    correction=correction,
+  )
+  trained = batch.weights > 0
+  mean = lambda x: (
+    jnp.sum(jnp.where(trained, x, 0.0)) / jnp.maximum(batch.num_tokens, 1)
+  )
+  apart = jnp.abs(output.logprobs - batch.sampler_logprobs)
+  chances = jnp.exp(output.logprobs), jnp.exp(batch.sampler_logprobs)
+  metrics |= {
+    "router/load": output.expert_load,
+    "sampling/logp_diff_mean": mean(apart),
+    "sampling/logp_diff_max": jnp.max(jnp.where(trained, apart, 0.0)),
+    "sampling/prob_diff_mean": mean(jnp.abs(chances[0] - chances[1])),
+  }
+  if batch.experts is not None:
+    metrics["router/replay_mismatch"] = mean(output.router_mismatch)
+  if mtp is not None:
+    total = mtp(params, batch.packed, output.hidden)
+    metrics["loss/mtp"] = total / jnp.maximum(batch.num_tokens, 1)
+    loss += metrics["loss/mtp"]
+  return loss, metrics
+
+
+def mtp_loss(
+  model: Transformer,
+  vocab_size: int,
+  params: Params,
+  packed: Packed,
+  hidden: Float[Array, "B T D"],
+) -> Float[Array, ""]:
+  """The negative log-likelihood of sampled tokens under the MTP blocks, summed.
+
+  It is the mean over depths (arXiv:2412.19437, eq. 24 and 25). Only the blocks
+  learn from it: the trunk and the embeddings are constants.
+  """
+  constant = jax.lax.stop_gradient(params) | {"mtp": params["mtp"]}
+  states, _ = transformer.predict_further(
+    model, constant, jax.lax.stop_gradient(hidden), packed
+  )
+  losses = []
+  for depth, state in enumerate(states, 1):
+    targets, counted = transformer.following(packed, depth)
+    logprobs, _ = ops.linear_logprobs(
+      state,
+      transformer.unembed(constant),
+      targets,
+      vocab_size=vocab_size,
+      counted=counted,
+    )
+    losses.append(sft_loss(logprobs, counted.astype(jnp.float32)))
+  return sum(losses) / len(losses)
+
+
+def init_rl_state(
+  config: ModelConfig, optimizer, use_reference: bool, params: Params
+) -> RLState:
+  """The state that a run begins with."""
+  return RLState(
+    train=init_state(params, optimizer),
+    reference=reference_copy(config, params) if use_reference else None,
+    reference_step=jnp.zeros((), jnp.int32),
+  )
+
+
+def refresh_reference(
+  config: ModelConfig, offloaded, state: RLState
+) -> RLState:
+  """The state with a copy of its policy as the reference.
+
+  `offloaded` names the parts that stay in the hosts' memory.
+  """
+  state = state.replace(
+    reference=reference_copy(config, state.train.params),
+    reference_step=jnp.copy(state.train.step),
+  )
+  return offload.park(state, offloaded)
+
+
+def reference_copy(config: ModelConfig, params: Params) -> Params:
+  """A copy of the policy in the sampler's dtypes, which shares no buffer."""
+  return jax.tree.map(
+    lambda x: jnp.array(x, copy=True), to_compute_dtype(params, config)
+  )
