@@ -81,25 +81,10 @@ def leave_one_out(
   return group_mean(rewards) * (size / np.maximum(size - 1, 1))
 
 
-def batch_std(rewards: Float[np.ndarray, "P G"]) -> Float[np.ndarray, "P G"]:
-  """(r - mean(r)) / std of that over all groups: REINFORCE++ with baseline.
-
-  arXiv:2501.03262, v9, the variant with groups. It divides by the deviation of
-  the centred rewards, not of the raw ones. The mean over the batch, which the
-  paper subtracts too, is 0 already. Groups that teach nothing count in the
-  deviation; ungraded completions do not.
-  """
-  centred = group_mean(rewards)
-  count = np.maximum(np.isfinite(rewards).sum(), 1)
-  squares = (centred**2).sum(keepdims=True)
-  return _divide(centred, np.sqrt(squares / count))
-
-
 ADVANTAGES = {
   "group_std": group_std,
   "group_mean": group_mean,
   "leave_one_out": leave_one_out,
-  "batch_std": batch_std,
 }
 
 

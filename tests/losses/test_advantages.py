@@ -19,7 +19,6 @@ EVERY = [
   dict(name="group_std", ddof=1),
   dict(name="group_mean"),
   dict(name="leave_one_out"),
-  dict(name="batch_std"),
 ]
 every = pytest.mark.parametrize(
   "settings", EVERY, ids=lambda s: "-".join(map(str, s.values()))
@@ -34,7 +33,6 @@ def by_the_papers(rewards, *, name, ddof=0):
   """One completion at a time, as the papers write it."""
   out = [[0.0] * len(row) for row in rewards]
   graded = [[r for r in row if not math.isnan(r)] for row in rewards]
-  centred = [r - mean(group) for group in graded for r in group]
   for p, row in enumerate(rewards):
     group = graded[p]
     for g, r in enumerate(row):
@@ -48,10 +46,6 @@ def by_the_papers(rewards, *, name, ddof=0):
         out[p][g] = (r - mean(group)) / deviation
       elif name == "leave_one_out":
         out[p][g] = r - (sum(group) - r) / (len(group) - 1)
-      elif name == "batch_std":
-        middle = mean(centred)
-        deviation = math.sqrt(mean([(c - middle) ** 2 for c in centred]))
-        out[p][g] = (r - mean(group) - middle) / deviation
   return np.array(out)
 
 
@@ -74,7 +68,6 @@ FOUR = [
   (dict(name="group_std", ddof=1), 1.5, -0.5),
   (dict(name="group_mean"), 0.75, -0.25),
   (dict(name="leave_one_out"), 1.0, -0.33333),
-  (dict(name="batch_std"), 1.73205, -0.57735),
 ]
 
 
@@ -195,13 +188,6 @@ def test_each_group_is_compared_with_itself_alone(settings):
   for p in range(10):
     alone = advantages(twice[p : p + 1], **settings)
     np.testing.assert_array_equal(got[p], alone[0])
-
-
-def test_the_deviation_of_a_batch_is_that_of_centred_rewards():
-  """Groups that differ only in how hard they are do not widen it."""
-  rewards = np.array([[0.0, 1.0], [10.0, 11.0]])
-  got = advantages(rewards, name="batch_std")
-  np.testing.assert_allclose(got, [[-1, 1], [-1, 1]], rtol=1e-12)
 
 
 groups = st.lists(st.floats(-6e4, 6e4, width=16), min_size=2, max_size=64)

@@ -37,6 +37,11 @@ def by_the_papers(losses, mask, counted, *, name, divisor=0):
   return sum(sums) / (len(sums) * divisor)
 
 
+def weigh(mask, trained, **settings):
+  """The weight of every token [P, G, T]."""
+  return token_weights(mask.sum(-1), trained, **settings)[..., None] * mask
+
+
 def test_every_entry_of_the_table_is_tested():
   assert {settings["name"] for settings in SETTINGS} == set(AGGREGATIONS)
 
@@ -47,7 +52,7 @@ def test_weighted_sums_are_the_papers(settings):
   for drop in ((), (1, 2), (0, slice(None))):
     if drop:
       counted[drop] = False
-    weights = token_weights(MASK, counted, **settings)
+    weights = weigh(MASK, counted, **settings)
     assert weights.dtype == np.float64
     expected = by_the_papers(LOSSES, MASK, counted, **settings)
     assert np.sum(weights * LOSSES) == pytest.approx(expected, rel=1e-12)
@@ -68,7 +73,7 @@ GOLDEN = [
 def test_losses_of_a_short_and_a_long_completion(settings, expected):
   mask = np.array([[[1, 0, 0], [1, 1, 1]]], bool)
   losses = np.array([[[2.0, 0, 0], [1, 1, 1]]])
-  weights = token_weights(mask, np.ones((1, 2), bool), **settings)
+  weights = weigh(mask, np.ones((1, 2), bool), **settings)
   assert np.sum(weights * losses) == pytest.approx(expected, rel=1e-12)
 
 
@@ -79,16 +84,16 @@ def test_parts_of_an_update_do_not_have_denominators_of_their_own(
   """A mean of the token means of two microbatches would be 1.5, not 1.25."""
   mask = np.array([[[1, 0, 0], [1, 1, 1]]], bool)
   losses = np.array([[[2.0, 0, 0], [1, 1, 1]]])
-  weights = token_weights(mask, np.ones((1, 2), bool), **settings)
+  weights = weigh(mask, np.ones((1, 2), bool), **settings)
   parts = [np.sum(weights[:, g] * losses[:, g]) for g in range(2)]
   assert sum(parts) == pytest.approx(expected, rel=1e-12)
 
 
 @each
 def test_the_padded_length_is_in_no_denominator(settings):
-  weights = token_weights(MASK, EVERY, **settings)
+  weights = weigh(MASK, EVERY, **settings)
   padded = np.pad(MASK, ((0, 0), (0, 0), (0, 100)))
-  longer = token_weights(padded, EVERY, **settings)
+  longer = weigh(padded, EVERY, **settings)
   np.testing.assert_array_equal(longer[..., :T], weights)
   np.testing.assert_array_equal(longer[..., T:], 0.0)
 
@@ -98,15 +103,15 @@ def test_a_completion_that_does_not_count_is_as_good_as_absent(settings):
   """Ungraded, or cut short where that is masked: numerator and denominator."""
   counted = EVERY.copy()
   counted[:, 3] = False
-  weights = token_weights(MASK, counted, **settings)
-  without = token_weights(MASK[:, :3], EVERY[:, :3], **settings)
+  weights = weigh(MASK, counted, **settings)
+  without = weigh(MASK[:, :3], EVERY[:, :3], **settings)
   np.testing.assert_array_equal(weights[:, :3], without)
 
 
 @each
 def test_nothing_that_counts_is_no_division_by_zero(settings):
   for mask, counted in ((MASK, ~EVERY), (np.zeros_like(MASK), EVERY)):
-    weights = token_weights(mask, counted, **settings)
+    weights = weigh(mask, counted, **settings)
     np.testing.assert_array_equal(weights, 0.0)
 
 
@@ -115,7 +120,7 @@ def test_tokens_that_the_policy_did_not_choose_are_in_no_denominator(settings):
   """What a tool wrote in the middle of a completion, say."""
   mask = MASK.copy()
   mask[0, 0, 2:4] = False
-  weights = token_weights(mask, EVERY, **settings)
+  weights = weigh(mask, EVERY, **settings)
   expected = by_the_papers(LOSSES, mask, EVERY, **settings)
   assert np.sum(weights * LOSSES) == pytest.approx(expected, rel=1e-12)
   np.testing.assert_array_equal(weights[0, 0, 2:4], 0.0)
@@ -124,7 +129,7 @@ def test_tokens_that_the_policy_did_not_choose_are_in_no_denominator(settings):
 def test_every_counted_completion_weighs_the_same():
   counted = EVERY.copy()
   counted[1, 2] = False
-  weights = token_weights(MASK, counted, name="completion_mean")
+  weights = weigh(MASK, counted, name="completion_mean")
   np.testing.assert_allclose(weights.sum(-1), counted / 11)
   for p, g in np.ndindex(P, G):
     tokens = weights[p, g, : LENGTHS[p, g]]
@@ -139,4 +144,4 @@ def test_settings_that_do_not_exist_are_refused():
     (dict(name="constant", divisor=0), "divisor is 0"),
   ):
     with pytest.raises(ValueError, match=words):
-      token_weights(MASK, EVERY, **settings)
+      weigh(MASK, EVERY, **settings)

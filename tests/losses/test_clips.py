@@ -101,9 +101,9 @@ def test_a_token_without_advantage_is_never_counted_as_clipped():
 
 
 def test_up_to_20_nats_the_exponential_is_exact():
-  x = np.linspace(-100, 20, 1001)
-  np.testing.assert_array_equal(exp(x), np.exp(x))
-  assert exp(np.zeros(1))[0] == 1.0
+  x = jnp.linspace(-100.0, 20.0, 1001)
+  np.testing.assert_array_equal(exp(x), jnp.exp(x))
+  assert exp(jnp.zeros(1))[0] == 1.0
   x = np.linspace(-80, 20, 1001)  # Below, float32 has no normal numbers.
   slope = jax.vmap(jax.grad(lambda y: exp(y[None])[0]))(jnp.asarray(x))
   np.testing.assert_allclose(slope, np.exp(x), rtol=2e-5)

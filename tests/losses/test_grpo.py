@@ -311,7 +311,7 @@ def test_with_weights_that_mean_completions_the_loss_on_policy_is_zero():
   """Its value says nothing; its gradient teaches."""
   mask = np.arange(6) < np.array([[6, 1, 3]])[..., None]
   a = np.array([[1.0, -0.25, -0.75]])
-  weights = completion_mean(mask, np.ones((1, 3), bool))
+  weights = completion_mean(mask.sum(-1))[..., None] * mask
   spread = np.broadcast_to(a[..., None], mask.shape)
   same = jnp.asarray(RNG.normal(size=mask.shape))
   arrays = map(jnp.asarray, (spread, weights))

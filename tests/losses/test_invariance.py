@@ -65,7 +65,8 @@ def tokens_of(recipe, counted=None):
   """{completion: {array: its tokens}}, and how many tokens count."""
   if counted is None:
     counted = np.isfinite(REWARDS)
-  weights = token_weights(MASK, counted, **recipe["aggregation"])
+  weights = token_weights(MASK.sum(-1), counted, **recipe["aggregation"])
+  weights = weights[..., None] * MASK
   spread = advantages(REWARDS, **recipe["advantage"])[..., None]
   arrays = VALUES | dict(
     weights=weights, advantages=np.broadcast_to(spread, MASK.shape)
