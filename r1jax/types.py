@@ -112,8 +112,9 @@ class Batch:
 
   packed: Packed
   num_microbatches: Ints | int  # That hold anything; the others come last.
-  weights: Floats | None = None  # Of a target in the loss; 0 for no target.
-  num_tokens: Ints | int = 0  # Targets with a weight.
+  weights: Floats  # Of a target in the loss; 0 for slots without one.
+  num_targets: Ints | int = 1  # Targets with a weight, in the whole batch.
+  num_tokens: Ints | int = 1  # Tokens that the model reads, prompts included.
   # What follows is for RL.
   completions: Ints | None = None  # p * G + g, the completion of a target.
   advantages: Floats | None = None

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from r1jax import sharding
 from r1jax.data.packing import pack_rollout
@@ -32,6 +32,13 @@ def trained_completions(
   return trained
 
 
+def teaching_groups(
+  advantages: Float[np.ndarray, "P G"], trained: Bool[np.ndarray, "P G"]
+) -> Bool[np.ndarray, "P"]:
+  """The groups with a completion that moves the policy."""
+  return np.any(trained & (advantages != 0), axis=1)
+
+
 def deal_prompts(
   count: int, teaches: Bool[np.ndarray, "P"], *, seed: int, round: int
 ) -> list[Int[np.ndarray, "p"]]:
@@ -45,49 +52,71 @@ def deal_prompts(
   return [order[i::count] for i in range(count)]
 
 
-def pack_batch(
+def pack_prompts(
   rollout: Rollout,
   prompts: Sequence[int] | np.ndarray,
-  mesh: Mesh,
   *,
   width: int,
   max_rows: int,
   microbatch_rows: int,
-) -> Batch:
-  """The completions of some prompts on the devices, ready to be scored.
-
-  Its weights are 1 at every token that the policy chose.
+) -> tuple[Packed, int]:
+  """The completions of some prompts as microbatches, and how many.
 
   Args:
-    rollout: the whole round, on the host.
+    rollout: the whole round.
     prompts: rows of the rollout's prompts.
-    mesh: splits rows, and tokens over its context axis.
     width: slots of a row.
     max_rows: rows of a batch; unused ones are not computed.
     microbatch_rows: rows that go through the model at once.
 
-  Raises ValueError if the completions do not fit `max_rows` rows.
+  Raises ValueError if the completions need more than `max_rows` rows.
   """
   packed = pack_rollout(rollout, width, chosen=prompts, rows=max_rows)
-  packed, count = microbatches(packed, microbatch_rows)
-  completion = np.maximum(packed.origin, 0) // rollout.completions.shape[-1]
-  batch = Batch(
+  return microbatches(packed, microbatch_rows)
+
+
+def make_batch(
+  rollout: Rollout, packed: Packed, count: int, mesh: Mesh
+) -> Batch:
+  """A batch on the devices, ready to be scored.
+
+  Its weights are 1 at every token that the policy chose; `add_advantages` makes
+  the weights of the loss.
+
+  Args:
+    rollout: the whole round, on the host.
+    packed: [B, M, T], from `pack_prompts`, as is `count`.
+    count: microbatches that hold anything.
+    mesh: splits the rows.
+  """
+  completions = np.maximum(packed.origin, 0) // rollout.completions.shape[-1]
+  experts = None
+  if rollout.experts is not None:
+    experts = replay.lay_out(rollout, packed)
+  packed, completions, weights, logprobs, experts = sharding.assemble(
+    mesh,
+    (
+      packed,
+      completions.astype(np.int32),
+      per_slot(rollout.sampled_mask, packed),
+      per_slot(rollout.logprobs, packed),
+      experts,
+    ),
+  )
+  return Batch(
     packed=packed,
     num_microbatches=np.int32(count),
-    completions=completion.astype(np.int32),
-    weights=per_slot(rollout.sampled_mask, packed),
-    sampler_logprobs=per_slot(rollout.logprobs, packed),
-    experts=None
-    if rollout.experts is None
-    else replay.lay_out(rollout, packed),
-  )
-  batch = sharding.assemble(mesh, batch.replace(num_microbatches=None))
-  return batch.replace(
-    num_microbatches=np.int32(count), old_logprobs=batch.sampler_logprobs
+    weights=weights,
+    completions=completions,
+    sampler_logprobs=logprobs,
+    old_logprobs=logprobs,
+    experts=experts,
   )
 
 
-def per_slot(values: Float[np.ndarray, "P G T"], packed: Packed) -> np.ndarray:
+def per_slot(
+  values: Shaped[np.ndarray, "P G T"], packed: Packed
+) -> Float[np.ndarray, "B M T"]:
   """The value of each slot's target [B, M, T]; 0 for slots without one."""
   values = np.asarray(values, np.float32).reshape(-1)
   return np.where(packed.origin >= 0, values[packed.origin], np.float32(0))
@@ -114,16 +143,16 @@ def add_advantages(
   batch: Batch,
   advantages: Float[Array, "N"],
   weights: Float[Array, "N"],
-  num_tokens: Int[Array, ""] | int,
+  num_targets: Int[Array, ""] | int,
 ) -> Batch:
   """The batch with an advantage and a weight at every target.
 
   Args:
-    batch: from `pack_batch`.
+    batch: from `make_batch`.
     advantages: of the round's completions, N = P * G.
     weights: of each token of a completion, for this update; 0 for completions
       that are not in it.
-    num_tokens: sampled tokens with a weight, in the whole update.
+    num_targets: tokens with a weight, in the whole update.
   """
 
   def at_targets(values):
@@ -134,7 +163,7 @@ def add_advantages(
   return batch.replace(
     advantages=at_targets(advantages),
     weights=at_targets(weights),
-    num_tokens=num_tokens,
+    num_targets=num_targets,
   )
 
 

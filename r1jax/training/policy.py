@@ -115,7 +115,7 @@ def policy_loss(
     batch.reference_logprobs,
     batch.advantages,
     batch.weights,
-    batch.num_tokens,
+    batch.num_targets,
     completions=batch.completions,
     num_completions=num_completions,
     sampler_logprobs=batch.sampler_logprobs,
@@ -129,7 +129,7 @@ def policy_loss(
   )
   trained = batch.weights > 0
   mean = lambda x: (
-    jnp.sum(jnp.where(trained, x, 0.0)) / jnp.maximum(batch.num_tokens, 1)
+    jnp.sum(jnp.where(trained, x, 0.0)) / jnp.maximum(batch.num_targets, 1)
   )
   apart = jnp.abs(output.logprobs - batch.sampler_logprobs)
   chances = jnp.exp(output.logprobs), jnp.exp(batch.sampler_logprobs)
@@ -143,7 +143,7 @@ def policy_loss(
     metrics["router/replay_mismatch"] = mean(output.router_mismatch)
   if mtp is not None:
     total = mtp(params, batch.packed, output.hidden)
-    metrics["loss/mtp"] = total / jnp.maximum(batch.num_tokens, 1)
+    metrics["loss/mtp"] = total / jnp.maximum(batch.num_targets, 1)
     loss += metrics["loss/mtp"]
   return loss, metrics
 
