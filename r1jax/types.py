@@ -22,6 +22,9 @@ Ints = Int[Array, "..."] | Int[np.ndarray, "..."]
 Floats = Float[Array, "..."] | Float[np.ndarray, "..."]
 
 FINISH_STOP, FINISH_LENGTH = 1, 2  # Values of `Rollout.finish`.
+# The value of a reward for an example that is none of its business; None is
+# that of a completion that it could not grade.
+DOES_NOT_APPLY = "does not apply"
 
 
 class Example(NamedTuple):

@@ -32,7 +32,7 @@ def praise(example, completion):
 def toy_task():
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(data.DATASETS, "letters", load_letters)
-    patch.setitem(rewards.REWARDS, "praise", praise)
+    patch.setitem(rewards.REWARDS, "praise", rewards.Reward(praise))
     yield
 
 
@@ -250,7 +250,9 @@ def test_a_round_that_nobody_could_grade_teaches_nothing(
   make_config, compiled_once, monkeypatch, tmp_path
 ):
   """It does not end the run either."""
-  monkeypatch.setitem(rewards.REWARDS, "praise", lambda *_: None)
+  monkeypatch.setitem(
+    rewards.REWARDS, "praise", rewards.Reward(lambda *_: None)
+  )
   state = grpo.train(make_config(num_steps=2), str(tmp_path))
   (row,) = rows_of(tmp_path)
   assert row["reward/mean"] is None
