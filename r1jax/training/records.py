@@ -9,7 +9,8 @@ completion], `shape` [P, G, Tp, Tc] of the round; `id`, `domain`, `prompt`,
 `max_tokens`, `prefill`; `prompt_tokens` and `completion_tokens`; `logprobs`
 and, where recorded, `experts`, as bytes in base64, which come back bit for bit;
 `counts` of the graders, and `facts` that the loop wants back. A null is a
-reward that could not be graded, one that is not there does not apply. What is not listed here is not read.
+reward that could not be graded; one that does not apply is not there. What is
+not listed here is not read.
 
 The same round gives the same bytes, so that a run that resumes writes again
 what it wrote before.
