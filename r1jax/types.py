@@ -23,6 +23,9 @@ Floats = Float[Array, "..."] | Float[np.ndarray, "..."]
 Bools = Bool[Array, "..."] | Bool[np.ndarray, "..."]
 
 FINISH_STOP, FINISH_LENGTH = 1, 2  # Values of `Rollout.finish`.
+# The value of a reward for an example that is none of its business; None is
+# that of a completion that it could not grade.
+DOES_NOT_APPLY = "does not apply"
 
 
 class Example(NamedTuple):

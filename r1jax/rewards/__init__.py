@@ -1,19 +1,26 @@
-"""Rules that grade what the policy wrote: (example, completion) -> float.
+"""Rewards: rules that grade what the policy wrote.
 
-A reward is total: any text gives a float, or None for "could not grade", which
-is never a wrong answer. It is deterministic, and imports no JAX: graders run in
-processes of their own. To add one, write a module with `reward`, and name it in
-REWARDS; if it hands the text to a library, name it in POOLED too. A reward that
-compares the completions of one prompt with each other takes the list of them,
-gives a list of floats, and stands in GROUP_REWARDS. One that waits for another
-machine, or asks a model about many at once, gives BACKGROUND a function that
-starts a whole batch; one that needs something of this machine gives CHECKS a
-function that looks for it.
+A reward is a function of an Example and a Completion that returns a float, None
+where it could not grade, or DOES_NOT_APPLY where it has nothing to say about
+the example. It is total (any text has a value) and deterministic, and imports
+no JAX, because graders run in processes of their own.
+
+A spec, the `rewards` section of a config, names rewards and their weights:
+
+    dict(accuracy=1.0, format=dict(weight=2.0, offset=-1.0))
+
+An entry may hold arguments of its reward; `offset` is added to the weighted
+value. `function="my_module:praise"` takes a function of one's own, and so does
+an entry whose name is "my_module:praise". Where domains need different rewards,
+a spec holds one spec for each:
+
+    dict(math=dict(accuracy=1.0), general=dict(helpfulness=1.0))
 """
 
 import difflib
 import inspect
 import logging
+import pkgutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
@@ -34,71 +41,83 @@ from r1jax.rewards import (
   repetition,
 )
 from r1jax.rewards.grader import Call, GraderPool
-from r1jax.types import Completion, Example
+from r1jax.types import DOES_NOT_APPLY, Completion, Example
 
 logger = logging.getLogger(__name__)
 
-Reward = Callable[..., float | None]
-GroupReward = Callable[..., list[float | None]]
+Pair = tuple[Example, Completion]
+Group = tuple[Example, list[Completion]]
 
-# Called with (Example, Completion), and the keyword arguments of the spec.
+
+class Reward(NamedTuple):
+  """A reward, and how it is computed."""
+
+  # (Example, Completion, **arguments) -> float | None | DOES_NOT_APPLY.
+  function: Callable
+  # The second argument is the list of all completions of the example's prompt,
+  # and the result is the list of their values.
+  of_group: bool = False
+  # It hands the policy's text to a library that may hang or crash on it: a
+  # process of the grader pool computes it.
+  pooled: bool = False
+  # Does the same and returns (value, feedback), a line on what is wrong.
+  explain: Callable | None = None
+  # Starts to grade all pairs, or groups, at once, given the list of them and
+  # the arguments, and returns a function that waits for the values. For rewards
+  # that wait for another machine or run a model. With nothing to grade it
+  # raises ValueError for wrong arguments.
+  start: Callable | None = None
+  # Raises ValueError for arguments with which it cannot work on this machine.
+  check: Callable | None = None
+  # `function` raises ValueError for wrong arguments, whatever it grades.
+  probe: bool = False
+
+
 REWARDS: dict[str, Reward] = {
-  "accuracy": accuracy.reward,
-  "code": code.reward,
-  "cosine": length.cosine,
-  "format": format.reward,
-  "helpfulness": learned.helpfulness,
-  "instructions": instructions.reward,
-  "judge": judge.reward,
-  "language": language.reward,
-  "overlong": length.overlong,
-  "random": random.reward,
-  "repetition": repetition.reward,
-  "safety": learned.safety,
-  "tags": format.tags,
+  "accuracy": Reward(accuracy.reward, pooled=True, explain=accuracy.judge),
+  "answered": Reward(accuracy.answered),
+  "code": Reward(
+    code.reward, pooled=True, explain=code.judge, check=code.check
+  ),
+  "cosine": Reward(length.cosine, pooled=True, probe=True),
+  "format": Reward(format.reward),
+  "helpfulness": Reward(learned.helpfulness, start=learned.start_helpfulness),
+  "instructions": Reward(instructions.reward, pooled=True),
+  "judge": Reward(judge.reward, start=judge.start),
+  "language": Reward(language.reward, pooled=True),
+  "length": Reward(length.group, of_group=True, pooled=True),
+  "overlong": Reward(length.overlong, probe=True),
+  "preference": Reward(
+    judge.group_reward, of_group=True, start=judge.start_groups
+  ),
+  "random": Reward(random.reward, probe=True),
+  "repetition": Reward(repetition.reward, probe=True),
+  "safety": Reward(learned.safety, start=learned.start_safety),
+  "tags": Reward(format.tags),
 }
-
-# Called with (Example, list[Completion]): all completions of one prompt.
-GROUP_REWARDS: dict[str, GroupReward] = {
-  "length": length.group,
-  "preference": judge.group_reward,
-}
-
-# The same rewards, as (value, feedback): a line for the log on what went wrong.
-EXPLAINED: dict[str, Callable[..., tuple[float | None, str]]] = {
-  "accuracy": accuracy.judge,
-  "code": code.judge,
-}
-
-# These hand the policy's text to libraries that may hang or crash on it.
-POOLED = {"accuracy", "code", "cosine", "instructions", "language", "length"}
-
-# What these make of bad arguments shows on any completion.
-PROBED = {"cosine", "overlong", "random", "repetition"}
-
-# These wait for another machine, or ask a model about many texts at once. Each
-# is called with all pairs, or all groups, and the keyword arguments, and
-# starts; what it gives is called to wait for the values. With nothing to grade
-# it raises what is wrong with the arguments.
-BACKGROUND: dict[str, Callable[..., Callable[[], list]]] = {
-  "helpfulness": learned.start_helpfulness,
-  "judge": judge.start,
-  "preference": judge.start_groups,
-  "safety": learned.start_safety,
-}
-
-# Called with the keyword arguments before anything is graded; they raise
-# ValueError where the reward cannot work.
-CHECKS: dict[str, Callable[..., None]] = {"code": code.check}
 
 
 class Scores(NamedTuple):
-  """What B completions are worth; NaN where one could not be graded."""
+  """The rewards of B completions; NaN where one could not be graded."""
 
-  total: np.ndarray  # float64 [B]: the weighted sum of the parts.
-  parts: dict[str, np.ndarray]  # Each reward's own float64 [B], unweighted.
-  counts: dict[str, int]  # "timeouts" and "crashes": parts lost to them.
+  total: np.ndarray  # float64 [B]: the weighted sum of the parts that apply.
+  parts: dict[str, np.ndarray]  # Each reward's value, float64 [B].
+  counts: dict[str, int]  # "timeouts" and "crashes": values lost to them.
   feedback: Sequence[str] = ()  # [B], of a program's tests, say; mostly "".
+  # Where each reward applies, bool [B]; elsewhere its value is NaN. A reward
+  # that is not named here applies to all.
+  applies: Mapping[str, np.ndarray] = {}
+
+
+class Term(NamedTuple):
+  """One reward of a spec."""
+
+  name: str
+  reward: Reward
+  weight: float
+  offset: float
+  arguments: dict[str, Any]
+  domain: str = ""  # "" for all domains.
 
 
 def score(
@@ -113,15 +132,17 @@ def score(
 
   Args:
     examples: one for each completion.
-    completions: what was written; a plain string is a completion's text.
+    completions: a plain string is a completion's text.
     pool: where rewards that may hang are computed; None computes them here,
       with no limit on time or memory.
     group_size: completions per prompt, which stand together. It matters to
       rewards of groups alone; None takes neighbours with equal examples for a
       group, so that a prompt drawn twice in a row makes one.
-    **spec: a reward's weight, or a mapping of `weight` and its own arguments:
-      `accuracy=1.0, random=dict(weight=0.5, probability=0.1)`. A reward of
-      weight 0 is measured and does not count.
+    **spec: the rewards; see the module. A reward of weight 0 is measured and
+      does not count.
+
+  Raises ValueError for a spec that `check` refuses, and for an example whose
+  domain has no rewards.
   """
   return submit(
     examples, completions, pool=pool, group_size=group_size, **spec
@@ -137,96 +158,191 @@ def submit(
   **spec: Any,
 ) -> Callable[[], Scores]:
   """Starts what `score` does; call the result, once, to wait for the scores."""
-  spec = check(**spec)
   pairs = [
     (example, Completion(written) if isinstance(written, str) else written)
     for example, written in zip(examples, completions, strict=True)
   ]
-  groups = _groups(pairs, group_size)
-  waits = {
-    name: BACKGROUND[name](groups if name in GROUP_REWARDS else pairs, **kwargs)
-    for name, (_, kwargs) in spec.items()
-    if name in BACKGROUND
-  }
-  calls = {
-    name: [
-      Call(EXPLAINED.get(name, REWARDS[name]), pair, kwargs) for pair in pairs
-    ]
-    if name in REWARDS
-    else [Call(GROUP_REWARDS[name], group, kwargs) for group in groups]
-    for name, (_, kwargs) in spec.items()
-  }
-  gradings = {
-    name: pool.submit(calls[name]) for name in calls if pool and name in POOLED
-  }
+  terms = check(**spec)
+  domains = [domain_of(example, terms) for example in examples]
+  started = []
+  for term in terms:
+    rows = [i for i, domain in enumerate(domains) if domain == term.domain]
+    wait = _start(term, [pairs[i] for i in rows], group_size, pool)
+    started.append((term, rows, wait))
 
   def finish() -> Scores:
-    counts = Counter(timeouts=0, crashes=0)
-    parts, feedback = {}, [""] * len(pairs)
-    for name in spec:
-      if name in waits:
-        values = waits[name]()
-      elif grading := gradings.get(name):
-        values = grading.values()
-        counts.update(grading.counts)
-      else:
-        values = [_compute(name, call, counts) for call in calls[name]]
-      if name in EXPLAINED:
-        verdicts = [verdict or (None, "") for verdict in values]
-        values = [value for value, _ in verdicts]
-        feedback = [
-          said or why for said, (_, why) in zip(feedback, verdicts, strict=True)
-        ]
-      if name in GROUP_REWARDS:
-        values = _flatten(values, groups)
-      parts[name] = np.array(
-        [np.nan if value is None else value for value in values], np.float64
-      )
+    counts, feedback = Counter(timeouts=0, crashes=0), [""] * len(pairs)
+    unknown = lambda: np.full(len(pairs), np.nan)
+    parts = {term.name: unknown() for term in terms}
+    applies = {name: np.zeros(len(pairs), bool) for name in parts}
     total = np.zeros(len(pairs))
-    for name, (weight, _) in spec.items():
-      if weight:
-        total += weight * parts[name]
-    return Scores(total, parts, dict(counts), feedback)
+    for term, rows, wait in started:
+      values, why = wait(counts)
+      applies[term.name][rows] = [value != DOES_NOT_APPLY for value in values]
+      graded = [np.nan if v in (None, DOES_NOT_APPLY) else v for v in values]
+      parts[term.name][rows] = graded
+      for i, text in zip(rows, why):
+        feedback[i] = feedback[i] or text
+      if term.weight or term.offset:
+        value = term.weight * parts[term.name][rows] + term.offset
+        total[rows] += np.where(applies[term.name][rows], value, 0.0)
+    return Scores(total, parts, dict(counts), feedback, applies)
 
   return finish
 
 
-def check(**spec: Any) -> dict[str, tuple[float, dict[str, Any]]]:
-  """The weight and the own arguments of each reward that a spec names.
+def _start(
+  term: Term, pairs: Sequence[Pair], group_size: int | None, pool
+) -> Callable[[Counter], tuple[list, list[str]]]:
+  """Starts one reward; the result waits for its values and their feedback."""
+  reward, arguments = term.reward, term.arguments
+  items = _groups(pairs, group_size) if reward.of_group else pairs
+  if reward.start:
+    waiting = reward.start(items, **arguments)
+    compute = lambda counts: waiting()
+  else:
+    function = reward.explain or reward.function
+    calls = [Call(function, item, arguments) for item in items]
+    if pool and reward.pooled:
+      grading = pool.submit(calls)
 
-  Raises ValueError for a reward that does not exist, an argument it does not
-  take, or a weight that is not a finite number.
+      def compute(counts):
+        values = grading.values()
+        counts.update(grading.counts)
+        return values
+    else:
+      compute = lambda counts: [_call(term, call, counts) for call in calls]
+
+  def wait(counts: Counter) -> tuple[list, list[str]]:
+    values = compute(counts)
+    feedback = [""] * len(values)
+    if reward.explain:
+      verdicts = [verdict or (None, "") for verdict in values]
+      values = [value for value, _ in verdicts]
+      feedback = [text for _, text in verdicts]
+    if reward.of_group:  # A group that was lost is None throughout.
+      pieces = zip(values, items, strict=True)
+      values = [v for vs, (_, cs) in pieces for v in vs or [None] * len(cs)]
+      feedback = [""] * len(values)
+    return values, feedback
+
+  return wait
+
+
+def _call(term: Term, call: Call, counts: Counter) -> Any:
+  """The value, computed in this process; an exception counts as a crash."""
+  try:
+    return call.function(*call.args, **call.kwargs)
+  except Exception as error:
+    if not counts["crashes"]:
+      example = call.args[0]
+      logger.warning("reward %s raised %r on %r", term.name, error, example.id)
+    counts["crashes"] += 1
+    return None
+
+
+def check(**spec: Any) -> list[Term]:
+  """The rewards of a spec, one by one.
+
+  Raises ValueError for a reward that does not exist, an argument that it does
+  not take, or a weight that is not a finite number.
   """
-  known = {**REWARDS, **GROUP_REWARDS}
-  checked = {}
-  for name, entry in spec.items():
-    if name not in known:
-      close = difflib.get_close_matches(name, known, 1)
-      hint = f"did you mean {close[0]!r}?" if close else f"have {[*known]}"
-      raise ValueError(f"rewards: unknown reward {name!r}; {hint}")
-    kwargs = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
-    weight = kwargs.pop("weight", None)
-    if not isinstance(weight, (int, float)) or not np.isfinite(weight):
+  if domains := [name for name, entry in spec.items() if _is_spec(name, entry)]:
+    if len(domains) < len(spec):
+      single = next(name for name in spec if name not in domains)
       raise ValueError(
-        f"rewards.{name}: weight must be a finite number, got {weight!r}"
+        f"rewards: {single!r} stands beside {domains[0]!r}, which holds the "
+        "rewards of a domain; give every domain its own"
       )
-    try:
-      inspect.signature(known[name]).bind(None, None, **kwargs)
-      if name in BACKGROUND:
-        BACKGROUND[name]([], **kwargs)
-      if name in CHECKS:
-        CHECKS[name](**kwargs)
-      if name in PROBED:
-        known[name](Example("", ""), Completion("", 1, 1), **kwargs)
-    except (TypeError, ValueError) as error:
-      raise ValueError(f"rewards.{name}: {error}") from None
-    checked[name] = (float(weight), kwargs)
-  return checked
+    return [
+      term._replace(domain=domain)
+      for domain, entry in spec.items()
+      for term in check(**entry)
+    ]
+  return [_term(name, entry) for name, entry in spec.items()]
 
 
-def _groups(
-  pairs: Sequence[tuple[Example, Completion]], group_size: int | None
-) -> list[tuple[Example, list[Completion]]]:
+def domain_of(example: Example, terms: Sequence[Term]) -> str:
+  """The domain of the spec whose rewards grade an example; "" for all domains.
+
+  Raises ValueError if there is none.
+  """
+  known = {term.domain for term in terms}
+  matching = [
+    domain
+    for domain in known
+    if not domain or f"{example.domain}/".startswith(f"{domain}/")
+  ]
+  if not matching and known:
+    raise ValueError(
+      f"rewards: example {example.id!r} has the domain {example.domain!r}; "
+      f"there are rewards for {sorted(known)}"
+    )
+  return max(matching, key=len, default="")
+
+
+def _is_spec(name: str, entry: Any) -> bool:
+  """Whether an entry of a spec holds the rewards of a domain."""
+  own = name in REWARDS or ":" in name
+  return isinstance(entry, Mapping) and not (
+    own or {"weight", "function"} & entry.keys()
+  )
+
+
+def _term(name: str, entry: Any) -> Term:
+  """One entry of a spec, checked."""
+  arguments = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
+  numbers = {key: arguments.pop(key, None) for key in ("weight", "offset")}
+  numbers["offset"] = numbers["offset"] or 0.0
+  function = arguments.pop("function", name if ":" in name else None)
+  if function is not None:
+    reward = own_reward(function)
+  elif name in REWARDS:
+    reward = REWARDS[name]
+  else:
+    close = difflib.get_close_matches(name, REWARDS, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"have {[*REWARDS]}"
+    raise ValueError(f"rewards: unknown reward {name!r}; {hint}")
+  for key, value in numbers.items():
+    if not isinstance(value, (int, float)) or not np.isfinite(value):
+      raise ValueError(
+        f"rewards.{name}: {key} must be a finite number, got {value!r}"
+      )
+  try:
+    inspect.signature(reward.function).bind(None, None, **arguments)
+    if reward.start:
+      reward.start([], **arguments)
+    if reward.check:
+      reward.check(**arguments)
+    if reward.probe:
+      reward.function(Example("", ""), Completion("", 1, 1), **arguments)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"rewards.{name}: {error}") from None
+  weight, offset = float(numbers["weight"]), float(numbers["offset"])
+  return Term(name.rpartition(":")[2], reward, weight, offset, arguments)
+
+
+def own_reward(path: str) -> Reward:
+  """The reward "module:function" of a user's own module.
+
+  It grades groups if its second parameter is called `completions`.
+
+  Raises ValueError if there is no such function.
+  """
+  try:
+    function = pkgutil.resolve_name(path)
+  except (ImportError, AttributeError, ValueError) as error:
+    raise ValueError(
+      f"rewards: {path!r} is no function of a module that can be imported: "
+      f"{error}"
+    ) from None
+  if not callable(function):
+    raise ValueError(f"rewards: {path!r} is {function!r}, and no function")
+  second = [*inspect.signature(function).parameters][1:2]
+  return Reward(function, of_group=second == ["completions"], pooled=True)
+
+
+def _groups(pairs: Sequence[Pair], group_size: int | None) -> list[Group]:
   """Each prompt's example, and its completions."""
   if group_size is None:
     runs = [[*run] for _, run in groupby(pairs, key=lambda pair: pair[0])]
@@ -245,27 +361,3 @@ def _groups(
         f"{run[0][0].id!r} stand together with another's"
       )
   return [(run[0][0], [written for _, written in run]) for run in runs]
-
-
-def _flatten(
-  values: Sequence[Sequence[float | None] | None],
-  groups: Sequence[tuple[Example, list[Completion]]],
-) -> list[float | None]:
-  """One value for each completion; a group that was lost is None throughout."""
-  return [
-    value
-    for of_group, (_, written) in zip(values, groups, strict=True)
-    for value in (of_group or [None] * len(written))
-  ]
-
-
-def _compute(name: str, call: Call, counts: Counter) -> Any:
-  """The reward, computed here; an exception counts as a crash."""
-  try:
-    return call.function(*call.args, **call.kwargs)
-  except Exception as error:
-    if not counts["crashes"]:
-      example = call.args[0]
-      logger.warning("reward %s raised %r on %r", name, error, example.id)
-    counts["crashes"] += 1
-    return None

@@ -56,6 +56,12 @@ def reward(example: Example, completion: Completion) -> float | None:
   return 0.0 if answer is None else grade(example, answer)
 
 
+def answered(example: Example, completion: Completion) -> float:
+  """1 if an answer can be read from the completion, right or wrong, or 0."""
+  del example
+  return float(extract(completion) is not None)
+
+
 def judge(example: Example, completion: Completion) -> tuple[float | None, str]:
   """As `reward`, and what a program's tests say about it; "" for all else."""
   if _family(example) == "code":

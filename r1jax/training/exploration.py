@@ -205,6 +205,10 @@ def _merge(scores: Sequence[Scores], kept: np.ndarray, group: int) -> Scores:
     parts={
       name: take([s.parts[name] for s in scores]) for name in scores[0].parts
     },
+    applies={
+      name: take([s.applies[name] for s in scores])
+      for name in scores[0].applies
+    },
     counts={
       name: sum(s.counts[name] for s in scores) for name in scores[0].counts
     },

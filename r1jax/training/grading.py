@@ -69,20 +69,27 @@ class Grading:
 
   def scores(self) -> Scores:
     """Waits for the grades, group after group; the same on every host."""
-    names = list(self._spec)
+    names = [*dict.fromkeys(term.name for term in rewards.check(**self._spec))]
     shape = (1 + len(names), len(self._examples), self._size)
     grades, counts = np.full(shape, np.nan), np.zeros(len(COUNTS), int)
+    applies = np.zeros(shape, bool)
     said = np.zeros(shape[1:], f"S{MAX_FEEDBACK}")
     for p, wait in self._pending.items():
       of_group = wait()
       said[p] = [text.encode(errors="replace") for text in of_group.feedback]
       grades[0, p] = of_group.total
-      grades[1:, p] = [of_group.parts[name] for name in names]
+      for i, name in enumerate(names, 1):
+        grades[i, p] = of_group.parts[name]
+        applies[i, p] = of_group.applies[name]
       counts += [of_group.counts[name] for name in COUNTS]
     # From each host the groups that it graded, NaN among them.
     every = np.arange(len(self._examples))
-    grades = hosts.all_gather(grades)[self._graders, :, every]
-    grades = grades.swapaxes(0, 1).reshape(shape[0], -1)
+    gather = lambda x: (
+      hosts.all_gather(x)[self._graders, :, every]
+      .swapaxes(0, 1)
+      .reshape(shape[0], -1)
+    )
+    grades, applies = gather(grades), gather(applies)
     counts = hosts.all_gather(counts).sum(axis=0)
     said = hosts.all_gather(said)[self._graders, every]
     return Scores(
@@ -90,6 +97,7 @@ class Grading:
       dict(zip(names, grades[1:])),
       dict(zip(COUNTS, counts.tolist())),
       [text.decode(errors="ignore") for text in said.flat],
+      dict(zip(names, applies[1:])),
     )
 
   def _read(self, rollout: Rollout, p: int) -> list[Completion]:

@@ -9,7 +9,8 @@ completion], `shape` [P, G, Tp, Tc] of the round; `id`, `domain`, `prompt`,
 `max_tokens`, `prefill`; `prompt_tokens` and `completion_tokens`; `logprobs`
 and, where recorded, `experts`, as bytes in base64, which come back bit for bit;
 `counts` of the graders, and `facts` that the loop wants back. A null is a
-reward that could not be graded. What is not listed here is not read.
+reward that could not be graded; one that does not apply is not there. What is
+not listed here is not read.
 
 The same round gives the same bytes, so that a run that resumes writes again
 what it wrote before.
@@ -130,7 +131,11 @@ def _lines(
       "prompt": example.prompt,
       "answer": example.answer,
       "completion": completion.text,
-      "rewards": {k: _known(v[i]) for k, v in scores.parts.items()},
+      "rewards": {
+        name: _known(values[i])
+        for name, values in scores.parts.items()
+        if name not in scores.applies or scores.applies[name][i]
+      },
       "reward": _known(scores.total[i]),
       "advantage": float(advantages[p, g]),
       "feedback": scores.feedback[i] if scores.feedback else "",
@@ -246,6 +251,7 @@ def _record(lines: Sequence[dict[str, Any]], shape: tuple) -> Record:
     logprobs=stack("logprobs"),
     **experts,
   )
+  names = [*dict.fromkeys(name for line in lines for name in line["rewards"])]
   return Record(
     step=int(lines[0]["step"]),
     rollout=rollout,
@@ -266,8 +272,12 @@ def _record(lines: Sequence[dict[str, Any]], shape: tuple) -> Record:
     scores=Scores(
       total=np.float64([line["reward"] for line in lines]),
       parts={
-        name: np.float64([line["rewards"][name] for line in lines])
-        for name in lines[0]["rewards"]
+        name: np.float64([line["rewards"].get(name, np.nan) for line in lines])
+        for name in names
+      },
+      applies={
+        name: np.array([name in line["rewards"] for line in lines])
+        for name in names
       },
       counts=lines[0]["counts"],
       feedback=[line.get("feedback", "") for line in lines],

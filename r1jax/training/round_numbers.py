@@ -62,7 +62,9 @@ def of_rewards(scores, advantages: np.ndarray, examples) -> dict:
   for name, values in scores.parts.items():
     numbers[f"reward/{name}/mean"] = of_known(np.mean, values)
     numbers[f"reward/{name}/std"] = of_known(np.std, values)
-    numbers[f"reward/{name}/none_frac"] = np.mean(np.isnan(values))
+    graded = values[scores.applies.get(name, slice(None))]
+    if graded.size:
+      numbers[f"reward/{name}/none_frac"] = np.mean(np.isnan(graded))
   tasks = np.array([example.domain.rpartition("/")[2] for example in examples])
   if "accuracy" in scores.parts:
     correct = scores.parts["accuracy"]

@@ -35,7 +35,8 @@ def test_one_completion_is_needed_for_each_example():
 
 
 def test_what_could_not_be_graded_is_nan_and_not_wrong(monkeypatch):
-  monkeypatch.setitem(rewards.REWARDS, "never", lambda e, c: None)
+  never = rewards.Reward(lambda e, c: None)
+  monkeypatch.setitem(rewards.REWARDS, "never", never)
   scores = rewards.score([EXAMPLE], [RIGHT], accuracy=1.0, never=1.0)
   assert math.isnan(scores.total[0])
   assert math.isnan(scores.parts["never"][0])
@@ -43,7 +44,8 @@ def test_what_could_not_be_graded_is_nan_and_not_wrong(monkeypatch):
 
 
 def test_a_reward_of_no_weight_is_measured_and_does_not_count(monkeypatch):
-  monkeypatch.setitem(rewards.REWARDS, "never", lambda e, c: None)
+  never = rewards.Reward(lambda e, c: None)
+  monkeypatch.setitem(rewards.REWARDS, "never", never)
   scores = rewards.score([EXAMPLE], [RIGHT], accuracy=0, format=2, never=0)
   assert scores.total[0] == 2.0
   assert scores.parts["accuracy"][0] == 1.0
@@ -53,7 +55,7 @@ def test_a_reward_that_raises_is_counted_and_named(monkeypatch, caplog):
   def broken(example, completion):
     raise KeyError("oh")
 
-  monkeypatch.setitem(rewards.REWARDS, "broken", broken)
+  monkeypatch.setitem(rewards.REWARDS, "broken", rewards.Reward(broken))
   scores = rewards.score([EXAMPLE] * 2, [RIGHT] * 2, broken=1.0)
   assert np.isnan(scores.total).all()
   assert scores.counts == dict(timeouts=0, crashes=2)
@@ -86,8 +88,112 @@ def test_a_bad_spec_says_what_is_wrong(spec, message):
 
 def test_a_checked_spec_is_weights_and_arguments():
   spec = dict(accuracy=1, random=dict(weight=0.5, seed=3))
-  expected = {"accuracy": (1.0, {}), "random": (0.5, {"seed": 3})}
-  assert rewards.check(**spec) == expected
+  got = [(t.name, t.weight, t.arguments) for t in rewards.check(**spec)]
+  assert got == [("accuracy", 1.0, {}), ("random", 0.5, {"seed": 3})]
+
+
+def test_an_offset_is_added_to_the_weighted_value():
+  spec = dict(accuracy=dict(weight=2.0, offset=-1.0))
+  scores = rewards.score([EXAMPLE] * 3, [RIGHT, WRONG, "12"], **spec)
+  assert scores.total.tolist() == [1.0, -1.0, -1.0]
+  assert scores.parts["accuracy"].tolist() == [1.0, 0.0, 0.0]
+
+
+def test_right_wrong_and_no_answer_can_have_any_three_rewards():
+  """2, -1.5 and -2, as in Logic-RL."""
+  spec = dict(accuracy=dict(weight=3.5, offset=-2.0), answered=0.5)
+  scores = rewards.score([EXAMPLE] * 3, [RIGHT, WRONG, "12"], **spec)
+  assert scores.total.tolist() == [2.0, -1.5, -2.0]
+
+
+MATHS = Example("1 + 1", "2", "math/easy", "m")
+CHAT = Example("Hello", "", "general/chat", "g")
+BY_DOMAIN = {
+  "math": dict(accuracy=1.0),
+  "math/hard": dict(accuracy=9.0),
+  "general": dict(format=dict(weight=1.0, offset=-1.0)),
+}
+
+
+def test_each_domain_has_its_own_rewards():
+  hard = MATHS._replace(domain="math/hard/2024")
+  texts = [RIGHT.replace("12", "2"), RIGHT, RIGHT.replace("12", "2")]
+  scores = rewards.score([MATHS, CHAT, hard], texts, **BY_DOMAIN)
+  assert scores.total.tolist() == [1.0, 0.0, 9.0]
+  assert scores.applies["accuracy"].tolist() == [True, False, True]
+  assert scores.applies["format"].tolist() == [False, True, False]
+  assert np.isnan(scores.parts["accuracy"][1])
+
+
+def test_a_domain_without_rewards_is_refused_by_name():
+  other = MATHS._replace(domain="mathematics")
+  with pytest.raises(ValueError, match="'m' has the domain 'mathematics'"):
+    rewards.score([other], [RIGHT], **BY_DOMAIN)
+
+
+def test_a_reward_that_does_not_apply_is_not_one_that_failed(monkeypatch):
+  def brief(example, completion):
+    if example.domain.startswith("math"):
+      return rewards.DOES_NOT_APPLY
+    return None if "?" in completion.text else 0.5
+
+  monkeypatch.setitem(rewards.REWARDS, "brief", rewards.Reward(brief))
+  scores = rewards.score(
+    [MATHS, CHAT, CHAT], ["so", "so", "?"], format=1.0, brief=1.0
+  )
+  assert scores.applies["brief"].tolist() == [False, True, True]
+  np.testing.assert_array_equal(scores.total, [0.0, 0.5, np.nan])
+  np.testing.assert_array_equal(scores.parts["brief"], [np.nan, 0.5, np.nan])
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+  """A module of the user's own, on the path as the working directory is."""
+  (tmp_path / "praising.py").write_text(
+    "def praise(example, completion, *, word='so'):\n"
+    "  return float(completion.text.count(word))\n"
+    "def rank(example, completions):\n"
+    "  return [float(len(c.text)) for c in completions]\n"
+    "NUMBER = 3\n"
+  )
+  monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_a_reward_of_ones_own_is_named_by_module_and_function(own_module):
+  texts = ["so so", "no"]
+  spec = {
+    "praising:praise": 1.0,
+    "others": dict(function="praising:praise", weight=0.5, word="no"),
+  }
+  with rewards.GraderPool(
+    num_workers=1, timeout=60.0, preload=(), canaries=()
+  ) as pool:
+    for where in (None, pool):
+      scores = rewards.score([EXAMPLE] * 2, texts, pool=where, **spec)
+      assert scores.total.tolist() == [2.0, 0.5]
+      assert scores.counts == dict(timeouts=0, crashes=0)
+  assert [*scores.parts] == ["praise", "others"]
+  scores = rewards.score(
+    [EXAMPLE] * 2, texts, group_size=2, **{"praising:rank": 1.0}
+  )
+  assert scores.total.tolist() == [5.0, 2.0]
+
+
+@pytest.mark.parametrize(
+  ("spec", "message"),
+  [
+    ({"praising:parise": 1.0}, "'praising:parise' is no function of a module"),
+    ({"nowhere:praise": 1.0}, "No module named 'nowhere'"),
+    ({"praising:NUMBER": 1.0}, "is 3, and no function"),
+    ({"praising:praise": dict(weight=1.0, wrod="")}, "unexpected.*'wrod'"),
+    (dict(math=dict(acuracy=1.0)), "did you mean 'accuracy'"),
+    (dict(math=dict(accuracy=1.0), format=1.0), "'format' stands beside"),
+    (dict(accuracy=dict(weight=1.0, offset="x")), "offset must be a finite"),
+  ],
+)
+def test_what_is_wrong_with_ones_own_rewards_is_said(own_module, spec, message):
+  with pytest.raises(ValueError, match=message):
+    rewards.check(**spec)
 
 
 def toss(texts, **kwargs):

@@ -115,7 +115,7 @@ def toy_task():
   """The dataset "letters" and the reward "praise", by name."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(data.DATASETS, "letters", load_letters)
-    patch.setitem(rewards.REWARDS, "praise", praise)
+    patch.setitem(rewards.REWARDS, "praise", rewards.Reward(praise))
     yield
 
 

@@ -56,7 +56,7 @@ met = []
 Observer.phase = deadly(Observer.phase)
 checkpoint.save = deadly(checkpoint.save, "saving")
 data.DATASETS["letters"] = letters
-rewards.REWARDS["praise"] = praise
+rewards.REWARDS["praise"] = rewards.Reward(praise)
 main.run()
 """
 

@@ -100,16 +100,13 @@ def test_at_the_bound_it_goes_on_with_what_there_is_and_says_so():
 def test_groups_are_graded_as_soon_as_they_are_complete(monkeypatch):
   """In whatever order completions end; grades come back in their places."""
   rewarded, P = [], 3
-  monkeypatch.setitem(
-    rewards.REWARDS, "size", lambda example, completion: len(completion.text)
+  size = lambda example, completion: len(completion.text)
+  explain = lambda example, completion: (
+    len(completion.text),
+    "é" * 399 if completion.text == "xxx" else example.prompt,
   )
   monkeypatch.setitem(
-    rewards.EXPLAINED,
-    "size",
-    lambda example, completion: (
-      len(completion.text),
-      "é" * 399 if completion.text == "xxx" else example.prompt,
-    ),
+    rewards.REWARDS, "size", rewards.Reward(size, explain=explain)
   )
   submit = rewards.submit
   monkeypatch.setattr(

@@ -155,7 +155,9 @@ def test_a_round_that_nobody_could_grade_teaches_nothing(
   make_config, compiled_once, monkeypatch, tmp_path
 ):
   """It does not end the run either."""
-  monkeypatch.setitem(rewards.REWARDS, "praise", lambda *_: None)
+  monkeypatch.setitem(
+    rewards.REWARDS, "praise", rewards.Reward(lambda *_: None)
+  )
   state = grpo.train(make_config(num_steps=2), str(tmp_path))
   (row,) = rows_of(tmp_path)
   assert row["reward/mean"] is None
