@@ -38,16 +38,10 @@ from r1jax.losses.presets import PRESETS
 from r1jax.models import flops, transformer
 from r1jax.models.config import ModelConfig, replace
 from r1jax.rollouts.engine import make_engine
-from r1jax.training.experience import (
-  experts_of,
-  pack_minibatch,
-  place,
-  token_arrays,
-)
-from r1jax.training.grpo import make_steps
-from r1jax.training.objective import reference_copy
+from r1jax.training.batch import add_advantages, make_batch, pack_prompts
+from r1jax.training.policy import reference_copy
+from r1jax.training.run import make_steps
 from r1jax.training.update import init_state
-from r1jax.types import Experience
 
 RECIPE = PRESETS["grpo"]
 KL_COEFFICIENT = 0.001
@@ -243,27 +237,24 @@ def train(sizes: ModelConfig, size: Size, rows: dict) -> Iterator[dict]:
       raise RuntimeError("a completion ended early, though no id ends it")
     sampled = time.perf_counter()
 
-    packed, count = pack_minibatch(rollout, everyone, **config.rows)
-    reference_logprobs = np.zeros_like(rollout.logprobs)
-    batch = sharding.assemble(mesh, (packed, experts_of(rollout, packed)))
+    packed, count = pack_prompts(rollout, everyone, **config.rows)
+    batch = make_batch(rollout, packed, count, mesh)
     with jax.set_mesh(mesh):
-      made = score(reference, batch, count)
-    place(sharding.local(made), packed, reference_logprobs)
+      reference_logprobs = jax.block_until_ready(score(reference, batch))
     scored = time.perf_counter()
 
     # Any reward will do that differs within a group.
     total = (rollout.completions % 2).mean(axis=-1)
-    mask = rollout.sampled_mask
-    experience = Experience(
-      rollout=rollout,
-      old_logprobs=rollout.logprobs,
-      reference_logprobs=reference_logprobs,
-      advantages=advantages(total, **config.advantage),
-      weights=token_weights(mask, np.isfinite(total), **config.aggregation),
-    )
-    batch = sharding.assemble(mesh, (packed, token_arrays(experience, packed)))
+    tokens = rollout.sampled_mask.sum(-1)
+    weights = token_weights(tokens, np.isfinite(total), **config.aggregation)
     with jax.set_mesh(mesh):
-      state, measured = update(state, batch, count, np.int32(mask.sum()))
+      batch = add_advantages(
+        batch.replace(reference_logprobs=reference_logprobs),
+        advantages(total, **config.advantage).reshape(-1),
+        weights.reshape(-1),
+        np.int32(tokens.sum()),
+      )
+      state, measured = update(state, batch)
     jax.device_get(measured)
     learned = time.perf_counter()
     yield dict(
@@ -289,7 +280,7 @@ def best_rows(size: Size) -> dict:
 
 
 def rows_of(size: Size, completions: int, microbatch_rows: int) -> dict:
-  """What `pack_minibatch` takes, for so many completions beside a prompt."""
+  """What `pack_prompts` takes, for so many completions beside a prompt."""
   completions = min(completions, size.group_size)
   count = size.prompts * -(-size.group_size // completions)
   microbatch_rows = min(microbatch_rows, count)

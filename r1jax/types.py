@@ -13,14 +13,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import chex
+import jax
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
 Params = Any  # A nested dict of arrays, as Flax makes it.
-Ints = Int[Array, "..."] | Int[np.ndarray, "..."]
-Floats = Float[Array, "..."] | Float[np.ndarray, "..."]
-Bools = Bool[Array, "..."] | Bool[np.ndarray, "..."]
+# Of JAX or NumPy, or shapes alone where a program is only compiled.
+Ints = Int[Array, "..."] | Int[np.ndarray, "..."] | jax.ShapeDtypeStruct
+Floats = Float[Array, "..."] | Float[np.ndarray, "..."] | jax.ShapeDtypeStruct
+Bools = Bool[Array, "..."] | Bool[np.ndarray, "..."] | jax.ShapeDtypeStruct
+Count = Ints | np.integer | int
 
 FINISH_STOP, FINISH_LENGTH = 1, 2  # Values of `Rollout.finish`.
 # The value of a reward for an example that is none of its business; None is
@@ -85,6 +88,13 @@ class Rollout:
   idle: Floats | float = 0.0
 
 
+def within_lengths(
+  lengths: Int[np.ndarray, "*B"], size: int
+) -> Bool[np.ndarray, "*B T"]:
+  """True at the first `lengths` of `size` tokens: a mask without holes."""
+  return np.arange(size) < np.asarray(lengths)[..., None]
+
+
 @chex.dataclass(frozen=True)
 class Packed:
   """Token rows as the model reads them, and where their values belong.
@@ -114,10 +124,10 @@ class Batch:
   """
 
   packed: Packed
-  num_microbatches: Ints | int  # That hold anything; the others come last.
+  num_microbatches: Count  # That hold anything; the others come last.
   weights: Floats  # Of a target in the loss; 0 for slots without one.
-  num_targets: Ints | int = 1  # Targets with a weight, in the whole batch.
-  num_tokens: Ints | int = 1  # Tokens that the model reads, prompts included.
+  num_targets: Count = 1  # Targets with a weight, in the whole batch.
+  num_tokens: Count = 1  # Tokens that the model reads, prompts included.
   # What follows is for RL.
   completions: Ints | None = None  # p * G + g, the completion of a target.
   advantages: Floats | None = None

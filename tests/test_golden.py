@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from r1jax import config, metrics
-from r1jax.training import grpo, measurements, records
+from r1jax.training import evaluate, grpo, log, records
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = pathlib.Path(__file__).with_suffix(".json")
@@ -60,8 +60,9 @@ def first_round(workdir):
   settings = config.load(str(ROOT / "experiments/demo.py"), SMALL)
   config.check(settings)
   with pytest.MonkeyPatch.context() as patch:
-    for name in ("evaluate_if_due", "summarise"):  # They take long.
-      patch.setattr(measurements.Observer, name, lambda *_: None)
+    # What takes long.
+    patch.setattr(evaluate.Evaluator, "is_due", lambda *_: False)
+    patch.setattr(log.RunLog, "summarise", lambda *_: None)
     grpo.train(settings, str(workdir), dump=True, sinks=())
   record = records.load(workdir, 0)
   rollout, parts = record.rollout, record.scores.parts

@@ -6,6 +6,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from r1jax.training.experience import pack_minibatch
 
 from r1jax import config, data, metrics, models, rewards, sharding
 from r1jax.data import gsm8k, templates, tokenizer
@@ -16,8 +17,7 @@ from r1jax.models.presets import PRESETS, preset
 from r1jax.rollouts.engine import Engine, make_engine
 from r1jax.training import evaluate, grpo
 from r1jax.training.evaluate import completions
-from r1jax.training.experience import pack_minibatch
-from r1jax.types import FINISH_LENGTH, FINISH_STOP, Rollout
+from r1jax.types import FINISH_LENGTH, FINISH_STOP, Rollout, within_lengths
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED = ROOT / "../shared/data"
@@ -137,6 +137,7 @@ def test_rewards_masks_and_lengths_of_texts_in_r1s_tokens(r1):
     completions=np.stack([pad(group, 40) for group in ids]),
     lengths=lengths,
     finish=np.full((2, 2), FINISH_STOP),
+    sampled_mask=within_lengths(lengths, 40),
     logprobs=np.full((2, 2, 40), -1.0, np.float32),
   )
   rollout.finish[cut] = FINISH_LENGTH

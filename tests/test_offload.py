@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from r1jax import checkpoint, offload, sharding
-from r1jax.training.update import init_state, make_optimizer, make_update
-from r1jax.types import RLState
+from r1jax.training.optimizer import make_optimizer
+from r1jax.training.update import init_state, make_update
+from r1jax.types import Batch, RLState
 
 OPTIMIZER = make_optimizer(learning_rate=0.1, weight_decay=0.1)
 
 
-def loss(params, packed, batch):
-  value = jnp.sum(jnp.sin(params["w"] @ batch) * packed)
+def loss(params, batch):
+  value = jnp.sum(jnp.sin(params["w"] @ batch.weights.T))
   return value, {"sum": value}
 
 
@@ -42,9 +43,13 @@ def kinds(tree):
 
 def run(train, steps=3):
   update = make_update(loss, OPTIMIZER)
-  batch = jnp.linspace(-1.0, 1.0, 4 * 16).reshape(4, 16)
+  batch = Batch(
+    packed=None,
+    num_microbatches=1,
+    weights=jnp.linspace(-1.0, 1.0, 4 * 16).reshape(16, 1, 4),
+  )
   for _ in range(steps):
-    train, numbers = update(train, jnp.ones((1, 1)), 1, batch)
+    train, numbers = update(train, batch)
   return train, numbers
 
 

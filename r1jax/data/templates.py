@@ -1,6 +1,8 @@
 """Prompt templates: a question to the text that the policy is given."""
 
-from r1jax.types import Tokenizer
+from collections.abc import Sequence
+
+from r1jax.types import Example, Tokenizer
 
 # arXiv:2501.12948, Table 1, word for word; "prompt" is the question's place.
 R1_ZERO = (
@@ -25,6 +27,14 @@ def plain(question: str) -> str:
 
 
 TEMPLATES = {"r1_zero": r1_zero, "plain": plain}
+
+
+def encode_prompts(
+  examples: Sequence[Example], template: str, tokenizer: Tokenizer
+) -> list[list[int]]:
+  """The token ids of each example's prompt in the template."""
+  write = TEMPLATES[template]
+  return [tokenizer.encode(write(example.prompt)) for example in examples]
 
 
 def shared_tokens(template: str, tokenizer: Tokenizer) -> tuple[int, ...]:

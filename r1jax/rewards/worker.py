@@ -84,6 +84,7 @@ def shut_out_jax(nouns: dict) -> None:
       name, fields, defaults=defaults, module="r1jax.types"
     )
     setattr(stand_in, name, noun)
+  stand_in.DOES_NOT_APPLY = "does not apply"
 
 
 def end(pid: int) -> None:

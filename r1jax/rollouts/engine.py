@@ -155,6 +155,7 @@ class Engine:
       where = source[slot], member[slot], count[slot] + step
       out.completions[where] = record.tokens[slot, step]
       out.logprobs[where] = record.logprobs[slot, step]
+      out.sampled_mask[where] = True
       if out.experts is not None:
         out.experts[where] = record.experts[slot, step]
       count, steps = np.array(record.count), steps + int(record.steps)
@@ -253,6 +254,7 @@ class Engine:
       completions=np.zeros(shape, np.int32),
       lengths=np.zeros(shape[:2], np.int32),
       finish=np.zeros(shape[:2], np.int32),
+      sampled_mask=np.zeros(shape, bool),
       logprobs=np.zeros(shape, np.float32),
       experts=experts,
       prompt_experts=prompt_experts,

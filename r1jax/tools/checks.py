@@ -27,13 +27,7 @@ from r1jax.rewards import accuracy
 from r1jax.rewards.grader import GraderPool
 from r1jax.rollouts.engine import make_engine
 from r1jax.tools import memory
-from r1jax.training import (
-  evaluate,
-  grpo,
-  inspection,
-  measurements,
-  sft,
-)
+from r1jax.training import evaluate, grpo, inspection, log, sft
 
 FIRST = 256  # Examples looked at, of a dataset that makes them when read.
 PROBLEMS, SAMPLES = 8, 4  # Of each task, to measure the base on.
@@ -114,7 +108,7 @@ class Context:
   @functools.cached_property
   def sets(self) -> list[evaluate.Problems]:
     """All problems that the run measures itself on."""
-    return measurements.evaluation(**self.config.evaluation.to_dict())["whole"]
+    return log.evaluation(**self.config.evaluation.to_dict())["whole"]
 
   @functools.cached_property
   def tested(self):

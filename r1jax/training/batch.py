@@ -115,7 +115,7 @@ def make_batch(
 
 
 def per_slot(
-  values: Shaped[np.ndarray, "P G T"], packed: Packed
+  values: Shaped[np.ndarray, "P G Tc"], packed: Packed
 ) -> Float[np.ndarray, "B M T"]:
   """The value of each slot's target [B, M, T]; 0 for slots without one."""
   values = np.asarray(values, np.float32).reshape(-1)
@@ -167,7 +167,9 @@ def add_advantages(
   )
 
 
-@functools.partial(jax.jit, static_argnames=("num_completions", "name"))
+@functools.partial(
+  jax.jit, static_argnames=("num_completions", "name", "coefficient")
+)
 def completion_kl(
   batch: Batch, *, num_completions: int, name: str, coefficient: float
 ) -> Float[Array, "N"]:

@@ -2,18 +2,20 @@
 
 import collections
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from r1jax import hosts
+from r1jax import checkpoint, data, hosts, interrupt
 from r1jax.data import worked
-from r1jax.data.templates import TEMPLATES
+from r1jax.data.templates import encode_prompts
 from r1jax.rewards import accuracy
 from r1jax.rewards.grader import GraderPool
 from r1jax.rollouts.engine import Engine
-from r1jax.training.grading import Grading, completion
+from r1jax.rollouts.grading import GroupGrader, completion
+from r1jax.training import inspection
 from r1jax.types import Completion, Example, Params, Rollout, Tokenizer
 
 MIN_STYLE_SHARE = 0.05  # Of the samples, for a style to be rated.
@@ -48,7 +50,9 @@ def evaluate(
   for index, (name, examples, samples) in enumerate(problems):
     graders, limit = engine.hosts(len(examples)), engine.max_tokens
     spec = dict(accuracy=1.0, format=0.0)
-    grading = Grading(examples, graders, samples, tokenizer, limit, pool, spec)
+    grader = GroupGrader(
+      examples, graders, samples, tokenizer, limit, pool, spec
+    )
     rollout = engine(
       params,
       encode_prompts(examples, template, tokenizer),
@@ -57,12 +61,12 @@ def evaluate(
       round=index,
       evaluation=True,
       progress=progress,
-      finished=grading.take,
+      finished=grader.take,
     )
-    scores = grading.scores()
+    scores = grader.scores()
     if not hosts.is_first():
       continue
-    _, written = grading.texts(rollout)
+    _, written = grader.texts(rollout)
     shape = (len(examples), samples)
     measured = measure(
       examples,
@@ -74,10 +78,119 @@ def evaluate(
   return numbers
 
 
-def encode_prompts(examples, template: str, words) -> list[list[int]]:
-  """Token ids of each example's prompt in the template."""
-  write = TEMPLATES[template]
-  return [words.encode(write(example.prompt)) for example in examples]
+def evaluation(
+  *,
+  every: int,
+  seed: int,
+  problems: int,
+  samples: int,
+  problems_between: int,
+  samples_between: int,
+  test: Mapping,
+  larger: Mapping | None = None,
+) -> dict[str, list[Problems]]:
+  """The sets of problems to measure on, "whole" and "between".
+
+  Args:
+    every: steps between two measurements on the smaller sets.
+    seed: of the samples.
+    problems: of each task, at the start and at the end.
+    samples: of each of those problems.
+    problems_between: of each task, on the way.
+    samples_between: of each of those.
+    test: the dataset section of the test problems.
+    larger: that of larger ones, measured at the start and the end, as often as
+      on the way; their sets have "+1" in their name.
+  """
+  del every, seed
+  sets = by_task(data.load(**test), problems)
+  whole = [Problems(n, e, samples) for n, e in sets.items()]
+  between = [
+    Problems(n, e[:problems_between], samples_between) for n, e in sets.items()
+  ]
+  if larger is not None:
+    beside = by_task(data.load(**larger), problems_between)
+    whole += [Problems(n + "+1", e, samples_between) for n, e in beside.items()]
+  return {"whole": whole, "between": between}
+
+
+def by_task(dataset: Sequence[Example], count: int) -> dict[str, list[Example]]:
+  """The first `count` examples of every task, in the dataset's order."""
+  sets = collections.defaultdict(list)
+  for example in dataset:
+    name = example.domain.rpartition("/")[2]
+    if len(sets[name]) < count:
+      sets[name].append(example)
+  return dict(sets)
+
+
+class Evaluator:
+  """Measures the policy of a run every so many steps, once each."""
+
+  def __init__(self, config, writer, engine, tokenizer, pool):
+    self._config, self._writer, self._engine = config, writer, engine
+    self._tokenizer, self._pool = tokenizer, pool
+    self._sets = None
+    self._evaluated = {*checkpoint.read_scores(writer.workdir)}
+
+  def is_due(self, step: int) -> bool:
+    """Whether to measure the policy of `step`: at the start, at the end, and
+    every `evaluation.every` steps, once each."""
+    every = self._config.evaluation.every
+    planned = step == self._config.num_steps or step % every == 0
+    return planned and step not in self._evaluated
+
+  def evaluate(self, step: int, params) -> None:
+    """Measures the policy of `step`, and writes a row and its score.
+
+    The score is the mean pass@1 of the tasks.
+    """
+    config = self._config
+    if self._sets is None:
+      self._sets = evaluation(**config.evaluation.to_dict())
+      for problems in self._sets["whole"]:
+        inspection.check_prompts(problems.examples, self._tokenizer, config)
+    whole = step in (0, config.num_steps)
+    problems = self._sets["whole" if whole else "between"]
+    console, began = self._writer.console, time.monotonic()
+    total = sum(len(p.examples) * p.samples for p in problems)
+    console.note(
+      f"evaluating at step {step}: {total:,} completions of "
+      f"{sum(len(p.examples) for p in problems)} problems"
+    )
+    numbers = evaluate(
+      self._engine,
+      params,
+      problems,
+      self._tokenizer,
+      self._pool,
+      template=config.template,
+      seed=config.evaluation.seed,
+      progress=lambda done, tokens: console.phase(
+        f"evaluating, {done} completions, {tokens:,} tokens"
+      ),
+    )
+    numbers["perf/eval_time"] = time.monotonic() - began
+    tasks = [p.name for p in problems if not p.name.endswith("+1")]
+    with interrupt.deferred():
+      self._writer.write(step, **numbers)
+      checkpoint.write_score(
+        self._writer.workdir,
+        step,
+        np.mean([numbers.get(f"eval/{name}/pass@1", 0.0) for name in tasks]),
+      )
+      self._evaluated.add(step)
+    if not hosts.is_first():
+      return
+    for problem in problems:
+      of = lambda key, name=problem.name: numbers[f"eval/{name}/{key}"]
+      console.note(
+        f"  {problem.name:20} pass@1 {of('pass@1'):.3f} "
+        f"+- {of('pass@1_stderr'):.3f}  cons@{problem.samples} "
+        f"{of(f'cons@{problem.samples}'):.3f}  "
+        f"length {of('mean_length'):.1f}  truncated {of('truncated'):.3f}"
+      )
+    console.note(f"  in {numbers['perf/eval_time']:.1f} s")
 
 
 def completions(

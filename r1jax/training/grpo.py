@@ -1,8 +1,8 @@
 """GRPO on verifiable rewards: the loop that turns a base model into R1-Zero.
 
-Each round samples a group of completions of every prompt, grades them in other
-processes, compares each with its group, and takes one clipped step per
-minibatch. The equations are in `r1jax.losses.grpo`.
+Each round samples a group of completions for every prompt, grades them in other
+processes, compares each completion with its group, and takes one clipped step
+per minibatch. The equations are in `r1jax.losses.grpo`.
 """
 
 import functools
@@ -27,39 +27,29 @@ from r1jax.data import templates, tokenizer
 from r1jax.losses import grpo as losses
 from r1jax.losses.advantages import advantages as make_advantages
 from r1jax.losses.aggregation import token_weights
-from r1jax.losses.kl import kl_penalties
-from r1jax.models import transformer
-from r1jax.models.config import replace
-from r1jax.models.weights import logical_axes
+from r1jax.losses.kl import KLS
+from r1jax.losses.tables import choose
 from r1jax.rewards.grader import GraderPool
 from r1jax.rollouts.engine import make_engine
-from r1jax.training import (
-  inspection,
-  measurements,
-  objective,
-  profiler,
-  records,
-)
-from r1jax.training.experience import (
-  minibatches,
-  pack_minibatch,
-  score_round,
-  teaches,
-  token_arrays,
-  which_count,
-  within,
-)
-from r1jax.training.exploration import (
-  BARREN,
-  check_limits,
+from r1jax.rollouts.round import (
+  Round,
   dynamic_sampling,
-  explain_nothing,
-  explore,
-  make_sample,
-  recorded,
+  sample_until_it_teaches,
 )
-from r1jax.training.update import make_optimizer, make_update
-from r1jax.types import Experience, Params, RLState
+from r1jax.training import evaluate, inspection, policy, profiler, records
+from r1jax.training.batch import (
+  add_advantages,
+  completion_kl,
+  deal_prompts,
+  make_batch,
+  pack_prompts,
+  teaching_groups,
+  trained_completions,
+)
+from r1jax.training.log import RunLog
+from r1jax.training.optimizer import make_optimizer
+from r1jax.training.run import Run, restore_or_init, set_up, token_limit
+from r1jax.types import Batch, Params, RLState
 from r1jax.workdir import claim
 
 MTP = ("frozen", "train", "drop")  # What RL does to the MTP blocks.
@@ -87,229 +77,207 @@ def train(
     update_rows: writes a row of every update to WORKDIR/updates.jsonl.
     sinks: where metrics go beside metrics.jsonl; see `metrics.SINKS`.
   """
-  mesh = sharding.make_mesh(**config.mesh)
-  inspection.check_rows(config.rows, mesh)
-  dataset = data.load(**config.dataset)
-  words = tokenizer.load(**config.tokenizer)
-  model, base = load_model(config)
-  inspection.check_vocabulary(words, model.config)
-  inspection.check_dataset(dataset, words, config)
+  run, base = set_up(config)
   claim(workdir, config.to_dict(), ignore=CHANGEABLE)
-  engine = make_engine(
-    model,
-    words,
-    sharding.reshaped(mesh, **config.rollout_mesh),
-    templates.shared_tokens(config.template, words),
-    **config.sampling,
-  )
-  optimizer, score, update = make_steps(config, model, words)
-  refers = config.loss.kl_coefficient or config.kl_reward.coefficient
-  as_reference = functools.partial(objective.reference_copy, model.config)
-  begin = functools.partial(
-    objective.first_state, optimizer, as_reference if refers else None
-  )
-  axes = logical_axes(model.config)
-  to_devices = lambda tree: sharding.place(
-    tree, sharding.shardings(mesh, axes, tree)
-  )
-  state = checkpoint.restore(workdir, sharding.shapes(mesh, axes, begin, base))
-  restored = None if state is None else int(state.train.step)
-  if state is None:
-    state = sharding.make(mesh, axes, begin, to_devices(base))
-  state = offload.park(state, config.offload)
-  checkpoint.drop_scores(workdir, restored)
-  step, rounds = int(state.train.step), config.num_steps // config.minibatches
-
+  state, restored = restore_or_init(run, workdir, base)
   with (
-    jax.set_mesh(mesh),
+    jax.set_mesh(run.mesh),
     GraderPool(**config.grader) as pool,
     metrics.Writer(
       workdir, step=restored, sinks=sinks, update_rows=update_rows
     ) as writer,
     profiler.Profiler(workdir, profile, say=writer.console.note) as tracer,
   ):
-    observer = measurements.Observer(
-      config, writer, engine, dataset, words, pool, rounds
+    log = RunLog(config, writer, run.engine, run.dataset)
+    evaluator = evaluate.Evaluator(
+      config, writer, run.engine, run.tokenizer, pool
     )
-    inspection.report_mixture(dataset, writer.console)
-    inspection.report_golds(dataset, writer.console)
-
-    sample = make_sample(config, engine, dataset, words, pool, observer)
-    barren = 0  # Rounds in a row that had no group to learn from.
+    sample = run.make_sample(pool, log.sampled)
+    barren = 0  # Rounds in a row without a group that teaches.
     try:
       while True:
         hosts.stop_if_told()
-        # The base is measured once a first round has shown that all is well.
-        if step and base is not None:
-          if observer.is_due(0):
-            observer.evaluate(0, to_devices(base))
-          base = None  # Nothing reads it any more.
-        # A checkpoint comes first: whatever ends an evaluation, it is there.
-        due = step and observer.is_due(step)
-        if due or (step and step % config.checkpoint_every == 0):
-          with interrupt.deferred():
-            checkpoint.save(workdir, step, state)
-        if due:
-          observer.evaluate(step, state.train.params)
+        base = evaluate_and_save(run, workdir, state, base, evaluator, log)
+        step = int(state.train.step)
         if step >= config.num_steps:
           break
-        round = step // config.minibatches
-        tracer.begin(round)
+        number = step // config.minibatches
+        tracer.begin(number)
 
-        # Sample from the policy; DAPO goes on until enough groups teach.
+        # Sample a group of completions for every prompt.
         if replay is None:
-          weights = observer.sync(state.train.params)
-          with observer.phase("sampling"):
-            sampled = explore(
-              functools.partial(sample, weights, step),
+          with log.phase("syncing"):
+            weights = run.engine.prepare(state.train.params)
+            jax.block_until_ready(weights)
+          with log.phase("sampling"):
+            limit = token_limit(config, step)
+            round = sample_until_it_teaches(
+              functools.partial(sample, weights, number, limit),
               rounds=config.dynamic_sampling.rounds,
               say=writer.console.note,
             )
           del weights
         else:
-          size = config.prompts_per_round, config.group_size
-          sampled = recorded(records.load(replay, round, size=size))
-        rollout, mask = sampled.rollout, sampled.rollout.sampled_mask
+          round = replayed(config, replay, number)
 
-        # Grade it, and deal what teaches evenly to the updates.
-        with observer.phase("grading"):
-          scores = sampled.scores()
+        # Compare each completion with its group.
+        with log.phase("grading"):
+          scores = round.scores()
+        rollout = round.rollout
         total = scores.total.reshape(rollout.lengths.shape)
-        counted = which_count(
+        trained = trained_completions(
           rollout, total, mask_truncated=config.mask_truncated
         )
-        if sampled.teaching is not None:
-          counted[sampled.teaching :] = False
+        trained[round.teaching :] = False  # None keeps them all.
         advantages = make_advantages(total, **config.advantage)
-        parts = minibatches(
+
+        # Deal whole groups to the updates, those that teach evenly.
+        parts = deal_prompts(
           config.minibatches,
-          teaches(advantages, counted),
+          teaching_groups(advantages, trained),
           seed=config.seed,
-          round=round,
+          round=number,
         )
-        batches = [
-          pack_minibatch(rollout, part, **config.rows) for part in parts
-        ]
+        packed = [pack_prompts(rollout, p, **config.rows) for p in parts]
+        batches = [make_batch(rollout, *p, run.mesh) for p in packed]
 
-        # What other policies say of it.
-        score_all = functools.partial(
-          score_round, score, mesh, rollout, batches
-        )
-        old_logprobs, reference_logprobs = rollout.logprobs, None
-        if config.old == "trainer" or refers:
-          with observer.phase("scoring"):
-            if config.old == "trainer":
-              old_logprobs = score_all(state.train.params)
-            if refers:
-              reference_logprobs = score_all(state.reference)
+        # Score the tokens under the policy and under the reference.
+        if config.old == "trainer" or run.use_reference:
+          with log.phase("scoring"):
+            batches = [run.score_batch(batch, state) for batch in batches]
         if config.kl_reward.coefficient:
-          penalties = kl_penalties(
-            old_logprobs, reference_logprobs, mask, **config.kl_reward
-          )
-          advantages = make_advantages(total - penalties, **config.advantage)
+          total = total - kl_penalties(config, batches, total.shape)
+          advantages = make_advantages(total, **config.advantage)
 
-        # Learn from each completion once.
+        # Take one clipped step per minibatch.
         with interrupt.deferred():
-          numbers, new = [], state.train
-          with observer.phase("learning"):
-            for part, (packed, count) in zip(parts, batches, strict=True):
-              own = within(counted, part)
-              experience = Experience(
-                rollout=rollout,
-                old_logprobs=old_logprobs,
-                reference_logprobs=reference_logprobs,
-                advantages=advantages,
-                weights=token_weights(mask, own, **config.aggregation),
+          with log.phase("learning"):
+            new, measured = state.train, []
+            tokens = rollout.sampled_mask.sum(-1)
+            for part, batch in zip(parts, batches, strict=True):
+              own = trained & np.isin(np.arange(len(tokens)), part)[:, None]
+              batch = add_advantages(
+                batch,
+                advantages.reshape(-1),
+                token_weights(tokens, own, **config.aggregation).reshape(-1),
+                np.int32(tokens[own].sum()),
               )
-              rows = sharding.assemble(
-                mesh, (packed, token_arrays(experience, packed))
-              )
-              num_tokens = max(int((mask & own[..., None]).sum()), 1)
-              new, measured = update(new, rows, count, np.int32(num_tokens))
-              numbers.append(sharding.local(measured))
-          step = int(new.step)
+              new, metrics_of_update = run.update(new, batch)
+              measured.append(sharding.local(metrics_of_update))
           state = state.replace(train=new)
-          if refers and step % config.reference_every == 0:
-            state = objective.refer(as_reference, config.offload, state)
-          observer.write(
-            step,
-            sampled,
-            scores,
-            advantages,
-            numbers,
-            batches,
-            reference_step=state.reference_step,
-          )
+          step = int(new.step)
+          if run.use_reference and step % config.reference_every == 0:
+            state = policy.refresh_reference(
+              run.model.config, config.offload, state
+            )
+          log.write(round, scores, advantages, measured, packed, state)
           if dump:
             records.dump(
               workdir,
-              round,
+              number,
               step=step - config.minibatches,
               rollout=rollout,
-              examples=sampled.examples,
-              written=sampled.written,
+              examples=round.examples,
+              written=round.completions,
               scores=scores,
               advantages=advantages,
-              facts=sampled.facts,
+              facts=round.facts,
             )
-          if int(new.skipped) >= config.max_skipped:
-            raise ValueError(
-              f"{config.max_skipped} updates in a row had a gradient that is "
-              f"not finite, the last at step {step}; lower the learning rate"
-            )
-        barren = barren + 1 if sampled.teaching == 0 else 0
-        if barren == BARREN:
-          with interrupt.deferred():
-            checkpoint.save(workdir, step, state, wait=True)
-          raise ValueError(explain_nothing(scores, config))
+        barren = barren + 1 if round.teaching == 0 else 0
+        check_progress(config, workdir, state, barren, scores)
     except interrupt.Interrupted:
-      with interrupt.deferred():
-        checkpoint.save(workdir, step, state, wait=True)
+      save(workdir, state, wait=True)
       raise
-    with interrupt.deferred():
-      checkpoint.save(workdir, step, state, wait=True)
-    observer.summarise(workdir, step)
+    save(workdir, state, wait=True)
+    log.summarise(step)
   return state
 
 
-def load_model(
+def evaluate_and_save(
+  run: Run,
+  workdir: str,
+  state: RLState,
+  base: Params | None,
+  evaluator: evaluate.Evaluator,
+  log: RunLog,
+) -> Params | None:
+  """Between two rounds: saves, and evaluates, what is due at this step.
+
+  Returns the weights of the base model while they are still needed.
+  """
+  step = int(state.train.step)
+  if not step:
+    return base
+  with log.outside_rounds():
+    # The base is measured once a first round has shown that all is well.
+    if base is not None and evaluator.is_due(0):
+      evaluator.evaluate(0, run.to_devices(base))
+    # A checkpoint comes first: whatever ends an evaluation, it is there.
+    due = evaluator.is_due(step)
+    if due or step % run.config.checkpoint_every == 0:
+      save(workdir, state)
+    if due:
+      evaluator.evaluate(step, state.train.params)
+  return None
+
+
+def save(workdir: str, state: RLState, *, wait: bool = False) -> None:
+  """Writes a checkpoint, which no signal cuts short."""
+  with interrupt.deferred():
+    checkpoint.save(workdir, int(state.train.step), state, wait=wait)
+
+
+def replayed(
+  config: ml_collections.ConfigDict, workdir: str, number: int
+) -> Round:
+  """A round that another run dumped, as if it were sampled now."""
+  size = config.prompts_per_round, config.group_size
+  record = records.load(workdir, number, size=size)
+  return Round(
+    record.rollout,
+    record.examples,
+    record.written,
+    lambda: record.scores,
+    **record.facts,
+  )
+
+
+def kl_penalties(
   config: ml_collections.ConfigDict,
-) -> tuple[transformer.Transformer, Params]:
-  """The architecture and the weights to begin with, those on the host."""
-  sizes, params = models.load(**config.model.to_dict())
-  if config.mtp == "drop":
-    sizes = replace(sizes, mtp_depth=0)
-    params = {name: x for name, x in params.items() if name != "mtp"}
-  # Updates donate theirs.
-  return transformer.Transformer(sizes), jax.tree.map(np.array, params)
+  batches: Sequence[Batch],
+  shape: tuple[int, int],
+) -> np.ndarray:
+  """What completions [P, G] pay for their distance from the reference."""
+  found = [
+    completion_kl(
+      batch, num_completions=shape[0] * shape[1], **config.kl_reward
+    )
+    for batch in batches
+  ]
+  return sum(sharding.local(penalties) for penalties in found).reshape(shape)
 
 
-def make_steps(config: ml_collections.ConfigDict, model, words):
-  """The optimizer, how to score and how to update: all that is compiled."""
-  settings, trains = config.optimizer.to_dict(), config.mtp == "train"
-  if config.mtp == "frozen":
-    settings["frozen"] = (*settings.get("frozen", ()), "mtp")
-  elif trains:
-    settings["apart"] = ("mtp",)
-  optimizer = make_optimizer(**settings)
-  policy = functools.partial(
-    objective.ask, model, words.vocab_size, config.sampling.temperature
-  )
-  further = functools.partial(objective.further_loss, model, words.vocab_size)
-  loss = functools.partial(
-    objective.objective,
-    policy,
-    further if trains and model.config.mtp_depth else None,
-    config.prompts_per_round * config.group_size,
-    **config.loss.to_dict(),
-  )
-  update = make_update(
-    loss,
-    optimizer,
-    router_bias_speed=config.router_bias_speed,
-    axes=logical_axes(model.config),
-  )
-  return optimizer, objective.make_score(policy), update
+def check_progress(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  state: RLState,
+  barren: int,
+  scores: rewards.Scores,
+) -> None:
+  """Ends a run that cannot learn; what it has reached is saved.
+
+  Raises ValueError after too many updates in a row whose gradient was not
+  finite, and after `inspection.BARREN` rounds in a row that taught nothing.
+  """
+  step, skipped = int(state.train.step), int(state.train.skipped)
+  if skipped >= config.max_skipped:
+    raise ValueError(
+      f"{config.max_skipped} updates in a row had a gradient that is not "
+      f"finite, the last at step {step}; lower the learning rate"
+    )
+  if barren >= inspection.BARREN:
+    save(workdir, state, wait=True)
+    raise ValueError(inspection.explain_nothing(scores, config))
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -329,17 +297,14 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config[name] not in known:
       raise ValueError(f"{name} is {config[name]!r}; there is {known}")
   inspection.check_packing(config, longest=1)  # Whatever the prompts are.
-  check_limits(config.max_tokens, most=config.sampling.max_tokens)
+  inspection.check_limits(config.max_tokens, most=config.sampling.max_tokens)
   dynamic_sampling(**config.dynamic_sampling)
   losses.check(**config.loss.to_dict())
   make_optimizer(**config.optimizer)
   shape = (1, config.group_size)
   make_advantages(np.zeros(shape), **config.advantage)
-  token_weights(
-    np.ones((*shape, 1), bool), np.ones(shape, bool), **config.aggregation
-  )
-  nothing = np.zeros((*shape, 1))
-  kl_penalties(nothing, nothing, nothing > 0, **config.kl_reward)
+  token_weights(np.ones(shape, int), np.ones(shape, bool), **config.aggregation)
+  choose("kl_reward", KLS, dict(name=config.kl_reward.name))
   if config.loss.correction is not None and config.old == "sampler":
     raise ValueError(
       "loss.correction is for old = 'trainer': with 'sampler' there is nothing "
@@ -365,14 +330,14 @@ SECTIONS = {
   "sampling": make_engine,
   "grader": GraderPool,
   "rewards": rewards.score,
-  "rows": pack_minibatch,
+  "rows": pack_prompts,
   "advantage": make_advantages,
   "aggregation": token_weights,
   "loss": losses.check,
-  "kl_reward": kl_penalties,
+  "kl_reward": completion_kl,
   "dynamic_sampling": dynamic_sampling,
   "optimizer": make_optimizer,
-  "evaluation": measurements.evaluation,
+  "evaluation": evaluate.evaluation,
 }
 # A resumed run may change the first of them, and its evaluation.
 FREE = ("num_steps", "checkpoint_every", "peak_flops", "cpu_devices")

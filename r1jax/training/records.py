@@ -36,6 +36,7 @@ from r1jax.types import (
   Completion,
   Example,
   Rollout,
+  within_lengths,
 )
 
 FINISH = {"stop": FINISH_STOP, "length": FINISH_LENGTH}
@@ -248,6 +249,7 @@ def _record(lines: Sequence[dict[str, Any]], shape: tuple) -> Record:
     completions=stack("completion_tokens"),
     lengths=np.int32(stack("completion_length")),
     finish=np.int32(stack("finish_code")),
+    sampled_mask=within_lengths(np.int32(stack("completion_length")), shape[3]),
     logprobs=stack("logprobs"),
     **experts,
   )

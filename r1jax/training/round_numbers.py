@@ -8,7 +8,6 @@ import numpy as np
 
 from r1jax.models import flops as model_flops
 from r1jax.models.config import ModelConfig
-from r1jax.training.experience import spread
 from r1jax.types import FINISH_STOP, Completion, Packed, Rollout
 
 # arXiv:2501.12948, appendix C.2, and what the demo's base says instead.
@@ -117,10 +116,14 @@ def of_lengths(rollout: Rollout) -> dict:
 
 
 def of_packing(batches: Sequence[tuple[Packed, int]]) -> dict:
-  """How full the packed rows of the updates are, and how evenly."""
-  shares, unevenness = zip(*(spread(*batch) for batch in batches))
+  """How full the packed rows of the updates are, and how unevenly."""
+  fill, unevenness = [], []
+  for packed, count in batches:
+    used = (np.asarray(packed.positions[:, :count]) >= 0).sum(axis=-1)
+    fill.append(used.mean() / packed.positions.shape[-1])
+    unevenness.append(used.max() / max(used.mean(), 1e-9))
   return {
-    "data/pack_fill": np.mean(shares),
+    "data/pack_fill": np.mean(fill),
     "data/pack_spread": np.max(unevenness),
   }
 

@@ -6,11 +6,11 @@ import functools
 import pathlib
 import subprocess
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
 from r1jax import (
   checkpoint,
@@ -27,14 +27,11 @@ from r1jax.models import convert, ops, transformer
 from r1jax.models.presets import preset
 from r1jax.models.weights import logical_axes
 from r1jax.training import inspection, profiler
+from r1jax.training.batch import microbatches
+from r1jax.training.optimizer import make_optimizer
 from r1jax.training.round_numbers import of_experts
-from r1jax.training.update import (
-  init_state,
-  make_optimizer,
-  make_update,
-  microbatches,
-)
-from r1jax.types import Packed, TrainState
+from r1jax.training.update import init_state, make_update
+from r1jax.types import Batch, Example, Tokenizer, TrainState
 from r1jax.workdir import claim
 
 
@@ -94,10 +91,9 @@ def train(
         examples = data.draw(
           dataset, config.batch_examples, seed=config.seed, step=step
         )
-        packed, count, tokens = batch(examples, words, **config.rows)
+        batch = make_batch(mesh, examples, words, **config.rows)
         with interrupt.deferred():
-          packed = sharding.assemble(mesh, packed)
-          state, numbers = update(state, packed, count, tokens)
+          state, numbers = update(state, batch)
           step += 1
           if step % config.metrics_every == 0:
             report(writer, step, numbers, config.num_steps)
@@ -124,24 +120,14 @@ def train(
   return state
 
 
-class Tokens(NamedTuple):
-  """Of a whole batch, at least 1 of each: what its means divide by."""
-
-  imitated: int  # Whose log-probabilities the loss counts.
-  read: int  # All that the model reads, prompts included.
-
-
-def objective(
-  model, vocab_size, params, packed: Packed, tokens, *, mtp, balance
-):
+def objective(model, vocab_size, params, batch: Batch, *, mtp, balance):
   """Next-token loss, the MTP block's, and the experts' balance, weighted.
 
   Args:
     model: its architecture.
     vocab_size: of the tokenizer; the model's may be padded.
     params: of the model.
-    packed: one microbatch.
-    tokens: `Tokens` of the whole batch.
+    batch: one microbatch.
     mtp: weight of the mean loss on tokens t + 2 and on, as far as the model
       predicts (arXiv:2412.19437, eq. 25).
     balance: weight of the sequence-wise balance loss (eq. 17): the mean over
@@ -157,19 +143,18 @@ def objective(
       vocab_size=vocab_size,
       counted=counted,
     )
-    return sft_loss(logprobs, counted / tokens.imitated)
+    return sft_loss(logprobs, counted / batch.num_targets)
 
+  packed = batch.packed
   forward = transformer.forward(model, params, packed, mtp=mtp > 0)
-  nll = nll_of(forward.hidden, packed.targets, packed.origin >= 0)
-  balance_loss = forward.balance_loss / tokens.read
+  nll = nll_of(forward.hidden, packed.targets, batch.weights > 0)
+  balance_loss = forward.balance_loss / batch.num_tokens
   total = nll + balance * balance_loss
   numbers = {
     "loss/nll": nll,
     "loss/balance": balance_loss,
     "router/load": forward.expert_load,
   }
-  if model.config.moe_capacity:
-    numbers["router/dropped"] = forward.dropped
   if mtp:
     losses = []
     for depth, hidden in enumerate(forward.mtp_hidden, 1):
@@ -179,14 +164,23 @@ def objective(
   return total, numbers
 
 
-def batch(examples, words, *, width: int, max_rows: int, microbatch_rows: int):
-  """Packed microbatches [B, M, T], how many are used, and their `Tokens`.
+def make_batch(
+  mesh: Mesh,
+  examples: Sequence[Example],
+  words: Tokenizer,
+  *,
+  width: int,
+  max_rows: int,
+  microbatch_rows: int,
+) -> Batch:
+  """A batch of prompts, which are read, and answers, which are imitated.
 
   Args:
-    examples: prompts, which are read, and answers, which are imitated.
+    mesh: splits the rows.
+    examples: prompts and answers.
     words: the tokenizer.
-    width: tokens of a row.
-    max_rows: of the batch; unused ones cost nothing.
+    width: slots of a row.
+    max_rows: rows of a batch; unused ones are not computed.
     microbatch_rows: rows that go through the model at once.
   """
   pieces = []
@@ -195,12 +189,19 @@ def batch(examples, words, *, width: int, max_rows: int, microbatch_rows: int):
     answer = [*words.encode(example.answer), words.eos_ids[0]]
     pieces.append(packing.Piece(prompt, [answer], [i * width]))
   packed = packing.pack(pieces, width, rows=max_rows)
-  tokens = Tokens(
-    imitated=np.int32(max(np.sum(packed.origin >= 0), 1)),
-    read=np.int32(max(np.sum(packed.positions >= 0), 1)),
-  )
   packed, count = microbatches(packed, microbatch_rows)
-  return packed, count, tokens
+  imitated = packed.origin >= 0
+  num_targets = np.int32(max(imitated.sum(), 1))
+  weights = imitated / np.float32(num_targets)
+  num_tokens = np.int32(max(np.sum(packed.positions >= 0), 1))
+  packed, weights = sharding.assemble(mesh, (packed, weights))
+  return Batch(
+    packed=packed,
+    num_microbatches=np.int32(count),
+    weights=weights,
+    num_targets=num_targets,
+    num_tokens=num_tokens,
+  )
 
 
 def report(writer, step, numbers, num_steps) -> None:
@@ -240,7 +241,7 @@ SECTIONS = {
   "model": preset,
   "tokenizer": tokenizer.fit_once,
   "dataset": data.DATASETS,
-  "rows": batch,
+  "rows": make_batch,
   "loss": objective,
   "optimizer": make_optimizer,
 }

@@ -10,7 +10,7 @@ from r1jax.data.packing import pack_rollout, unpack
 from r1jax.models import ops, transformer
 from r1jax.rollouts.engine import make_engine
 from r1jax.rollouts.replay import differing, lay_out
-from r1jax.types import Rollout
+from r1jax.types import Rollout, within_lengths
 
 RNG = np.random.default_rng(1)
 PREFIX = (7, 30, 7, 9)
@@ -100,6 +100,7 @@ def test_experts_come_to_the_tokens_that_they_read():
     completions=completions,
     lengths=lengths,
     finish=np.ones((3, group), int),
+    sampled_mask=within_lengths(lengths, T),
     logprobs=np.zeros((3, group, 9)),
     experts=number(before),
     prompt_experts=number(prompts),

@@ -10,7 +10,7 @@ from r1jax.data import tokenizer
 from r1jax.models import convert
 from r1jax.models.presets import preset
 from r1jax.tools import checks, doctor
-from r1jax.training import objective
+from r1jax.training import policy
 
 SIZES = preset(
   "tiny_deepseek",
@@ -239,12 +239,12 @@ def test_a_run_that_does_not_fit_is_not_tried(path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_trainer_that_differs_from_the_sampler_is_noticed(path, monkeypatch):
-  honest = objective.ask
+  honest = policy.policy_forward
 
   def tempered(model, vocab_size, temperature, *rows):
     return honest(model, vocab_size, 1.1 * temperature, *rows)
 
-  monkeypatch.setattr(objective, "ask", tempered)
+  monkeypatch.setattr(policy, "policy_forward", tempered)
   lines = wrong(path, until="plain")
   assert any("nats between sampler and trainer" in line for line in lines)
   assert any("of the mean ratio from 1" in line for line in lines)

@@ -14,7 +14,7 @@ DRIVER = """
 import os, random, signal, sys, threading
 import jax
 from r1jax import checkpoint, data, interrupt, main, rewards
-from r1jax.training.measurements import Observer
+from r1jax.training.log import RunLog
 from r1jax.types import Example
 
 def letters(*, size):
@@ -53,7 +53,7 @@ def deadly(act, moment=None):
   return perform
 
 met = []
-Observer.phase = deadly(Observer.phase)
+RunLog.phase = deadly(RunLog.phase)
 checkpoint.save = deadly(checkpoint.save, "saving")
 data.DATASETS["letters"] = letters
 rewards.REWARDS["praise"] = rewards.Reward(praise)

@@ -16,10 +16,10 @@ from r1jax.losses.presets import PRESETS
 from r1jax.models import transformer
 from r1jax.models.config import replace
 from r1jax.models.presets import preset
-from r1jax.training import objective
-from r1jax.training.experience import token_arrays
-from r1jax.training.update import init_state, make_update, microbatches
-from r1jax.types import Experience, Rollout
+from r1jax.training import policy
+from r1jax.training.batch import add_advantages, make_batch, microbatches
+from r1jax.training.update import init_state, make_update
+from r1jax.types import Rollout, within_lengths
 
 P, G, T = 4, 4, 6
 RNG = np.random.default_rng(0)
@@ -30,6 +30,7 @@ ROLLOUT = Rollout(
   completions=RNG.integers(0, 37, (P, G, T)).astype(np.int32),
   lengths=LENGTHS,
   finish=np.ones((P, G), np.int32),
+  sampled_mask=within_lengths(LENGTHS, T),
   logprobs=RNG.uniform(-5, -3, (P, G, T)).astype(np.float32),
 )
 MODELS = {
@@ -58,28 +59,27 @@ def run(toy_model, recipe: str, devices: int):
   if aggregation["name"] == "constant":
     aggregation = aggregation | dict(divisor=T)
   rewards = np.arange(P * G).reshape(P, G) % 3 * 1.0
-  mask, counted = ROLLOUT.sampled_mask, np.ones((P, G), bool)
-  experience = Experience(
-    rollout=ROLLOUT,
-    old_logprobs=ROLLOUT.logprobs,
-    reference_logprobs=ROLLOUT.logprobs - 0.1,
-    advantages=advantages(rewards, **settings["advantage"]),
-    weights=token_weights(mask, counted, **aggregation),
-  )
   packed = pack_rollout(ROLLOUT, 16, chosen=range(P), rows=16)
   packed, count = microbatches(packed, 8)
   loss = functools.partial(
-    objective.objective,
-    functools.partial(objective.ask, model, 37, 0.9),
+    policy.policy_loss,
+    functools.partial(policy.policy_forward, model, 37, 0.9),
     None,
     P * G,
     **settings["loss"] | dict(kl_coefficient=0.1),
   )
   optimizer = optax.sgd(1.0)
   state = init_state(jax.tree.map(jnp.asarray, params), optimizer)
-  rows = sharding.assemble(mesh, (packed, token_arrays(experience, packed)))
+  batch = make_batch(ROLLOUT, packed, count, mesh)
+  weights = token_weights(LENGTHS, np.ones((P, G), bool), **aggregation)
+  batch = add_advantages(
+    batch.replace(reference_logprobs=batch.sampler_logprobs - 0.1),
+    advantages(rewards, **settings["advantage"]).reshape(-1),
+    weights.reshape(-1),
+    np.int32(LENGTHS.sum()),
+  )
   new, metrics = make_update(loss, optimizer)(
-    sharding.replicate(mesh, state), rows, count, np.int32(mask.sum())
+    sharding.replicate(mesh, state), batch
   )
   assert len(new.params["embed"].sharding.device_set) == devices
   gradient = jax.tree.map(lambda a, b: np.asarray(a) - b, new.params, params)

@@ -19,6 +19,7 @@ from r1jax.types import (
   Completion,
   Example,
   Rollout,
+  within_lengths,
 )
 
 SUM = Example("1 + 1 =", "2", "reasoning_gym/chain_sum")
@@ -131,6 +132,7 @@ def test_completions_are_told_by_length_and_finish():
     completions=np.array([[[5, 0, 2], [0, 2, 7]], [[8, 8, 8], [2, 1, 1]]]),
     lengths=np.array([[3, 2], [3, 1]]),
     finish=np.array([[FINISH_STOP, FINISH_STOP], [FINISH_LENGTH, FINISH_STOP]]),
+    sampled_mask=within_lengths(np.array([[3, 2], [3, 1]]), T),
     logprobs=np.zeros((2, 2, 3), np.float32),
   )
   examples = [SUM, SUM._replace(id="second")]

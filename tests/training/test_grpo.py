@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from r1jax import checkpoint, metrics, rewards
-from r1jax.training import exploration, grpo
+from r1jax.training import grpo
 
 STEPS, STOP = 24, 16  # As the config of `make_config` has them.
 
@@ -186,8 +186,7 @@ def test_a_dumped_run_can_be_replayed(make_config, compiled_once, tmp_path):
   config = make_config(num_steps=4)
   first = grpo.train(config, str(tmp_path / "first"), dump=True)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(exploration, "explore", None)
-    patch.setattr(grpo, "explore", None)
+    patch.setattr(grpo, "sample_until_it_teaches", None)
     again = grpo.train(
       config, str(tmp_path / "again"), replay=str(tmp_path / "first")
     )
@@ -204,9 +203,9 @@ def test_a_dumped_run_can_be_replayed(make_config, compiled_once, tmp_path):
 
 def test_completions_may_grow_with_the_steps(make_config):
   config = make_config(max_tokens=((0, 2), (4, 5)))
-  limits = [exploration.token_limit(config, step) for step in (0, 3, 4, 9)]
+  limits = [round.token_limit(config, step) for step in (0, 3, 4, 9)]
   assert limits == [2, 2, 5, 5]
-  assert exploration.token_limit(make_config(), 7) == 8
+  assert round.token_limit(make_config(), 7) == 8
   grpo.check(config)
 
 

@@ -18,9 +18,10 @@ from r1jax.models.transformer import Transformer
 from r1jax.models.weights import is_weight, logical_axes, used_axes, weights
 from r1jax.rollouts import slots
 from r1jax.rollouts.engine import make_engine
-from r1jax.training import objective
-from r1jax.training.update import make_optimizer, make_update
-from r1jax.types import Packed
+from r1jax.training import policy
+from r1jax.training.optimizer import make_optimizer
+from r1jax.training.update import make_update
+from r1jax.types import Batch, Packed
 
 LAYERS, ROWS, WIDTH, TOKENS, SLOTS, ROOM = 3, 16, 40, 24, 16, 48
 MESH = dict(fsdp=2, expert=2, tensor=2)
@@ -100,37 +101,32 @@ def update(sizes):
   axes = logical_axes(sizes)
   optimizer = make_optimizer(**OPTIMIZER)
   loss = functools.partial(
-    objective.objective,
-    functools.partial(objective.ask, model, 90, 0.9),
+    policy.policy_loss,
+    functools.partial(policy.policy_forward, model, 90, 0.9),
     None,
     ROWS,
     **PRESETS["r1"]["loss"],
   )
-  begin = functools.partial(
-    objective.first_state, optimizer, lambda params: params
-  )
+  begin = functools.partial(policy.init_rl_state, sizes, optimizer, True)
   state = jax.eval_shape(begin, shapes(sizes))
   split = sharding.shardings(mesh, axes, state)
   state = jax.tree.map(struct, state, split)
-  rows = lambda dtype: np.zeros((ROWS, 2, TOKENS), dtype)
-  names = ("tokens", "positions", "k_start", "prefix_end", "targets", "origin")
-  packed = Packed(**{name: rows(np.int32) for name in names})
-  floats = (
-    "old_logprobs",
-    "sampler_logprobs",
-    "reference_logprobs",
-    "advantages",
-    "weights",
+  tokens, values = sharding.assemble(
+    mesh, [np.zeros((ROWS, 2, TOKENS), kind) for kind in (np.int32, np.float32)]
   )
-  told = {name: rows(np.float32) for name in floats}
-  told |= dict(completion=rows(np.int32), experts=None)
-  batch, number = sharding.assemble(mesh, (packed, told)), np.int32(1)
+  batch = Batch(
+    packed=Packed(**dict.fromkeys(Packed.__dataclass_fields__, tokens)),
+    num_microbatches=np.int32(1),
+    weights=values,
+    completions=tokens,
+    advantages=values,
+    sampler_logprobs=values,
+    old_logprobs=values,
+    reference_logprobs=values,
+  )
   with jax.set_mesh(mesh):
-    compiled = (
-      make_update(loss, optimizer, axes=axes)
-      .lower(state.train, batch, number, number)
-      .compile()
-    )
+    step = make_update(loss, optimizer, axes=axes)
+    compiled = step.lower(state.train, batch).compile()
   return compiled, state, split
 
 

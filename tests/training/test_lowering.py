@@ -15,9 +15,10 @@ from r1jax.losses.presets import PRESETS
 from r1jax.models import transformer
 from r1jax.models.cache import empty_cache
 from r1jax.models.presets import preset
-from r1jax.training import objective
-from r1jax.training.update import init_state, make_optimizer, make_update
-from r1jax.types import Packed
+from r1jax.training import policy
+from r1jax.training.optimizer import make_optimizer
+from r1jax.training.update import init_state, make_update
+from r1jax.types import Batch, Packed
 
 CONFIG = preset("deepseek_v3", compute_dtype="bfloat16")
 MODEL = transformer.Transformer(CONFIG)
@@ -42,22 +43,27 @@ def params():
 @pytest.mark.slow
 def test_a_grpo_update_lowers(params):
   optimizer = make_optimizer(**OPTIMIZER)
-  policy = functools.partial(objective.ask, MODEL, 129_280, 1.0)
+  forward = functools.partial(policy.policy_forward, MODEL, 129_280, 1.0)
   loss = functools.partial(
-    objective.objective, policy, None, 8192, **PRESETS["r1"]["loss"]
+    policy.policy_loss, forward, None, 8192, **PRESETS["r1"]["loss"]
   )
   update = make_update(loss, optimizer)
   state = jax.eval_shape(lambda p: init_state(p, optimizer), params)
-  tokens = np.zeros((1, 2, 4096), np.int32)
-  packed = Packed(**dict.fromkeys(Packed.__dataclass_fields__, tokens))
-  values = jax.ShapeDtypeStruct(tokens.shape, jnp.float32)
-  names = "old_logprobs sampler_logprobs reference_logprobs advantages weights"
-  told = dict.fromkeys(names.split(), values) | {
-    "completion": tokens,
-    "experts": None,
-  }
-  count = jax.ShapeDtypeStruct((), jnp.int32)
-  text = lower(update, state, (packed, told), count, np.int32(1))
+  tokens, values = (
+    jax.ShapeDtypeStruct((1, 2, 4096), kind)
+    for kind in (jnp.int32, jnp.float32)
+  )
+  batch = Batch(
+    packed=Packed(**dict.fromkeys(Packed.__dataclass_fields__, tokens)),
+    num_microbatches=jax.ShapeDtypeStruct((), jnp.int32),
+    weights=values,
+    completions=tokens,
+    advantages=values,
+    sampler_logprobs=values,
+    old_logprobs=values,
+    reference_logprobs=values,
+  )
+  text = lower(update, state, batch)
   assert "58x256x7168x2x2048" in text  # The experts of all layers, stacked.
   assert "ragged_dot" in text  # TPUs take their own grouped matmul.
 

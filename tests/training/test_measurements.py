@@ -10,8 +10,15 @@ from r1jax.data.packing import pack_rollout
 from r1jax.models import flops
 from r1jax.models.presets import preset
 from r1jax.rewards import Scores
-from r1jax.training import measurements, round_numbers
-from r1jax.types import FINISH_LENGTH, FINISH_STOP, Completion, Example, Rollout
+from r1jax.training import evaluate, round_numbers
+from r1jax.types import (
+  FINISH_LENGTH,
+  FINISH_STOP,
+  Completion,
+  Example,
+  Rollout,
+  within_lengths,
+)
 
 GROUP = 3
 EXAMPLES = [
@@ -99,6 +106,7 @@ def rollout(lengths, finish):
     completions=np.zeros((*shape, 9), np.int32),
     lengths=np.array(lengths),
     finish=np.array(finish),
+    sampled_mask=within_lengths(np.array(lengths), T),
     logprobs=np.zeros((*shape, 9), np.float32),
   )
 
@@ -166,7 +174,7 @@ def test_completions_are_shown_with_their_own_numbers():
 
 
 def test_tasks_are_told_apart_in_the_datasets_order():
-  sets = measurements.by_task(EXAMPLES, 4)
+  sets = evaluate.by_task(EXAMPLES, 4)
   assert [*sets] == ["x", "y"]
   assert [e.id for e in sets["y"]] == ["1", "1", "1", "2"]
   assert len(sets["x"]) == 3

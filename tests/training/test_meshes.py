@@ -17,19 +17,21 @@ from r1jax.models.config import replace
 from r1jax.models.presets import preset
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import logical_axes
-from r1jax.training import objective, sft
-from r1jax.training.experience import score_round, token_arrays
-from r1jax.training.update import init_state, make_update, microbatches
-from r1jax.types import Experience, Rollout
+from r1jax.training import policy, sft
+from r1jax.training.batch import add_advantages, make_batch, microbatches
+from r1jax.training.update import init_state, make_update
+from r1jax.types import Batch, Rollout, within_lengths
 
 P, G, T, IDS = 4, 4, 6, 37
 RNG = np.random.default_rng(0)
+LENGTHS = RNG.integers(1, T + 1, (P, G)).astype(np.int32)
 ROLLOUT = Rollout(
   prompts=RNG.integers(0, IDS, (P, 5)).astype(np.int32),
   prompt_lengths=np.array([5, 3, 1, 4], np.int32),
   completions=RNG.integers(0, IDS, (P, G, T)).astype(np.int32),
-  lengths=RNG.integers(1, T + 1, (P, G)).astype(np.int32),
+  lengths=LENGTHS,
   finish=np.ones((P, G), np.int32),
+  sampled_mask=within_lengths(LENGTHS, T),
   logprobs=RNG.uniform(-5, -3, (P, G, T)).astype(np.float32),
 )
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -69,78 +71,87 @@ def model(random_params):
   return make
 
 
-def sft_rows():
-  """Two microbatches of eight rows, and their tokens."""
+def sft_batch(mesh):
+  """Two microbatches of eight rows."""
   draw = np.random.default_rng(1)
   texts = draw.integers(3, 15, 20)
   pieces = [
     Piece([], [draw.integers(0, IDS, size).tolist()], [20 * i])
     for i, size in enumerate(texts)
   ]
-  packed = pack(pieces, 16, rows=16)
-  counts = np.sum(packed.origin >= 0), np.sum(packed.positions >= 0)
-  return packed, sft.Tokens(*np.int32(counts))
-
-
-def grpo_rows():
-  """Two microbatches of eight rows of a round, and its tokens."""
-  mask, counted = ROLLOUT.sampled_mask, np.ones((P, G), bool)
-  experience = Experience(
-    rollout=ROLLOUT,
-    old_logprobs=ROLLOUT.logprobs,
-    reference_logprobs=ROLLOUT.logprobs - 0.1,
-    advantages=advantages(
-      np.arange(P * G).reshape(P, G) % 3 * 1.0, **PRESETS["r1"]["advantage"]
-    ),
-    weights=token_weights(mask, counted, **PRESETS["r1"]["aggregation"]),
+  packed, count = microbatches(pack(pieces, 16, rows=16), 8)
+  targets = packed.origin >= 0
+  counts = np.int32(targets.sum()), np.int32(np.sum(packed.positions >= 0))
+  packed, weights = sharding.assemble(mesh, (packed, targets / counts[0]))
+  return Batch(
+    packed=packed,
+    num_microbatches=count,
+    weights=weights,
+    num_targets=counts[0],
+    num_tokens=counts[1],
   )
-  packed = pack_rollout(ROLLOUT, 16, chosen=range(P), rows=16)
-  packed, count = microbatches(packed, 8)
-  return (packed, token_arrays(experience, packed)), count, int(mask.sum())
 
 
-def update(model, params, sizes, loss, rows, count, batch):
+def grpo_batch(mesh):
+  """Two microbatches of eight rows of a round."""
+  packed, count = microbatches(
+    pack_rollout(ROLLOUT, 16, chosen=range(P), rows=16), 8
+  )
+  batch = make_batch(ROLLOUT, packed, count, mesh)
+  rewards = np.arange(P * G).reshape(P, G) % 3 * 1.0
+  weights = token_weights(
+    LENGTHS, np.ones((P, G), bool), **PRESETS["r1"]["aggregation"]
+  )
+  with jax.set_mesh(mesh):
+    return add_advantages(
+      batch.replace(reference_logprobs=batch.sampler_logprobs - 0.1),
+      advantages(rewards, **PRESETS["r1"]["advantage"]).reshape(-1),
+      weights.reshape(-1),
+      np.int32(LENGTHS.sum()),
+    )
+
+
+def update(model, params, mesh, loss, batch):
   """The gradient and the metrics of one update on a mesh."""
-  mesh, axes = sharding.make_mesh(**sizes), logical_axes(model.config)
+  axes = logical_axes(model.config)
   optimizer = optax.sgd(1.0)
   begin = functools.partial(init_state, optimizer=optimizer)
   state = sharding.make(mesh, axes, begin, params)
   with jax.set_mesh(mesh):
-    step = make_update(loss, optimizer, axes=axes)
-    state, metrics = step(state, sharding.assemble(mesh, rows), count, batch)
+    state, metrics = make_update(loss, optimizer, axes=axes)(state, batch)
   gradient = jax.tree.map(lambda a, b: np.asarray(a) - b, state.params, params)
   return gradient, sharding.local(metrics)
 
 
 def sft_update(model, params, sizes):
-  packed, tokens = sft_rows()
-  rows, count = microbatches(packed, 8)
+  mesh = sharding.make_mesh(**sizes)
   further = 0.3 if model.config.mtp_depth else 0.0
   loss = functools.partial(sft.objective, model, IDS, mtp=further, balance=0.5)
-  return update(model, params, sizes, loss, rows, count, tokens)
+  return update(model, params, mesh, loss, sft_batch(mesh))
 
 
 def grpo_update(model, params, sizes):
-  rows, count, tokens = grpo_rows()
+  mesh = sharding.make_mesh(**sizes)
   loss = functools.partial(
-    objective.objective,
-    functools.partial(objective.ask, model, IDS, 0.9),
+    policy.policy_loss,
+    functools.partial(policy.policy_forward, model, IDS, 0.9),
     None,
     P * G,
     **PRESETS["r1"]["loss"] | dict(kl_coefficient=0.1),
   )
-  return update(model, params, sizes, loss, rows, count, np.int32(tokens))
+  return update(model, params, mesh, loss, grpo_batch(mesh))
 
 
 def scoring(model, params, sizes):
   mesh, axes = sharding.make_mesh(**sizes), logical_axes(model.config)
-  (packed, _), count, _ = grpo_rows()
-  score = objective.make_score(
-    functools.partial(objective.ask, model, IDS, 0.9)
+  score = policy.make_score(
+    functools.partial(policy.policy_forward, model, IDS, 0.9)
   )
   placed = sharding.place(params, sharding.shardings(mesh, axes, params))
+  batch = grpo_batch(mesh)
   with jax.set_mesh(mesh):
-    return score_round(score, mesh, ROLLOUT, [(packed, count)], placed)
+    logprobs = score(placed, batch)
+  return np.where(sharding.local(batch.weights), sharding.local(logprobs), 0)
 
 
 PROGRAMS = {"sft": sft_update, "grpo": grpo_update, "scoring": scoring}

@@ -8,7 +8,7 @@ import pytest
 
 from r1jax.models.presets import PRESETS, preset
 from r1jax.models.weights import is_weight, weights
-from r1jax.training.update import decayed, make_optimizer, rate_of
+from r1jax.training.optimizer import decayed, make_optimizer, rate_of
 
 OPTIMIZER = dict(learning_rate=0.1)
 

@@ -11,7 +11,7 @@ import pytest
 from r1jax.data import pass_rates
 from r1jax.rewards import Scores
 from r1jax.training import records
-from r1jax.types import Completion, Example, Rollout
+from r1jax.types import Completion, Example, Rollout, within_lengths
 
 
 def make_round(seed=0, experts=False):
@@ -30,6 +30,7 @@ def make_round(seed=0, experts=False):
     ),
     lengths=lengths,
     finish=np.int32([[1, 1, 2], [1, 2, 1]]),
+    sampled_mask=within_lengths(lengths, 5),
     logprobs=np.where(sampled, noise, 0).astype(np.float32),
     **(
       dict(experts=draw(2, 3, 5, 4, 2), prompt_experts=draw(2, 3, 4, 2))

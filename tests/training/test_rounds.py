@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from r1jax import checkpoint, interrupt, metrics, rewards
-from r1jax.training import evaluate, grpo, inspection
+from r1jax.training import evaluate, grpo, inspection, run
 
 pytestmark = pytest.mark.usefixtures("compiled_once", "quick_to_compile")
 
@@ -44,7 +44,7 @@ class Evaluations:
 def placed(monkeypatch):
   """How often weights came to the devices, and whether the host has them."""
   seen = collections.Counter()
-  place, load = grpo.sharding.place, grpo.load_model
+  place, load = run.sharding.place, run.load_model
 
   def load_model(config):
     model, params = load(config)
@@ -55,8 +55,8 @@ def placed(monkeypatch):
     seen["placed"] += isinstance(tree, dict) and "unembed" in tree
     return place(tree, shardings)
 
-  monkeypatch.setattr(grpo, "load_model", load_model)
-  monkeypatch.setattr(grpo.sharding, "place", counted)
+  monkeypatch.setattr(run, "load_model", load_model)
+  monkeypatch.setattr(run.sharding, "place", counted)
   return seen
 
 

@@ -12,6 +12,7 @@ from r1jax import checkpoint, data, metrics, sharding
 from r1jax.data import tokenizer
 from r1jax.models import convert, transformer
 from r1jax.training import inspection, sft
+from r1jax.training.batch import microbatch
 from r1jax.types import Example
 
 STEPS = 6
@@ -161,16 +162,16 @@ def test_the_balance_loss_is_a_mean_over_all_tokens_that_are_read(toy):
     "mtp": params["mtp"] | {"block": block},
   }
   for prompt, answer in (("ab" * 15, "c"), ("", "ab" * 15)):
-    packed, _, tokens = sft.batch(
+    batch = sft.make_batch(
+      sharding.make_mesh(data=1),
       [Example(prompt, answer)] * 3,
       Words(),
       width=32,
       max_rows=4,
       microbatch_rows=4,
     )
-    rows = jax.tree.map(lambda x: x[:, 0], packed)
     _, numbers = sft.objective(
-      model, 37, params, rows, tokens, mtp=0.0, balance=1.0
+      model, 37, params, microbatch(batch, 0), mtp=0.0, balance=1.0
     )
     assert numbers["loss/balance"] == pytest.approx(1.0, rel=1e-5)
 

@@ -7,7 +7,6 @@ import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 
@@ -15,9 +14,9 @@ from r1jax.losses.presets import PRESETS
 from r1jax.models import ops, transformer
 from r1jax.models.config import replace
 from r1jax.models.presets import preset
-from r1jax.training import objective
+from r1jax.training import policy
 from r1jax.training.update import init_state, make_update
-from r1jax.types import Packed
+from r1jax.types import Batch, Packed
 
 ROWS, T, V = 2, 4096, 50_000
 PARTS = dict(vocab_size=V, width=16, num_layers=2)
@@ -58,23 +57,29 @@ def abstract(shape, dtype=jnp.int32):
 @pytest.mark.slow
 def test_scoring_and_updating(model):
   params = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
-  policy = functools.partial(objective.ask, model, V, 1.0)
-  tokens = np.zeros((ROWS, 1, T), np.int32)
-  packed = Packed(**dict.fromkeys(Packed.__dataclass_fields__, tokens))
-  count = abstract(())
-  check(shapes(objective.make_score(policy), params, (packed, None), count))
+  forward = functools.partial(policy.policy_forward, model, V, 1.0)
+  tokens = abstract((ROWS, 1, T))
+  values = abstract((ROWS, 1, T), jnp.float32)
+  batch = Batch(
+    packed=Packed(**dict.fromkeys(Packed.__dataclass_fields__, tokens)),
+    num_microbatches=abstract(()),
+    weights=values,
+    num_targets=abstract(()),
+    completions=tokens,
+    advantages=values,
+    sampler_logprobs=values,
+    old_logprobs=values,
+    reference_logprobs=values,
+  )
+  check(shapes(policy.make_score(forward), params, batch))
 
   loss = functools.partial(
-    objective.objective, policy, None, 64, **PRESETS["gspo"]["loss"]
+    policy.policy_loss, forward, None, 64, **PRESETS["gspo"]["loss"]
   )
   optimizer = optax.sgd(1.0)
   state = jax.eval_shape(lambda p: init_state(p, optimizer), params)
-  names = "old_logprobs sampler_logprobs reference_logprobs advantages weights"
-  values = abstract((ROWS, 1, T), jnp.float32)
-  told = dict.fromkeys(names.split(), values)
-  told["completion"], told["experts"] = abstract((ROWS, 1, T)), None
   update = make_update(loss, optimizer)
-  check(shapes(update, state, (packed, told), count, np.int32(1)))
+  check(shapes(update, state, batch))
 
 
 def test_the_naive_form_would_be_noticed():

@@ -8,21 +8,18 @@ import numpy as np
 import optax
 import pytest
 
+from r1jax import sharding
 from r1jax.data.packing import Piece, pack, pack_rollout
 from r1jax.losses.advantages import advantages
 from r1jax.losses.aggregation import token_weights
 from r1jax.losses.presets import PRESETS
 from r1jax.models import transformer
 from r1jax.models.config import replace
-from r1jax.training import objective, sft
-from r1jax.training.experience import token_arrays
-from r1jax.training.update import (
-  init_state,
-  make_optimizer,
-  make_update,
-  microbatches,
-)
-from r1jax.types import Experience, Rollout
+from r1jax.training import policy, sft
+from r1jax.training.batch import add_advantages, make_batch, microbatches
+from r1jax.training.optimizer import make_optimizer
+from r1jax.training.update import init_state, make_update
+from r1jax.types import Batch, Rollout, within_lengths
 
 OPTIMIZER = dict(learning_rate=0.1)
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -36,10 +33,20 @@ def copied(tree):
 # The step, on a loss that needs no model.
 
 
-def linear(params, packed, batch):
-  """Its gradient is the sum of (tokens that count) * batch."""
-  counted = packed.origin >= 0
-  value = jnp.sum(params["w"] * jnp.where(counted, packed.tokens, 0) * batch)
+def batch_of(packed, count, weight):
+  """Microbatches in which every slot has the same weight."""
+  return Batch(
+    packed=packed,
+    num_microbatches=count,
+    weights=np.full(packed.tokens.shape, weight, np.float32),
+  )
+
+
+def linear(params, batch):
+  """Its gradient is the weighted sum of tokens."""
+  packed, counted = batch.packed, batch.packed.origin >= 0
+  tokens = jnp.where(counted, packed.tokens, 0)
+  value = jnp.sum(params["w"] * tokens * batch.weights)
   load = jnp.zeros((1, 2)).at[0, 0].set(jnp.sum(counted))
   return value, {
     "sum": jnp.sum(counted) * 1.0,
@@ -65,7 +72,7 @@ def test_sums_and_maxima_do_not_depend_on_the_split(size):
   packed, count = microbatches(ROWS, size)
   assert packed.tokens.shape == (size, 8 // size, 10)
   state, metrics = make_update(linear, optimizer)(
-    fresh(optimizer), packed, count, 0.5
+    fresh(optimizer), batch_of(packed, count, 0.5)
   )
   gradient = 3 * (9 + 8 + 7 + 9 - 4) * 0.5
   assert metrics["sum"] == 9 + 8 + 7 + 9 - 4
@@ -88,7 +95,9 @@ def test_microbatches_beyond_the_count_cost_and_change_nothing():
     origin=np.where(np.arange(4)[:, None] >= count, 0, packed.origin),
   )
   results = [
-    make_update(linear, optimizer)(fresh(optimizer), rows, count, 0.5)[0]
+    make_update(linear, optimizer)(
+      fresh(optimizer), batch_of(rows, count, 0.5)
+    )[0]
     for rows in (packed, poisoned)
   ]
   assert results[0].params["w"] == results[1].params["w"]
@@ -99,7 +108,7 @@ def test_an_empty_batch_changes_nothing_and_is_finite():
   assert count == 0
   optimizer = make_optimizer(**OPTIMIZER)
   state, metrics = make_update(linear, optimizer)(
-    fresh(optimizer), packed, count, 1.0
+    fresh(optimizer), batch_of(packed, count, 1.0)
   )
   assert state.params["w"] == 2.0
   assert all(np.all(np.isfinite(x)) for x in metrics.values())
@@ -111,18 +120,18 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
   params = {"w": jnp.array([[2.0]]), "moe": {"router_bias": jnp.zeros((1, 2))}}
   update = make_update(linear, optimizer, router_bias_speed=0.1)
   state = fresh(optimizer, params)
-  first, _ = update(state, packed, count, 0.5)
+  first, _ = update(state, batch_of(packed, count, 0.5))
   kept = jax.tree.map(np.array, (first.params, first.optimizer_state))
   bias = kept[0]["moe"]["router_bias"]
   np.testing.assert_allclose(bias, [[-0.1, 0.1]], rtol=1e-6)
   state = first
   for skipped, bad in enumerate((jnp.nan, jnp.inf, -jnp.inf), 1):
-    state, metrics = update(state, packed, count, bad)
+    state, metrics = update(state, batch_of(packed, count, bad))
     assert state.skipped == skipped and metrics["optim/skipped"] == 1
     assert state.step == 1 + skipped
     now = (state.params, state.optimizer_state)
     jax.tree.map(np.testing.assert_array_equal, now, kept)
-  state, metrics = update(state, packed, count, 0.5)
+  state, metrics = update(state, batch_of(packed, count, 0.5))
   assert state.skipped == 0 and metrics["optim/skipped"] == 0
   assert state.params["w"] != kept[0]["w"]
 
@@ -138,11 +147,11 @@ def test_an_update_without_a_gradient_changes_nothing_and_is_counted(moments):
   update = make_update(linear, optimizer, router_bias_speed=0.1)
   state = fresh(optimizer, params)
   for _ in range(2):  # The learning rate begins at 0.
-    state, metrics = update(state, packed, count, 0.5)
+    state, metrics = update(state, batch_of(packed, count, 0.5))
   assert metrics["optim/idle"] == 0 and metrics["optim/update_norm"] > 0
   kept = jax.tree.map(np.array, (state.params, state.optimizer_state))
   for step in (3, 4):
-    state, metrics = update(state, packed, count, 0.0)
+    state, metrics = update(state, batch_of(packed, count, 0.0))
     assert metrics["optim/idle"] == 1 and metrics["optim/update_norm"] == 0
     assert (state.step, state.skipped) == (step, 0)
     now = (state.params, state.optimizer_state)
@@ -178,7 +187,7 @@ def test_the_balancing_biases_move_by_their_own_rule():
 
   packed, count = microbatches(ROWS, 2)
   state, _ = make_update(loss, optimizer, router_bias_speed=0.01)(
-    fresh(optimizer, params), packed, count, 1.0
+    fresh(optimizer, params), batch_of(packed, count, 1.0)
   )
   np.testing.assert_allclose(
     state.params["moe"]["router_bias"], [[-0.01, 0.01]]
@@ -198,16 +207,20 @@ ROLLOUT = Rollout(
   completions=RNG.integers(0, 40, (P, G, T)).astype(np.int32),
   lengths=LENGTHS,
   finish=np.ones((P, G), np.int32),
+  sampled_mask=within_lengths(LENGTHS, T),
   logprobs=RNG.uniform(-5, -3, (P, G, T)).astype(np.float32),
 )
 
 
-def gradient_of(loss, params, packed, size, batch):
+def gradient_of(loss, params, packed, size, counts):
   """The gradient, negated, and the metrics of one step."""
   optimizer = optax.sgd(1.0)
-  rows, count = microbatches(packed, size)
+  packed, count = microbatches(packed, size)
+  batch = batch_of(packed, count, 0.0)
+  weights = np.float32(packed.origin >= 0) / counts["num_targets"]
   state, metrics = make_update(loss, optimizer)(
-    init_state(copied(params), optimizer), rows, count, batch
+    init_state(copied(params), optimizer),
+    batch.replace(weights=weights, **counts),
   )
   return jax.tree.map(lambda new, old: new - old, state.params, params), metrics
 
@@ -237,14 +250,14 @@ REWARDS[0] = [0, 1, np.nan]
 def grpo_step(layer):
   """`step(recipe, width=, size=, pad=, further=)`: (gradient, metrics)."""
   model, params = layer
-  policy = functools.partial(objective.ask, model, 37, 0.9)
-  mtp = functools.partial(objective.further_loss, model, 37)
+  forward = functools.partial(policy.policy_forward, model, 37, 0.9)
+  mtp = functools.partial(policy.mtp_loss, model, 37)
 
   @functools.cache
   def update(recipe, further):
     loss = functools.partial(
-      objective.objective,
-      policy,
+      policy.policy_loss,
+      forward,
       mtp if further else None,
       P * G,
       **PRESETS[recipe]["loss"] | dict(kl_coefficient=0.1),
@@ -255,26 +268,29 @@ def grpo_step(layer):
     rollout = jax.tree.map(np.asarray, ROLLOUT)
     widen = lambda x: np.pad(x, ((0, 0), (0, 0), (0, pad)))
     rollout = rollout.replace(
-      completions=widen(ROLLOUT.completions), logprobs=widen(ROLLOUT.logprobs)
+      completions=widen(ROLLOUT.completions),
+      logprobs=widen(ROLLOUT.logprobs),
+      sampled_mask=widen(ROLLOUT.sampled_mask),
     )
-    mask, counted = rollout.sampled_mask, np.isfinite(REWARDS)
     settings = PRESETS[recipe]
     aggregation = settings["aggregation"]
     if aggregation["name"] == "constant":
       aggregation = aggregation | dict(divisor=T)
-    experience = Experience(
-      rollout=rollout,
-      old_logprobs=np.where(mask, rollout.logprobs, np.nan),
-      reference_logprobs=rollout.logprobs - 0.1,
-      advantages=advantages(REWARDS, **settings["advantage"]),
-      weights=token_weights(mask, counted, **aggregation),
-    )
     packed = pack_rollout(rollout, width, chosen=range(P), rows=12)
     packed, count = microbatches(packed, size)
-    tokens = np.int32((mask & counted[..., None]).sum())
-    rows = packed, token_arrays(experience, packed)
+    batch = make_batch(rollout, packed, count, sharding.make_mesh(data=1))
+    holes = jnp.where(batch.weights > 0, batch.sampler_logprobs, jnp.nan)
+    trained = np.isfinite(REWARDS)
+    batch = add_advantages(
+      batch.replace(
+        old_logprobs=holes, reference_logprobs=batch.sampler_logprobs - 0.1
+      ),
+      advantages(REWARDS, **settings["advantage"]).reshape(-1),
+      token_weights(LENGTHS, trained, **aggregation).reshape(-1),
+      np.int32(LENGTHS[trained].sum()),
+    )
     state, metrics = update(recipe, further)(
-      init_state(copied(params), optax.sgd(1.0)), rows, count, tokens
+      init_state(copied(params), optax.sgd(1.0)), batch
     )
     return jax.tree.map(lambda a, b: a - b, state.params, params), metrics
 
@@ -325,10 +341,10 @@ def test_any_split_of_an_sft_batch_gives_the_same_gradient(layer):
     for i, (head, size) in enumerate([(3, 9), (0, 14), (1, 5), (2, 4), (6, 7)])
   ]
   packed = pack(pieces, 16, rows=8)
-  tokens = sft.Tokens(41, 50)
+  counts = dict(num_targets=np.int32(41), num_tokens=np.int32(50))
   loss = functools.partial(sft.objective, model, 37, mtp=0.3, balance=0.5)
-  gradient, metrics = gradient_of(loss, params, packed, 1, tokens)
-  other_gradient, other_metrics = gradient_of(loss, params, packed, 4, tokens)
+  gradient, metrics = gradient_of(loss, params, packed, 1, counts)
+  other_gradient, other_metrics = gradient_of(loss, params, packed, 4, counts)
   assert metrics["loss/mtp"] > 0 and metrics["loss/balance"] > 0
   close(other_metrics, metrics)
   close(other_gradient, gradient)

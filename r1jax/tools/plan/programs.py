@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import keystr
 from ml_collections import ConfigDict
@@ -20,10 +19,11 @@ from r1jax.models.presets import preset
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import is_weight, logical_axes, weights
 from r1jax.tools.plan import rollouts
-from r1jax.training import objective, sft
-from r1jax.training.grpo import make_steps
-from r1jax.training.update import init_state, make_optimizer, make_update
-from r1jax.types import Packed
+from r1jax.training import policy, sft
+from r1jax.training.optimizer import make_optimizer
+from r1jax.training.run import make_steps, use_reference
+from r1jax.training.update import init_state, make_update
+from r1jax.types import Batch, Packed
 
 PER_STEP = 3  # A gradient takes two more passes than the values alone.
 
@@ -90,18 +90,26 @@ def scalar(mesh: Mesh, dtype):
   return jax.ShapeDtypeStruct((), dtype, sharding=sharding.whole(mesh))
 
 
-def batch(mesh: Mesh, rows: Mapping[str, int], dtype):
-  """One array of a minibatch [B, M, T]."""
+def slots(mesh: Mesh, rows: Mapping[str, int], dtype):
+  """One array of a batch [B, M, T], as a shape."""
   count = rows["max_rows"] // rows["microbatch_rows"]
   shape = rows["microbatch_rows"], count, rows["width"]
   return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.rows(mesh))
 
 
-def packed(mesh: Mesh, rows: Mapping[str, int]) -> Packed:
-  """A minibatch's tokens."""
+def batch(mesh: Mesh, rows: Mapping[str, int], **others) -> Batch:
+  """A batch as shapes; `others` are its fields for RL."""
   names = [field.name for field in dataclasses.fields(Packed)]
-  some = Packed(**{name: np.zeros((1, 1), np.int32) for name in names})
-  return jax.tree.map(lambda _: batch(mesh, rows, jnp.int32), some)
+  tokens = slots(mesh, rows, jnp.int32)
+  count = scalar(mesh, jnp.int32)
+  return Batch(
+    packed=Packed(**dict.fromkeys(names, tokens)),
+    num_microbatches=count,
+    weights=slots(mesh, rows, jnp.float32),
+    num_targets=count,
+    num_tokens=count,
+    **others,
+  )
 
 
 def needed(sizes: ModelConfig, rows: int, width: int) -> float | int:
@@ -155,18 +163,13 @@ def of_sft(config: ConfigDict, mesh: Mesh) -> list[Program]:
     axes=logical_axes(sizes),
   )
   state = _state(config, mesh, sizes, optimizer)
-  tokens = packed(mesh, rows)
+  read = batch(mesh, rows)
   return [
     Program(
       name="update",
       function=update,
-      arguments=(
-        state,
-        tokens,
-        scalar(mesh, jnp.int32),
-        sft.Tokens(scalar(mesh, jnp.int32), scalar(mesh, jnp.int32)),
-      ),
-      parts=_parts(state) | {"batch": tokens},
+      arguments=(state, read),
+      parts=_parts(state) | {"batch": read},
       beside={},
       flops=PER_STEP * needed(sizes, rows["max_rows"], rows["width"]),
       trips=trips_of(rows, sizes, mesh),
@@ -185,26 +188,25 @@ def of_grpo(config: ConfigDict, mesh: Mesh) -> list[Program]:
   optimizer, score, update = make_steps(config, model, Words(sizes.vocab_size))
   dtype = config.model.get("dtype", "float32")
   state = _state(config, mesh, sizes, optimizer, dtype)
-  refers = config.loss.kl_coefficient or config.kl_reward.coefficient
+  refers = use_reference(config)
   reference = None
   if refers:
-    copy = functools.partial(objective.reference_copy, sizes)
+    copy = functools.partial(policy.reference_copy, sizes)
     parked = "" if "reference" in config.offload else None
     copied = jax.eval_shape(copy, state.params)
     reference = placed(mesh, sizes, copied, parked)
-  tokens = packed(mesh, rows)
-  experts = _experts(config, mesh, rows, sizes)
-  floats = ("old_logprobs", "sampler_logprobs", "advantages", "weights")
-  told = {name: batch(mesh, rows, jnp.float32) for name in floats}
-  told |= {
-    "reference_logprobs": told["weights"] if refers else None,
-    "completion": tokens.tokens,
-    "experts": experts,
-  }
-  count, forward = (
-    scalar(mesh, jnp.int32),
-    needed(sizes, rows["max_rows"], rows["width"]),
+  floats = slots(mesh, rows, jnp.float32)
+  read = batch(
+    mesh,
+    rows,
+    completions=slots(mesh, rows, jnp.int32),
+    advantages=floats,
+    sampler_logprobs=floats,
+    old_logprobs=floats,
+    reference_logprobs=floats if refers else None,
+    experts=_experts(config, mesh, rows, sizes),
   )
+  forward = needed(sizes, rows["max_rows"], rows["width"])
   common = dict(
     trips=trips_of(rows, sizes, mesh),
     tokens=rows["max_rows"] * rows["width"],
@@ -217,21 +219,25 @@ def of_grpo(config: ConfigDict, mesh: Mesh) -> list[Program]:
     Program(
       name="update",
       function=update,
-      arguments=(state, (tokens, told), count, count),
-      parts=own | {"batch": (tokens, told)},
+      arguments=(state, read),
+      parts=own | {"batch": read},
       beside=reference_part,
       flops=PER_STEP * forward,
       **common,
     )
   ]
   if refers or config.old == "trainer":
-    read = reference if refers else state.params
+    scorer = reference if refers else state.params
+    unscored = read.replace(advantages=None, reference_logprobs=None)
     made.append(
       Program(
         name="score",
         function=score,
-        arguments=(read, (tokens, experts), count),
-        parts={"reference" if refers else "params": read, "batch": tokens},
+        arguments=(scorer, unscored),
+        parts={
+          "reference" if refers else "params": scorer,
+          "batch": unscored,
+        },
         beside=own if refers else {"optimizer": state.optimizer_state},
         flops=forward,
         **common,
@@ -258,7 +264,7 @@ def _experts(config, mesh, rows, sizes):
   """The experts that the sampler used [B, M, T, L, k], if it records them."""
   if not config.sampling.get("record_experts", False):
     return None
-  one = batch(mesh, rows, jnp.int16)
+  one = slots(mesh, rows, jnp.int16)
   shape = (*one.shape, sizes.num_moe_layers, sizes.experts.per_token)
   return jax.ShapeDtypeStruct(shape, one.dtype, sharding=one.sharding)
 

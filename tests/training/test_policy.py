@@ -1,4 +1,4 @@
-"""What surrounds the loss: policies that are asked, and copied."""
+"""Policies on packed rows, and their copies."""
 
 import functools
 
@@ -11,7 +11,8 @@ from r1jax.models.presets import preset
 from r1jax.models.transformer import Transformer, pack_rows
 from r1jax.models.weights import is_weight, weights
 from r1jax.rollouts import slots
-from r1jax.training import objective
+from r1jax.training import policy
+from r1jax.types import Batch
 
 OWN = ("router", "router_bias")  # And every norm: they keep their precision.
 
@@ -37,14 +38,15 @@ def draw(config):
 def test_a_fresh_reference_is_no_nat_away_from_its_policy(model):
   """In bfloat16, where a policy of float32 weights rounds most of them."""
   params = draw(model.config)
-  reference = objective.reference_copy(model.config, params)
-  policy = functools.partial(objective.ask, model, model.config.vocab_size, 1.0)
-  score = objective.make_score(policy)
-  tokens = np.random.default_rng(1).integers(0, 99, (4, 24))
-  rows = jax.tree.map(
-    lambda x: jnp.asarray(x)[:, None], (pack_rows(tokens), None)
+  reference = policy.reference_copy(model.config, params)
+  forward = functools.partial(
+    policy.policy_forward, model, model.config.vocab_size, 1.0
   )
-  ours, theirs = (np.array(score(x, rows, 1)) for x in (params, reference))
+  score = policy.make_score(forward)
+  tokens = np.random.default_rng(1).integers(0, 99, (4, 24))
+  packed = jax.tree.map(lambda x: jnp.asarray(x)[:, None], pack_rows(tokens))
+  batch = Batch(packed=packed, num_microbatches=1, weights=jnp.ones((4, 1, 24)))
+  ours, theirs = (np.array(score(x, batch)) for x in (params, reference))
   assert ours.min() < -1
   np.testing.assert_array_equal(ours, theirs)
 
@@ -52,7 +54,7 @@ def test_a_fresh_reference_is_no_nat_away_from_its_policy(model):
 def test_sampler_and_reference_hold_the_same_weights(model):
   """Cast but for norms and routers; the sampler has no MTP blocks."""
   params = draw(model.config)
-  reference = objective.reference_copy(model.config, params)
+  reference = policy.reference_copy(model.config, params)
   sampler = slots.cast(model.config, params)
   reference.pop("mtp", None)
   assert jax.tree.structure(sampler) == jax.tree.structure(reference)
@@ -68,6 +70,6 @@ def test_the_reference_is_a_hard_copy():
   """Updates donate the policy's arrays."""
   config = preset("tiny_qwen2", compute_dtype="float32")
   params = draw(config)
-  copied = objective.reference_copy(config, params)
+  copied = policy.reference_copy(config, params)
   for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(copied)):
     assert x.unsafe_buffer_pointer() != y.unsafe_buffer_pointer()

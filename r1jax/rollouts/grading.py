@@ -1,4 +1,4 @@
-"""Groups on their way to the graders, and their grades on the way back."""
+"""Groups of completions are graded as soon as they have ended."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,11 +15,11 @@ MAX_FEEDBACK = 400  # Bytes of it that are kept.
 COUNTS = ("timeouts", "crashes")  # What `Scores.counts` counts.
 
 
-class Grading:
-  """The completions of a call of the engine, each group graded once it ends.
+class GroupGrader:
+  """Grades the groups of one call of the engine while it samples.
 
-  `graders` says which host grades the group of each example; it reads and
-  grades no other. `scores` is where the grades of all hosts meet.
+  Every group is decoded and graded by one host; `scores` gathers the rewards of
+  all hosts.
   """
 
   def __init__(
@@ -27,20 +27,31 @@ class Grading:
     examples: Sequence[Example],
     graders: np.ndarray,
     group_size: int,
-    words: Tokenizer,
+    tokenizer: Tokenizer,
     max_tokens: int,
     pool: GraderPool | None,
     spec: Mapping[str, Any],
   ):
+    """Nothing is graded yet.
+
+    Args:
+      examples: of the groups [P].
+      graders: the host that grades each group [P].
+      group_size: G
+      tokenizer: decodes completions.
+      max_tokens: the limit that completions run under.
+      pool: grades; None grades in this process.
+      spec: of the rewards.
+    """
     self._examples, self._size = examples, group_size
-    self._words, self._max_tokens = words, max_tokens
+    self._tokenizer, self._max_tokens = tokenizer, max_tokens
     self._pool, self._spec = pool, spec
     self._missing = np.full(len(examples), group_size)
     self._graders = graders
     self._written, self._pending = {}, {}
 
   def take(self, rollout: Rollout, where: tuple[np.ndarray, np.ndarray]):
-    """Takes the completions [prompts], [members] that have finished."""
+    """Takes completions that have ended: their prompts and group members."""
     np.subtract.at(self._missing, where[0], 1)
     own = self._graders == jax.process_index()
     for p in np.unique(where[0]).tolist():
@@ -68,7 +79,7 @@ class Grading:
     return [e for e in self._examples for _ in range(self._size)], written
 
   def scores(self) -> Scores:
-    """Waits for the grades, group after group; the same on every host."""
+    """Waits for the rewards of all groups; the same on every host."""
     names = [*dict.fromkeys(term.name for term in rewards.check(**self._spec))]
     shape = (1 + len(names), len(self._examples), self._size)
     grades, counts = np.full(shape, np.nan), np.zeros(len(COUNTS), int)
@@ -103,7 +114,7 @@ class Grading:
   def _read(self, rollout: Rollout, p: int) -> list[Completion]:
     if p not in self._written:
       self._written[p] = [
-        completion(rollout, p, g, self._words, self._max_tokens)
+        completion(rollout, p, g, self._tokenizer, self._max_tokens)
         for g in range(self._size)
       ]
     return self._written[p]

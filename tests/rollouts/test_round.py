@@ -7,9 +7,9 @@ import pytest
 
 from r1jax import rewards
 from r1jax.rewards import Scores
-from r1jax.training.exploration import Sampled, explore
-from r1jax.training.grading import Grading
-from r1jax.types import Completion, Example, Rollout
+from r1jax.rollouts.grading import GroupGrader
+from r1jax.rollouts.round import Round, sample_until_it_teaches
+from r1jax.types import Completion, Example, Rollout, within_lengths
 
 P, G = 3, 2
 MIXED, RIGHT, WRONG = (1.0, 0.0), (1.0, 1.0), (0.0, 0.0)
@@ -30,6 +30,7 @@ def sampler(*attempts, width=4, shaping=0.0):
       completions=np.tile(mark[:, None, None], (1, G, 3)),
       lengths=np.full((P, G), 3),
       finish=np.ones((P, G), int),
+      sampled_mask=np.ones((P, G, 3), bool),
       logprobs=np.zeros((P, G, 3), np.float32),
     )
     total = accuracy.reshape(-1) + shaping * np.arange(P * G)
@@ -40,7 +41,7 @@ def sampler(*attempts, width=4, shaping=0.0):
       [f"of {m}" for m in mark for _ in range(G)],
     )
     flat = np.repeat(mark, G)
-    return Sampled(
+    return Round(
       rollout,
       [Example(str(m), "") for m in flat],
       [Completion(str(m)) for m in flat],
@@ -52,14 +53,14 @@ def sampler(*attempts, width=4, shaping=0.0):
 
 def test_without_rounds_what_was_sampled_is_taken_as_it_is():
   sample, calls = sampler([RIGHT, WRONG, MIXED])
-  sampled = explore(sample, rounds=0)
+  sampled = sample_until_it_teaches(sample, rounds=0)
   assert calls == [0] and sampled.teaching is None
   assert sampled.rollout.prompts[:, 0].tolist() == [0, 1, 2]
 
 
 def test_a_full_batch_ends_the_search():
   sample, calls = sampler(3 * [MIXED], 3 * [MIXED])
-  assert explore(sample, rounds=5).batches == 1 and calls == [0]
+  assert sample_until_it_teaches(sample, rounds=5).batches == 1 and calls == [0]
 
 
 def test_groups_that_teach_nothing_are_replaced_in_order():
@@ -67,7 +68,7 @@ def test_groups_that_teach_nothing_are_replaced_in_order():
     [RIGHT, MIXED, WRONG], [WRONG, MIXED, RIGHT], [MIXED, MIXED, RIGHT]
   )
   told = []
-  sampled = explore(sample, rounds=5, say=told.append)
+  sampled = sample_until_it_teaches(sample, rounds=5, say=told.append)
   assert calls == [0, 1, 2] and not told
   marks = [1, 101, 200]
   assert sampled.rollout.prompts[:, 0].tolist() == marks
@@ -75,7 +76,7 @@ def test_groups_that_teach_nothing_are_replaced_in_order():
   assert [e.prompt for e in sampled.examples] == [
     str(m) for m in marks for _ in range(G)
   ]
-  assert [c.text for c in sampled.written[::G]] == [str(m) for m in marks]
+  assert [c.text for c in sampled.completions[::G]] == [str(m) for m in marks]
   scores = sampled.scores()
   np.testing.assert_array_equal(scores.total, 3 * MIXED)
   assert scores.counts["timeouts"] == 3
@@ -88,7 +89,7 @@ def test_groups_that_teach_nothing_are_replaced_in_order():
 def test_at_the_bound_it_goes_on_with_what_there_is_and_says_so():
   sample, calls = sampler([RIGHT, MIXED, WRONG], 3 * [RIGHT])
   told = []
-  sampled = explore(sample, rounds=1, say=told.append)
+  sampled = sample_until_it_teaches(sample, rounds=1, say=told.append)
   assert calls == [0, 1] and sampled.teaching == 1
   assert sampled.rollout.prompts[:, 0].tolist() == [1, 0, 2]
   assert told == [
@@ -123,6 +124,7 @@ def test_groups_are_graded_as_soon_as_they_are_complete(monkeypatch):
     completions=np.zeros((P, G, 3), int),
     lengths=lengths,
     finish=np.ones((P, G), int),
+    sampled_mask=within_lengths(lengths, 3),
     logprobs=np.zeros((P, G, 3), np.float32),
   )
   examples = [Example(str(p), "") for p in range(P)]
@@ -133,7 +135,7 @@ def test_groups_are_graded_as_soon_as_they_are_complete(monkeypatch):
     decode=lambda ids: "x" * len(ids),
   )
   alone = np.zeros(P, int)
-  grading = Grading(examples, alone, G, words, 3, None, dict(size=1.0))
+  grading = GroupGrader(examples, alone, G, words, 3, None, dict(size=1.0))
   for ps, gs in (([1, 0], [0, 1]), ([2, 1, 2], [0, 1, 1]), ([0], [0])):
     grading.take(rollout, (np.array(ps), np.array(gs)))
   assert rewarded == ["1", "2", "0"]
@@ -148,4 +150,4 @@ def test_groups_are_graded_as_soon_as_they_are_complete(monkeypatch):
 @pytest.mark.parametrize("shaping", [0.0, 0.1])
 def test_shaping_does_not_make_a_group_teach(shaping):
   sample, _ = sampler([RIGHT, RIGHT, WRONG], 3 * [RIGHT], shaping=shaping)
-  assert explore(sample, rounds=1).teaching == 0
+  assert sample_until_it_teaches(sample, rounds=1).teaching == 0

@@ -1,0 +1,194 @@
+"""What a GRPO run measures, writes and shows; it decides nothing."""
+
+import collections
+import contextlib
+import json
+import pathlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from r1jax import data, hosts, metrics, rewards
+from r1jax.rollouts.round import Round
+from r1jax.training import evaluate, inspection, round_numbers
+from r1jax.types import Packed, RLState
+
+# What is told when it is larger than this, and what it means.
+ALERTS = (
+  ("sampling/prob_diff_mean", 0.01, "sampler and trainer do not agree"),
+  ("completions/clipped_ratio", 0.5, "most completions end at the token limit"),
+  ("reward/frac_zero_std", 0.9, "hardly a group teaches anything"),
+  ("reward/accuracy/none_frac", 0.02, "answers could not be graded"),
+)
+
+
+class RunLog:
+  """Times the phases of a run, writes its rows, and shows them."""
+
+  def __init__(self, config, writer, engine, dataset):
+    self._config, self._writer = config, writer
+    self._engine, self._dataset = engine, dataset
+    self._seconds = collections.Counter()
+    self._warm, self._warned = set(), set()
+    self._round_began = time.monotonic()
+    inspection.report_mixture(dataset, writer.console)
+    inspection.report_golds(dataset, writer.console)
+
+  @contextlib.contextmanager
+  def phase(self, name: str) -> Iterator[None]:
+    """Times a block; the first of its name is shown as compiling."""
+    began = time.monotonic()
+    with jax.profiler.TraceAnnotation(name):
+      if name in self._warm or name == "grading":
+        self._writer.console.phase(name)
+        yield
+      else:
+        with self._writer.console.compiling(f"{name} step"):
+          yield
+        self._warm.add(name)
+    self._seconds[name] += time.monotonic() - began
+
+  @contextlib.contextmanager
+  def outside_rounds(self) -> Iterator[None]:
+    """A block whose time no round counts."""
+    began = time.monotonic()
+    yield
+    self._round_began += time.monotonic() - began
+
+  def sampled(self, done: int, tokens: int) -> None:
+    """Shows how far the sampling of a round is."""
+    self._writer.console.phase(f"sampling, {done} done, {tokens:,} tokens")
+
+  def write(
+    self,
+    round: Round,
+    scores: rewards.Scores,
+    advantages: np.ndarray,
+    updates: Sequence[Mapping],
+    packed: Sequence[tuple[Packed, int]],
+    state: RLState,
+  ) -> None:
+    """Writes the row of a round and its completions, and shows progress.
+
+    Args:
+      round: what was sampled.
+      scores: of its completions [P * G].
+      advantages: [P, G]
+      updates: the metrics of each update.
+      packed: the rows of each update, and its count of microbatches.
+      state: after the updates.
+    """
+    if not hosts.is_first():
+      return
+    config, step = self._config, int(state.train.step)
+    rollout, examples, completions = round[:3]
+    numbers = round_numbers.merge(updates)
+    numbers |= round_numbers.of_experts(numbers.pop("router/load"))
+    numbers |= round_numbers.of_rewards(scores, advantages, examples)
+    numbers |= round_numbers.of_lengths(rollout)
+    numbers |= round_numbers.of_words(completions)
+    numbers |= round_numbers.of_packing(packed)
+    by_domain = dict(reward=scores.total, length=rollout.lengths.reshape(-1))
+    if "accuracy" in scores.parts:
+      by_domain["accuracy"] = scores.parts["accuracy"]
+    domains = [example.domain for example in examples]
+    numbers |= metrics.combine([metrics.by_domain(domains, **by_domain)])
+    self._warn(numbers)
+    seconds, self._seconds = self._seconds, collections.Counter()
+    whole = time.monotonic() - self._round_began
+    self._round_began = time.monotonic()
+    tokens = int(rollout.lengths.sum())
+    done = step // config.minibatches
+    numbers |= {
+      "round": done,
+      "reference_step": int(state.reference_step),
+      "gen/num_gen_batches": round.batches,
+      "gen/discarded_samples": round.discarded,
+      "gen/idle_frac": rollout.idle / max(rollout.steps, 1),
+      "data/tokens": tokens,
+      "data/prompts_seen": done * config.prompts_per_round,
+      "perf/gen_time": seconds["sampling"],
+      "perf/sync_time": seconds["syncing"],
+      "perf/sync_bytes": self._engine.moved(state.train.params),
+      "perf/reward_time": seconds["grading"],
+      "perf/logprob_time": seconds["scoring"],
+      "perf/train_time": seconds["learning"],
+      "perf/step_time": whole,
+    }
+    scorings = (config.old == "trainer") + ("kl/ref" in numbers)
+    numbers |= metrics.machine() | metrics.throughput(
+      tokens=tokens,
+      seconds=whole,
+      devices=self._engine.sampling.mesh.size,
+      flops=round_numbers.flops(
+        self._engine.model.config, rollout, packed, scorings
+      ),
+      peak=config.peak_flops,
+    )
+    numbers |= data.epochs(self._dataset, config.prompts_per_round, step=done)
+    self._writer.write(step, **numbers)
+    self._writer.updates(step, [_small(update) for update in updates])
+    self._writer.completions(
+      round_numbers.completion_rows(
+        step,
+        done,
+        examples,
+        completions,
+        scores,
+        advantages,
+        config.group_size,
+      )
+    )
+    self._writer.console.progress(
+      done,
+      config.num_steps // config.minibatches,
+      reward=numbers["reward/mean"],
+      accuracy=numbers.get("reward/accuracy/mean"),
+      length=numbers["completions/mean_length"],
+      kl=numbers.get("kl/ref"),
+      tokens_per_second=tokens / max(seconds["sampling"], 1e-9),
+    )
+    if done == 1 or done % 20 == 0:
+      best = int(np.argmax(np.nan_to_num(scores.total, nan=-np.inf)))
+      self._writer.console.show_completion(
+        examples[best].prompt,
+        completions[best].text,
+        {name: values[best] for name, values in scores.parts.items()},
+        title=f"round {done}, {examples[best].domain}",
+      )
+
+  def _warn(self, numbers: Mapping) -> None:
+    """Says, once each, what should not be as it is."""
+    for name, limit, meaning in ALERTS:
+      if numbers.get(name, 0) > limit and name not in self._warned:
+        self._warned.add(name)
+        self._writer.console.note(
+          f"warning: {name} is {numbers[name]:.3g}, above {limit}: {meaning}"
+        )
+
+  def summarise(self, step: int) -> None:
+    """Writes summary.json: what the run began with, and what it reached."""
+    if not hosts.is_first():
+      return
+    rows = metrics.read(self._writer.workdir)
+    rounds = [row for row in rows if "round" in row]
+    evaluating = sum(row.get("perf/eval_time", 0.0) for row in rows)
+    sampled = sum(row["data/tokens"] for row in rounds)
+    sampling = sum(row["perf/gen_time"] for row in rounds)
+    summary = evaluate.summarise(
+      rows,
+      rl_steps=step,
+      seconds_total=self._writer.seconds,
+      seconds_evaluation=evaluating,
+      seconds_rl=sum(row["perf/step_time"] for row in rounds),
+      completion_tokens_per_second=sampled / max(sampling, 1e-9),
+    )
+    path = pathlib.Path(self._writer.workdir) / "summary.json"
+    path.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def _small(update: Mapping) -> dict:
+  """The numbers of an update, without the lists among them."""
+  return {name: x for name, x in update.items() if np.ndim(x) == 0}
