@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from r1jax import checkpoint, offload, sharding
+from r1jax.models.transformer import pack_rows
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.update import init_state, make_update
 from r1jax.types import Batch, RLState
@@ -44,7 +45,7 @@ def kinds(tree):
 def run(train, steps=3):
   update = make_update(loss, OPTIMIZER)
   batch = Batch(
-    packed=None,
+    packed=pack_rows(np.zeros((1, 1), np.int32)),
     num_microbatches=1,
     weights=jnp.linspace(-1.0, 1.0, 4 * 16).reshape(16, 1, 4),
   )

@@ -128,7 +128,8 @@ def train(
         trained = trained_completions(
           rollout, total, mask_truncated=config.mask_truncated
         )
-        trained[round.teaching :] = False  # None keeps them all.
+        if round.teaching is not None:
+          trained[round.teaching :] = False
         advantages = make_advantages(total, **config.advantage)
 
         # Deal whole groups to the updates, those that teach evenly.
@@ -304,7 +305,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   shape = (1, config.group_size)
   make_advantages(np.zeros(shape), **config.advantage)
   token_weights(np.ones(shape, int), np.ones(shape, bool), **config.aggregation)
-  choose("kl_reward", KLS, dict(name=config.kl_reward.name))
+  choose("kl", KLS, dict(name=config.kl_reward.name))
   if config.loss.correction is not None and config.old == "sampler":
     raise ValueError(
       "loss.correction is for old = 'trainer': with 'sampler' there is nothing "

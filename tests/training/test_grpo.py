@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from r1jax import checkpoint, metrics, rewards
-from r1jax.training import grpo
+from r1jax.training import grpo, run
 
 STEPS, STOP = 24, 16  # As the config of `make_config` has them.
 
@@ -203,9 +203,9 @@ def test_a_dumped_run_can_be_replayed(make_config, compiled_once, tmp_path):
 
 def test_completions_may_grow_with_the_steps(make_config):
   config = make_config(max_tokens=((0, 2), (4, 5)))
-  limits = [round.token_limit(config, step) for step in (0, 3, 4, 9)]
+  limits = [run.token_limit(config, step) for step in (0, 3, 4, 9)]
   assert limits == [2, 2, 5, 5]
-  assert round.token_limit(make_config(), 7) == 8
+  assert run.token_limit(make_config(), 7) == 8
   grpo.check(config)
 
 
@@ -226,7 +226,7 @@ def test_a_schedule_of_lengths_that_is_none_is_refused(
 
 
 def test_mtp_blocks_can_be_left_out(make_config):
-  model, params = grpo.load_model(make_config(mtp="drop"))
+  model, params = run.load_model(make_config(mtp="drop"))
   assert "mtp" not in params and model.config.mtp_depth == 0
 
 

@@ -106,7 +106,7 @@ def rollout(lengths, finish):
     completions=np.zeros((*shape, 9), np.int32),
     lengths=np.array(lengths),
     finish=np.array(finish),
-    sampled_mask=within_lengths(np.array(lengths), T),
+    sampled_mask=within_lengths(np.array(lengths), 9),
     logprobs=np.zeros((*shape, 9), np.float32),
   )
 

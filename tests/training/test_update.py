@@ -180,8 +180,8 @@ def test_the_balancing_biases_move_by_their_own_rule():
     "mtp": {"block": bias(1, 2)},
   }
 
-  def loss(params, packed, batch):
-    value, metrics = linear(params, packed, batch)
+  def loss(params, batch):
+    value, metrics = linear(params, batch)
     load = jnp.array([[4.0, 2.0], [1.0, 5.0]])  # The MTP block's is the last.
     return value, metrics | {"router/load": load}
 
