@@ -26,7 +26,7 @@ def minibatches(
   return [order[i::count] for i in range(count)]
 
 
-def teaches(advantages: np.ndarray, counted: np.ndarray) -> np.ndarray:
+def which_teach(advantages: np.ndarray, counted: np.ndarray) -> np.ndarray:
   """True for groups [P] with a completion that moves the policy."""
   return np.any(counted & (advantages != 0), axis=1)
 

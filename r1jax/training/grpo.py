@@ -44,9 +44,9 @@ from r1jax.training.experience import (
   minibatches,
   pack_minibatch,
   score_round,
-  teaches,
   token_arrays,
   which_count,
+  which_teach,
   within,
 )
 from r1jax.training.exploration import (
@@ -109,13 +109,13 @@ def train(
     objective.first_state, optimizer, as_reference if refers else None
   )
   axes = logical_axes(model.config)
-  to_devices = lambda tree: sharding.place(
+  to_device = lambda tree: sharding.place(
     tree, sharding.shardings(mesh, axes, tree)
   )
   state = checkpoint.restore(workdir, sharding.shapes(mesh, axes, begin, base))
   restored = None if state is None else int(state.train.step)
   if state is None:
-    state = sharding.make(mesh, axes, begin, to_devices(base))
+    state = sharding.make(mesh, axes, begin, to_device(base))
   state = offload.park(state, config.offload)
   checkpoint.drop_scores(workdir, restored)
   step, rounds = int(state.train.step), config.num_steps // config.minibatches
@@ -142,7 +142,7 @@ def train(
         # The base is measured once a first round has shown that all is well.
         if step and base is not None:
           if observer.is_due(0):
-            observer.evaluate(0, to_devices(base))
+            observer.evaluate(0, to_device(base))
           base = None  # Nothing reads it any more.
         # A checkpoint comes first: whatever ends an evaluation, it is there.
         due = step and observer.is_due(step)
@@ -183,7 +183,7 @@ def train(
         advantages = make_advantages(total, **config.advantage)
         parts = minibatches(
           config.minibatches,
-          teaches(advantages, counted),
+          which_teach(advantages, counted),
           seed=config.seed,
           round=round,
         )

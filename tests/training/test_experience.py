@@ -8,9 +8,9 @@ from r1jax.training.experience import (
   pack_minibatch,
   place,
   spread,
-  teaches,
   token_arrays,
   which_count,
+  which_teach,
   within,
 )
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Experience, Rollout
@@ -59,7 +59,12 @@ def test_groups_that_teach_are_dealt_evenly(count):
 def test_a_group_teaches_by_what_counts_and_moves():
   advantages = np.array([[0.0, 0, 0], [1, -1, 0], [1, -1, 0], [1, 0, 0]])
   counted = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 1], [0, 0, 0]], bool)
-  assert teaches(advantages, counted).tolist() == [False, True, False, False]
+  assert which_teach(advantages, counted).tolist() == [
+    False,
+    True,
+    False,
+    False,
+  ]
 
 
 def test_what_is_not_graded_is_not_learned_from():
