@@ -91,9 +91,9 @@ def train(
   inspection.check_rows(config.rows, mesh)
   dataset = data.load(**config.dataset)
   words = tokenizer.load(**config.tokenizer)
+  inspection.check_dataset(dataset, words, config)
   model, base = load_model(config)
   inspection.check_vocabulary(words, model.config)
-  inspection.check_dataset(dataset, words, config)
   claim(workdir, config.to_dict(), ignore=CHANGEABLE)
   engine = make_engine(
     model,

@@ -147,7 +147,7 @@ def check_prompts(
 
 
 def rows_needed(config: ml_collections.ConfigDict, longest: int) -> int:
-  """Rows that an update can need at most; 0 if one completion fits no row.
+  """Rows that are enough for any update; 0 if one completion fits no row.
 
   With prompts of `longest` tokens a row has room for k completions of
   `max_tokens`. Whatever their lengths are, `pack_rollout` opens a further row
