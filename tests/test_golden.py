@@ -10,6 +10,7 @@ import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # Whose numbers they are.
 
+import jax
 import numpy as np
 import pytest
 
@@ -58,11 +59,15 @@ OF_THE_ROW = (
 def first_round(workdir):
   """What the round samples, what that is worth, and what is learned from it."""
   settings = config.load(str(ROOT / "experiments/demo.py"), SMALL)
+  with settings.unlocked():
+    settings.model.how = dict(scan=True)  # Compiles in half the time.
   config.check(settings)
+  jax.config.update("jax_disable_most_optimizations", True)
   with pytest.MonkeyPatch.context() as patch:
     for name in ("evaluate_if_due", "summarise"):  # They take long.
       patch.setattr(measurements.Observer, name, lambda *_: None)
     grpo.train(settings, str(workdir), dump=True, sinks=())
+  jax.config.update("jax_disable_most_optimizations", False)
   record = records.load(workdir, 0)
   rollout, parts = record.rollout, record.scores.parts
   (row,) = [row for row in metrics.read(workdir) if "round" in row]
