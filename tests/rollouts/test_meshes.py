@@ -16,7 +16,6 @@ from r1jax.models.transformer import Transformer
 from r1jax.models.weights import logical_axes
 from r1jax.rollouts.engine import make_engine
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 PREFIX = (7, 30, 7, 9)
 RNG = np.random.default_rng(0)
 PROMPTS = [
