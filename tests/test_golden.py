@@ -37,7 +37,9 @@ SMALL = {
   "prompts_per_round": 4,
   "group_size": 4,
   "sampling.num_slots": 16,
+  "rows.width": 320,
   "rows.max_rows": 8,
+  "rows.microbatch_rows": 2,
   "grader.num_workers": 1,
   "optimizer.warmup_steps": 0,
 }
@@ -59,8 +61,6 @@ OF_THE_ROW = (
 def first_round(workdir):
   """What the round samples, what that is worth, and what is learned from it."""
   settings = config.load(str(ROOT / "experiments/demo.py"), SMALL)
-  with settings.unlocked():
-    settings.model.how = dict(scan=True)  # Compiles in half the time.
   config.check(settings)
   jax.config.update("jax_disable_most_optimizations", True)
   with pytest.MonkeyPatch.context() as patch:
