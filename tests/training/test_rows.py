@@ -93,10 +93,9 @@ def everything(base):
 
 
 @pytest.fixture(scope="module")
-def run(base, tmp_path_factory):
+def run(base, tmp_path_factory, module_quick_to_compile):
   """(first parameters, last state, workdir)"""
   workdir = str(tmp_path_factory.mktemp("everything"))
-  jax.config.update("jax_disable_most_optimizations", True)
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(data.DATASETS, "letters", load_letters)
     mixed = mixture.of_mixture(load_letters)
@@ -107,7 +106,6 @@ def run(base, tmp_path_factory):
     c = everything(base)
     start = grpo.load_model(c)[1]
     state = grpo.train(c, workdir)
-  jax.config.update("jax_disable_most_optimizations", False)
   return start, state, workdir
 
 
