@@ -276,7 +276,7 @@ def load_model(
   config: ml_collections.ConfigDict,
 ) -> tuple[transformer.Transformer, Params]:
   """The architecture and the weights to begin with, those on the host."""
-  sizes, params = models.load(**config.model)
+  sizes, params = models.load(**config.model.to_dict())
   if config.mtp == "drop":
     sizes = replace(sizes, mtp_depth=0)
     params = {name: x for name, x in params.items() if name != "mtp"}
@@ -332,6 +332,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   check_limits(config.max_tokens, most=config.sampling.max_tokens)
   dynamic_sampling(**config.dynamic_sampling)
   losses.check(**config.loss.to_dict())
+  make_optimizer(**config.optimizer)
   shape = (1, config.group_size)
   make_advantages(np.zeros(shape), **config.advantage)
   token_weights(

@@ -51,7 +51,8 @@ def test_prompts_are_read_and_answers_with_their_end_are_imitated():
   counted = packed.origin >= 0
   got = dict(zip(packed.origin[counted].tolist(), packed.targets[counted]))
   assert got == expected
-  assert tokens == len(expected) == 4 + 3 + 2
+  assert tokens.imitated == len(expected) == 4 + 3 + 2
+  assert tokens.read == (2 + 4 - 1) + (4 - 1) + (1 + 2 - 1)
   assert packed.tokens.shape == (2, 3, 8) and count == 1
 
 
@@ -147,6 +148,37 @@ def test_a_resumed_run_is_the_straight_run_bit_for_bit(runs):
   ]
   assert rows[0] == rows[1]
   assert [row["step"] for row in rows[0]] == [2, 4, 6]
+
+
+def test_the_balance_loss_is_a_mean_over_all_tokens_that_are_read(toy):
+  """A router without an opinion has 1, however few tokens are imitated."""
+  model, params = toy
+  blank = {"router": 0 * params["moe"]["router"]}
+  blank["router_bias"] = 0 * params["moe"]["router_bias"]
+  block = params["mtp"]["block"] | jax.tree.map(lambda x: x[:1], blank)
+  params = params | {
+    "moe": params["moe"] | blank,
+    "mtp": params["mtp"] | {"block": block},
+  }
+  for prompt, answer in (("ab" * 15, "c"), ("", "ab" * 15)):
+    packed, _, tokens = sft.batch(
+      [Example(prompt, answer)] * 3,
+      Words(),
+      width=32,
+      max_rows=4,
+      microbatch_rows=4,
+    )
+    rows = jax.tree.map(lambda x: x[:, 0], packed)
+    _, numbers = sft.objective(
+      model, 37, params, rows, tokens, mtp=0.0, balance=1.0
+    )
+    assert numbers["loss/balance"] == pytest.approx(1.0, rel=1e-5)
+
+
+def test_every_number_of_a_row_is_in_the_table(runs):
+  names = {*metrics.read(runs[2])[-1]} - {"step", "time"}
+  assert not [name for name in names if metrics.describe(name) is None]
+  assert names >= {"loss/nll", "loss/balance", "loss/mtp", "optim/lr"}
 
 
 def test_the_loss_falls(runs):

@@ -164,7 +164,7 @@ def of_sft(config: ConfigDict, mesh: Mesh) -> list[Program]:
         state,
         tokens,
         scalar(mesh, jnp.int32),
-        scalar(mesh, jnp.float32),
+        sft.Tokens(scalar(mesh, jnp.int32), scalar(mesh, jnp.int32)),
       ),
       parts=_parts(state) | {"batch": tokens},
       beside={},
