@@ -60,7 +60,7 @@ def shaped(tree, shardings):
   return jax.tree.map(struct, tree, shardings)
 
 
-def parameters(sizes: ModelConfig, dtype: str = "float32"):
+def parameters(sizes: ModelConfig, dtype: Any = "float32"):
   """The shapes of a model's parameters."""
   return jax.tree.map(
     lambda w: jax.ShapeDtypeStruct(w.shape, jnp.dtype(dtype)),
