@@ -77,13 +77,6 @@ def save(
       manager.wait_until_finished()
 
 
-def check_space(workdir: Path, tree: Any) -> None:
-  """Raises ValueError if there is no space for checkpoints of `tree`."""
-  if hosts.is_first():
-    present = len(_steps(workdir))
-    require_space(_folder(workdir), leaves.size(tree), present)
-
-
 @contextlib.contextmanager
 def _writing(workdir: Path) -> Iterator[None]:
   """Says in one line what went wrong with writing a checkpoint."""
@@ -115,10 +108,14 @@ def restore(workdir: Path, like: Tree) -> Tree | None:
   their steps can be saved again. All hosts restore the same one.
 
   Raises ValueError when the checkpoint is a tree of other names, shapes or
-  dtypes, and when there are checkpoints but none can be read.
+  dtypes, when there are checkpoints but none can be read, and when there is no
+  space for those to come.
   """
   import orbax.checkpoint as ocp
 
+  if hosts.is_first():
+    present = len(_steps(workdir))
+    require_space(_folder(workdir), leaves.size(like), present)
   names = leaves.named(like)
   unreadable: list[int] = []
   for step in hosts.from_first(lambda: sorted(_steps(workdir), reverse=True)):

@@ -4,8 +4,9 @@
 
 Any value of the config can be replaced: `--config.seed=1`. What is wrong with a
 command, its input or the place that it writes to is said in one line, with exit
-code 2; `--debug` adds the stack trace. Ctrl-C saves, and exits with code 130; so
-do SIGTERM, with 143, and SIGHUP, with 129. A closed terminal stops nothing else.
+code 2; `--debug` adds the stack trace. Ctrl-C (130), SIGTERM (143) and SIGHUP
+(129) save before they end it. Who reads its output may leave: `| head` stops
+nothing.
 
 What is asked of a run beside its config moves none of its numbers: a trace of
 some rounds (`--profile=3:2`), every rollout on disk (`--dump`), a row for every
@@ -102,7 +103,11 @@ def train(argv: list[str]) -> None:
   if _WORKDIR.value is None:
     raise ValueError("no --workdir; say where the run's files should go")
   runtime.start(settings.cpu_devices)
-  workdir.prepare(_WORKDIR.value, _BUCKET.value)
+  workdir.prepare(
+    _WORKDIR.value,
+    _BUCKET.value,
+    accept_other_data=_ACCEPT_OTHER_DATA.value,
+  )
   loop(settings, _WORKDIR.value, **asked)
   conclude(_WORKDIR.value)
 
@@ -125,7 +130,6 @@ def options() -> dict[str, Any]:
     "dump": _DUMP.value,
     "replay": _REPLAY.value,
     "update_rows": _UPDATE_ROWS.value,
-    "accept_other_data": _ACCEPT_OTHER_DATA.value,
     "sinks": _SINKS.value and tuple(_SINKS.value),
   }
   return {name: value for name, value in asked.items() if value}

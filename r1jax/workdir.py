@@ -1,7 +1,7 @@
 """The folder of a run: whose it is, and that all can be written that must be.
 
     WORKDIR/config.json      the run's config
-    WORKDIR/contents.json    checksums of the files that the config names
+    WORKDIR/contents.json    checksums of what the config names by its path
     WORKDIR/checkpoints.at   where the checkpoints are, if not here
 
 What is wrong with a folder is found before the first step, and says what to do.
@@ -25,6 +25,7 @@ Path = str | os.PathLike
 
 CHECKPOINTS = "checkpoints"  # Of a workdir, or of a bucket.
 PATIENCE = 60.0  # Seconds that a bucket may take for a small file.
+_CONTENTS, _ACCEPTED = "contents.json", "contents.before.json"
 _ELSEWHERE = "checkpoints.at"
 _LOCKS: dict[str, int] = {}  # File descriptors, held until the process ends.
 _REMEDIES = {
@@ -48,7 +49,9 @@ def remedy(error: OSError) -> str:
   return f"{where}{what}" + (f"; {advice}" if advice else "")
 
 
-def prepare(workdir: Path, bucket: str | None = None) -> None:
+def prepare(
+  workdir: Path, bucket: str | None = None, *, accept_other_data: bool = False
+) -> None:
   """Makes the folder, and proves that it and the bucket can be written.
 
   Args:
@@ -56,6 +59,7 @@ def prepare(workdir: Path, bucket: str | None = None) -> None:
     bucket: where the checkpoints go instead: "gs://bucket/run", "s3://...", or
       a folder. Then the workdir, with the reports, may be a folder of the first
       host's own. None keeps what an earlier start said.
+    accept_other_data: has `claim` warn of other contents instead of raising.
 
   Raises ValueError that says what to do; then nothing is remembered of the
   bucket.
@@ -64,6 +68,8 @@ def prepare(workdir: Path, bucket: str | None = None) -> None:
   try:
     path.mkdir(parents=True, exist_ok=True)
     _probe(path)
+    if accept_other_data and (path / _CONTENTS).exists():
+      os.replace(path / _CONTENTS, path / _ACCEPTED)
   except OSError as error:
     raise ValueError(f"cannot write to --workdir: {remedy(error)}") from error
   note = path / _ELSEWHERE
@@ -120,9 +126,8 @@ def require_space(folder: str, size: int, present: int) -> None:
 def claim(
   workdir: Path,
   config: Mapping[str, Any],
-  *,
   contents: Mapping[str, str] = {},
-  accept: bool = False,
+  *,
   ignore: tuple[str, ...] = (),
 ) -> None:
   """Makes `workdir` the place of this config, or finds that it is another's.
@@ -134,7 +139,6 @@ def claim(
     workdir: of the run.
     config: of the run.
     contents: a checksum for each thing that the config names by its path only.
-    accept: other contents than those of the first start, with a warning.
     ignore: dotted keys, and prefixes of them, that may change (the length of
       the run, what is logged).
 
@@ -158,21 +162,22 @@ def claim(
         f"{was.get(key, 'absent')!r}, is {now.get(key, 'absent')!r}; choose "
         "another --workdir, or delete it to start over"
       )
-  known = _read(path / "contents.json", contents)
+  accepted = _read(path / _ACCEPTED, {})
+  known = accepted | _read(path / _CONTENTS, {})
   for name in sorted(known.keys() & contents.keys()):
     if known[name] == contents[name]:
       continue
-    text = f"{name} has other content than when the run in {workdir} began"
-    if not accept:
+    text = f"the {name} has other content than when the run in {workdir} began"
+    if name not in accepted:
       raise ValueError(
         f"{text}: its checksum was {known[name]:.12}, is {contents[name]:.12}; "
         "put the old one back, choose another --workdir, or go on with this "
         "one by --accept_other_data"
       )
-    logging.warning("%s; going on with what is there now", text)
+    logging.warning("%s; going on with what it is now", text)
   _write(path / "config.json", new)
-  if contents:
-    _write(path / "contents.json", dict(contents))
+  _write(path / _CONTENTS, dict(contents))
+  (path / _ACCEPTED).unlink(missing_ok=True)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

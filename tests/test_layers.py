@@ -12,6 +12,7 @@ LAYERS = (  # Lowest first. Units of one layer do not import each other, ...
   {
     *("r1jax.types", "r1jax.console", "r1jax.interrupt", "r1jax.runtime"),
     *("r1jax.checksums", "r1jax.leaves", "r1jax.rendezvous"),
+    "r1jax.service",
   },
   {"r1jax.hosts"},
   {"r1jax.workdir"},

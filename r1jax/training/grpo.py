@@ -72,7 +72,6 @@ def train(
   replay: str | None = None,
   update_rows: bool = False,
   sinks: Sequence[str] = ("tensorboard",),
-  accept_other_data: bool = False,
 ) -> RLState:
   """Runs `config.num_steps` updates, from the newest checkpoint if any.
 
@@ -84,7 +83,6 @@ def train(
     replay: a workdir whose dumped rounds are learned from; none is sampled.
     update_rows: writes a row of every update to WORKDIR/updates.jsonl.
     sinks: where metrics go beside metrics.jsonl; see `metrics.SINKS`.
-    accept_other_data: goes on although the dataset is not what it was.
   """
   mesh = sharding.make_mesh(**config.mesh)
   inspection.check_rows(config.rows, mesh)
@@ -93,13 +91,8 @@ def train(
   model, params = load_model(config)
   inspection.check_vocabulary(words, model.config)
   inspection.check_prompts(inspection.in_memory(dataset), words, config)
-  claim(
-    workdir,
-    config.to_dict(),
-    contents={"dataset": data.content_hash(dataset)},
-    accept=accept_other_data,
-    ignore=CHANGEABLE,
-  )
+  contents = {"dataset": data.content_hash(dataset)}
+  claim(workdir, config.to_dict(), contents, ignore=CHANGEABLE)
   engine = make_engine(
     model,
     words,
@@ -119,7 +112,6 @@ def train(
   base = lambda: sharding.place(params, sharding.shardings(mesh, axes, params))
   state = sharding.make(mesh, axes, begin, base())
   state = offload.park(state, config.offload)
-  checkpoint.check_space(workdir, state)
   restored = checkpoint.restore(workdir, state)
   state = state if restored is None else restored
   step, rounds = int(state.train.step), config.num_steps // config.minibatches

@@ -43,7 +43,6 @@ def train(
   *,
   profile: profiler.Window | None = None,
   sinks: Sequence[str] = ("tensorboard",),
-  accept_other_data: bool = False,
 ) -> TrainState:
   """Runs `config.num_steps` updates, from the newest checkpoint if any.
 
@@ -52,18 +51,12 @@ def train(
     workdir: where all that it writes goes.
     profile: steps to trace.
     sinks: where metrics go beside metrics.jsonl; see `metrics.SINKS`.
-    accept_other_data: goes on although the dataset is not what it was.
   """
   mesh = sharding.make_mesh(**config.mesh)
   inspection.check_rows(config.rows, mesh)
   dataset = data.load(**config.dataset)
-  claim(
-    workdir,
-    config.to_dict(),
-    contents={"dataset": data.content_hash(dataset)},
-    accept=accept_other_data,
-    ignore=CHANGEABLE,
-  )
+  contents = {"dataset": data.content_hash(dataset)}
+  claim(workdir, config.to_dict(), contents, ignore=CHANGEABLE)
   load = lambda: tokenizer.fit_once(
     (example.answer for example in dataset),
     pathlib.Path(workdir) / "tokenizer",
@@ -82,7 +75,6 @@ def train(
   begin = lambda key: init_state(transformer.init(model, key), optimizer)
   state = sharding.make(mesh, axes, begin, jax.random.key(config.seed))
   state = offload.park(state, config.offload)
-  checkpoint.check_space(workdir, state)
   restored = checkpoint.restore(workdir, state)
   state = state if restored is None else restored
 
