@@ -4,7 +4,6 @@ import math
 import os
 import pathlib
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax import checkpoint, interrupt, workdir
+from r1jax import checkpoint, workdir
 from r1jax.types import RLState, TrainState
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -147,66 +146,6 @@ def test_checkpoints_may_be_elsewhere(tmp_path):
   assert checkpoint.load_params(here)["w"].tolist() == [1, 1, 1]
 
 
-def flip(path, position, bit=0):
-  data = bytearray(path.read_bytes())
-  data[position] ^= 1 << bit
-  path.write_bytes(data)
-
-
-def test_no_flipped_bit_is_restored(tmp_path, python):
-  """Wherever in a file of the newest checkpoint: the one before is restored,
-  or what was flipped holds no number."""
-  like = {"x": np.zeros((40, 50), np.float32), "y": np.zeros(3, np.float32)}
-  draw = np.random.default_rng(0).normal
-  trees = {
-    step: jax.tree.map(lambda a: draw(size=a.shape).astype("f4"), like)
-    for step in (1, 2)
-  }
-  for step, tree in trees.items():
-    checkpoint.save(tmp_path / "whole", step, tree, wait=True)
-  data = tmp_path / "whole" / "checkpoints" / "2" / "state"
-  files = [p.relative_to(data) for p in data.rglob("*") if p.stat().st_size]
-  files = sorted(p for p in files if (data / p).is_file())
-  torn = [tmp_path / str(i) for i in range(2 * len(files))]
-  for i, folder in enumerate(torn):
-    shutil.copytree(tmp_path / "whole", folder)
-    path = folder / "checkpoints" / "2" / "state" / files[i // 2]
-    flip(path, i * 7919 % path.stat().st_size, i % 8)
-  # In another process: a failed read leaves threads behind.
-  done = python("-c", textwrap.dedent(PRINTS), *torn)
-  assert done.returncode == 0, done.stderr
-  restored = done.stdout.split()
-  one, two = (trees[step]["x"].tobytes().hex() for step in (1, 2))
-  assert len(restored) == len(torn) and {*restored} == {one, two}
-
-
-PRINTS = """
-  import sys, numpy as np
-  from r1jax import checkpoint
-  like = {"x": np.zeros((40, 50), np.float32), "y": np.zeros(3, np.float32)}
-  for workdir in sys.argv[1:]:
-    print(checkpoint.restore(workdir, like)["x"].tobytes().hex())
-"""
-
-
-def test_a_wrong_number_is_noticed(tmp_path, monkeypatch, caplog):
-  """One that every layer below took for right."""
-  like = {"x": jnp.zeros(9), "y": jnp.zeros(3)}
-  for step in (1, 2):
-    tree = jax.tree.map(lambda x, step=step: x + step, like)
-    checkpoint.save(tmp_path, step, tree, wait=True)
-  folder = tmp_path / "checkpoints"
-  for item in ("state", "about"):  # Right numbers, of another step.
-    shutil.copytree(folder / "1" / item, folder / f"0{item}")
-  shutil.rmtree(folder / "2" / "state")
-  (folder / "0state").rename(folder / "2" / "state")
-  shutil.rmtree(folder / "0about")
-  back = checkpoint.restore(tmp_path, like)
-  assert back["x"].tolist() == [1.0] * 9
-  assert "the checksum of x is wrong" in caplog.text
-  assert (folder / "2.unreadable").is_dir()
-
-
 def test_another_mesh_reads_it(tmp_path):
   devices = jax.devices()
   mesh = lambda *shape: jax.sharding.Mesh(
@@ -247,7 +186,7 @@ def test_saved_buffers_may_be_donated(tmp_path):
 
 RESTORES = """
   import sys, numpy as np
-  from r1jax import checkpoint, interrupt, workdir
+  from r1jax import checkpoint, workdir
   like = {"x": np.zeros((40, 50), np.float32), "y": np.zeros(3, np.float32)}
   try:
     print(checkpoint.restore(sys.argv[1], like)["x"].max())
@@ -335,63 +274,9 @@ def test_params_alone(tmp_path):
     checkpoint.load_params(tmp_path / "nowhere")
 
 
-def whole(step):
-  """A tree that says everywhere of which step it is."""
-  return {"x": np.full((30, 40), step), "y": {"z": jnp.full(5, step)}}
-
-
-def calls_of_a_save(folder):
-  """Calls that Python makes while a checkpoint is saved, in this thread."""
-  calls = []
-  sys.setprofile(lambda frame, event, _: calls.append(event))
-  try:
-    checkpoint.save(folder, 1, whole(1))
-  finally:
-    sys.setprofile(None)
-  return len(calls)
-
-
-def interrupted_after(calls, workdir):
-  """The step that a run reports when it is stopped so far into a save."""
-  step, left = 0, calls
-
-  def count(*_):
-    nonlocal left
-    left -= 1
-    if left == 0:
-      sys.setprofile(None)
-      os.kill(os.getpid(), signal.SIGTERM)
-
-  with pytest.raises(interrupt.Interrupted), interrupt.guard():
-    try:
-      while True:
-        with interrupt.deferred():
-          step += 1
-        if step == 2:
-          sys.setprofile(count)
-        checkpoint.save(workdir, step, whole(step))
-    except interrupt.Interrupted:
-      sys.setprofile(None)
-      checkpoint.save(workdir, step, whole(step), wait=True)
-      raise
-  return step
-
-
-def test_a_signal_at_twenty_moments_of_a_save(tmp_path):
-  """The newest checkpoint can be read, and is the one that is reported."""
-  checkpoint.save(tmp_path / "first", 0, whole(0), wait=True)
-  calls = calls_of_a_save(tmp_path / "first")
-  assert calls > 200
-  for moment in range(20):
-    workdir = tmp_path / str(moment)
-    step = interrupted_after(1 + calls * moment // 20, workdir)
-    assert checkpoint.latest_step(workdir) == step
-    assert_same(checkpoint.restore(workdir, whole(0)), whole(step))
-
-
 SAVES = """
   import sys, numpy as np
-  from r1jax import checkpoint, interrupt, workdir
+  from r1jax import checkpoint, workdir
   step = checkpoint.latest_step(sys.argv[1]) or 0
   while True:
     step += 1
