@@ -3,8 +3,10 @@
     python -m r1jax.main --config=experiments/demo.py --workdir=runs/demo
 
 Any value of the config can be replaced: `--config.seed=1`. What is wrong with a
-command or its input is said in one line, with exit code 2; `--debug` adds the
-stack trace. Ctrl-C saves, and exits with code 130.
+command, its input or the place that it writes to is said in one line, with exit
+code 2; `--debug` adds the stack trace. Ctrl-C (130), SIGTERM (143) and SIGHUP
+(129) save before they end it. Who reads its output may leave: `| head` stops
+nothing.
 
 What is asked of a run beside its config moves none of its numbers: a trace of
 some rounds (`--profile=3:2`), every rollout on disk (`--dump`), a row for every
@@ -27,7 +29,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from r1jax import config, hosts, interrupt, runtime
+from r1jax import config, console, hosts, interrupt, runtime, workdir
 from r1jax.training import profiler
 
 _CONFIG = config.define_flag()
@@ -58,6 +60,11 @@ _SINKS = flags.DEFINE_list(
 _BUCKET = flags.DEFINE_string(
   "bucket", None, "Where checkpoints go instead: gs://bucket/run, s3://..."
 )
+_ACCEPT_OTHER_DATA = flags.DEFINE_bool(
+  "accept_other_data",
+  False,
+  "Go on although a file that the config names has other content than before.",
+)
 _COORDINATOR = flags.DEFINE_string(
   "coordinator_address", None, "HOST:PORT of process 0, of several."
 )
@@ -80,22 +87,40 @@ def train(argv: list[str]) -> None:
   if len(argv) > 1:
     raise ValueError(f"unknown argument {argv[1]!r}; flags start with --")
   if not _DEBUG.value:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells a lot.
+    silence_orbax()
   asked = options()
   settings = config.from_flag(_CONFIG, sweep_index=_SWEEP.value)
   config.check(settings)
   loop = config.loop(settings.loop).train
   check_options(settings.loop, loop, asked)
+  hosts.compare(
+    workdir.flat(
+      {"config": settings.to_dict(), "code": runtime.versions()}
+      | {f"--{name}": value for name, value in asked.items()}
+      | {"--bucket": _BUCKET.value}
+    )
+  )
   if _WORKDIR.value is None:
     raise ValueError("no --workdir; say where the run's files should go")
   runtime.start(settings.cpu_devices)
-  pathlib.Path(_WORKDIR.value).mkdir(parents=True, exist_ok=True)
-  if _BUCKET.value:
-    from r1jax import checkpoint  # A wrong command need not wait for JAX.
-
-    checkpoint.keep_at(_WORKDIR.value, _BUCKET.value)
+  workdir.prepare(
+    _WORKDIR.value,
+    _BUCKET.value,
+    accept_other_data=_ACCEPT_OTHER_DATA.value,
+  )
   loop(settings, _WORKDIR.value, **asked)
   conclude(_WORKDIR.value)
+
+
+def silence_orbax() -> None:
+  """Leaves out what Orbax logs: much in a save, and a trace of every error.
+
+  The error itself is raised, and said in one line.
+  """
+  logging.set_verbosity(logging.WARNING)
+  logging.get_absl_logger().addFilter(
+    lambda record: "orbax" not in pathlib.Path(record.pathname).parts
+  )
 
 
 def options() -> dict[str, Any]:
@@ -126,35 +151,37 @@ def check_options(loop: str, train, asked: dict[str, Any]) -> None:
       )
 
 
-def conclude(workdir: str) -> None:
+def conclude(place: str) -> None:
   """Makes the report of a run that has ended, and prints its summary."""
   from r1jax.tools.report import (
     command as report,  # matplotlib takes a second to import.
   )
 
   if hosts.is_first():
-    print(f"report: {report.build([workdir])}", flush=True)
-    summary = pathlib.Path(workdir) / "summary.json"
+    print(f"report: {report.build([place])}", flush=True)
+    summary = pathlib.Path(place) / "summary.json"
     if summary.exists():
       print(summary.read_text(), end="", flush=True)
 
 
 def run() -> None:
-  """`main` with its exit codes: 2 wrong input, 130 and 143 stopped."""
+  """`main` with its exit codes: 2 wrong input, 128 and the signal stopped."""
   debug = any(a in ("--debug", "-debug", "--debug=true") for a in sys.argv)
+  console.outlive_streams()
   try:
     with interrupt.guard():
       app.run(main, flags_parser=config.parse_flags)
   except interrupt.Interrupted as stop:
+    interrupt.give_up()
     if hosts.is_first():
       print(f"\n{_farewell()}", file=sys.stderr, flush=True)
-    sys.exit(128 + stop.signum)
+    hosts.leave(128 + stop.signum)
   except KeyboardInterrupt:
     sys.exit(130)
-  except (ValueError, FileNotFoundError, flags.Error) as error:
+  except (ValueError, OSError, flags.Error) as error:
     if debug:
       traceback.print_exc()
-    print(f"error: {config.one_line(error)}", file=sys.stderr, flush=True)
+    print(f"error: {_reason(error)}", file=sys.stderr, flush=True)
     hosts.leave(2)
   except SystemExit as stop:
     hosts.leave(stop.code)
@@ -163,11 +190,17 @@ def run() -> None:
     hosts.leave(1)
 
 
+def _reason(error: Exception) -> str:
+  if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+    return workdir.remedy(error)
+  return config.one_line(error)
+
+
 def _farewell() -> str:
   from r1jax import checkpoint  # A wrong command need not wait for JAX.
 
-  workdir = _WORKDIR.value if flags.FLAGS.is_parsed() else None
-  step = None if workdir is None else checkpoint.latest_step(workdir)
+  place = _WORKDIR.value if flags.FLAGS.is_parsed() else None
+  step = None if place is None else checkpoint.latest_step(place)
   if step is None:
     return "stopped before the first checkpoint; nothing is kept"
   python = os.path.relpath(sys.executable)

@@ -7,7 +7,11 @@ import sys
 ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = (  # Lowest first. Units of one layer do not import each other, ...
   {"r1jax_kernels"},
-  {"r1jax.types", "r1jax.console", "r1jax.interrupt", "r1jax.runtime"},
+  {
+    *("r1jax.types", "r1jax.console", "r1jax.interrupt", "r1jax.runtime"),
+    *("r1jax.checksums", "r1jax.leaves", "r1jax.rendezvous"),
+    "r1jax.service",
+  },
   {"r1jax.hosts"},
   {"r1jax.workdir", "r1jax.scores"},
   {

@@ -94,7 +94,8 @@ def train(
   inspection.check_dataset(dataset, words, config)
   model, base = load_model(config)
   inspection.check_vocabulary(words, model.config)
-  claim(workdir, config.to_dict(), ignore=CHANGEABLE)
+  contents = {"dataset": data.content_hash(dataset)}
+  claim(workdir, config.to_dict(), contents, ignore=CHANGEABLE)
   engine = make_engine(
     model,
     words,

@@ -18,8 +18,9 @@ from r1jax.training.measurements import Observer
 from r1jax.types import Example
 
 def letters(*, size):
+  answer = os.environ.get("LETTER", "a")
   return [
-    Example(f"{'abcdefgh'[i % 8]} {i} ?", "a", f"toy/{'xy'[i % 2]}", str(i))
+    Example(f"{'abcdefgh'[i % 8]} {i} ?", answer, f"toy/{'xy'[i % 2]}", str(i))
     for i in range(size)
   ]
 
