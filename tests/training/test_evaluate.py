@@ -118,6 +118,7 @@ def test_completions_are_told_by_length_and_finish():
 
   class Words:
     vocab_size, eos_ids = 9, (2,)
+    prefix_ids = ()
 
     def encode(self, text):
       return []

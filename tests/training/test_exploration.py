@@ -132,6 +132,7 @@ def test_groups_are_graded_as_soon_as_they_are_complete(monkeypatch):
   words = types.SimpleNamespace(
     vocab_size=9,
     eos_ids=(1,),
+    prefix_ids=(),
     encode=list,
     decode=lambda ids: "x" * len(ids),
   )
