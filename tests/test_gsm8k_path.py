@@ -196,7 +196,9 @@ def test_padding_of_the_vocabulary_is_never_sampled(r1, toy):
   for row, length, example in zip(
     rollout.prompts, rollout.prompt_lengths, examples
   ):
-    assert r1.decode(row[:length].tolist()) == templates.r1_zero(example.prompt)
+    ids = row[:length].tolist()
+    assert ids[0] == r1.bos_id
+    assert r1.decode(ids[1:]) == templates.r1_zero(example.prompt)
 
 
 @needs_data
