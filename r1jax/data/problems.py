@@ -79,8 +79,8 @@ def load(
     domain: of all problems; "math", "code", "choice", "logic", "instructions",
       or any of these and "/" and a name for the metrics.
     fields: where a row keeps "prompt", "answer", "domain" or an entry of the
-      metadata: the name of a field, or several of which the first counts. It
-      comes before what `FIELDS` has.
+      metadata, in place of what `FIELDS` says: the name of a field, or several
+      of which the first that is there counts.
     split: "all" of the file; or "train" or "test", nine tenths and the rest of
       it, by a hash of the problem.
     max_skipped: share of the rows that may be skipped.
@@ -148,7 +148,11 @@ def _example(
   reads = UNANSWERED.get(family, "answer")
   metadata = dict(row)
   for name in own.keys() - {"prompt", "answer", "domain"}:
-    metadata[name] = READERS.get(name, lambda value: value)(own[name])
+    metadata[name] = own[name]
+  if family == "code" and "tests" in own:
+    metadata["tests"] = _tests(own["tests"])
+  if family == "choice" and "choices" in own:
+    metadata["choices"] = _choices(own["choices"])
   if own.get(reads, metadata.get(reads)) is None:
     raise ValueError(
       f"{found.get(reads, [reads])[0]!r} is null or missing; a problem of "
@@ -182,8 +186,8 @@ def _find(row: Mapping[str, Any], paths: Sequence[str]) -> tuple[str, Any]:
 
 def _text(name: str, value: Any) -> str:
   """The value as text, if it is text or a number."""
-  number = isinstance(value, int | float | Decimal) and value is not True
-  if number and value is not False and math.isfinite(value):
+  is_number = isinstance(value, int | float | Decimal)
+  if is_number and not isinstance(value, bool) and math.isfinite(value):
     return jsonl.number_text(value)
   if not isinstance(value, str) or not value.strip():
     raise ValueError(f"{name!r} must be text, got {value!r:.80}")
@@ -223,6 +227,8 @@ def _answer(name: str, value: Any, family: str, choices: Sequence[str]) -> str:
   if isinstance(value, list) and value:
     return ", ".join(_answer(name, part, family, choices) for part in value)
   text = _text(name, value)
+  if text.startswith('["') and (parts := _listed(text)):
+    return _answer(name, parts, family, choices)
   _, marked, answer = text.rpartition("####")
   if marked and not answer.strip():
     raise ValueError(f"nothing follows #### in {name!r}")
@@ -232,6 +238,15 @@ def _answer(name: str, value: Any, family: str, choices: Sequence[str]) -> str:
       raise ValueError(f"{name!r} does not mark its answer by #### or \\boxed")
     answer = text if boxed is None else boxed
   return _plain_number(answer.strip()) if family == "math" else answer.strip()
+
+
+def _listed(text: str) -> list[str] | None:
+  """The strings of a list that is written as JSON; None if it is none."""
+  try:
+    parts = json.loads(text)
+  except ValueError:
+    return None
+  return parts if all(isinstance(part, str) for part in parts) else None
 
 
 def _plain_number(answer: str) -> str:
@@ -286,6 +301,3 @@ def _choices(value: Any) -> list[str]:
 
 def _letters(count: int) -> list[str]:
   return [chr(ord("A") + i) for i in range(count)]
-
-
-READERS = {"tests": _tests, "choices": _choices}

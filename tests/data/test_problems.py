@@ -119,6 +119,9 @@ def test_other_commas_stay(tmp_path, written):
   [
     (dict(problem="P", final_answer=["$2$"]), "$2$"),
     (dict(problem="P", answer=["3", 5, "-7"]), "3, 5, -7"),
+    (dict(problem="P", answer='["3", "1,500"]'), "3, 1500"),
+    (dict(problem="P", answer='["3"'), '["3"'),
+    (dict(problem="P", answer="3", options="A) 3 B) 4"), "3"),
     (dict(problem="P", expected_answer=0.5), "0.5"),
     (dict(problem="P", answer=1e-7), "0.0000001"),
     (dict(problem="P", answer=10**20), "1" + "0" * 20),
