@@ -194,6 +194,7 @@ def batch(examples, words, *, width: int, max_rows: int, microbatch_rows: int):
   pieces = []
   for i, example in enumerate(examples):
     prompt = words.encode(example.prompt) if example.prompt else []
+    prompt = [*words.prefix_ids, *prompt]
     answer = [*words.encode(example.answer), words.eos_ids[0]]
     pieces.append(packing.Piece(prompt, [answer], [i * width]))
   packed = packing.pack(pieces, width, rows=max_rows)
