@@ -1,4 +1,4 @@
-"""What a run meets on its way: damage, signals, full disks, closed terminals."""
+"""What a run meets: damage, signals, full disks, closed terminals."""
 
 import errno
 import json

@@ -1,6 +1,6 @@
 """Runs one experiment; the same command goes on with it after a stop.
 
-    python -m r1jax.main --config=experiments/demo.py --workdir=runs/demo
+    r1jax train --config=experiments/demo.py --workdir=runs/demo
 
 Any value of the config can be replaced: `--config.seed=1`. What is wrong with a
 command, its input or the place that it writes to is said in one line, with exit
@@ -20,76 +20,71 @@ given for the checkpoints; then only the first host's workdir counts.
 """
 
 import inspect
-import os
 import pathlib
 import shlex
 import sys
 import traceback
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from r1jax import config, console, hosts, interrupt, runtime, workdir
+from r1jax.tools import command_line
 from r1jax.training import profiler
 
-_CONFIG = config.define_flag()
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Where checkpoints, metrics and the report go."
-)
-_SWEEP = flags.DEFINE_integer(
-  "sweep", None, "Apply the i-th override of the config file's sweep()."
-)
-_DEBUG = flags.DEFINE_bool(
-  "debug", False, "Show stack traces and what libraries log."
-)
-_PROFILE = flags.DEFINE_string(
-  "profile", None, "FIRST:COUNT rounds (of sft: steps) to trace, from 0."
-)
-_DUMP = flags.DEFINE_bool(
-  "dump", False, "Write every rollout to WORKDIR/rollouts."
-)
-_REPLAY = flags.DEFINE_string(
-  "replay", None, "A workdir whose dumped rollouts are learned from."
-)
-_UPDATE_ROWS = flags.DEFINE_bool(
-  "update_rows", False, "Write a row for every update to updates.jsonl."
-)
-_SINKS = flags.DEFINE_list(
-  "sinks", None, "Where metrics go beside metrics.jsonl: tensorboard, wandb."
-)
-_BUCKET = flags.DEFINE_string(
-  "bucket", None, "Where checkpoints go instead: gs://bucket/run, s3://..."
-)
-_ACCEPT_OTHER_DATA = flags.DEFINE_bool(
-  "accept_other_data",
-  False,
-  "Go on although a file that the config names has other content than before.",
-)
-_COORDINATOR = flags.DEFINE_string(
-  "coordinator_address", None, "HOST:PORT of process 0, of several."
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-  "num_processes", None, "How many run this command together."
-)
-_PROCESS_ID = flags.DEFINE_integer(
-  "process_id", None, "Which of them this one is, from 0."
-)
+
+def define_flags() -> None:
+  """Defines the flags that `main` reads."""
+  command_line.define_config_flags()
+  flags.DEFINE_string(
+    "workdir", None, "Where checkpoints, metrics and the report go."
+  )
+  flags.DEFINE_string(
+    "profile", None, "FIRST:COUNT rounds (of sft: steps) to trace, from 0."
+  )
+  flags.DEFINE_bool("dump", False, "Write every rollout to WORKDIR/rollouts.")
+  flags.DEFINE_string(
+    "replay", None, "A workdir whose dumped rollouts are learned from."
+  )
+  flags.DEFINE_bool(
+    "update_rows", False, "Write a row for every update to updates.jsonl."
+  )
+  flags.DEFINE_list(
+    "sinks", None, "Where metrics go beside metrics.jsonl: tensorboard, wandb."
+  )
+  flags.DEFINE_string(
+    "bucket", None, "Where checkpoints go instead: gs://bucket/run, s3://..."
+  )
+  flags.DEFINE_bool(
+    "accept_other_data",
+    False,
+    "Go on although a file that the config names has changed.",
+  )
+  flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, of several."
+  )
+  flags.DEFINE_integer(
+    "num_processes", None, "How many run this command together."
+  )
+  flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Hands the config to the loop that it names, on every host of the job."""
-  with hosts.job(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value):
-    train(argv)
+  options = flags.FLAGS
+  with hosts.job(
+    options.coordinator_address, options.num_processes, options.process_id
+  ):
+    train()
 
 
-def train(argv: list[str]) -> None:
+def train() -> None:
   """`main` on one host."""
-  if len(argv) > 1:
-    raise ValueError(f"unknown argument {argv[1]!r}; flags start with --")
-  if not _DEBUG.value:
+  flag = flags.FLAGS
+  if not flag.debug:
     silence_orbax()
   asked = options()
-  settings = config.from_flag(_CONFIG, sweep_index=_SWEEP.value)
+  settings = command_line.config()
   config.check(settings)
   loop = config.loop(settings.loop).train
   check_options(settings.loop, loop, asked)
@@ -97,19 +92,17 @@ def train(argv: list[str]) -> None:
     workdir.flat(
       {"config": settings.to_dict(), "code": runtime.versions()}
       | {f"--{name}": value for name, value in asked.items()}
-      | {"--bucket": _BUCKET.value}
+      | {"--bucket": flag.bucket}
     )
   )
-  if _WORKDIR.value is None:
+  if flag.workdir is None:
     raise ValueError("no --workdir; say where the run's files should go")
   runtime.start(settings.cpu_devices)
   workdir.prepare(
-    _WORKDIR.value,
-    _BUCKET.value,
-    accept_other_data=_ACCEPT_OTHER_DATA.value,
+    flag.workdir, flag.bucket, accept_other_data=flag.accept_other_data
   )
-  loop(settings, _WORKDIR.value, **asked)
-  conclude(_WORKDIR.value)
+  loop(settings, flag.workdir, **asked)
+  conclude(flag.workdir)
 
 
 def silence_orbax() -> None:
@@ -125,12 +118,13 @@ def silence_orbax() -> None:
 
 def options() -> dict[str, Any]:
   """What the flags ask of the loop: keyword arguments of its `train`."""
+  flag = flags.FLAGS
   asked = {
-    "profile": _PROFILE.value and profiler.parse(_PROFILE.value),
-    "dump": _DUMP.value,
-    "replay": _REPLAY.value,
-    "update_rows": _UPDATE_ROWS.value,
-    "sinks": _SINKS.value and tuple(_SINKS.value),
+    "profile": flag.profile and profiler.parse(flag.profile),
+    "dump": flag.dump,
+    "replay": flag.replay,
+    "update_rows": flag.update_rows,
+    "sinks": flag.sinks and tuple(flag.sinks),
   }
   return {name: value for name, value in asked.items() if value}
 
@@ -164,22 +158,21 @@ def conclude(place: str) -> None:
       print(summary.read_text(), end="", flush=True)
 
 
-def run() -> None:
-  """`main` with its exit codes: 2 wrong input, 128 and the signal stopped."""
-  debug = any(a in ("--debug", "-debug", "--debug=true") for a in sys.argv)
+def run(command: str) -> None:
+  """Runs `main`; exits with 2 for wrong input, 128 + signal if stopped."""
   console.outlive_streams()
   try:
     with interrupt.guard():
-      app.run(main, flags_parser=config.parse_flags)
+      command_line.call(command, main, define_flags, __doc__)
   except interrupt.Interrupted as stop:
     interrupt.give_up()
     if hosts.is_first():
-      print(f"\n{_farewell()}", file=sys.stderr, flush=True)
+      print(f"\n{_farewell(command)}", file=sys.stderr, flush=True)
     hosts.leave(128 + stop.signum)
   except KeyboardInterrupt:
     sys.exit(130)
   except (ValueError, OSError, flags.Error) as error:
-    if debug:
+    if command_line.is_debugging():
       traceback.print_exc()
     print(f"error: {_reason(error)}", file=sys.stderr, flush=True)
     hosts.leave(2)
@@ -196,19 +189,12 @@ def _reason(error: Exception) -> str:
   return config.one_line(error)
 
 
-def _farewell() -> str:
+def _farewell(command: str) -> str:
   from r1jax import checkpoint  # A wrong command need not wait for JAX.
 
-  place = _WORKDIR.value if flags.FLAGS.is_parsed() else None
+  place = flags.FLAGS.workdir if flags.FLAGS.is_parsed() else None
   step = None if place is None else checkpoint.latest_step(place)
   if step is None:
     return "stopped before the first checkpoint; nothing is kept"
-  python = os.path.relpath(sys.executable)
-  if python.startswith(".."):
-    python = "python"
-  command = shlex.join([python, "-m", "r1jax.main", *sys.argv[1:]])
-  return f"stopped at step {step}; to go on, run the same command: {command}"
-
-
-if __name__ == "__main__":
-  run()
+  again = shlex.join([*command.split(), *sys.argv[1:]])
+  return f"stopped at step {step}; to go on, run the same command: {again}"
