@@ -23,6 +23,14 @@ COMMANDS = {
 }
 
 
+def program() -> str:
+  """What a user types before the command: r1jax, or python -m r1jax."""
+  if not sys.argv[0].endswith("__main__.py"):
+    return "r1jax"
+  python = os.path.relpath(sys.executable)
+  return f"{'python' if python.startswith('..') else python} -m r1jax"
+
+
 def main() -> None:
   """Runs the command that `sys.argv` names, and exits with its code."""
   name = sys.argv[1] if len(sys.argv) > 1 else "--help"
@@ -39,7 +47,7 @@ def main() -> None:
   # Where "my_module:function" of a config is looked for.
   sys.path.insert(0, os.getcwd())
   module = importlib.import_module(COMMANDS[name][0])
-  command = f"r1jax {name}"
+  command = f"{program()} {name}"
   if hasattr(module, "run"):
     module.run(command)
     return

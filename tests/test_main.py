@@ -73,7 +73,7 @@ DRIVER = """
 from r1jax import config
 from r1jax.tools import train
 config.LOOPS["fake"] = "fake_loop"
-train.run("r1jax train")
+train.run("python -m r1jax train")
 """
 
 

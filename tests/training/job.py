@@ -9,7 +9,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# `python -m r1jax train`, with a task and a reward that a toy learns in seconds.
+# `r1jax train`, with a task and a reward that a toy learns in seconds.
 DRIVER = """
 import os, random, signal, sys, threading
 import jax
@@ -59,7 +59,7 @@ Observer.phase = deadly(Observer.phase)
 checkpoint.save = deadly(checkpoint.save, "saving")
 data.DATASETS["letters"] = letters
 rewards.REWARDS["praise"] = praise
-train.run("r1jax train")
+train.run("python -m r1jax train")
 """
 
 CONFIG = """
