@@ -86,7 +86,7 @@ def train(
   """
   mesh = sharding.make_mesh(**config.mesh)
   inspection.check_rows(config.rows, mesh)
-  dataset = data.load(**config.dataset)
+  dataset = data.load(**config.dataset.to_dict())
   words = tokenizer.load(**config.tokenizer)
   model, params = load_model(config)
   inspection.check_vocabulary(words, model.config)

@@ -56,7 +56,7 @@ def train(
   mesh = sharding.make_mesh(**config.mesh)
   inspection.check_rows(config.rows, mesh)
   claim(workdir, config.to_dict(), ignore=CHANGEABLE)
-  dataset = data.load(**config.dataset)
+  dataset = data.load(**config.dataset.to_dict())
   load = lambda: tokenizer.fit_once(
     (example.answer for example in dataset),
     pathlib.Path(workdir) / "tokenizer",
