@@ -89,7 +89,7 @@ def train(
   """
   mesh = sharding.make_mesh(**config.mesh)
   inspection.check_rows(config.rows, mesh)
-  dataset = data.load(**config.dataset)
+  dataset = data.load(**config.dataset.to_dict())
   words = tokenizer.load(**config.tokenizer)
   inspection.check_dataset(dataset, words, config)
   model, base = load_model(config)

@@ -56,7 +56,7 @@ def train(
   """
   mesh = sharding.make_mesh(**config.mesh)
   inspection.check_rows(config.rows, mesh)
-  dataset = data.load(**config.dataset)
+  dataset = data.load(**config.dataset.to_dict())
   contents = {"dataset": data.content_hash(dataset)}
   claim(workdir, config.to_dict(), contents, ignore=CHANGEABLE)
   load = lambda: tokenizer.fit_once(

@@ -1,6 +1,7 @@
 """The loop of imitation: what it counts, and that it resumes."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -172,13 +173,12 @@ def test_a_resumed_run_is_the_straight_run_bit_for_bit(runs):
 def test_the_balance_loss_is_a_mean_over_all_tokens_that_are_read(toy):
   """A router without an opinion has 1, however few tokens are imitated."""
   model, params = toy
-  blank = {"router": 0 * params["moe"]["router"]}
-  blank["router_bias"] = 0 * params["moe"]["router_bias"]
-  block = params["mtp"]["block"] | jax.tree.map(lambda x: x[:1], blank)
-  params = params | {
-    "moe": params["moe"] | blank,
-    "mtp": params["mtp"] | {"block": block},
-  }
+  moe = params["moe"]
+  blank = {name: 0 * moe[name] for name in ("router", "router_bias")}
+  params = params | {"moe": moe | blank}
+  measure = jax.jit(
+    functools.partial(sft.objective, model, 37, mtp=0.0, balance=1.0)
+  )
   for prompt, answer in (("ab" * 15, "c"), ("", "ab" * 15)):
     packed, _, tokens = sft.batch(
       [Example(prompt, answer)] * 3,
@@ -188,9 +188,7 @@ def test_the_balance_loss_is_a_mean_over_all_tokens_that_are_read(toy):
       microbatch_rows=4,
     )
     rows = jax.tree.map(lambda x: x[:, 0], packed)
-    _, numbers = sft.objective(
-      model, 37, params, rows, tokens, mtp=0.0, balance=1.0
-    )
+    _, numbers = measure(params, rows, tokens)
     assert numbers["loss/balance"] == pytest.approx(1.0, rel=1e-5)
 
 
