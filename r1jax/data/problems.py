@@ -98,13 +98,12 @@ def load(
     name: (found,) if isinstance(found, str) else tuple(found)
     for name, found in fields.items()
   }
-  examples, faults = [], []
+  file, examples, faults = Path(path).name, [], []
   for number, row in rows.read(path):
     try:
       if isinstance(row, ValueError):
         raise row
-      id = f"{Path(path).name}:{number}"
-      examples.append(_example(row, names, domain, id))
+      examples.append(_example(row, names, domain, f"{file}:{number}"))
     except ValueError as error:
       where = f"{path}:{number}: "
       faults.append(where + str(error).removeprefix(where))

@@ -21,7 +21,7 @@ MAX_LENGTH = 300_000  # Characters that are read of a text.
 MAX_SENTENCE = 1000  # Characters that tell a sentence's language.
 MAX_WORD = 40  # Characters that tell a word's script.
 MAX_ENVIRONMENTS = 20  # Kinds of LaTeX environments that are left out.
-PRIOR = 2.5  # Nats: what the expected language has ahead of the others.
+PRIOR = 3.0  # Nats: what the expected language has ahead of the others.
 CUE = 24.0  # Nats that a function word takes from languages without it.
 
 # What is no prose. It must be closed, or it is prose.
