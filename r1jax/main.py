@@ -78,6 +78,8 @@ _PROCESS_ID = flags.DEFINE_integer(
 
 def main(argv: list[str]) -> None:
   """Hands the config to the loop that it names, on every host of the job."""
+  if not _DEBUG.value:
+    silence_libraries()
   with hosts.job(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value):
     train(argv)
 
@@ -86,8 +88,6 @@ def train(argv: list[str]) -> None:
   """`main` on one host."""
   if len(argv) > 1:
     raise ValueError(f"unknown argument {argv[1]!r}; flags start with --")
-  if not _DEBUG.value:
-    silence_orbax()
   asked = options()
   settings = config.from_flag(_CONFIG, sweep_index=_SWEEP.value)
   config.check(settings)
@@ -112,8 +112,8 @@ def train(argv: list[str]) -> None:
   conclude(_WORKDIR.value)
 
 
-def silence_orbax() -> None:
-  """Leaves out what Orbax logs: much in a save, and a trace of every error.
+def silence_libraries() -> None:
+  """Leaves out what libraries tell, and Orbax's trace of every error.
 
   The error itself is raised, and said in one line.
   """
@@ -189,7 +189,10 @@ def run() -> None:
 
 
 def _reason(error: Exception) -> str:
+  """What went wrong, where, and what to do, in one line."""
   if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+    if error.filename is None and flags.FLAGS.is_parsed():
+      return f"{_WORKDIR.value}: {workdir.remedy(error)}"
     return workdir.remedy(error)
   return config.one_line(error)
 
