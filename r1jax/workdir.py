@@ -29,8 +29,8 @@ _CONTENTS, _ACCEPTED = "contents.json", "contents.before.json"
 _ELSEWHERE = "checkpoints.at"
 _LOCKS: dict[str, int] = {}  # File descriptors, held until the process ends.
 _REMEDIES = {
-  errno.ENOSPC: "free some space",
-  errno.EDQUOT: "free some of your quota",
+  errno.ENOSPC: "free some space, then run the same command again",
+  errno.EDQUOT: "free some of your quota, then run the same command again",
   errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
   errno.EROFS: "choose a --workdir that can be written",
   errno.EACCES: "choose a --workdir that you may write to",

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -207,6 +209,7 @@ def test_a_run_does_not_write_to_a_file_that_is_gone(tmp_path, fate):
     (tmp_path / "run" / "metrics.jsonl").write_text("")
   with pytest.raises(FileNotFoundError, match="removed or replaced while"):
     rows.add([{"step": 3}])
+  rows.close()
 
 
 def test_a_file_in_the_place_of_a_workdir_is_one_line(tmp_path):
@@ -246,9 +249,9 @@ def test_a_bucket_that_does_not_answer_is_not_remembered(tmp_path, monkeypatch):
   ):
     workdir.prepare(tmp_path / "run")
   monkeypatch.setattr(workdir, "PATIENCE", 0.1)
-  monkeypatch.setattr(workdir, "_probe", lambda _: signal.pause())
+  monkeypatch.setattr(workdir, "_local", lambda _: threading.Event().wait())
   with pytest.raises(ValueError, match="no answer for 0 s; check the name"):
-    workdir._answered(bucket)
+    workdir.prepare(tmp_path / "slow", str(tmp_path / "mounted"))
 
 
 @pytest.mark.parametrize("name", ["config.json", "contents.json"])
@@ -280,7 +283,7 @@ def test_other_data_are_refused_or_accepted_with_a_word(tmp_path, caplog):
     claim("a" * 64)
 
 
-class Made:
+class Made(Sequence):
   """A dataset that makes what is read."""
 
   def __len__(self):

@@ -72,6 +72,8 @@ def define_flags() -> None:
 def main() -> None:
   """Hands the config to the loop that it names, on every host of the job."""
   options = flags.FLAGS
+  if not options.debug:
+    silence_libraries()
   with hosts.job(
     options.coordinator_address, options.num_processes, options.process_id
   ):
@@ -81,8 +83,6 @@ def main() -> None:
 def train() -> None:
   """`main` on one host."""
   flag = flags.FLAGS
-  if not flag.debug:
-    silence_orbax()
   asked = options()
   settings = command_line.config()
   config.check(settings)
@@ -105,8 +105,8 @@ def train() -> None:
   conclude(flag.workdir)
 
 
-def silence_orbax() -> None:
-  """Leaves out what Orbax logs: much in a save, and a trace of every error.
+def silence_libraries() -> None:
+  """Leaves out what libraries tell, and Orbax's trace of every error.
 
   The error itself is raised, and said in one line.
   """
@@ -184,7 +184,10 @@ def run(command: str) -> None:
 
 
 def _reason(error: Exception) -> str:
+  """What went wrong, where, and what to do, in one line."""
   if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+    if error.filename is None and flags.FLAGS.is_parsed():
+      return f"{_WORKDIR.value}: {workdir.remedy(error)}"
     return workdir.remedy(error)
   return config.one_line(error)
 
