@@ -48,9 +48,9 @@ class UnreadableGold(Exception):
   """The example's own answer is nothing that answers can be compared with."""
 
 
-def readable(text: str) -> bool:
-  """True if no parser should hang on it, or see more than one box."""
-  if len(text) > MAX_LENGTH or HUGE.search(text):
+def well_formed(text: str) -> bool:
+  """True if its braces close, no box ends within it, and little is nested."""
+  if len(text) > MAX_LENGTH:
     return False
   depth = braces = 0
   for char in text.replace(r"\{", "(").replace(r"\}", ")"):
@@ -67,6 +67,10 @@ def equivalent(gold: str, given: str, equations: bool = False) -> bool:
 
   Raises UnreadableGold if it cannot read the first.
   """
+  if HUGE.search(gold) or not well_formed(gold):
+    raise UnreadableGold(gold)
+  if HUGE.search(given) or not well_formed(given):
+    return False
   try:
     parsed = _parse_gold(gold)
   except Exception as error:
