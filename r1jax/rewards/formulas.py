@@ -67,7 +67,7 @@ APPLIED = set("fghFGHP")  # Before a bracket these may be functions.
 POSITIVE = (1, 40)
 MIXED_SIGNS = (-1, -3, -40, -1000, -100_000)
 
-Number = Fraction | mpmath.mpf | mpmath.mpc
+Number = Fraction | MP.mpf | MP.mpc
 
 
 def compare(one: str, other: str) -> bool | None:

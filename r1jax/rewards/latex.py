@@ -192,6 +192,11 @@ def last_boxed(text: str) -> str | None:
   return answer
 
 
+def has_box(text: str) -> bool:
+  """Whether there is a box, be it open or empty."""
+  return bool(BOX_NAME.search(text))
+
+
 def _end_of_box(text: str, match: re.Match) -> int:
   """Where the box that begins with the match ends; -1 if it does not."""
   if match[1]:
@@ -218,13 +223,16 @@ def clean(text: str) -> str:
   """
   if len(text) > MAX_LENGTH:
     return text
+  if r"\begin" not in text:  # Written through one escape too many.
+    text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)
   text = text.translate(CHARACTERS)
   text = re.sub(WRAPPERS, lambda m: rf"\text{{{m[1]}}}", text)
   text = text.replace(r"\$", "\0")
   if text.count("$") % 2 == 0:
     text = text.replace("$", " ")
   text = text.replace("$", "\0").replace("\0", "$")
-  text = GROUPED.sub(lambda m: re.sub(GAP, "", m[0]), text.replace(r"\!", ""))
+  text = re.sub(r"(?<=\d),\s*\\!\s*(?=\d{3})", ",", text).replace(r"\!", "")
+  text = GROUPED.sub(lambda m: re.sub(GAP, "", m[0]), text)
   text = LINES.sub(_join_lines, text)
   for pattern, replacement in REWRITES:
     text = pattern.sub(replacement, text)

@@ -19,11 +19,11 @@ from r1jax.rewards import (
   verifier,
   words,
 )
-from r1jax.rewards.latex import MAX_LENGTH, last_boxed, squeeze
+from r1jax.rewards.latex import MAX_LENGTH, has_box, last_boxed, squeeze
 from r1jax.rewards.structure import Parts
 from r1jax.types import Example
 
-__all__ = ["grade", "last_boxed", "normalise", "verify_gold"]
+__all__ = ["grade", "has_box", "last_boxed", "normalise", "verify_gold"]
 
 MAX_WORDS = 8  # Of a gold answer in words; more are prose, said in many ways.
 MAX_FORMULAS = 8  # Elements of a list that may be compared in any order.

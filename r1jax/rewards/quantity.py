@@ -114,12 +114,13 @@ TEXT = re.compile(rf"\s*({ATOM}(?:\s*(?:\\cdot|\\times|\*|/)?\s*{ATOM})*)$")
 UNIT_PART = re.compile(r"(/|\bper\b)|([a-zA-ZμΩ$€]+)(?:\^(-?\d))?|(\S)")
 WORDS = re.compile(
   r"(?:(?<=[\d})])|(?<=\d%))\s*"
-  r"([a-zA-Z\u4e00-\u9fff$€][^{}\\^=<>()+*|&\d]*)((?:\^\{?[23]\}?)?)$"
+  r"([a-zA-Z\u4e00-\u9fff$€][^{}\\^_=<>()+*|&\d]*)((?:\^\{?[23]\}?)?)$"
 )
 MARK = re.compile(r"\(\d+\)")  # One of several statements.
 SYMBOL = re.compile(r"(.+?)(\s*)([a-zA-Z]{1,3})(\^[23])?")
 CLOSE = set("mgshlL")  # Units that stand next to their number.
 RATE = re.compile(r"[a-zA-Z]+\s?(?:/|per)\s?[a-zA-Z]+")
+ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")  # Of degrees.
 DEGREES = re.compile(r"\^\{\\circ\}\s*(?:\\text\{\s*([CF]?)\s*\}|([CF]))?$")
 RADIX = re.compile(r"\(?([0-9A-Za-z]+)\)?_\{?\s*\(?(\w+)\)?\s*\}?")
 FRACTION = re.compile(r"\\frac\{(-?[\d.,]+)\}\{(-?[\d.,]+)\}")
@@ -150,7 +151,7 @@ def split_unit(text: str) -> tuple[str, frozenset]:
     unit = "$" if match[2] else "euro" if match[3] else ""
     rest, also = split_unit(text[match.end() :])
     return match[1] + rest, (also & MONEY) or frozenset(filter(None, [unit]))
-  if match := DEGREES.search(text):
+  if (match := DEGREES.search(text)) and not ANGLE.search(text):
     head = text[: match.start()].strip()
     unit = "deg" + (match[1] or match[2] or "")
     return (head, frozenset([unit])) if head else (text, ANY)
@@ -164,7 +165,8 @@ def split_unit(text: str) -> tuple[str, frozenset]:
   words = re.sub(r"\\mu\s*", "μ", re.sub("[{}]", "", words)).strip(" .")
   if not HEAD.search(head) or VARIABLE.fullmatch(words) and words not in UNITS:
     return text, ANY
-  if bare and not _is_unit(head, words):
+  spaced = text[len(head) : len(head) + 1] == " "
+  if bare and not _is_unit(head, words, spaced):
     return text, ANY
   if OTHER.search(words) or MARK.fullmatch(words):
     return text, ANY
@@ -286,7 +288,7 @@ def _value(text: str) -> Fraction | None:
   return arithmetic.number(text)
 
 
-def _is_unit(head: str, words: str) -> bool:
+def _is_unit(head: str, words: str, spaced: bool) -> bool:
   """Whether bare words after a number are a unit, and no variables."""
   if words.lower().rstrip("s") in UNITS or words in UNITS:
     return len(words) > 1
@@ -295,8 +297,12 @@ def _is_unit(head: str, words: str) -> bool:
     return True
   if known and RATE.fullmatch(words):
     return True
-  letters = sum(map(str.isalpha, words))
-  return known and (letters > 2 or not words.isascii() or "$" in words)
+  if known and not (words.isascii() and "$" not in words):
+    return True
+  # 2abc is a product, 2 abc is not.
+  return known and max(map(len, re.findall("[a-zA-Z]+", words)), default=0) > (
+    2 if spaced else 3
+  )
 
 
 def _unit(text: str) -> frozenset:
