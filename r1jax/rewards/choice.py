@@ -18,9 +18,9 @@ SEVERAL = re.compile(
 LABELLED = re.compile(
   r"[\s*]*(?:\(([A-Za-z])\)"
   r"|([A-Z])(?:\s*(?:[).:;!?。]|[,、](?!\s*[A-Z]\b)|[-–—]+|\()|\s*\n"
-  r"|\s+(?=because\b|since\b)))\s*\S"
+  r"|\s+(?=because\b|since\b)|\s*(?=[\u4e00-\u9fff])(?![或和与及])))\s*\S"
 )
-LABEL = re.compile(r"\(([A-Z])\)|(?<!\w)([A-Z])\)")
+LABEL = re.compile(r"\(([A-Z])\)|(?<!\w)([A-J])[).:](?=\s)")
 NO_OTHER = r"(?!\W*(?:(?:or|and)\b|[,/&])\W*[A-Z]\b)"
 LEAD = (
   r"(?i:\b(?:answer|option|choice)s?\b(?:\s+(?:is|are|must\sbe|will\sbe))?"
@@ -32,7 +32,7 @@ NAMED = re.compile(
   rf"|(?i:\b(?:choose|chose|pick|select)\b)[*(\[\s]*([A-Z])\b(?!['’]){NO_OTHER}"
   rf"|{LEAD}(?:\(([a-z])\)|([a-z])\W*\Z)"
   r"|^\W*([A-Z])\W*\s(?:is|was)\s(?:the\s)?(?:correct|right|answer|best)\b"
-  r"|(?:答案|选项?)(?:是|为|：|:)?\s*[*(（\s]*([A-Z])(?![A-Za-z、,/或和])"
+  r"|(?:答案|选项?)(?:是|为|：|:)?\s*[*(（\s]*([A-Z])(?![A-Za-z])(?!\s*[、,/或和]\s*[A-Z])"
 )
 WRAPPER = re.compile(
   r"\\(?:text|textbf|mathrm|mathbf|mbox|boxed)\s*\{([^{}]*)\}"

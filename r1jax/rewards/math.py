@@ -46,8 +46,8 @@ WORDS = re.compile(r"\\text\{[^{}]*\}")
 EQUALITY = re.compile(r"=|\\(?:approx|simeq|doteq)(?![a-zA-Z])")
 # What says that there is nothing: no solution, no real solutions, none.
 NOTHING = re.compile(
-  r"(?:thereare|thereis|has|have)?(?:no|none|empty|the|real|integer|valid|such)*"
-  r"(?:solutions?|roots?|emptyset|none|values?|set)?(?:exists?)?|无解|空集|不存在"
+  r"(?:the)?emptyset|none|(?:thereare|thereis|has|have)?no(?:real|integer|valid)?"
+  r"(?:solutions?|roots?)(?:exists?)?|(?:solutions?)?doesnotexist|无解|空集|不存在"
 )
 # Signs and functions; a hyphen stands between words.
 FORMULA = re.compile(
@@ -161,6 +161,8 @@ def _equal(gold: Parts, given: Parts, trust_strings: bool = True) -> bool:
     points = _point(gold), _point(given)
     if points[0].kind == points[1].kind == "tuple":
       return same(*points)
+    if points[0].kind == "tuple" and len({*given.parts}) == len(given.parts):
+      return same(points[0], given._replace(kind="tuple", brackets="()"))
   if kinds in (("list", "list"), ("union", "union")) and trust_strings:
     return _equal_in_any_order(gold, given, same)
   if "rows" in kinds and kinds != ("rows", "rows"):
@@ -285,17 +287,15 @@ def _equal_values(gold: str, given: str) -> bool:
 
 def _is_rounded(numbers, gold: str, given: str) -> bool:
   """Whether one is a number with decimals that the other one rounds to."""
-  if not any(number and number.rounded for number in numbers):
-    return False
+  decimals = max(number.decimals if number else 0 for number in numbers)
   values = formulas.constant(gold), formulas.constant(given)
-  return None not in values and quantity.near(*map(formulas.inexact, values))
+  return None not in values and quantity.is_rounded(
+    *map(formulas.inexact, values), decimals
+  )
 
 
 def _is_nothing(text: str) -> bool:
-  folded = _fold(text)
-  if text == r"\emptyset":
-    return True
-  return len(folded) > 3 and bool(NOTHING.fullmatch(folded)) or folded == "无解"
+  return text == r"\emptyset" or bool(NOTHING.fullmatch(_fold(text)))
 
 
 def _sides(text: str) -> list[str]:

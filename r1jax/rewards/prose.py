@@ -63,7 +63,7 @@ def _only_number(text: str) -> str | None:
   """The only number of a sentence that says nothing else about it."""
   spoken = TEXT.sub(r"\1 ", text).replace(r"\$", "$")
   spoken = MATH_SPAN.sub(
-    lambda span: " " if NAME.fullmatch(span[0].strip("$\\()[]")) else span[0],
+    lambda span: " " if NAME.fullmatch(span[span.lastindex]) else span[0],
     spoken,
   )
   words = WORD.findall(spoken.lower())

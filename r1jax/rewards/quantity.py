@@ -107,8 +107,8 @@ CURRENCY = re.compile(
 VARIABLE = re.compile("(?![mgshlL])[a-zA-Z]")  # i and e, and no unit.
 HEAD = re.compile(r"(?:\d|\\pi).*[\w})%]$|\d$|\\pi$", re.DOTALL)
 ATOM = (
-  r"(?:\\mu\s*)?(?:\\text\{[^{}]*\}|\\Omega(?![a-zA-Z]))"
-  r"(?:\s*\^(?:\{-?\d\}|-?\d))?"
+  r"(?:\\mu\s*)?\(?(?:\\text\{[^{}]*\}|[kM]?\s*\\Omega(?![a-zA-Z]))"
+  r"(?:\s*\^(?:\{-?\d\}|-?\d))?\)?"
 )
 TEXT = re.compile(rf"\s*({ATOM}(?:\s*(?:\\cdot|\\times|\*|/)?\s*{ATOM})*)$")
 UNIT_PART = re.compile(r"(/|\bper\b)|([a-zA-ZμΩ$€]+)(?:\^(-?\d))?|(\S)")
@@ -116,6 +116,7 @@ WORDS = re.compile(
   r"(?:(?<=[\d})])|(?<=\d%))\s*"
   r"([a-zA-Z\u4e00-\u9fff$€][^{}\\^_=<>()+*|&\d]*)((?:\^\{?[23]\}?)?)$"
 )
+DECIMALS = re.compile(r"\.(\d+)")
 MARK = re.compile(r"\(\d+\)")  # One of several statements.
 SYMBOL = re.compile(r"(.+?)(\s*)([a-zA-Z]{1,3})(\^[23])?")
 CLOSE = set("mgshlL")  # Units that stand next to their number.
@@ -137,7 +138,7 @@ class Quantity(NamedTuple):
   """A number as it was written."""
 
   value: Fraction  # 5 for 5%.
-  rounded: bool  # It was written with decimals, and may stand for another.
+  decimals: int  # Written digits after the point: it may be another, rounded.
   percent: bool
 
 
@@ -162,7 +163,7 @@ def split_unit(text: str) -> tuple[str, frozenset]:
     return text, ANY
   head = text[: match.start()].strip()
   words = re.sub(r"\\text\{", " ", match[1]).replace(r"\Omega", "Ω")
-  words = re.sub(r"\\mu\s*", "μ", re.sub("[{}]", "", words)).strip(" .")
+  words = re.sub(r"\\mu\s*", "μ", re.sub("[{}()]", "", words)).strip(" .")
   if not HEAD.search(head) or VARIABLE.fullmatch(words) and words not in UNITS:
     return text, ANY
   spaced = text[len(head) : len(head) + 1] == " "
@@ -213,7 +214,9 @@ def read(text: str) -> Quantity | None:
   percent = text.endswith("%")
   text = text.removesuffix("%").removesuffix("\\").strip()
   value = _value(text)
-  return None if value is None else Quantity(value, "." in text, percent)
+  decimals = DECIMALS.search(text)
+  count = len(decimals[1]) if decimals else 0
+  return None if value is None else Quantity(value, count, percent)
 
 
 def radix(text: str) -> tuple[str, str] | None:
@@ -237,28 +240,30 @@ def equal(gold: Quantity, given: Quantity) -> bool:
   """Whether they are the same number.
 
   28, 28% and 0.28 count as the same where at least one has its sign of per
-  cent: data sets drop it. One with decimals may be the other rounded, to six of
-  them: 0.333333 is 1/3, and 0.33 is not.
+  cent: data sets drop it. One with six decimals or more may be the other one
+  rounded: 0.333333 is 1/3, and 0.33 is not.
   """
   if gold.percent == given.percent:
-    return _near(gold, given.value, given)
-  if gold.percent:
-    pairs = (given.value, given.value * 100)
+    values = (given.value,)
+  elif gold.percent:
+    values = (given.value, given.value * 100)
   else:
-    pairs = (given.value, given.value / 100)
-  return any(_near(gold, value, given) for value in pairs)
+    values = (given.value, given.value / 100)
+  decimals = max(gold.decimals, given.decimals)
+  return any(
+    gold.value == value or is_rounded(gold.value, value, decimals)
+    for value in values
+  )
 
 
-def _near(gold: Quantity, value: Fraction, given: Quantity) -> bool:
-  if gold.value == value:
-    return True
-  return (gold.rounded or given.rounded) and near(gold.value, value)
-
-
-def near(gold, value) -> bool:
-  """Whether they agree to six decimals, and to a millionth."""
-  difference = abs(gold - value)
-  return 2_000_000 * difference <= 1 and difference * 10**6 <= abs(gold)
+def is_rounded(one, other, decimals: int) -> bool:
+  """Whether they agree to that many decimals, six at least, and a millionth."""
+  difference = abs(one - other)
+  return (
+    decimals >= 6
+    and 2 * difference * 10**decimals <= 1
+    and difference * 10**6 <= abs(one)
+  )
 
 
 def _value(text: str) -> Fraction | None:

@@ -20,6 +20,9 @@ MATRIX = re.compile(
 TRANSPOSED = re.compile(
   r"\s*\^\{?\s*(?:T|\\top|\\intercal|\\text\{T\}|\\mathsf\{T\}|')\s*\}?$"
 )
+FACTOR_BEHIND = re.compile(
+  r"^(\\begin.*\\end\{[a-zA-Z]+\})\s*(?:\\cdot|\\times|\*)\s*([^\\&]+)$", re.DOTALL
+)
 SEPARATOR = re.compile(
   r"\\text\{\s*,?\s*(?:or|and|或|和)\s*,?\s*\}"
   r"|(?<![a-zA-Z\\])(?:or|and)(?![a-zA-Z])|或|和|\\lor(?![a-zA-Z])|\\vee"
@@ -100,7 +103,8 @@ def split(text: str, separator: str) -> list[str]:
 def _matrix(text: str) -> Parts | None:
   """A matrix or vector, by itself, times a number before it, or transposed."""
   text, transposed = TRANSPOSED.subn("", text)
-  start = re.search(r"[(\[]?\s*\\begin|\(", text)
+  text = FACTOR_BEHIND.sub(r"\2\1", text)
+  start = re.search(r"[(\[]?\s*\\begin|[(\[]", text)
   if not start:
     return None
   factor, bare = text[: start.start()].strip(), text[start.start() :]
