@@ -103,27 +103,48 @@ def inexact(number: Number) -> Number:
   return number
 
 
+def proportional(one: str, other: str) -> bool | None:
+  """Whether one formula is a multiple of the other; None if not known."""
+  ratios = []
+  for point in (*POSITIVE, *MIXED_SIGNS):
+    values = value(one, point), value(other, point)
+    if None in values:
+      return None
+    if (values[0] == 0) != (values[1] == 0):
+      return False
+    if values[0]:
+      ratios.append(_over(*values))
+  if not ratios or not (has_variables(one) and has_variables(other)):
+    return None
+  return all(same(ratio, ratios[0]) for ratio in ratios)
+
+
 def constant(text: str) -> Number | None:
   """The value of a formula without variables; None for any other."""
-  return None if has_variables(text) else value(text)
+  number, names = _evaluate(text, 1)
+  return None if names else number
 
 
-@functools.lru_cache(4096)
 def has_variables(text: str) -> bool:
-  return bool(variables(text))
+  return bool(_evaluate(text, 1)[1])
 
 
 def variables(text: str) -> set[str]:
   """The letters that stand for numbers, with their subscripts."""
-  reader = _Reader(text, {})
-  reader.read()
-  return reader.variables
+  return {*_evaluate(text, 1)[1]}
+
+
+def value(text: str, point: int = 1) -> Number | None:
+  """The formula's value at a point; None if it has none, or is not read."""
+  return _evaluate(text, point)[0]
 
 
 @functools.lru_cache(8192)
-def value(text: str, point: int = 1) -> Number | None:
-  """The formula's value at a point; None if it has none, or is not read."""
-  return _Reader(text, {}, point).read()
+def _evaluate(text: str, point: int) -> tuple[Number | None, frozenset[str]]:
+  """The value at a point, and the variables as far as they were read."""
+  reader = _Reader(text, {}, point)
+  result = reader.read()
+  return result, frozenset(reader.variables)
 
 
 def value_with(text: str, values: dict[str, Fraction]) -> Number | None:

@@ -17,7 +17,8 @@ INFINITY = MP.inf
 ROUNDING = MP.mpf(10) ** -6  # Of bounds written with decimals, relative.
 
 LIKELY = re.compile(
-  r"[<>\[\]()∅]|\\(?:le|ge|ne|cup|cap|mathbb|infty|emptyset)(?![a-zA-Z])|real"
+  r"[<>]|\\(?:le|ge|ne|cup|cap|mathbb|infty|emptyset)(?![a-zA-Z])|real|^R$"
+  r"|^[^(\[]{0,24}[(\[].*[,;]"
 )
 RELATION = re.compile(r"(<|>|\\(?:le|ge|ne)(?![a-zA-Z]))")
 UNITED = re.compile(

@@ -42,6 +42,7 @@ ATOM = (
 FUNCTION = re.compile(
   rf"(?:{ATOM})(?:[/:](?:{ATOM}))?|\\frac\{{(?:{ATOM})\}}\{{(?:{ATOM})\}}"
 )
+LETTER_ALONE = re.compile(r"\\text\{\W*[a-zA-Z]+\W*\}")
 WORDS = re.compile(r"\\text\{[^{}]*\}")
 EQUALITY = re.compile(r"=|\\(?:approx|simeq|doteq)(?![a-zA-Z])")
 # What says that there is nothing: no solution, no real solutions, none.
@@ -277,7 +278,7 @@ def _equal_values(gold: str, given: str) -> bool:
       for base, text in zip(bases, (gold, given), strict=True)
     ]
     return digits[0] == digits[1] and len({*filter(None, bases)}) == 1
-  if not gold or not given:
+  if not gold or not given or _is_words(given) or LETTER_ALONE.fullmatch(given):
     return False
   equal = formulas.compare(gold, given)
   if equal is None:
@@ -295,7 +296,9 @@ def _is_rounded(numbers, gold: str, given: str) -> bool:
 
 
 def _is_nothing(text: str) -> bool:
-  return text == r"\emptyset" or bool(NOTHING.fullmatch(_fold(text)))
+  if "\\" in _unwrap(text):
+    return text == r"\emptyset"
+  return bool(NOTHING.fullmatch(_fold(text)))
 
 
 def _sides(text: str) -> list[str]:
@@ -322,7 +325,9 @@ def _equal_equations(
   if len(gold) < 2 or len(given) < 2:
     return False
   ends = (gold[0], gold[-1]), (given[0], given[-1])
-  return verifier.equivalent(*(f"({a})-({b})" for a, b in ends), True)
+  zeros = [f"({left})-({right})" for left, right in ends]
+  equal = formulas.proportional(*zeros)
+  return verifier.equivalent(*zeros, True) if equal is None else equal
 
 
 def _named(sides: list[str]) -> list[str]:

@@ -32,6 +32,7 @@ WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}|[\u4e00-\u9fff]{2,}")
 CHANGING = {*quantity.SCALES, "not", "minus", "negative", "half", "twice"} | {
   *"times squared cubed plus wrong cannot isn except without or".split()
 }
+HAN = re.compile("[\u4e00-\u9fff]")
 CHANGING_HAN = re.compile("[不非负倍半或]|大于|小于|超过|至[少多]")
 BOUND = re.compile(r"\b(?:than|under|over|below|above|least|most)\W*\Z")
 
@@ -69,7 +70,7 @@ def _only_number(text: str) -> str | None:
   words = WORD.findall(spoken.lower())
   if "\\" in spoken or not CHANGING.isdisjoint(words):
     return None
-  if len(words) < 2 and spoken.isascii() or CHANGING_HAN.search(spoken):
+  if len(words) < 2 and not HAN.search(spoken) or CHANGING_HAN.search(spoken):
     return None
   numbers = NUMBER.findall(spoken)
   if len(numbers) != 1 or BOUND.search(spoken.lower().partition(numbers[0])[0]):

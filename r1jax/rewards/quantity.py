@@ -98,7 +98,10 @@ HAN = "零一二三四五六七八九十"
 OTHER = re.compile(
   r"\b(half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|eighths?|tenths?"
   r"|squared|cubed|factorial|times|plus|minus|over|or|and|to|point|pairs?"
-  r"|score|per ?mille|am|pm|a\.m|p\.m)\b",
+  r"|score|per ?mille|am|pm|a\.m|p\.m|is|was|isn|not|but|no|wrong|incorrect"
+  r"|"
+  + "|".join(SPELLED[1:])
+  + r")\b",
   re.IGNORECASE,
 )
 CURRENCY = re.compile(
@@ -123,7 +126,7 @@ CLOSE = set("mgshlL")  # Units that stand next to their number.
 RATE = re.compile(r"[a-zA-Z]+\s?(?:/|per)\s?[a-zA-Z]+")
 ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")  # Of degrees.
 DEGREES = re.compile(r"\^\{\\circ\}\s*(?:\\text\{\s*([CF]?)\s*\}|([CF]))?$")
-RADIX = re.compile(r"\(?([0-9A-Za-z]+)\)?_\{?\s*\(?(\w+)\)?\s*\}?")
+RADIX = re.compile(r"\(?(-?[0-9A-Za-z]+(?:\.\d+)?)\)?_\{?\s*\(?(\w+)\)?\s*\}?")
 FRACTION = re.compile(r"\\frac\{(-?[\d.,]+)\}\{(-?[\d.,]+)\}")
 MIXED = re.compile(r"(-?)(\d+)\\frac\{(\d+)\}\{(\d+)\}")
 POWER_OF_TEN = re.compile(
@@ -227,13 +230,13 @@ def radix(text: str) -> tuple[str, str] | None:
   named = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
   named |= {"seven": "7", "eight": "8", "nine": "9", "ten": "10"}
   digits, base = match[1].upper(), named.get(match[2], match[2])
-  if digits.isalpha() and len(digits) == 1 or not base.isdigit():
+  if len(digits) == 1 and digits.isalpha() or not base.isdigit():
     return None
   return (digits, base) if _are_digits(digits, int(base)) else None
 
 
 def _are_digits(digits: str, base: int) -> bool:
-  return all(int(digit, 36) < base for digit in digits)
+  return all(int(digit, 36) < base for digit in digits if digit not in "-.")
 
 
 def equal(gold: Quantity, given: Quantity) -> bool:

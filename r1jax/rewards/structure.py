@@ -160,7 +160,9 @@ def _bracketed(text: str) -> Parts | None:
     if builder := BUILDER.match(inside):
       tree = read(inside[builder.end() :])
       return tree if tree.kind in ("tuple", "union") else None
-    return _separated(inside) or _list([inside]) if inside.strip() else None
+    if not inside.strip() or r"\emptyset" in inside:
+      return None
+    return _separated(inside) or _list([inside])
   if text.startswith(r"\langle") and text.endswith(r"\rangle"):
     text = "(" + text[len(r"\langle") : -len(r"\rangle")] + ")"
   if text[:1] not in ("(", "[") or text[-1:] not in (")", "]"):

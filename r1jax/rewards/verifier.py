@@ -83,6 +83,9 @@ def equivalent(gold: str, given: str, equations: bool = False) -> bool:
       return str(parsed[0]) == str(other[0])  # Terms in one order.
     if equations:
       return _proportional(parsed[0], other[0])
+    numbers = parsed[0], other[0]
+    if all(getattr(n, "is_number", 0) and n.is_finite for n in numbers):
+      return _same_number(*numbers)
     return _verify(parsed, other)
   except Exception:  # The library stumbled over what the policy wrote.
     return False
@@ -109,6 +112,13 @@ def _is_vast(formula) -> bool:
         if any(n.is_number and abs(n) > MAX_FACTORS for n in part.args):
           return True
   return False
+
+
+def _same_number(one, other) -> bool:
+  """Relatively: math-verify rounds to six decimals, and 1e-7 would be 0."""
+  difference = (one - other).evalf(30, maxn=200)
+  scale = max(abs(one.evalf(30)), abs(other.evalf(30)))
+  return bool(difference.is_number and abs(difference) <= 1e-15 * scale)
 
 
 def _proportional(one, other) -> bool:
