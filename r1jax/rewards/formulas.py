@@ -5,8 +5,8 @@ without variables are equal if their values are. For others each letter stands
 for a rational number, a different one at each of several points (Schwartz, "Fast
 probabilistic algorithms for verification of polynomial identities", 1980): one
 point where the values differ decides, and agreement at all of them does too.
-What has several readings, such as 1/2x, f(x) or roots of negative numbers, has
-no value here.
+What has several readings, such as 1/2x or roots of negative numbers, has no
+value here; f(x) is a variable of that name.
 """
 
 import functools
@@ -72,14 +72,16 @@ Number = Fraction | MP.mpf | MP.mpc
 
 def compare(one: str, other: str) -> bool | None:
   """Whether two formulas are equal; None if that is not known."""
-  variables = has_variables(one) or has_variables(other)
-  for point in POSITIVE if variables else POSITIVE[:1]:
+  names = variables(one) | variables(other)
+  applied = any("(" in name for name in names)
+  for point in POSITIVE if names else POSITIVE[:1]:
     values = value(one, point), value(other, point)
     if None in values:
       return None
     if not same(*values):
-      return False
-  for point in MIXED_SIGNS if variables else ():
+      # f(1+x) is f(x+1), but no number.
+      return None if variables(one) and variables(other) and applied else False
+  for point in MIXED_SIGNS if names else ():
     values = value(one, point), value(other, point)
     if values != (None, None) and (None in values or not same(*values)):
       return None
@@ -116,7 +118,10 @@ def proportional(one: str, other: str) -> bool | None:
       ratios.append(_over(*values))
   if not ratios or not (has_variables(one) and has_variables(other)):
     return None
-  return all(same(ratio, ratios[0]) for ratio in ratios)
+  if all(same(ratio, ratios[0]) for ratio in ratios):
+    return True
+  applied = any("(" in name for name in variables(one) | variables(other))
+  return None if applied else False
 
 
 def constant(text: str) -> Number | None:
@@ -312,8 +317,10 @@ class _Reader:
       name += "_" + "".join(subscript).removeprefix("{").removesuffix("}")
     while self.accept("'"):
       name += "'"
-    if name in APPLIED and self.next == "(":
-      raise ValueError("a function, or a product")
+    if name in APPLIED and self.next == "(":  # It may be a function.
+      start = self.at
+      self.bracketed(self.take())
+      name += "".join(self.tokens[start : self.at])
     self.variables.add(name)
     if name in self.values:
       return self.values[name]

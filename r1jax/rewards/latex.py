@@ -235,7 +235,8 @@ def clean(text: str) -> str:
   text = GROUPED.sub(lambda m: re.sub(GAP, "", m[0]), text)
   text = LINES.sub(_join_lines, text)
   for pattern, replacement in REWRITES:
-    text = pattern.sub(replacement, text)
+    if pattern.search(text):  # Most are not there, and search is the faster.
+      text = pattern.sub(replacement, text)
   text = SPACED.sub(lambda m: m[0].replace(" ", ""), _brace(text))
   text = THOUSANDS.sub(_join, NUMBERS.sub(r"\1, ", text).strip())
   return OUTWARD.sub(_inward, TAIL.sub("", " ".join(text.split())))

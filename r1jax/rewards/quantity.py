@@ -99,9 +99,7 @@ OTHER = re.compile(
   r"\b(half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|eighths?|tenths?"
   r"|squared|cubed|factorial|times|plus|minus|over|or|and|to|point|pairs?"
   r"|score|per ?mille|am|pm|a\.m|p\.m|is|was|isn|not|but|no|wrong|incorrect"
-  r"|"
-  + "|".join(SPELLED[1:])
-  + r")\b",
+  r")\b",
   re.IGNORECASE,
 )
 CURRENCY = re.compile(
@@ -181,7 +179,7 @@ def split_unit(text: str) -> tuple[str, frozenset]:
     scale, others = words[0], words[1:]
   if scale:
     number = read(head)
-    if number is None:
+    if number is None or others.lower().strip() in SPELLED:
       return text, ANY
     head, words = str(number.value * SCALES[scale]), others
   elif words.lower() in ("percent", "per cent", "percentage", "pct"):

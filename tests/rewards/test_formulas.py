@@ -75,7 +75,7 @@ def test_a_formula_has_its_value(text, expected):
 @pytest.mark.parametrize(
   "text",
   ["", "+", "x/", "((", "2)", "1/2x", "(-8)^{1/3}", "x!", r"\frac12", "1/0"]
-  + ["是", "[1)", "x=1", "\0", "f(x)", r"\sin^{-1} x", r"\sin x/2", "x_{", "|x"]
+  + ["是", "[1)", "x=1", "\0", "f(x", r"\sin^{-1} x", r"\sin x/2", "x_{", "|x"]
   + ["9^{9^{9^{9}}}", "99999!", "2^{99999}", r"\exp(\exp(\exp(99)))"]
   + ["-" * 999 + "1", "(" * 9999, "1<2", r"\int x", "1,2", "²", r"\binom{x}{2}"],
 )
@@ -110,6 +110,10 @@ def test_what_has_no_value_or_several_readings_is_left_to_others(text):
     ("x_1", "x_2", False),
     ("x'", "x", False),
     ("1/2x", "1/2x", None),
+    ("2f(x)", "f(x)2", True),
+    ("f(x)", "f(y)", None),
+    ("f(2x)", "2f(x)", None),
+    ("f(2x)", "7", False),
   ],
 )
 def test_formulas_are_compared(one, other, expected):
