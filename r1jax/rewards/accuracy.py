@@ -21,7 +21,9 @@ from r1jax.rewards import (
 )
 from r1jax.types import Completion, Example
 
-MARKED = re.compile(r"^(?:####|A:)[ \t]*(\S[^\n]*)\s*\Z", re.MULTILINE)
+MARKED = re.compile(
+  r"^[*_ \t]*(?:####|A:|(?:Final )?Answer:)[*_ \t]*(\S[^\n]*)\s*\Z", re.MULTILINE
+)
 
 
 def extract(completion: Completion | str) -> str | None:
@@ -39,12 +41,15 @@ def extract(completion: Completion | str) -> str | None:
   head, found, tail = text.rpartition("</answer>")
   _, opened, answer = head.rpartition("<answer>")
   if not (found and opened):
-    if r"\boxed" in text or r"\fbox" in text:
-      return math.last_boxed(text)
-    marked = MARKED.search(text)
-    return marked[1].strip() if marked else None
+    return math.last_boxed(text) if math.has_box(text) else _marked(text)
   boxed = math.last_boxed(answer + tail)
   return answer.strip() if boxed is None else boxed
+
+
+def _marked(text: str) -> str | None:
+  """What the last line says to be the answer."""
+  marked = MARKED.search(text)
+  return marked[1].strip() if marked else None
 
 
 def reward(example: Example, completion: Completion) -> float | None:
@@ -53,6 +58,9 @@ def reward(example: Example, completion: Completion) -> float | None:
   if family in WHOLE:
     return WHOLE[family](example, completion)
   answer = extract(completion)
+  if family == "choice" and (answer is None or not choice.letters(answer)):
+    # A formula in a box, and the letter below it.
+    answer = _marked(completion.text.rpartition("</think>")[2]) or answer
   return 0.0 if answer is None else grade(example, answer)
 
 
