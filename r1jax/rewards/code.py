@@ -36,6 +36,7 @@ from typing import NamedTuple
 
 from r1jax.rewards import unit_tests
 from r1jax.rewards.sandbox import (
+  KINDS,
   LANGUAGES,
   Ended,
   Limits,
@@ -76,19 +77,28 @@ class Outcome(NamedTuple):
   counts: bool = True
 
 
-def check(
+def check_arguments(
   *,
   partial: bool = False,
   seconds: float = 4.0,
   sandbox: str = "bwrap",
   packages: Sequence[str] = (),
 ) -> None:
-  """Raises ValueError if programs cannot be run, and kept in, as asked."""
+  """Raises ValueError for values that `judge` cannot take anywhere."""
   del partial
   if not 0 < seconds < 3600:
     raise ValueError(f"seconds must be 0 to 3600, got {seconds}")
+  if sandbox not in KINDS:
+    raise ValueError(f"sandbox must be one of {[*KINDS]}, got {sandbox!r}")
   if isinstance(packages, str):
     raise ValueError(f"packages must be a list of names, got {packages!r}")
+
+
+def check(
+  *, sandbox: str = "bwrap", packages: Sequence[str] = (), **kwargs
+) -> None:
+  """Raises ValueError if programs cannot be run, and kept in, as asked."""
+  check_arguments(sandbox=sandbox, packages=packages, **kwargs)
   check_sandbox(sandbox, tuple(packages))
 
 

@@ -175,9 +175,9 @@ def run_cases(
   if largest > MAX_INPUT:
     raise ValueError(f"an input of {largest} bytes; at most {MAX_INPUT}")
   how = LANGUAGES[language]
-  tool = (how.build or how.command or ("",))[0]
-  if tool and not shutil.which(tool, path=bubblewrap.ENVIRONMENT["PATH"]):
-    raise RuntimeError(f"programs in {language} need {tool}: install it")
+  program = tool(language)
+  if program and not shutil.which(program, path=bubblewrap.ENVIRONMENT["PATH"]):
+    raise RuntimeError(f"programs in {language} need {program}: install it")
   limits = limits._replace(
     processes=limits.processes + how.processes,
     disk_mib=limits.disk_mib + math.ceil(largest / 2**20),
@@ -195,6 +195,12 @@ def run_cases(
     for each in data:
       box.send(values.encode(each))
       yield Run(*box.receive())
+
+
+def tool(language: str) -> str:
+  """The program that has to be installed for a language; "" for Python."""
+  how = LANGUAGES[language]
+  return (how.build or how.command or ("",))[0]
 
 
 class Statement(NamedTuple):

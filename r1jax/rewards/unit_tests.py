@@ -157,7 +157,9 @@ def _calls(
       yield f"check({entry_point})"
     elif node.name.startswith("test") and not is_class and _is_plain(node, 0):
       yield f"{node.name}()"
-    elif node.name in asserting and not is_class:
+    elif node.name in asserting and (
+      node.name.startswith("test") or _is_plain(node, 0)
+    ):
       raise ValueError(f"tests that nothing runs: {node.name}")
 
 
@@ -235,7 +237,7 @@ def _statements(
   A name that stands in one statement with the program's may have changed by it,
   but for builtins and imported ones.
   """
-  fixed = {*dir(builtins)} - INDIRECT
+  fixed = {*dir(builtins)} - INDIRECT - program
   program = program | INDIRECT
   for node in nodes:
     names = _mentions(node) - fixed

@@ -91,6 +91,7 @@ def train(
   model, params = load_model(config)
   inspection.check_vocabulary(words, model.config)
   inspection.check_prompts(inspection.in_memory(dataset), words, config)
+  rewards.check(inspection.in_memory(dataset), **config.rewards.to_dict())
   claim(workdir, config.to_dict(), ignore=CHANGEABLE)
   engine = make_engine(
     model,

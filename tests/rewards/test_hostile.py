@@ -29,7 +29,7 @@ import os, signal, threading
 signal.signal(signal.SIGALRM, signal.SIG_DFL)
 n = 0
 try:
-  for _ in range(20):
+  for _ in range(64):
     if not os.fork():
       signal.alarm(5)
       signal.pause()
@@ -39,12 +39,12 @@ except OSError:
 print(n)
 """
   limit = sandbox.Limits().processes
-  assert 1 <= int(prints(counted)) <= limit
+  assert limit // 2 <= int(prints(counted)) <= limit
   threads = counted.replace(
     "if not os.fork():\n      signal.alarm(5)\n      signal.pause()",
     "threading.Thread(target=signal.pause, daemon=True).start()",
   ).replace("OSError", "RuntimeError")
-  assert 1 <= int(prints(threads)) <= limit
+  assert limit // 2 <= int(prints(threads)) <= limit
 
 
 def test_memory_is_little():
@@ -116,7 +116,7 @@ def test_output_is_limited(judge_hostile):
   verdict = judge_hostile(
     "while True: print('y x ' * 2**20)", judge_hostile.cases
   )
-  assert "File too large" in verdict.feedback
+  assert "more than 8388608 bytes printed" in verdict.feedback
   assert judge_hostile("print('x' * 2**30)\ndef f(x): return 6").score == 0.0
 
 
@@ -149,7 +149,6 @@ os.listdir("/proc")
 os.listdir("/sys")
 os.listdir("/home")
 os.listdir({here!r})
-os.listdir("/dev/shm")
 open("/dev/mem", "rb")
 open("/dev/tty")
 open("/dev/vda", "rb")
