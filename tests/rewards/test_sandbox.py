@@ -88,9 +88,8 @@ def test_the_filter_allows_what_it_names_and_nothing_else(monkeypatch):
   for machine, socket, ioctl in (("x86_64", 41, 16), ("aarch64", 198, 29)):
     seccomp.program.cache_clear()
     monkeypatch.setattr(seccomp.platform, "machine", lambda m=machine: m)
-    run = lambda *call: filtered(
-      seccomp.program(), seccomp.MACHINES[machine], *call
-    )
+    audit = seccomp.MACHINES[machine]
+    run = lambda *call, audit=audit: filtered(seccomp.program(), audit, *call)
     allowed = {n for n in range(1024) if run(n) == seccomp.ALLOW}
     which = [*seccomp.MACHINES].index(machine)
     cloned = {seccomp.CLONE[which]}  # With no flags.
@@ -105,8 +104,7 @@ def test_the_filter_allows_what_it_names_and_nothing_else(monkeypatch):
     assert {run(socket, family) for family in (2, 10, 16, 40)} == {refused}
     assert run(ioctl, 0, 0x5401) == seccomp.ALLOW
     assert run(ioctl, 0x5401, 0x5412) == seccomp.REFUSE | 25  # TIOCSTI.
-    other = seccomp.MACHINES[machine] ^ 1
-    assert filtered(seccomp.program(), other, 0) == seccomp.KILL
+    assert filtered(seccomp.program(), audit ^ 1, 0) == seccomp.KILL
   seccomp.program.cache_clear()
   monkeypatch.setattr(seccomp.platform, "machine", lambda: "pdp11")
   with pytest.raises(ValueError, match="'pdp11'"):
