@@ -25,6 +25,7 @@ ENVIRONMENT = {
   "PATH": "/usr/local/bin:/usr/bin:/bin",
   "PYTHONHASHSEED": "0",
   "PYTHONINTMAXSTRDIGITS": "0",  # No limit on the digits of a number.
+  "MALLOC_ARENA_MAX": "2",  # Else each thread reserves 64 MiB of addresses.
   # A thread for each core is more than a sandbox has.
   "OMP_NUM_THREADS": "1",
   "OPENBLAS_NUM_THREADS": "1",

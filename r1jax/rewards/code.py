@@ -296,12 +296,14 @@ def same_output(printed: bytes, expected: bytes) -> bool:
   integers and words have to be the same text.
   """
   tokens, wanted = printed.split(), expected.split()
-  return len(tokens) == len(wanted) and all(map(_same, tokens, wanted))
+  if len(tokens) != len(wanted):
+    return False
+  return all(x == y or _is_close(x, y) for x, y in zip(tokens, wanted))
 
 
-def _same(token: bytes, wanted: bytes) -> bool:
-  if token == wanted or len(token) > MAX_NUMBER or not POINT.fullmatch(wanted):
-    return token == wanted
+def _is_close(token: bytes, wanted: bytes) -> bool:
+  if len(token) > MAX_NUMBER or not POINT.fullmatch(wanted):
+    return False
   if not NUMBER.fullmatch(token):
     return False
   value, number = float(token), float(wanted)

@@ -1,10 +1,11 @@
 """Runs a program that nobody trusts, and hands back what it computed.
 
 Each program gets a sandbox of its own, by bubblewrap: no network, no files but
-the system's to read and a small empty directory to write (/tmp, where it starts
-and which is HOME and /dev/shm too), no environment, no sight of other
-processes, no rights, and only the system calls that `seccomp` allows. `inside`
-is what runs there. Within its `Limits` it may use
+the system's to read and a small directory to write (/tmp, where it starts, and
+which is HOME and /dev/shm too; only the files of its standard streams are
+there), no environment, no sight of other processes, no rights, and only the
+system calls that `seccomp` allows. `inside` is what runs there. Within its
+`Limits` it may use
 
     threads     and processes, 32 together; multiprocessing, pipes and local
                 sockets work

@@ -152,7 +152,7 @@ thread.join()
 HONEST = [
   "from concurrent.futures import ThreadPoolExecutor\n"
   "with ThreadPoolExecutor(24) as pool:\n"
-  "  print(sum(pool.map(lambda x: x, [1, 4])))",
+  "  print(sum(pool.map(lambda x: time.sleep(0.1) or x % 2, range(24))) - 7)",
   "from concurrent.futures import ProcessPoolExecutor\n"
   "def square(x): return x * x\n"
   "with ProcessPoolExecutor(2) as pool: print(sum(pool.map(square, [1, 2])))",
@@ -240,5 +240,7 @@ def test_packages_are_visible_if_they_are_named(kind):
 
 
 def test_a_package_that_needs_another_names_it(bwrap):
-  with pytest.raises(ValueError, match="name what it needs(.|\n)*No module named"):
+  with pytest.raises(
+    ValueError, match="name what it needs(.|\n)*No module named"
+  ):
     code.check(packages=["optax"])
