@@ -87,9 +87,14 @@ BACKGROUND: dict[str, Callable[..., Callable[[], list]]] = {
   "safety": learned.start_safety,
 }
 
-# Called with the keyword arguments before anything is graded; they raise
-# ValueError where the reward cannot work.
-CHECKS: dict[str, Callable[..., None]] = {"code": code.check}
+# Called with the examples that are known, and the keyword arguments, before
+# anything is graded; they raise ValueError where the reward cannot work.
+CHECKS: dict[str, Callable[..., None]] = {
+  "accuracy": accuracy.check,
+  "code": lambda _, **kwargs: code.check(**kwargs),
+  "cosine": lambda examples, **_: accuracy.check(examples),
+  "length": lambda examples: accuracy.check(examples),
+}
 
 
 class Scores(NamedTuple):
@@ -137,7 +142,7 @@ def submit(
   **spec: Any,
 ) -> Callable[[], Scores]:
   """Starts what `score` does; call the result, once, to wait for the scores."""
-  spec = check(**spec)
+  spec = check(examples, **spec)
   pairs = [
     (example, Completion(written) if isinstance(written, str) else written)
     for example, written in zip(examples, completions, strict=True)
@@ -191,11 +196,14 @@ def submit(
   return finish
 
 
-def check(**spec: Any) -> dict[str, tuple[float, dict[str, Any]]]:
+def check(
+  examples: Sequence[Example] = (), /, **spec: Any
+) -> dict[str, tuple[float, dict[str, Any]]]:
   """The weight and the own arguments of each reward that a spec names.
 
   Raises ValueError for a reward that does not exist, an argument it does not
-  take, or a weight that is not a finite number.
+  take, a weight that is not a finite number, or what keeps it from grading the
+  examples on this machine.
   """
   known = {**REWARDS, **GROUP_REWARDS}
   checked = {}
@@ -215,7 +223,7 @@ def check(**spec: Any) -> dict[str, tuple[float, dict[str, Any]]]:
       if name in BACKGROUND:
         BACKGROUND[name]([], **kwargs)
       if name in CHECKS:
-        CHECKS[name](**kwargs)
+        CHECKS[name](examples, **kwargs)
       if name in PROBED:
         known[name](Example("", ""), Completion("", 1, 1), **kwargs)
     except (TypeError, ValueError) as error:

@@ -3,7 +3,7 @@
 import collections
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,18 +35,20 @@ def evaluate(
   *,
   template: str,
   seed: int,
+  accuracy_reward: Any = 1.0,
   progress: Callable[[int, int], None] = lambda done, tokens: None,
 ) -> dict[str, float]:
   """The numbers of every set, named "eval/<set>/<number>"; see `measure`.
 
   Samples are drawn from `seed`'s own stream, the same at every evaluation, so
   that training does not depend on whether one took place. Hosts but the first
-  help, and learn no numbers.
+  help, and learn no numbers. `accuracy_reward` is that entry of a config's
+  rewards: programs are run as it says.
   """
   numbers, params = {}, engine.prepare(params)
   for index, (name, examples, samples) in enumerate(problems):
     graders, limit = engine.hosts(len(examples)), engine.max_tokens
-    spec = dict(accuracy=1.0, format=0.0)
+    spec = dict(accuracy=accuracy_reward, format=0.0)
     grading = Grading(examples, graders, samples, tokenizer, limit, pool, spec)
     rollout = engine(
       params,

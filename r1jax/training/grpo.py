@@ -94,6 +94,7 @@ def train(
   inspection.check_dataset(dataset, words, config)
   model, base = load_model(config)
   inspection.check_vocabulary(words, model.config)
+  rewards.check(inspection.in_memory(dataset), **config.rewards.to_dict())
   contents = {"dataset": data.content_hash(dataset)}
   claim(workdir, config.to_dict(), contents, ignore=CHANGEABLE)
   engine = make_engine(

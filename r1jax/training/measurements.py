@@ -81,6 +81,7 @@ class Observer:
     self._config, self._writer, self._engine = config, writer, engine
     self._words, self._pool, self._rounds = words, pool, rounds
     self._sets = None
+    self._accuracy = config.rewards.to_dict().get("accuracy", 1.0)
     self._evaluated = {*checkpoint.read_scores(writer.workdir)}
     self._seconds = collections.Counter()
     self._moved = None
@@ -129,6 +130,7 @@ class Observer:
       self._sets = evaluation(**config.evaluation.to_dict())
       for problems in self._sets["whole"]:
         inspection.check_prompts(problems.examples, self._words, config)
+        rewards.check(problems.examples, accuracy=self._accuracy)
     whole = step in (0, config.num_steps)
     problems = self._sets["whole" if whole else "between"]
     console, began = self._writer.console, time.monotonic()
@@ -145,6 +147,7 @@ class Observer:
       self._pool,
       template=config.template,
       seed=config.evaluation.seed,
+      accuracy_reward=self._accuracy,
       progress=lambda done, tokens: console.phase(
         f"evaluating, {done} completions, {tokens:,} tokens"
       ),
