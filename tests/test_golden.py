@@ -10,11 +10,12 @@ import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # Whose numbers they are.
 
+import jax
 import numpy as np
 import pytest
 
 from r1jax import config, metrics
-from r1jax.training import evaluate, grpo, log, records
+from r1jax.training import grpo, records
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = pathlib.Path(__file__).with_suffix(".json")
@@ -36,14 +37,19 @@ SMALL = {
   "prompts_per_round": 4,
   "group_size": 4,
   "sampling.num_slots": 16,
+  "rows.width": 320,
   "rows.max_rows": 8,
+  "rows.microbatch_rows": 2,
   "grader.num_workers": 1,
   "optimizer.warmup_steps": 0,
+  "evaluation.problems": 1,
+  "evaluation.samples": 2,
+  "evaluation.problems_between": 1,
+  "evaluation.samples_between": 2,
 }
 OF_THE_ROW = (
   "loss/total",
   "loss/policy",
-  "loss/kl",
   "kl/ref",
   "entropy/mean",
   "ratio/max",
@@ -59,11 +65,7 @@ def first_round(workdir):
   """What the round samples, what that is worth, and what is learned from it."""
   settings = config.load(str(ROOT / "experiments/demo.py"), SMALL)
   config.check(settings)
-  with pytest.MonkeyPatch.context() as patch:
-    # What takes long.
-    patch.setattr(evaluate.Evaluator, "is_due", lambda *_: False)
-    patch.setattr(log.RunLog, "summarise", lambda *_: None)
-    grpo.train(settings, str(workdir), dump=True, sinks=())
+  grpo.train(settings, str(workdir), dump=True, sinks=())
   record = records.load(workdir, 0)
   rollout, parts = record.rollout, record.scores.parts
   (row,) = [row for row in metrics.read(workdir) if "round" in row]
@@ -84,7 +86,7 @@ def expected():
 
 
 @pytest.fixture(scope="module")
-def got(tmp_path_factory):
+def got(tmp_path_factory, module_quick_to_compile):
   return first_round(tmp_path_factory.mktemp("golden"))
 
 
@@ -106,12 +108,13 @@ def test_the_numbers_of_the_first_round_of_the_demo_are_what_they_were(
     flat(got[what]),
     flat(expected[what]),
     rtol=1e-3,
-    atol=1e-5,
+    atol=2e-6,
     err_msg=f"{what} {[*expected['update']]}{REMEDY}",
   )
 
 
 if __name__ == "__main__":
+  jax.config.update("jax_disable_most_optimizations", True)
   with tempfile.TemporaryDirectory() as folder:
     numbers = first_round(pathlib.Path(folder))
   GOLDEN.write_text(json.dumps(numbers, indent=1) + "\n")

@@ -6,16 +6,17 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from r1jax.training.experience import pack_minibatch
 
-from r1jax import config, data, metrics, models, rewards, sharding
-from r1jax.data import gsm8k, templates, tokenizer
+from r1jax import config, data, metrics, rewards, sharding
+from r1jax.data import templates, tokenizer
 from r1jax.data.packing import unpack
+from r1jax.data.split import in_test
 from r1jax.losses.aggregation import completion_mean
 from r1jax.models import transformer
 from r1jax.models.presets import PRESETS, preset
 from r1jax.rollouts.engine import Engine, make_engine
-from r1jax.training import evaluate, grpo
+from r1jax.training import grpo, models
+from r1jax.training.batch import pack_prompts
 from r1jax.training.evaluate import completions
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Rollout, within_lengths
 
@@ -70,8 +71,8 @@ def write_problems(path, extra=()):
   """Five problems to train on and two to test on, then `extra` lines."""
   texts = [f"{i} apples and {i + 1} pears: how many fruits?" for i in range(90)]
   chosen = [
-    *filter(gsm8k.SPLITS["train"], texts[:6]),
-    *[*filter(gsm8k.SPLITS["test"], texts)][:2],
+    *[text for text in texts[:6] if not in_test("math/gsm8k", text)],
+    *[text for text in texts if in_test("math/gsm8k", text)][:2],
   ]
   rows = [
     dict(question=text, answer=f"Add.\n#### {2 * int(text.split()[0]) + 1}")
@@ -122,7 +123,7 @@ def check_rollout(rollout, words):
 
 @needs_data
 def test_rewards_masks_and_lengths_of_texts_in_r1s_tokens(r1):
-  examples = data.load("gsm8k", path=str(GSM8K))[:2]
+  examples = data.load("problems", path=str(GSM8K))[:2]
   right = "<think> Half of 48 is 24. </think> <answer>{}</answer>"
   texts = [[right.format(e.answer), "72, I think."] for e in examples]
   texts[1][1] = right.format(r"\boxed{10.5}")
@@ -130,7 +131,7 @@ def test_rewards_masks_and_lengths_of_texts_in_r1s_tokens(r1):
   ids = [[r1.encode(text) + [1] for text in group] for group in texts]
   ids[0][1].pop()
   lengths = np.array([[len(row) for row in group] for group in ids])
-  asked = evaluate.encode_prompts(examples, "r1_zero", r1)
+  asked = templates.encode_prompts(examples, "r1_zero", r1)
   rollout = Rollout(
     prompts=pad(asked, 200),
     prompt_lengths=np.array([len(row) for row in asked]),
@@ -150,7 +151,7 @@ def test_rewards_masks_and_lengths_of_texts_in_r1s_tokens(r1):
   np.testing.assert_array_equal(scores.parts["accuracy"], [1, 0, 1, 0])
   np.testing.assert_array_equal(scores.parts["format"], [1, 0, 1, 1])
 
-  packed, _ = pack_minibatch(
+  packed, _ = pack_prompts(
     rollout, [0, 1], width=512, max_rows=2, microbatch_rows=1
   )
   shape = rollout.completions.shape
@@ -158,7 +159,7 @@ def test_rewards_masks_and_lengths_of_texts_in_r1s_tokens(r1):
   targets = unpack(packed.targets, packed, shape)
   np.testing.assert_array_equal(targets, np.where(mask, rollout.completions, 0))
   assert (packed.origin >= 0).sum() == mask.sum() == lengths.sum()
-  weights = completion_mean(mask, np.ones((2, 2), bool))
+  weights = completion_mean(lengths)[..., None] * mask
   assert weights.sum() == pytest.approx(1)
   assert ((weights > 0) == mask).all()
   eos = rollout.completions[0, 0, lengths[0, 0] - 1]
@@ -181,7 +182,7 @@ def test_padding_of_the_vocabulary_is_never_sampled(r1, toy):
   loud[r1.vocab_size :] = 300
   loud[1] = 60
   params["unembed"] = params["unembed"] * loud
-  examples = data.load("gsm8k", path=str(GSM8K))[:3]
+  examples = data.load("problems", path=str(GSM8K))[:3]
   engine = make_engine(
     transformer.Transformer(sizes),
     r1,
@@ -189,14 +190,16 @@ def test_padding_of_the_vocabulary_is_never_sampled(r1, toy):
     templates.shared_tokens("r1_zero", r1),
     **c.sampling,
   )
-  asked = evaluate.encode_prompts(examples, "r1_zero", r1)
+  asked = templates.encode_prompts(examples, "r1_zero", r1)
   rollout = engine(params, asked, 4, seed=0, round=0)
   check_rollout(rollout, r1)
   assert set(rollout.finish.flat) == {FINISH_STOP, FINISH_LENGTH}
   for row, length, example in zip(
     rollout.prompts, rollout.prompt_lengths, examples
   ):
-    assert r1.decode(row[:length].tolist()) == templates.r1_zero(example.prompt)
+    ids = row[:length].tolist()
+    assert ids[0] == r1.bos_id
+    assert r1.decode(ids[1:]) == templates.r1_zero(example.prompt)
 
 
 @needs_data
@@ -283,8 +286,8 @@ def test_all_of_gsm8k_fits_the_windows(r1):
   c = config.load(EXPERIMENT)
   shared = len(templates.shared_tokens(c.template, r1))
   for file in (GSM8K, SHARED / "eval/math_gsm8k_test.jsonl"):
-    asked = evaluate.encode_prompts(
-      data.load("gsm8k", path=str(file)), c.template, r1
+    asked = templates.encode_prompts(
+      data.load("problems", path=str(file)), c.template, r1
     )
     longest = max(map(len, asked))
     assert longest - shared <= c.sampling.prompt_tokens

@@ -67,25 +67,44 @@ class Reward(NamedTuple):
   # that wait for another machine or run a model. With nothing to grade it
   # raises ValueError for wrong arguments.
   start: Callable | None = None
-  # Raises ValueError for arguments with which it cannot work on this machine.
+  # Given the examples that are known and the arguments, raises ValueError for
+  # what keeps it from working on this machine.
   check: Callable | None = None
   # `function` raises ValueError for wrong arguments, whatever it grades.
   probe: bool = False
 
 
 REWARDS: dict[str, Reward] = {
-  "accuracy": Reward(accuracy.reward, pooled=True, explain=accuracy.judge),
+  "accuracy": Reward(
+    accuracy.reward,
+    pooled=True,
+    explain=accuracy.judge,
+    check=accuracy.check,
+  ),
   "answered": Reward(accuracy.answered),
   "code": Reward(
-    code.reward, pooled=True, explain=code.judge, check=code.check
+    code.reward,
+    pooled=True,
+    explain=code.judge,
+    check=lambda _, **arguments: code.check(**arguments),
   ),
-  "cosine": Reward(length.cosine, pooled=True, probe=True),
+  "cosine": Reward(
+    length.cosine,
+    pooled=True,
+    check=lambda examples, **_: accuracy.check(examples),
+    probe=True,
+  ),
   "format": Reward(format.reward),
   "helpfulness": Reward(learned.helpfulness, start=learned.start_helpfulness),
   "instructions": Reward(instructions.reward, pooled=True),
   "judge": Reward(judge.reward, start=judge.start),
   "language": Reward(language.reward, pooled=True),
-  "length": Reward(length.group, of_group=True, pooled=True),
+  "length": Reward(
+    length.group,
+    of_group=True,
+    pooled=True,
+    check=lambda examples: accuracy.check(examples),
+  ),
   "overlong": Reward(length.overlong, probe=True),
   "preference": Reward(
     judge.group_reward, of_group=True, start=judge.start_groups
@@ -162,7 +181,7 @@ def submit(
     (example, Completion(written) if isinstance(written, str) else written)
     for example, written in zip(examples, completions, strict=True)
   ]
-  terms = check(**spec)
+  terms = check(examples, **spec)
   domains = [domain_of(example, terms) for example in examples]
   started = []
   for term in terms:
@@ -241,12 +260,21 @@ def _call(term: Term, call: Call, counts: Counter) -> Any:
     return None
 
 
-def check(**spec: Any) -> list[Term]:
+def check(examples: Sequence[Example] = (), /, **spec: Any) -> list[Term]:
   """The rewards of a spec, one by one.
 
   Raises ValueError for a reward that does not exist, an argument that it does
-  not take, or a weight that is not a finite number.
+  not take, a weight that is not a finite number, or what keeps a reward from
+  grading the examples on this machine.
   """
+  terms = _terms(examples, spec)
+  for example in examples:
+    domain_of(example, terms)
+  return terms
+
+
+def _terms(examples: Sequence[Example], spec: Mapping[str, Any]) -> list[Term]:
+  """`check` before anything is known of domains."""
   if domains := [name for name, entry in spec.items() if _is_spec(name, entry)]:
     if len(domains) < len(spec):
       single = next(name for name in spec if name not in domains)
@@ -257,9 +285,9 @@ def check(**spec: Any) -> list[Term]:
     return [
       term._replace(domain=domain)
       for domain, entry in spec.items()
-      for term in check(**entry)
+      for term in _terms(examples, entry)
     ]
-  return [_term(name, entry) for name, entry in spec.items()]
+  return [_term(name, entry, examples) for name, entry in spec.items()]
 
 
 def domain_of(example: Example, terms: Sequence[Term]) -> str:
@@ -289,7 +317,7 @@ def _is_spec(name: str, entry: Any) -> bool:
   )
 
 
-def _term(name: str, entry: Any) -> Term:
+def _term(name: str, entry: Any, examples: Sequence[Example]) -> Term:
   """One entry of a spec, checked."""
   arguments = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
   numbers = {key: arguments.pop(key, None) for key in ("weight", "offset")}
@@ -313,7 +341,7 @@ def _term(name: str, entry: Any) -> Term:
     if reward.start:
       reward.start([], **arguments)
     if reward.check:
-      reward.check(**arguments)
+      reward.check(examples, **arguments)
     if reward.probe:
       reward.function(Example("", ""), Completion("", 1, 1), **arguments)
   except (TypeError, ValueError) as error:

@@ -3,11 +3,13 @@
 DeepSeek-R1 (arXiv:2501.12948), section 2.2.2. Only what follows the last
 </think> is graded, so that a right answer in passing is worth nothing. The
 example's domain, up to its first "/", picks the grader: a mixture of domains
-needs one reward. Domains that have none are compared as text.
+needs one reward. Domains that have none are compared as text. Programs are run
+as the `code` reward runs them, and with its arguments.
 """
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from r1jax.rewards import (
   arithmetic,
@@ -21,7 +23,10 @@ from r1jax.rewards import (
 )
 from r1jax.types import Completion, Example
 
-MARKED = re.compile(r"^(?:####|A:)[ \t]*(\S[^\n]*)\s*\Z", re.MULTILINE)
+MARKED = re.compile(
+  r"^[*_ \t]*(?:####|A:|(?:Final )?Answer:)[*_ \t]*(\S[^\n]*)\s*\Z",
+  re.MULTILINE,
+)
 
 
 def extract(completion: Completion | str) -> str | None:
@@ -39,21 +44,15 @@ def extract(completion: Completion | str) -> str | None:
   head, found, tail = text.rpartition("</answer>")
   _, opened, answer = head.rpartition("<answer>")
   if not (found and opened):
-    if r"\boxed" in text or r"\fbox" in text:
-      return math.last_boxed(text)
-    marked = MARKED.search(text)
-    return marked[1].strip() if marked else None
+    return math.last_boxed(text) if math.has_box(text) else _marked(text)
   boxed = math.last_boxed(answer + tail)
   return answer.strip() if boxed is None else boxed
 
 
-def reward(example: Example, completion: Completion) -> float | None:
-  """1 if what was written is right, 0 if not, None if it cannot be told."""
-  family = _family(example)
-  if family in WHOLE:
-    return WHOLE[family](example, completion)
-  answer = extract(completion)
-  return 0.0 if answer is None else grade(example, answer)
+def _marked(text: str) -> str | None:
+  """What the last line says to be the answer."""
+  marked = MARKED.search(text)
+  return marked[1].strip() if marked else None
 
 
 def answered(example: Example, completion: Completion) -> float:
@@ -62,11 +61,46 @@ def answered(example: Example, completion: Completion) -> float:
   return float(extract(completion) is not None)
 
 
-def judge(example: Example, completion: Completion) -> tuple[float | None, str]:
+def reward(
+  example: Example,
+  completion: Completion,
+  *,
+  partial: bool = False,
+  seconds: float = 4.0,
+  sandbox: str = "bwrap",
+  packages: Sequence[str] = (),
+) -> float | None:
+  """1 if what was written is right, 0 if not, None if it cannot be told.
+
+  Keyword arguments are those of `code.judge`, and matter to programs alone.
+  """
+  programs = dict(
+    partial=partial, seconds=seconds, sandbox=sandbox, packages=packages
+  )
+  return judge(example, completion, **programs)[0]
+
+
+def judge(
+  example: Example, completion: Completion, **programs: Any
+) -> tuple[float | None, str]:
   """As `reward`, and what a program's tests say about it; "" for all else."""
-  if _family(example) == "code":
-    return code.judge(example, completion)
-  return reward(example, completion), ""
+  family = _family(example)
+  if family == "code":
+    return code.judge(example, completion, **programs)
+  if family in WHOLE:
+    return WHOLE[family](example, completion), ""
+  answer = extract(completion)
+  if family == "choice" and (answer is None or not choice.letters(answer)):
+    # A formula in a box, and the letter below it.
+    answer = _marked(completion.text.rpartition("</think>")[2]) or answer
+  return (0.0 if answer is None else grade(example, answer)), ""
+
+
+def check(examples: Sequence[Example] = (), **programs: Any) -> None:
+  """Raises ValueError if programs cannot be run as asked, if there are any."""
+  code.check_arguments(**programs)
+  if any(_family(example) == "code" for example in examples):
+    code.check(**programs)
 
 
 def grade(example: Example, answer: str) -> float | None:
@@ -89,7 +123,7 @@ GRADERS: dict[str, Callable[[Example, str], float | None]] = {
 }
 
 # Of all that was written.
-WHOLE: dict[str, Callable[[Example, Completion], float | None]] = {
+WHOLE: dict[str, Callable[..., float | None]] = {
   "code": code.reward,
   "instructions": instructions.followed,
 }

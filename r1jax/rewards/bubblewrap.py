@@ -1,31 +1,46 @@
 """How a sandbox starts: bubblewrap, and Python in it.
 
-As root, bubblewrap needs no user namespace, and `inside` becomes a user that
-nobody else is; else it runs as the one who called, in a namespace of its own.
+What is there: /usr to read, an empty /tmp to write, a few devices, and names of
+the standard streams, which lead to files that `inside` makes. As root,
+bubblewrap needs no user namespace, and `inside` becomes a user that nobody else
+is; else it runs as the one who called, in a namespace of its own.
 """
 
 import functools
+import importlib.util
 import marshal
 import os
 import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from r1jax.rewards import inside, seccomp, values
+from r1jax.rewards import checker, inside, seccomp, usual, values
 
 ENVIRONMENT = {
   "HOME": "/tmp",
   "LANG": "C.UTF-8",
   "PATH": "/usr/local/bin:/usr/bin:/bin",
   "PYTHONHASHSEED": "0",
+  "PYTHONINTMAXSTRDIGITS": "0",  # No limit on the digits of a number.
+  "MALLOC_ARENA_MAX": "2",  # Else each thread reserves 64 MiB of addresses.
+  # A thread for each core is more than a sandbox has.
+  "OMP_NUM_THREADS": "1",
+  "OPENBLAS_NUM_THREADS": "1",
 }
+PACKAGES = "/packages"  # Where they are in a sandbox.
 
 
-def isolated(stdin: socket.socket, disk_mib: int) -> subprocess.Popen:
-  """Starts `inside`, in a sandbox."""
-  command = [*_command(), "--size", str(disk_mib * 2**20)]
+def isolated(
+  stdin: socket.socket, disk_mib: int, packages: Sequence[str] = ()
+) -> subprocess.Popen:
+  """Starts `inside`, in a sandbox; the packages are in PACKAGES."""
+  command = [*_command()]
+  for path in paths(packages):
+    command += ["--ro-bind", str(path), f"{PACKAGES}/{path.name}"]
+  command += ["--perms", "1777", "--size", str(disk_mib * 2**20)]
   command += ["--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"]
   program = seccomp.program()
   read, write = os.pipe()
@@ -57,6 +72,24 @@ def bare(stdin: socket.socket, home: str) -> subprocess.Popen:
   )
 
 
+@functools.cache
+def paths(packages: Sequence[str]) -> list[Path]:
+  """The files and folders that make up packages of this Python.
+
+  Raises ValueError for a package that is not installed.
+  """
+  found = []
+  for name in packages:
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.origin:
+      raise ValueError(f"packages: there is no package {name!r} to import here")
+    path = Path(spec.origin)
+    found.append(path.parent if spec.submodule_search_locations else path)
+    libraries = found[-1].with_name(f"{name}.libs")  # Of wheels, beside them.
+    found += [libraries] if libraries.exists() else []
+  return found
+
+
 # What Python runs first: the modules that come in ahead of the work. To hand
 # them over on the command line takes longer, and as files they might be closed
 # to the user of the sandbox.
@@ -76,7 +109,8 @@ PYTHON = [os.path.realpath(sys.executable), *"-s -S -P -B -c".split(), START]
 def modules() -> bytes:
   """The modules that run inside, compiled here once."""
   parts = []
-  for module, name in ((values, values.__name__), (inside, "__main__")):
+  names = [(each, each.__name__) for each in (values, usual, checker)]
+  for module, name in [*names, (inside, "__main__")]:
     source = Path(module.__file__).read_text()
     parts.append((name, compile(source, name, "exec")))
   return marshal.dumps(parts)
@@ -102,7 +136,8 @@ def _command() -> list[str]:
       command += ["--symlink", os.readlink(path), path]
     else:
       command += ["--ro-bind-try", path, path]
-  command += ["--dir", "/dev", "--dir", "/etc"]  # Else as closed as the host's.
+  for path in ("/dev", "/dev/fd", "/etc", PACKAGES):
+    command += ["--dir", path]  # Else as closed as the host's.
   for path in ("/etc/alternatives", "/etc/ld.so.cache"):
     command += ["--ro-bind-try", path, path]
   prefix = os.path.realpath(sys.base_prefix)
@@ -112,4 +147,7 @@ def _command() -> list[str]:
     command += ["--ro-bind", prefix, prefix]
   for name in ("null", "zero", "full", "random", "urandom"):
     command += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
-  return [*command, "--perms", "1777"]
+  for fd, name in enumerate(inside.STREAMS):
+    for link in (f"/dev/{name[1:]}", f"/dev/fd/{fd}"):
+      command += ["--symlink", f"/tmp/{name}", link]
+  return [*command, "--symlink", "/tmp", "/dev/shm"]  # For semaphores.

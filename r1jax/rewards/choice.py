@@ -11,19 +11,28 @@ MAX_LENGTH = 2048  # Characters; a longer answer names no letter.
 
 # "C", "(c)", "**C**."; and "A, B and D", "ABD".
 ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
-SEVERAL = re.compile(r"[\W_]*[A-H](?:(?:[\W_]|and)*[A-H])+[\W_]*")
-# "C) Paris", "(C) Paris", "C: Paris", "C. Paris"
+SEVERAL = re.compile(
+  r"[\W_]*(?:[A-J](?:(?:[\W_]|and\b)*[A-J])+|[A-Z](?:(?:[\W_]|\band\b)+[A-Z])+)[\W_]*"
+)
+# "C) Paris", "(C) Paris", "C: Paris", "C. Paris", "C, because ..."
 LABELLED = re.compile(
-  r"[\s*]*(?:\(([A-Za-z])\)|([A-Z])\s*(?:[).:：．]|、(?![A-Z]\b)))\s*\S"
+  r"[\s*]*(?:\(([A-Za-z])\)"
+  r"|([A-Z])(?:\s*(?:[).:;!?。]|[,、](?!\s*[A-Z]\b)|[-–—]+|\()|\s*\n"
+  r"|\s+(?=because\b|since\b)|\s*(?=[\u4e00-\u9fff])(?![或和与及])))\s*\S"
+)
+LABEL = re.compile(r"\(([A-Z])\)|(?<!\w)([A-J])[).:](?=\s)")
+NO_OTHER = r"(?!\W*(?:(?:or|and)\b|[,/&])\W*[A-Z]\b)"
+LEAD = (
+  r"(?i:\b(?:answer|option|choice)s?\b(?:\s+(?:is|are|must\sbe|will\sbe))?"
+  r"(?:\s+(?:clearly|therefore|thus|hence|definitely|obviously|simply|then"
+  r"|certainly|surely|the|option|choice|letter))*)\s*[:=]?\s*"
 )
 NAMED = re.compile(
-  r"(?i:\b(?:answer|option|choice)s?\b(?:\s+is)?)\s*[:=]?\s*[*(\[\s]*([A-Z])\b"
-  r"(?!\W*(?:(?:or|and)\b|[,/&])\W*[A-Z]\b)"
-  r"|(?i:\b(?:choose|chose|pick|select)\b)[*(\[\s]*([A-Z])\b(?!['’])"
-  r"(?!\W*(?:(?:or|and)\b|[,/&])\W*[A-Z]\b)"
-  r"|(?i:\b(?:answer|option|choice)\b(?:\s+is)?)\s*[:=]?\s*\(([a-z])\)"
+  rf"{LEAD}[*(\[\s]*([A-Z])\b{NO_OTHER}"
+  rf"|(?i:\b(?:choose|chose|pick|select)\b)[*(\[\s]*([A-Z])\b(?!['’]){NO_OTHER}"
+  rf"|{LEAD}(?:\(([a-z])\)|([a-z])\W*\Z)"
   r"|^\W*([A-Z])\W*\s(?:is|was)\s(?:the\s)?(?:correct|right|answer|best)\b"
-  r"|(?:答案|选项?)(?:是|为|：|:)?\s*[*(（\s]*([A-Z])(?![A-Za-z])"
+  r"|(?:答案|选项?)(?:是|为|：|:)?\s*[*(（\s]*([A-Z])(?![A-Za-z])(?!\s*[、,/或和]\s*[A-Z])"
 )
 WRAPPER = re.compile(
   r"\\(?:text|textbf|mathrm|mathbf|mbox|boxed)\s*\{([^{}]*)\}"
@@ -60,13 +69,16 @@ def letters(answer: str, choices: Sequence[str] = ()) -> str | None:
     return chr(ord("A") + same[0])
   if alone:
     return alone[1].upper()
-  if (match := LABELLED.match(text)) and match.lastindex:
+  if SEVERAL.fullmatch(text):
+    return "".join(sorted({*re.findall("[A-Z]", text)}))
+  if match := LABELLED.match(text):
+    others = {"".join(found) for found in LABEL.findall(text, match.end() - 1)}
+    if others - {match[match.lastindex].upper()}:
+      return None  # A list of choices.
     return match[match.lastindex].upper()
   label, _, rest = text.partition(" ")
   if [label.upper()] == [chr(ord("A") + i) for i in _same(rest, choices)]:
     return label.upper()
-  if SEVERAL.fullmatch(text):
-    return "".join(sorted({*re.findall("[A-H]", text)}))
   named = {"".join(found).upper() for found in NAMED.findall(text)}
   return named.pop() if len(named) == 1 else None
 

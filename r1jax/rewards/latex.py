@@ -50,6 +50,9 @@ WRAPPERS = (
   r"|mathit|mathsf|mathtt|mbox|operatorname\*?|emph|bf|rm|bm|boldsymbol"
   r"|underline)\s*\{([^{}]*)\}"
 )
+# Functions without a backslash; those of the second line are units too.
+NAMES = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|csc|ln|log|lg|exp"
+ALSO_UNITS = "sec|max|min|det|gcd|lcm"
 REWRITES = tuple(
   (re.compile(pattern), replacement)
   for pattern, replacement in (
@@ -70,15 +73,26 @@ REWRITES = tuple(
       r"\\frac\{\\text\{([^{}]*)\}\}\{\\text\{([^{}]*)\}\}",
       r"\\text{\1/\2}",
     ),
-    # Digits of one number, then space.
     (r"(?<=\d)(?:\\,|\\ |~)+(?=\d+/\d)", " "),
-    (r"(?<=\d)(?:\\,|\{,\}|\\!|\\ |~)+(?=\d)", ""),
+    # A comma in braces that separates no thousands is a decimal one.
+    (r"(?<![\d.])(\d+)\{,\}(\d+)(?!\d|\{,\})", r"\1.\2"),
     (r"\\text\{([a-zA-Z][a-zA-Z ]{2,}):\s*\}(?=.)", r"\\text{\1}="),
-    (r"(?<=\d),\s*\\!\s*(?=\d{3})", ""),
     (r"^\s*\*\*([^*]+)\*\*\W*$", r"\1"),  # Markdown's bold.
     (r"(?<!\\)\\[,;:!> ]|~|\\q?quad(?![a-zA-Z])|\\h?space\{[^{}]*\}", " "),
     (r"\{([:;])\}", r"\1"),
     # Plain text's way of writing mathematics.
+    (
+      rf"\\text\{{({NAMES})\}}|(?<![\\a-zA-Z])({NAMES})"
+      r"(?=x(?![a-zA-Z])|\s*[(^_{|\d\\]|\s+[a-zA-Z](?![a-zA-Z]))",
+      r"\\\1\2 ",
+    ),
+    (
+      rf"\\text\{{({ALSO_UNITS})\}}(?=\s*[({{^])"
+      rf"|(?<![\\a-zA-Z])(?<!\d)(?<!\d )({ALSO_UNITS})(?=\s*[(^])",
+      r"\\\1\2 ",
+    ),
+    (r"(?<=.)\\text\{([ei])\}|\\text\{([ei])\}(?=.)", r"\1\2"),
+    (r"_\s*\{\s*\\text\{([^{}]*)\}\s*\}|_\s*\\text\{([^{}]*)\}", r"_{\1\2}"),
     (r"^\s*\{([^{}]*,[^{}]*)\}\s*$", r"\\{\1\\}"),
     (r"(?<=\d)\s*\(([a-zA-Z][a-zA-Z ]+)\)\s*$", r" \1"),
     (r"^\s*(?:=|\\approx(?![a-zA-Z]))", ""),
@@ -95,10 +109,6 @@ REWRITES = tuple(
     (r"\^?\s*(?:\^\s*\\circ|\{\s*\\circ\s*\})", r"^{\\circ}"),
     (r"\\(?:leqslant|leqq?)(?![a-zA-Z])", r"\\le"),
     (r"\\(?:geqslant|geqq?)(?![a-zA-Z])", r"\\ge"),
-    (
-      r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(\d{1,6})\s*\^\{\\circ\}[)}]?",
-      r"\1(\\frac{\2\\pi}{180})",
-    ),
     (r"\\neq(?![a-zA-Z])", r"\\ne"),
     (r"\\lt(?![a-zA-Z])", "<"),
     (r"\\gt(?![a-zA-Z])", ">"),
@@ -121,29 +131,88 @@ REWRITES = tuple(
     (r"(?<![\d^_.])(\d+)\s+(\d+)\s*/\s*(\d+)(?!\d)", r"\1\\frac{\2}{\3}"),
   )
 )
+# Spaces, or commas in braces, between groups of digits.
+GAP = r"(?:\\[,;: ]|\{,\}|~)+"
+GROUPED = re.compile(
+  rf"(?<![\d.,])[1-9]\d{{0,2}}(?:{GAP}\d{{3}})+(?!\d|{GAP}\d)"
+  rf"|(?<=\.)\d{{3}}(?:{GAP}\d{{3}})*{GAP}\d{{1,3}}(?!\d)"
+  rf"|(?<!\w)[\dA-F]+(?:{GAP}[\dA-F]+)+(?=_)"
+)
+LINES = re.compile(
+  r"\\begin\{(aligned|align\*?|cases|gathered|split|equation\*?)\}"
+  r"(.*?)\\end\{\1\}",
+  re.DOTALL,
+)
+# ]0,1[ and [0,1[, between the signs that may stand around an interval.
+OUTWARD = re.compile(
+  r"(?:(?<=\\in)|(?<=\\cup)|(?<=\\cap)|(?<=[=,{])|^)\s*"
+  r"([\[(\]])([^\[\]]*[,;][^\[\]]*)([\[)\]])"
+  r"(?=\s*(?:$|[,}]|\\cup|\\cap|\\setminus|\\text))"
+)
 TAIL = re.compile(r"[\s.,;:\\]+$")
 THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 SPACED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d,])")
 NUMBERS = re.compile(r"(?<![\d_^])(\d+)\s+(?=\d)")  # 1 2 is no number.
 COMMAND_LETTER = re.compile(r"(\\[a-zA-Z]+)\s+(?=[a-zA-Z])")
-BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+BOX = re.compile(r"\\(?:boxed|f(?:rame)?box)(?![a-zA-Z])\s*(?:\{|(\w))")
+BOX_NAME = re.compile(r"\\(?:boxed|f(?:rame)?box)(?![a-zA-Z])")
+MAX_BOXES = 64  # That may be one list.
+# What makes one list of two boxes, but for signs that only space them.
+LINKS = {
+  **dict.fromkeys(("", ",", ";", "、", "，", "&", "and", ",and", "和"), ", "),
+  **dict.fromkeys(("or", ",or", "或"), " or "),
+}
+SPACING = re.compile(
+  r"\\[()\[\],;! ]|\\q?quad|\\(?:text|mbox|mathrm)(?=\{)|[\s${}~*]"
+  r"|(?<![a-zA-Z])[a-zA-Z](?:_\w|_\{\w+\})?\s*="
+)
 BRACED = re.compile(r"\\(frac|sqrt)(?![a-zA-Z])\s*(\[[^\[\]]*\])?")
 COMMAND = re.compile(r"\\[a-zA-Z]+|.", re.DOTALL)
 
 
 def last_boxed(text: str) -> str | None:
-  r"""The content of the last \boxed{...}, stripped; None if it is open."""
-  start = text.rfind(r"\boxed")
-  start = max(start, text.rfind(r"\fbox"))
-  match = BOX.match(text, start) if start >= 0 else None
-  if not match:
-    return None
-  depth, rest = 1, text[match.end() : match.end() + MAX_LENGTH + 1]
-  for i, char in enumerate(rest):
-    depth += (char == "{") - (char == "}")
+  r"""The content of the last \boxed{...}, stripped; None if it is open.
+
+  Boxes that only a comma, "and" or "or" divides are one list.
+  """
+  answer, end = None, len(text)
+  names = [*BOX_NAME.finditer(text)][-MAX_BOXES:]
+  for match in reversed([BOX.match(text, name.start()) for name in names]):
+    stop = _end_of_box(text, match) if match else -1
+    if stop < 0 or stop > end:  # Open, or around the one before.
+      break
+    content = (match[1] or text[match.end() : stop - 1]).strip()
+    if answer is None:
+      answer = content
+    elif link := _link(text[stop:end]):
+      answer = content + link + answer
+    else:
+      break
+    end = match.start()
+  return answer
+
+
+def has_box(text: str) -> bool:
+  """Whether there is a box, be it open or empty."""
+  return bool(BOX_NAME.search(text))
+
+
+def _end_of_box(text: str, match: re.Match) -> int:
+  """Where the box that begins with the match ends; -1 if it does not."""
+  if match[1]:
+    return match.end()
+  depth = 1
+  for i in range(match.end(), min(match.end() + MAX_LENGTH + 1, len(text))):
+    depth += (text[i] == "{") - (text[i] == "}")
     if not depth:
-      return rest[:i].strip()
-  return None
+      return i + 1
+  return -1
+
+
+def _link(between: str) -> str | None:
+  """What joins two boxes to one list; None if they are no list."""
+  link = SPACING.sub("", between) if len(between) < 64 else between
+  return LINKS.get(link) if link or "\n" not in between else None
 
 
 def clean(text: str) -> str:
@@ -154,17 +223,23 @@ def clean(text: str) -> str:
   """
   if len(text) > MAX_LENGTH:
     return text
+  if r"\begin" not in text:  # Written through one escape too many.
+    text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)
   text = text.translate(CHARACTERS)
   text = re.sub(WRAPPERS, lambda m: rf"\text{{{m[1]}}}", text)
   text = text.replace(r"\$", "\0")
   if text.count("$") % 2 == 0:
     text = text.replace("$", " ")
   text = text.replace("$", "\0").replace("\0", "$")
+  text = re.sub(r"(?<=\d),\s*\\!\s*(?=\d{3})", ",", text).replace(r"\!", "")
+  text = GROUPED.sub(lambda m: re.sub(GAP, "", m[0]), text)
+  text = LINES.sub(_join_lines, text)
   for pattern, replacement in REWRITES:
-    text = pattern.sub(replacement, text)
+    if pattern.search(text):  # Most are not there, and search is the faster.
+      text = pattern.sub(replacement, text)
   text = SPACED.sub(lambda m: m[0].replace(" ", ""), _brace(text))
   text = THOUSANDS.sub(_join, NUMBERS.sub(r"\1, ", text).strip())
-  return TAIL.sub("", " ".join(text.split()))
+  return OUTWARD.sub(_inward, TAIL.sub("", " ".join(text.split())))
 
 
 def squeeze(text: str) -> str:
@@ -185,6 +260,19 @@ def closing(text: str, start: int = 0) -> int:
     if not depth:
       return i
   return -1
+
+
+def _join_lines(lines: re.Match) -> str:
+  """The lines of an environment as a list; cases of a function stay as they are."""
+  if lines[1] == "cases" and "&" in lines[2]:
+    return lines[0]
+  rows = re.split(r"\\\\(?:\[[^\]]*\])?", lines[2].replace("&", " "))
+  return ", ".join(row.strip(" ,.") for row in rows if row.strip(" ,."))
+
+
+def _inward(interval: re.Match) -> str:
+  opening = interval[1].replace("]", "(")
+  return opening + interval[2] + interval[3].replace("[", ")")
 
 
 def _join(number: re.Match) -> str:

@@ -11,6 +11,7 @@ import re
 
 from r1jax.rewards import (
   formulas,
+  intervals,
   latex,
   prose,
   quantity,
@@ -18,25 +19,37 @@ from r1jax.rewards import (
   verifier,
   words,
 )
-from r1jax.rewards.latex import MAX_LENGTH, last_boxed, squeeze
+from r1jax.rewards.latex import MAX_LENGTH, has_box, last_boxed, squeeze
 from r1jax.rewards.structure import Parts
 from r1jax.types import Example
 
-__all__ = ["grade", "last_boxed", "normalise", "verify_gold"]
+__all__ = ["grade", "has_box", "last_boxed", "normalise", "verify_gold"]
 
 MAX_WORDS = 8  # Of a gold answer in words; more are prose, said in many ways.
-ANY_UNIT = {*quantity.UNITS.values()}
 MAX_FORMULAS = 8  # Elements of a list that may be compared in any order.
 
 PLAIN = re.compile(r"-?\d{1,18}")
 LETTER = re.compile(r"\W*([A-Z])\W*|\(?([A-Z])[).:](?:\s.*)?", re.DOTALL)
-# What a value is given to: x, f(x), \angle ABC, \overline{AB}, P(A).
-FUNCTION = re.compile(
-  r"m?\\angle ?\w{1,3}|\\overline\{?[A-Z]{2}\}?|\|?[A-Z]{1,2}\|?"
-  r"|(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\w|_\{[^{}]*\}|\^\{-1\})?'?"
-  r"(?:\(\w+(?:(?:,|\\c[au]p ?)\w+)*\))?"
+# What a value is given to: x, f(x), \angle ABC, \overline{AB}, P(A), \cos A.
+LETTERS = r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\w|_\{[^{}]*\}|\^\{-1\})?'?"
+ARGUMENT = r"\([^()+=]*(?:\([^()+]*\))?[^()+]*\)"
+ATOM = (
+  rf"m?\\angle ?\w{{1,3}}|\\overline\{{?[A-Z]{{2}}\}}?|\\triangle ?[A-Z]{{3}}"
+  rf"|[A-Z]{{2}}\^2|\|?[A-Z]{{1,2}}\|?|\|{LETTERS}\||\[[A-Z]{{3,6}}\]"
+  rf"|\\lfloor ?{LETTERS}\\rfloor|\\(?:sin|cos|tan|cot|sec|csc|det|deg) ?{LETTERS}"
+  rf"|[fghFGHPEV]\([^()]*\)|{LETTERS}(?:{ARGUMENT})?"
 )
+FUNCTION = re.compile(
+  rf"(?:{ATOM})(?:[/:](?:{ATOM}))?|\\frac\{{(?:{ATOM})\}}\{{(?:{ATOM})\}}"
+)
+LETTER_ALONE = re.compile(r"\\text\{\W*[a-zA-Z]+\W*\}")
 WORDS = re.compile(r"\\text\{[^{}]*\}")
+EQUALITY = re.compile(r"=|\\(?:approx|simeq|doteq)(?![a-zA-Z])")
+# What says that there is nothing: no solution, no real solutions, none.
+NOTHING = re.compile(
+  r"(?:the)?emptyset|none|(?:thereare|thereis|has|have)?no(?:real|integer|valid)?"
+  r"(?:solutions?|roots?)(?:exists?)?|(?:solutions?)?doesnotexist|无解|空集|不存在"
+)
 # Signs and functions; a hyphen stands between words.
 FORMULA = re.compile(
   r"[\\^_{}=+*/<>|\d]|(?<![a-zA-Z]{3})-|-(?![a-zA-Z]{3})"
@@ -65,16 +78,17 @@ def grade(example: Example, answer: str, *, fast: bool = True) -> float | None:
     return float(answer == gold)
   if not fast:
     return _grade_slowly(latex.clean(gold), latex.clean(answer))
-  tree, given = _read_gold(gold), latex.clean(answer)
+  given = latex.clean(answer)
   if squeeze(given) == normalise(gold):
     return 1.0
-  if not (verifier.readable(answer) and verifier.readable(given)):
+  if not (verifier.well_formed(answer) and verifier.well_formed(given)):
     return 0.0
+  wanted = latex.clean(gold)
   try:
-    if _equal(tree, structure.read(given)):
+    if _equal_texts(wanted, given):
       return 1.0
-    said = prose.answer(answer, _is_number(tree))
-    if said is not None and _equal(tree, structure.read(latex.clean(said))):
+    said = prose.answer(answer, _is_number(wanted))
+    if said is not None and _equal_texts(wanted, latex.clean(said)):
       return 1.0
   except verifier.UnreadableGold:
     return None
@@ -97,13 +111,16 @@ def canonical(text: str) -> str:
   if len(text) > MAX_LENGTH:
     return text
   head, _ = quantity.split_unit(latex.clean(text))
-  head = (_value(structure.split(head, "=")) or head) if "=" in head else head
+  values = _values(_sides(head))
+  head = values[-1] if values else head
   if number := quantity.read(head):
     return str(number.value) + "%" * number.percent
-  value = formulas.value(squeeze(head))
-  if value is not None and not _is_words(head):
-    return f"{value.real + 0.0:.8g}{value.imag + 0.0:+.8g}i"  # No -0.
-  return _fold(head) if _is_words(head) else squeeze(head)
+  if _is_words(head):
+    return _fold(head)
+  value = formulas.value(head)
+  if isinstance(value, formulas.Fraction):
+    return str(value)
+  return squeeze(head) if value is None else formulas.MP.nstr(value, 12)
 
 
 @functools.lru_cache(4096)
@@ -113,18 +130,21 @@ def normalise(text: str) -> str:
 
 
 @functools.lru_cache(4096)
-def _read_gold(text: str) -> Parts:
-  return structure.read(latex.clean(text))
-
-
-@functools.lru_cache(4096)
 def _is_readable_gold(text: str) -> bool:
   """Whether every part of a gold answer is found equal to itself."""
-  tree = _read_gold(text)
+  text = latex.clean(text)
   try:
-    return _equal(tree, tree, trust_strings=False)
+    return _equal_texts(text, text, trust_strings=False)
   except verifier.UnreadableGold:
     return False
+
+
+def _equal_texts(gold: str, given: str, trust_strings: bool = True) -> bool:
+  """Whether two clean texts say the same."""
+  sets = intervals.read(gold), intervals.read(given)
+  if None not in sets:
+    return intervals.equal(*sets, rounded="." in gold + given)
+  return _equal(structure.read(gold), structure.read(given), trust_strings)
 
 
 def _equal(gold: Parts, given: Parts, trust_strings: bool = True) -> bool:
@@ -142,6 +162,8 @@ def _equal(gold: Parts, given: Parts, trust_strings: bool = True) -> bool:
     points = _point(gold), _point(given)
     if points[0].kind == points[1].kind == "tuple":
       return same(*points)
+    if points[0].kind == "tuple" and len({*given.parts}) == len(given.parts):
+      return same(points[0], given._replace(kind="tuple", brackets="()"))
   if kinds in (("list", "list"), ("union", "union")) and trust_strings:
     return _equal_in_any_order(gold, given, same)
   if "rows" in kinds and kinds != ("rows", "rows"):
@@ -223,80 +245,132 @@ def _equal_leaves(gold: str, given: str, trust_strings: bool) -> bool:
     return (gold_letter[1] or gold_letter[2]) == (letter[1] or letter[2])
   if MARKS.fullmatch(gold):
     return {*re.findall(r"\d+", gold)} == {*re.findall(r"\d+", given)}
-  sides = structure.split(gold, "="), structure.split(given, "=")
+  sides = _sides(gold), _sides(given)
   if max(map(len, sides)) > 1:
-    return _equal_equations(sides, trust_strings)
-  if r"\approx" in given:
-    sides = structure.split(given, r"\approx")[:2]
-    return any(_equal_leaves(gold, side, trust_strings) for side in sides)
+    return _equal_equations(*sides, trust_strings)
   if SHORT.fullmatch(gold) and SHORT.fullmatch(_unwrap(given).strip()):
     if _fold(gold) == _fold(given):
       return True
+  if _is_nothing(gold) or _is_nothing(given):
+    return _is_nothing(gold) and _is_nothing(given)
   if _is_words(gold):
     if len(words.split(gold)) > MAX_WORDS:
       raise verifier.UnreadableGold(gold)
     return _fold(gold) == _fold(given)
   gold, unit = quantity.split_unit(gold)
   given, given_unit = quantity.split_unit(given)
-  if len({unit, given_unit} - {"", quantity.ANY}) > 1:
-    return False
-  numbers = (
-    quantity.read(_drop_unit(gold, {given_unit})),
-    quantity.read(_drop_unit(given, {unit} if unit else ANY_UNIT)),
-  )
+  if not given_unit and quantity.read(gold):
+    given, given_unit = quantity.split_symbol(given)
+  if not unit and given_unit:
+    gold, unit = quantity.split_symbol(gold)
+  return quantity.agree(unit, given_unit) and _equal_values(gold, given)
+
+
+def _equal_values(gold: str, given: str) -> bool:
+  """Whether two numbers or formulas are equal, with no words about them."""
+  numbers = quantity.read(gold), quantity.read(given)
   if all(numbers):
     return quantity.equal(*numbers)
   bases = quantity.radix(gold), quantity.radix(given)
-  if bases[0] and (bases[1] or numbers[1]):
-    digits = (squeeze(given).upper(), bases[0][1])
-    return bases[0] == (bases[1] or digits)
-  if not gold or not given:
+  if any(bases):
+    digits = [
+      base[0] if base else squeeze(text).upper()
+      for base, text in zip(bases, (gold, given), strict=True)
+    ]
+    return digits[0] == digits[1] and len({*filter(None, bases)}) == 1
+  if not gold or not given or _is_words(given) or LETTER_ALONE.fullmatch(given):
     return False
-  gold, given = squeeze(gold), squeeze(given)
-  if gold == given and formulas.value(gold) is not None:
-    return True
-  if formulas.differ(gold, given):
-    return False
-  if formulas.are_one_constant(gold, given):
-    return True
-  return verifier.equivalent(gold, given)
+  equal = formulas.compare(gold, given)
+  if equal is None:
+    return verifier.equivalent(squeeze(gold), squeeze(given))
+  return equal or any(numbers) and _is_rounded(numbers, gold, given)
 
 
-def _drop_unit(text: str, units: set[str]) -> str:
-  """A number without a letter behind it that is one of the units: 5 m."""
-  unit = quantity.UNITS.get(text[-1:])
-  bare = unit in units and quantity.read(text[:-1])
-  return text[:-1] if bare else text
+def _is_rounded(numbers, gold: str, given: str) -> bool:
+  """Whether one is a number with decimals that the other one rounds to."""
+  decimals = max(number.decimals if number else 0 for number in numbers)
+  values = formulas.constant(gold), formulas.constant(given)
+  return None not in values and quantity.is_rounded(
+    *map(formulas.inexact, values), decimals
+  )
+
+
+def _is_nothing(text: str) -> bool:
+  if "\\" in _unwrap(text):
+    return text == r"\emptyset"
+  return bool(NOTHING.fullmatch(_fold(text)))
+
+
+def _sides(text: str) -> list[str]:
+  """What stands between signs of equality; one text where there is none."""
+  if not EQUALITY.search(text):
+    return [text]
+  return structure.split(EQUALITY.sub("=", text), "=")
 
 
 def _equal_equations(
-  sides: tuple[list[str], list[str]], trust_strings: bool
+  gold: list[str], given: list[str], trust_strings: bool
 ) -> bool:
-  """An assignment equals its value; other equations, each other's multiples."""
-  if not all(map(all, sides)):
+  """What was asked equals its value; equations equal each other's multiples."""
+  if not (all(gold) and all(given)) or not _is_consistent(given):
     return False
-  values = [_value(side) for side in sides]
-  if None not in values:
-    return _equal(*map(structure.read, values), trust_strings)
-  if [len(side) for side in sides] != [2, 2]:
-    return False
-  zeros = [f"({left})-({right})" for left, right in sides]
-  return verifier.equivalent(*zeros, True)
-
-
-def _value(sides: list[str]) -> str | None:
-  """What a chain of equal sides comes to; None for a real equation."""
-  if len(sides) == 1:
-    return sides[0]
-  first, *_, last = map(squeeze, sides)
-  if (
-    FUNCTION.fullmatch(first)
-    or WORDS.fullmatch(sides[0])
-    or quantity.read(sides[-1])
-    and not re.search(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", first))
+  wanted = gold if len(gold) == 1 else _named(gold)
+  found = given if len(given) == 1 else _named(given) or _values(given)
+  if len(gold) == 1:
+    found = found + [each for each in _values(given) if each not in found]
+  if any(
+    _equal_texts(one, other, trust_strings) for one in wanted for other in found
   ):
-    return sides[-1]
-  return sides[0] if FUNCTION.fullmatch(last) else None
+    return True
+  if len(gold) < 2 or len(given) < 2:
+    return False
+  ends = (gold[0], gold[-1]), (given[0], given[-1])
+  zeros = [f"({left})-({right})" for left, right in ends]
+  equal = formulas.proportional(*zeros)
+  return verifier.equivalent(*zeros, True) if equal is None else equal
+
+
+def _named(sides: list[str]) -> list[str]:
+  """What a name, or a ratio of two, is said to equal; nothing otherwise."""
+  first, *_, last = map(squeeze, sides)
+  if FUNCTION.fullmatch(first) or WORDS.fullmatch(sides[0]):
+    return [sides[-1]]
+  return [sides[0]] if FUNCTION.fullmatch(last) else []
+
+
+def _values(sides: list[str]) -> list[str]:
+  """Those sides of a chain that are numbers."""
+  return [side for side in sides if _number(side) is not None]
+
+
+def _number(text: str) -> formulas.Number | None:
+  head, _ = quantity.split_unit(text)
+  if number := quantity.read(head):
+    return number.value / 100 if number.percent else number.value
+  return formulas.constant(head)
+
+
+def _is_consistent(sides: list[str]) -> bool:
+  """Whether the numbers of a chain are one, some of them rounded: 2 = 3 is not."""
+  values = _values(sides)
+  return all(map(_rounds_to, values[1:], values))
+
+
+def _rounds_to(one: str, other: str) -> bool:
+  units = {quantity.split_unit(text)[1] for text in (one, other)}
+  if len(units - {quantity.ANY}) > 1:  # 0.5 m = 50 cm
+    return True
+  numbers = [formulas.inexact(_number(text)) for text in (one, other)]
+  if formulas.same(*numbers):
+    return True
+  step = max(map(_last_digit, (one, other)))
+  return abs(numbers[0] - numbers[1]) <= step / 2
+
+
+def _last_digit(text: str) -> float:
+  """What a 1 in the last place of a decimal number is worth; 0 for others."""
+  match = re.search(r"\d\.(\d+)", text)
+  return 10.0 ** -len(match[1]) if match else 0.0
 
 
 def _is_words(gold: str) -> bool:
@@ -319,14 +393,11 @@ def _fold(text: str) -> str:
   return re.sub(r"[^\w:]|_", "", text)
 
 
-def _is_number(tree: Parts) -> bool:
-  text, _ = quantity.split_unit(tree.text)
-  return tree.kind == "leaf" and quantity.read(text) is not None
+def _is_number(text: str) -> bool:
+  return quantity.read(quantity.split_unit(text)[0]) is not None
 
 
 def _grade_slowly(gold: str, answer: str) -> float | None:
-  if not verifier.readable(answer):
-    return 0.0
   try:
     return float(verifier.equivalent(gold, answer))
   except verifier.UnreadableGold:

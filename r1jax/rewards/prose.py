@@ -19,14 +19,24 @@ LEAD = re.compile(
 LABEL = re.compile(
   r"(?:\\text\w*\s*\{\s*)?\([A-E]\)\s*\}?(?:\\ |\\[,;:]|~|:|\s)*(?=[^\s}])"
 )
-MATH_SPAN = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
+MATH_SPAN = re.compile(
+  r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL
+)
+# $a$ or $\triangle ABC$, which a sentence is about.
+NAME = re.compile(
+  r"\s*(?:\\(?:angle|triangle|overline)\W*)?[a-zA-Z]{1,4}'?\}?\s*"
+)
 NUMBER = re.compile(r"-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?")
 TEXT = re.compile(r"\\text\{([^{}]*)\}")
 WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}|[\u4e00-\u9fff]{2,}")
 
 # Words that change a number, or take it back.
-CHANGING = {*quantity.SCALES, "not", "minus", "negative", "half", "twice"}
-BOUND = re.compile(r"\b(?:than|under|over|below|above)\W*\Z")
+CHANGING = {*quantity.SCALES, "not", "minus", "negative", "half", "twice"} | {
+  *"times squared cubed plus wrong cannot isn except without or".split()
+}
+HAN = re.compile("[\u4e00-\u9fff]")
+CHANGING_HAN = re.compile("[不非负倍半或]|大于|小于|超过|至[少多]")
+BOUND = re.compile(r"\b(?:than|under|over|below|above|least|most)\W*\Z")
 
 
 def answer(text: str, is_number: bool) -> str | None:
@@ -41,15 +51,30 @@ def answer(text: str, is_number: bool) -> str | None:
   if label := LABEL.match(text):
     return text[label.end() :]
   rest = LEAD.sub("", text, count=1)
-  spans = [a or b for a, b in MATH_SPAN.findall(rest)]
-  if len(spans) == 1 and WORD.search(MATH_SPAN.sub("", rest)):
-    return spans[0]
-  spoken = TEXT.sub(r"\1 ", text).replace(r"\$", "$")
-  words = WORD.findall(spoken.lower())
-  plain = len(words) >= 2 and CHANGING.isdisjoint(words) and "\\" not in spoken
-  if is_number and plain:
-    numbers = NUMBER.findall(spoken)
-    bound = numbers and BOUND.search(spoken.lower().partition(numbers[0])[0])
-    if len(numbers) == 1 and not bound:
-      return numbers[0] + "%" * (numbers[0] + "%" in spoken)
+  spans = [next(filter(None, found)) for found in MATH_SPAN.findall(rest)]
+  if len(spans) == 1 and not (is_number and NAME.fullmatch(spans[0])):
+    if WORD.search(MATH_SPAN.sub("", rest)):
+      return spans[0]
+  if is_number:
+    number = _only_number(text)
+    if number is not None:
+      return number
   return rest if rest != text else None
+
+
+def _only_number(text: str) -> str | None:
+  """The only number of a sentence that says nothing else about it."""
+  spoken = TEXT.sub(r"\1 ", text).replace(r"\$", "$")
+  spoken = MATH_SPAN.sub(
+    lambda span: " " if NAME.fullmatch(span[span.lastindex]) else span[0],
+    spoken,
+  )
+  words = WORD.findall(spoken.lower())
+  if "\\" in spoken or not CHANGING.isdisjoint(words):
+    return None
+  if len(words) < 2 and not HAN.search(spoken) or CHANGING_HAN.search(spoken):
+    return None
+  numbers = NUMBER.findall(spoken)
+  if len(numbers) != 1 or BOUND.search(spoken.lower().partition(numbers[0])[0]):
+    return None
+  return numbers[0] + "%" * (numbers[0] + "%" in spoken)

@@ -9,40 +9,73 @@ from typing import NamedTuple
 
 from r1jax.rewards import arithmetic, latex
 
-# A unit under all of its names; two units that are both known must agree.
+# A unit under all of its names. Two units must agree where both are given.
 NAMES = {
-  "mm": "mm millimeter millimetre",
-  "cm": "cm centimeter centimetre",
-  "m": "m meter metre",
-  "km": "km kilometer kilometre",
+  "m": "meter metre",
+  "km": "kilometer kilometre",
+  "cm": "centimeter centimetre",
+  "mm": "millimeter millimetre",
   "in": "in inch inches",
   "ft": "ft foot feet",
   "yd": "yd yard",
   "mi": "mi mile",
-  "mg": "mg milligram",
-  "g": "g gram",
-  "kg": "kg kilogram",
+  "mg": "milligram",
+  "g": "gram",
+  "kg": "kilogram",
   "lb": "lb lbs pound",
   "oz": "oz ounce",
-  "ml": "ml mL milliliter millilitre",
-  "l": "l L liter litre",
-  "s": "s sec second",
+  "ml": "mL milliliter millilitre",
+  "l": "L liter litre",
+  "s": "sec second",
   "min": "min mins minute",
   "h": "h hr hrs hour",
   "day": "day",
   "week": "week",
   "month": "month",
   "year": "year yr yrs",
-  "$": "dollar usd buck",
+  "$": "$ dollar usd buck",
   "cent": "cent",
-  "euro": "euro eur",
-  "mph": "mph",
-  "kmh": "kmh kph km/h",
+  "euro": "euro eur €",
   "deg": "degree deg",
-  "rad": "radian rad",
+  "rad": "rad radian",
+  "N": "newton",
+  "J": "joule",
+  "W": "watt",
+  "V": "volt",
+  "A": "ampere amp",
+  "Ω": "ohm",
+  "Hz": "hertz",
+  "Pa": "pascal",
+  "K": "kelvin",
+  "C": "coulomb",
+  "F": "farad",
+  "T": "tesla",
+  "H": "henry henries",
+  "Wb": "Wb weber",
+  "mol": "mole",
+  "eV": "electronvolt",
+  "atm": "atm atmosphere",
+  "cal": "cal calorie",
+  "kcal": "kcal kilocalorie",
+  "bar": "bar",
+  "dB": "dB decibel",
+  "rpm": "rpm",
 }
 UNITS = {name: unit for unit, names in NAMES.items() for name in names.split()}
-ANY = "?"  # The unit of things: apples, ways, square units.
+UNITS |= {
+  prefix + unit: prefix + unit
+  for unit in "m g l s N J W V A Ω Hz Pa K C F T H mol eV".split()
+  for prefix in ("", *"pnμmckMG")
+}
+UNITS |= {"mL": "ml", "kL": "kl", "dm": "dm", "hPa": "hPa", "kWh": "kWh"}
+SPEEDS = {"mph": "mi/h", "kmh": "km/h", "kph": "km/h"}
+MONEY = {"$", "cent", "euro"}
+POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+FILLERS = {"per", "a", "an", "the", "of", "each", "in", "total", "unit"} | {
+  "square",
+  "cubic",
+}
+ANY = frozenset()  # The unit of what has none, or one that is not read.
 
 SCALES = {
   "hundred": 10**2,
@@ -66,7 +99,8 @@ HAN = "零一二三四五六七八九十"
 OTHER = re.compile(
   r"\b(half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|eighths?|tenths?"
   r"|squared|cubed|factorial|times|plus|minus|over|or|and|to|point|pairs?"
-  r"|score|per ?mille|am|pm|a\.m|p\.m)\b",
+  r"|score|per ?mille|am|pm|a\.m|p\.m|is|was|isn|not|but|no|wrong|incorrect"
+  r")\b",
   re.IGNORECASE,
 )
 CURRENCY = re.compile(
@@ -74,15 +108,24 @@ CURRENCY = re.compile(
 )
 VARIABLE = re.compile("(?![mgshlL])[a-zA-Z]")  # i and e, and no unit.
 HEAD = re.compile(r"(?:\d|\\pi).*[\w})%]$|\d$|\\pi$", re.DOTALL)
-TEXT = re.compile(r"\s*\\text\{\s*([^{}]*?)\s*\}(?:\^\{?[23]\}?)?$")
+ATOM = (
+  r"(?:\\mu\s*)?\(?(?:\\text\{[^{}]*\}|[kM]?\s*\\Omega(?![a-zA-Z]))"
+  r"(?:\s*\^(?:\{-?\d\}|-?\d))?\)?"
+)
+TEXT = re.compile(rf"\s*({ATOM}(?:\s*(?:\\cdot|\\times|\*|/)?\s*{ATOM})*)$")
+UNIT_PART = re.compile(r"(/|\bper\b)|([a-zA-ZμΩ$€]+)(?:\^(-?\d))?|(\S)")
 WORDS = re.compile(
   r"(?:(?<=[\d})])|(?<=\d%))\s*"
-  r"([a-zA-Z\u4e00-\u9fff$€][^{}\\^=<>()+*|&\d]*)(?:\^\{?[23]\}?)?$"
+  r"([a-zA-Z\u4e00-\u9fff$€][^{}\\^_=<>()+*|&\d]*)((?:\^\{?[23]\}?)?)$"
 )
+DECIMALS = re.compile(r"\.(\d+)")
 MARK = re.compile(r"\(\d+\)")  # One of several statements.
+SYMBOL = re.compile(r"(.+?)(\s*)([a-zA-Z]{1,3})(\^[23])?")
+CLOSE = set("mgshlL")  # Units that stand next to their number.
 RATE = re.compile(r"[a-zA-Z]+\s?(?:/|per)\s?[a-zA-Z]+")
+ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")  # Of degrees.
 DEGREES = re.compile(r"\^\{\\circ\}\s*(?:\\text\{\s*([CF]?)\s*\}|([CF]))?$")
-RADIX = re.compile(r"\(?([0-9A-Za-z]+)\)?_\{?(?:\\text\{)?\s*(\w+)\s*\}*")
+RADIX = re.compile(r"\(?(-?[0-9A-Za-z]+(?:\.\d+)?)\)?_\{?\s*\(?(\w+)\)?\s*\}?")
 FRACTION = re.compile(r"\\frac\{(-?[\d.,]+)\}\{(-?[\d.,]+)\}")
 MIXED = re.compile(r"(-?)(\d+)\\frac\{(\d+)\}\{(\d+)\}")
 POWER_OF_TEN = re.compile(
@@ -97,43 +140,72 @@ class Quantity(NamedTuple):
   """A number as it was written."""
 
   value: Fraction  # 5 for 5%.
-  rounded: bool  # It was written with decimals, and may stand for another.
+  decimals: int  # Written digits after the point: it may be another, rounded.
   percent: bool
 
 
-def split_unit(text: str) -> tuple[str, str]:
-  """Clean text without its unit, and the unit: "" for none, ANY if unknown."""
+def split_unit(text: str) -> tuple[str, frozenset]:
+  """Clean text without its unit, and the unit's names; none if there is none.
+
+  A unit of physics is one name, such as kg^1 m^1 s^-2, other things are their
+  words: apples, different ways, pages per day.
+  """
   if match := CURRENCY.match(text):
-    unit = "$" if match[2] else "euro" if match[3] else ANY
+    unit = "$" if match[2] else "euro" if match[3] else ""
     rest, also = split_unit(text[match.end() :])
-    return match[1] + rest, also if also in UNITS.values() else unit
-  if match := DEGREES.search(text):
+    return match[1] + rest, (also & MONEY) or frozenset(filter(None, [unit]))
+  if (match := DEGREES.search(text)) and not ANGLE.search(text):
     head = text[: match.start()].strip()
-    return (head, (match[1] or match[2] or "deg")) if head else (text, "")
+    unit = "deg" + (match[1] or match[2] or "")
+    return (head, frozenset([unit])) if head else (text, ANY)
   match = TEXT.search(text)
   bare = match is None
   match = match or WORDS.search(text)
   if not match:
-    return text, ""
-  words, head = match[1].strip(" ."), text[: match.start()].strip()
-  if not HEAD.search(head) or VARIABLE.fullmatch(words):
-    return text, ""
-  if bare and not _is_unit(head, words):
-    return text, ""
+    return text, ANY
+  head = text[: match.start()].strip()
+  words = re.sub(r"\\text\{", " ", match[1]).replace(r"\Omega", "Ω")
+  words = re.sub(r"\\mu\s*", "μ", re.sub("[{}()]", "", words)).strip(" .")
+  if not HEAD.search(head) or VARIABLE.fullmatch(words) and words not in UNITS:
+    return text, ANY
+  spaced = text[len(head) : len(head) + 1] == " "
+  if bare and not _is_unit(head, words, spaced):
+    return text, ANY
   if OTHER.search(words) or MARK.fullmatch(words):
-    return text, ""
+    return text, ANY
+  words += match[2].replace("{", "").replace("}", "") if bare else ""
   first, _, others = words.partition(" ")
   scale = first.lower() if first.lower() in SCALES else ""
   if not scale and words[:1] in SCALES and not HAN_UNIT.match(words):
     scale, others = words[0], words[1:]
   if scale:
     number = read(head)
-    if number is None:
-      return text, ""
+    if number is None or others.lower().strip() in SPELLED:
+      return text, ANY
     head, words = str(number.value * SCALES[scale]), others
-  elif words.lower() in ("percent", "per cent", "percentage"):
-    return head + "%", ""
+  elif words.lower() in ("percent", "per cent", "percentage", "pct"):
+    return head + "%", ANY
   return head, _unit(words)
+
+
+def split_symbol(text: str) -> tuple[str, frozenset]:
+  """5 N or 5m as number and unit; a letter may be a variable elsewhere."""
+  match = SYMBOL.fullmatch(text)
+  if not match or match[3] not in UNITS or read(match[1]) is None:
+    return text, ANY
+  if not match[2] and match[3] not in CLOSE:
+    return text, ANY
+  return match[1], _unit(match[3] + (match[4] or ""))
+
+
+def agree(unit: frozenset, other: frozenset) -> bool:
+  """Whether two units may be one: 12 ways are 12 different ways."""
+  unit, other = unit - FILLERS, other - FILLERS
+  if unit <= other or other <= unit:
+    return True
+  return all(map(str.isalpha, pair := ("".join(unit), "".join(other)))) and (
+    not pair[0].isascii() and (pair[0] in pair[1] or pair[1] in pair[0])
+  )
 
 
 def read(text: str) -> Quantity | None:
@@ -144,43 +216,56 @@ def read(text: str) -> Quantity | None:
   percent = text.endswith("%")
   text = text.removesuffix("%").removesuffix("\\").strip()
   value = _value(text)
-  return None if value is None else Quantity(value, "." in text, percent)
+  decimals = DECIMALS.search(text)
+  count = len(decimals[1]) if decimals else 0
+  return None if value is None else Quantity(value, count, percent)
 
 
 def radix(text: str) -> tuple[str, str] | None:
   """The digits and the base of a number that names its base, such as 204_5."""
-  match = RADIX.fullmatch(text.strip())
-  if not match or not match[1][:1].isdigit() or len(match[1]) > 64:
+  match = RADIX.fullmatch(re.sub(r"\\text\{(\w+)\}", r"\1", text.strip()))
+  if not match or len(match[1]) > 64:
     return None
   named = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
   named |= {"seven": "7", "eight": "8", "nine": "9", "ten": "10"}
-  return match[1].upper(), named.get(match[2], match[2])
+  digits, base = match[1].upper(), named.get(match[2], match[2])
+  if len(digits) == 1 and digits.isalpha() or not base.isdigit():
+    return None
+  return (digits, base) if _are_digits(digits, int(base)) else None
+
+
+def _are_digits(digits: str, base: int) -> bool:
+  return all(int(digit, 36) < base for digit in digits if digit not in "-.")
 
 
 def equal(gold: Quantity, given: Quantity) -> bool:
   """Whether they are the same number.
 
   28, 28% and 0.28 count as the same where at least one has its sign of per
-  cent: data sets drop it. One with decimals may be the other rounded, to six of
-  them: 0.333333 is 1/3, and 0.33 is not.
+  cent: data sets drop it. One with six decimals or more may be the other one
+  rounded: 0.333333 is 1/3, and 0.33 is not.
   """
   if gold.percent == given.percent:
-    return _near(gold, given.value, given)
-  if gold.percent:
-    pairs = (given.value, given.value * 100)
+    values = (given.value,)
+  elif gold.percent:
+    values = (given.value, given.value * 100)
   else:
-    pairs = (given.value, given.value / 100)
-  return any(_near(gold, value, given) for value in pairs)
+    values = (given.value, given.value / 100)
+  decimals = max(gold.decimals, given.decimals)
+  return any(
+    gold.value == value or is_rounded(gold.value, value, decimals)
+    for value in values
+  )
 
 
-def _near(gold: Quantity, value: Fraction, given: Quantity) -> bool:
-  difference = abs(gold.value - value)
-  if not difference:
-    return True
-  if not (gold.rounded or given.rounded):
-    return False
-  close = difference <= Fraction(1, 2_000_000)
-  return close and difference * 10**6 <= abs(gold.value)
+def is_rounded(one, other, decimals: int) -> bool:
+  """Whether they agree to that many decimals, six at least, and a millionth."""
+  difference = abs(one - other)
+  return (
+    decimals >= 6
+    and 2 * difference * 10**decimals <= 1
+    and difference * 10**6 <= abs(one)
+  )
 
 
 def _value(text: str) -> Fraction | None:
@@ -210,20 +295,47 @@ def _value(text: str) -> Fraction | None:
   return arithmetic.number(text)
 
 
-def _is_unit(head: str, words: str) -> bool:
+def _is_unit(head: str, words: str, spaced: bool) -> bool:
   """Whether bare words after a number are a unit, and no variables."""
   if words.lower().rstrip("s") in UNITS or words in UNITS:
     return len(words) > 1
   known = read(head) is not None
+  if words.lower() in SPEEDS:
+    return True
   if known and RATE.fullmatch(words):
     return True
-  letters = sum(map(str.isalpha, words))
-  return known and (letters > 2 or not words.isascii() or "$" in words)
+  if known and not (words.isascii() and "$" not in words):
+    return True
+  # 2abc is a product, 2 abc is not.
+  return known and max(map(len, re.findall("[a-zA-Z]+", words)), default=0) > (
+    2 if spaced else 3
+  )
 
 
-def _unit(words: str) -> str:
-  words = re.sub(r"^(?:square|sq|cubic|cu)\.? ", "", words.strip(" .")).strip()
-  if words in UNITS:
-    return UNITS[words]
-  words = words.lower().rstrip(".")
-  return UNITS.get(words) or UNITS.get(words.removesuffix("s"), ANY)
+def _unit(text: str) -> frozenset:
+  """The names of a unit; see `split_unit`."""
+  text = re.sub(r"\\(?:cdot|times)(?![a-zA-Z])|\*", " ", text).strip(" .")
+  text = SPEEDS.get(text.lower(), text)
+  powers: dict[str, int] = {}
+  words, sign, power, known = [], 1, 1, True
+  for slash, word, exponent, other in UNIT_PART.findall(text):
+    if slash:
+      sign = -1
+    elif word.lower() in POWERS:
+      power = POWERS[word.lower()]
+      words.append(word.lower())
+    elif word:
+      unit = UNITS.get(word) or UNITS.get(word.lower())
+      unit = unit or UNITS.get(word.lower().removesuffix("s"))
+      known = known and unit is not None and unit not in MONEY
+      unit = unit or word.lower().removesuffix("s")
+      powers[unit] = powers.get(unit, 0) + sign * power * int(exponent or 1)
+      words.append(unit)
+      power = 1
+    elif other:
+      known = False
+  if known and powers:
+    return frozenset([" ".join(f"{u}^{n}" for u, n in sorted(powers.items()))])
+  if not text.isascii() and not words:
+    words = [text]
+  return frozenset(words) - FILLERS

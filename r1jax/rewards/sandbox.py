@@ -1,9 +1,22 @@
 """Runs a program that nobody trusts, and hands back what it computed.
 
 Each program gets a sandbox of its own, by bubblewrap: no network, no files but
-the system's to read and a small empty directory to write, no environment, no
-sight of other processes, limits on time, memory, processes and output, and a
-filter of system calls. `inside` is what runs there.
+the system's to read and a small directory to write (/tmp, where it starts, and
+which is HOME and /dev/shm too; only the files of its standard streams are
+there), no environment, no sight of other processes, no rights, and only the
+system calls that `seccomp` allows. `inside` is what runs there. Within its
+`Limits` it may use
+
+    threads     and processes, 32 together; multiprocessing, pipes and local
+                sockets work
+    memory      1 GiB for all together; the stack is a part of it (a Python
+                program's main thread has about 100 MiB)
+    time        of wall clock, for its build and all its tests
+    streams     standard ones, also as /dev/stdin, /dev/fd/0 and so on; there is
+                no /proc
+    packages    Python's standard library, whose usual names need no import, and
+                the packages that the limits name, which stand in /packages.
+                C++17 has GCC's standard library, JavaScript Node's modules
 
 Limits that remain: the kernel is shared; memory is limited for each process by
 the kernel, for all together only by a look at it every TICK; and what the
@@ -22,7 +35,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,18 +47,19 @@ KINDS = ("bwrap", "none")
 START_SECONDS = 20.0  # To set a sandbox up, on a busy machine.
 TICK = 0.05  # Seconds between two looks at the memory in use.
 OVERHEAD_MIB = 64  # Of `inside` and bubblewrap, beside what a program uses.
+MAX_INPUT = 2**25  # Bytes.
 PATIENCE = 1.0  # Seconds until a sandbox that does not end is left behind.
-BUILD_SECONDS = 10.0  # To compile, on top of a program's own limit.
 
 
 class Limits(NamedTuple):
   """What a program may use."""
 
-  seconds: float = 4.0  # Of wall clock, over all tests; of CPU, per process.
+  seconds: float = 4.0  # Of wall clock, for all; of CPU, per process.
   memory_mib: int = 1024  # In use, of all; of address space, per process.
-  processes: int = 4  # Threads count too.
-  disk_mib: int = 64
-  output_mib: int = 8  # Of each file that it writes, stdout being one.
+  processes: int = 32  # Threads count too.
+  disk_mib: int = 64  # Beside the input.
+  output_mib: int = 8  # That it prints.
+  packages: tuple[str, ...] = ()  # That Python can import.
 
 
 class Language(NamedTuple):
@@ -102,6 +116,7 @@ attempts = {
   "use the network": lambda: socket.socket(socket.AF_INET),
   "have all memory": lambda: mmap.mmap(-1, 2**34),
   "start any number of processes": fork,
+  "be root": lambda: os.setresuid(0, 0, 0),
 }
 for what, attempt in attempts.items():
   try:
@@ -113,13 +128,29 @@ for what, attempt in attempts.items():
 
 
 @functools.cache
-def check(kind: str) -> None:
-  """Raises ValueError unless a sandbox of this kind can be had, and holds."""
+def check(kind: str, packages: tuple[str, ...] = ()) -> None:
+  """Raises ValueError unless a sandbox of this kind can be had, and holds.
+
+  So it does for packages that cannot be imported there.
+  """
   if kind not in KINDS:
     raise ValueError(f"sandbox must be one of {[*KINDS]}, got {kind!r}")
   if kind == "none":
     logger.warning("sandbox='none': the policy's programs may do all you may")
-    return
+  else:
+    _probe(kind)
+  limits = Limits(seconds=60.0, packages=packages)
+  for name in packages:
+    _, run = run_cases("python", f"import {name}", [""], kind, limits)
+    if run.status:
+      raise ValueError(
+        f"packages: {name!r} cannot be imported in the sandbox; name what it "
+        f"needs, too: {run.errors.strip()[-300:]}"
+      )
+
+
+def _probe(kind: str) -> None:
+  """Raises ValueError unless the sandbox keeps PROBE in."""
   advice = "; say sandbox='none' to run the policy's programs without isolation"
   with tempfile.NamedTemporaryFile() as file:
     os.chmod(file.name, 0o644)  # Only the sandbox is in the way of reading it.
@@ -137,55 +168,74 @@ def run_cases(
 ) -> Iterator[Run]:
   """Yields how the program was built, then how it ran on each input.
 
-  Ends early if it cannot be built. Raises `Ended`, and RuntimeError if the
-  sandbox cannot be started.
+  Ends early if it cannot be built. Raises `Ended`, RuntimeError if the sandbox
+  cannot be started, and ValueError for an input that is too large for it.
   """
+  data = [each.encode("utf-8", "surrogatepass") for each in inputs]
+  largest = max(map(len, data), default=0)
+  if largest > MAX_INPUT:
+    raise ValueError(f"an input of {largest} bytes; at most {MAX_INPUT}")
   how = LANGUAGES[language]
-  tool = (how.build or how.command or ("",))[0]
-  if tool and not shutil.which(tool, path=bubblewrap.ENVIRONMENT["PATH"]):
-    raise RuntimeError(f"programs in {language} need {tool}: install it")
-  limits = limits._replace(processes=limits.processes + how.processes)
+  program = tool(language)
+  if program and not shutil.which(program, path=bubblewrap.ENVIRONMENT["PATH"]):
+    raise RuntimeError(f"programs in {language} need {program}: install it")
+  limits = limits._replace(
+    processes=limits.processes + how.processes,
+    disk_mib=limits.disk_mib + math.ceil(largest / 2**20),
+  )
   work = dict(
     source=source,
     file=how.file,
     build=list(how.build),
     command=list(how.command),
-    inputs=[each.encode("utf-8", "surrogatepass") for each in inputs],
+    count=len(data),
     limit=limits.output_mib * 2**20,
   )
   with _start(work, kind, limits, how.reserved_mib) as box:
-    if how.build:
-      box.deadline += BUILD_SECONDS
     yield Run(*box.receive())
-    box.deadline = time.monotonic() + limits.seconds
-    for _ in inputs:
+    for each in data:
+      box.send(values.encode(each))
       yield Run(*box.receive())
+
+
+def tool(language: str) -> str:
+  """The program that has to be installed for a language; "" for Python."""
+  how = LANGUAGES[language]
+  return (how.build or how.command or ("",))[0]
+
+
+class Statement(NamedTuple):
+  """A statement of tests in Python."""
+
+  code: bytes  # Marshalled.
+  counts: bool  # True for a test, False for what only prepares one.
+  independent: bool  # True if nothing of the program is in it.
 
 
 class Tests(NamedTuple):
   """Tests of functions, which stay out of the program's sight."""
 
   setup: str  # Python, run first: definitions that the tests use.
-  names: Sequence[str]  # What the tests use of the program.
-  statements: Sequence[tuple[bytes, bool]]  # Marshalled code; True for a test.
+  names: Mapping[str, str]  # What the tests use of the program, as it names it.
+  statements: Sequence[Statement]
 
 
 def run_tests(
   prefix: str, source: str, tests: Tests, kind: str, limits: Limits
-) -> Iterator[tuple[bool, str]]:
-  """Yields for each test whether it holds, and why not.
+) -> Iterator[tuple[int, bool, str]]:
+  """Yields the number of a statement, whether it holds, and why not.
 
-  The program is the source alone, after the prefix, or the prefix continued.
-  Raises as `run_cases` does, and ValueError for tests that cannot be run here.
+  It does so for all that count, and for others that fail. The program is the
+  source alone, after the prefix, or the prefix continued. Raises as `run_cases`
+  does, and ValueError for tests that cannot be run here.
   """
   with _start(dict(prefix=prefix, source=source), kind, limits) as box:
     box.send(values.encode(tests._asdict()))
-    for _, counts in tests.statements:
-      if counts:
-        holds, message = box.receive()
-        if holds is None:
-          raise ValueError(message)
-        yield holds, message
+    while (report := box.receive()) is not None:
+      number, holds, message = report
+      if holds is None:
+        raise ValueError(f"these tests cannot be run: {message}")
+      yield number, holds, message
 
 
 class _Box:
@@ -254,14 +304,16 @@ def _start(
   job = dict(
     work=work,
     user=None,
+    path=[],
     limits=dict(
       AS=(limits.memory_mib + reserved_mib) * mib,
       CORE=0,
       CPU=int(limits.seconds) + 1,
-      FSIZE=limits.output_mib * mib,
+      FSIZE=limits.disk_mib * mib,
       MSGQUEUE=0,
       NOFILE=256,
       NPROC=limits.processes + 2,  # `inside`, and a process of bubblewrap's.
+      STACK=None,  # As much as there is memory.
     ),
   )
   ours, theirs = socket.socketpair()
@@ -271,13 +323,17 @@ def _start(
       if kind == "bwrap":
         if os.geteuid() == 0:  # A user that nobody else is, to be counted.
           job["user"] = 62000 + threading.get_native_id() % 3000
+        job["path"] += [bubblewrap.PACKAGES] if limits.packages else []
         process = stack.enter_context(
-          bubblewrap.isolated(theirs, limits.disk_mib)
+          bubblewrap.isolated(theirs, limits.disk_mib, limits.packages)
         )
       elif kind != "none":
         raise ValueError(f"sandbox must be one of {[*KINDS]}, got {kind!r}")
       else:
         home = stack.enter_context(tempfile.TemporaryDirectory())
+        paths = bubblewrap.paths(limits.packages)
+        job["path"] += sorted({str(path.parent) for path in paths})
+        del job["limits"]["NPROC"]  # It counts all that the user runs.
         process = stack.enter_context(bubblewrap.bare(theirs, home))
     stack.callback(_kill, process, kind)
     memory = (limits.memory_mib + OVERHEAD_MIB) * mib

@@ -17,10 +17,18 @@ MATRIX = re.compile(
   r"\\end\{(?:[pbB]?matrix|smallmatrix|array)\}",
   re.DOTALL,
 )
+TRANSPOSED = re.compile(
+  r"\s*\^\{?\s*(?:T|\\top|\\intercal|\\text\{T\}|\\mathsf\{T\}|')\s*\}?$"
+)
+FACTOR_BEHIND = re.compile(
+  r"^(\\begin.*\\end\{[a-zA-Z]+\})\s*(?:\\cdot|\\times|\*)\s*([^\\&]+)$",
+  re.DOTALL,
+)
 SEPARATOR = re.compile(
   r"\\text\{\s*,?\s*(?:or|and|或|和)\s*,?\s*\}"
   r"|(?<![a-zA-Z\\])(?:or|and)(?![a-zA-Z])|或|和|\\lor(?![a-zA-Z])|\\vee"
 )
+OR = re.compile(r"\bor\b|或|\\lor|\\vee")
 VARIABLE = r"[a-zA-Z](?:_\w|_\{\w+\})?|\\[a-zA-Z]+"
 # S = {1, 2} and (x, y) = (1, 2)
 NAME = re.compile(
@@ -39,14 +47,9 @@ BOUND = re.compile(
 BOUND_BACK = re.compile(
   rf"(.+?)(<|>|\\le(?![a-zA-Z])|\\ge(?![a-zA-Z]))\s*({VARIABLE})\s*"
 )
-ABSOLUTE = re.compile(
-  rf"\|\s*({VARIABLE})\s*\|\s*(<|>|\\le(?![a-zA-Z])|\\ge(?![a-zA-Z]))(.+)"
-)
-EXCEPT = re.compile(rf"\s*({VARIABLE})\s*\\ne(?![a-zA-Z])\s*(-?[\d.]+)")
 BUILDER = re.compile(r"[^|:]*?(?:\||\\mid(?![a-zA-Z])|:)")  # {x | ...}
 RELATION = re.compile(r"[<>=]|\\(?:le|ge|ne)(?![a-zA-Z])")
 FLIP = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
-REALS = {r"\mathbb{R}", r"\R", "allrealnumbers", "allreals", "R"}
 INFINITY = r"\infty"
 
 
@@ -68,8 +71,6 @@ def read(text: str) -> Parts:
   text = text.strip()
   if match := IN.match(text):
     text = text[match.end() :].strip()
-  if latex.squeeze(text) in REALS:
-    text = r"(-\infty,\infty)"
   named = NAME.match(text)
   return (
     (named and _bracketed(text[named.end() :]))
@@ -77,7 +78,6 @@ def read(text: str) -> Parts:
     or _union(text)
     or _bracketed(text)
     or _separated(text)
-    or _absolute(text)
     or _inequality(text)
     or _plus_minus(text)
     or Parts("leaf", text)
@@ -102,19 +102,46 @@ def split(text: str, separator: str) -> list[str]:
 
 
 def _matrix(text: str) -> Parts | None:
-  bare = text
+  """A matrix or vector, by itself, times a number before it, or transposed."""
+  text, transposed = TRANSPOSED.subn("", text)
+  text = FACTOR_BEHIND.sub(r"\2\1", text)
+  start = re.search(r"[(\[]?\s*\\begin|[(\[]", text)
+  if not start:
+    return None
+  factor, bare = text[: start.start()].strip(), text[start.start() :]
   if bare[:1] in ("(", "[") and latex.closing(bare) == len(bare) - 1:
-    bare = bare[1:-1].strip()
+    inside = bare[1:-1].strip()
+    if transposed and r"\begin" not in inside:
+      rows = [Parts("tuple", parts=(_leaf(x),)) for x in split(inside, ",")]
+      return _times(factor, tuple(rows)) if len(rows) > 1 else None
+    bare = inside
   match = MATRIX.fullmatch(bare)
   if not match or r"\begin" in match[1]:
     return None
-  rows = [row for row in split(match[1], r"\\") if row.strip()]
-  if not rows or len(rows) > MAX_PARTS:
+  lines = [line for line in split(match[1], r"\\") if line.strip()]
+  if not lines or len(lines) > MAX_PARTS:
+    return None
+  cells = [[*map(_leaf, split(line, "&"))] for line in lines]
+  if transposed and len({*map(len, cells)}) == 1:
+    cells = [*zip(*cells, strict=True)]
+  return _times(factor, tuple(Parts("tuple", parts=tuple(c)) for c in cells))
+
+
+def _times(factor: str, rows: tuple[Parts, ...]) -> Parts | None:
+  """The rows of a matrix, each cell with the factor before it."""
+  factor = re.sub(r"(?:\\cdot|\\times|\*)$", "", factor).strip()
+  factor = {"-": "-1"}.get(factor, factor)
+  if not factor:
+    return Parts("rows", parts=rows)
+  if re.search(r"=|\\begin|,", factor):
     return None
   return Parts(
     "rows",
     parts=tuple(
-      Parts("tuple", parts=tuple(map(_leaf, split(row, "&")))) for row in rows
+      row._replace(
+        parts=tuple(_leaf(f"({factor})({cell.text})") for cell in row.parts)
+      )
+      for row in rows
     ),
   )
 
@@ -134,14 +161,17 @@ def _bracketed(text: str) -> Parts | None:
     if builder := BUILDER.match(inside):
       tree = read(inside[builder.end() :])
       return tree if tree.kind in ("tuple", "union") else None
-    return _list(split(inside, ",")) if inside.strip() else None
+    if not inside.strip() or r"\emptyset" in inside:
+      return None
+    return _separated(inside) or _list([inside])
   if text.startswith(r"\langle") and text.endswith(r"\rangle"):
     text = "(" + text[len(r"\langle") : -len(r"\rangle")] + ")"
   if text[:1] not in ("(", "[") or text[-1:] not in (")", "]"):
     return None
   if latex.closing(text) != len(text) - 1:
     return None
-  parts = split(text[1:-1], ",")
+  parts = split(text[1:-1], ";")
+  parts = parts if len(parts) > 1 else split(text[1:-1], ",")
   if not 2 <= len(parts) <= MAX_PARTS or not all(parts):
     return None
   return Parts(
@@ -160,7 +190,7 @@ def _separated(text: str) -> Parts | None:
   if len(parts) < 2:
     return None
   bounds = [_inequality(part) for part in parts]
-  if joined != text and all(bounds):
+  if OR.search(text) and all(bounds):
     return Parts("union", parts=tuple(bounds))
   return _list(parts)
 
@@ -202,22 +232,6 @@ def _inequality(text: str) -> Parts | None:
       low, first, second, high = bound, FLIP[sign], "<", INFINITY
   brackets = ("(" if first == "<" else "[") + (")" if second == "<" else "]")
   return Parts("tuple", parts=(_leaf(low), _leaf(high)), brackets=brackets)
-
-
-def _absolute(text: str) -> Parts | None:
-  """|x| < 2 as -2 < x < 2, |x| > 2 as x < -2 or x > 2, x != 2 likewise."""
-  if match := EXCEPT.fullmatch(text):
-    name, bound = match.groups()
-    parts = (f"{name} < {bound}", f"{name} > {bound}")
-    return Parts("union", parts=tuple(map(_inequality, parts)))
-  match = ABSOLUTE.fullmatch(text)
-  if not match or RELATION.search(match[3]):
-    return None
-  name, sign, bound = match.groups()
-  if sign in ("<", r"\le"):
-    return _inequality(f"-({bound}) {sign} {name} {sign} {bound}")
-  parts = (f"{name} {FLIP[sign]} -({bound})", f"{name} {sign} {bound}")
-  return Parts("union", parts=tuple(map(_inequality, parts)))
 
 
 def _plus_minus(text: str) -> Parts | None:

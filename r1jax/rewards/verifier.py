@@ -48,9 +48,9 @@ class UnreadableGold(Exception):
   """The example's own answer is nothing that answers can be compared with."""
 
 
-def readable(text: str) -> bool:
-  """True if no parser should hang on it, or see more than one box."""
-  if len(text) > MAX_LENGTH or HUGE.search(text):
+def well_formed(text: str) -> bool:
+  """True if its braces close, no box ends within it, and little is nested."""
+  if len(text) > MAX_LENGTH:
     return False
   depth = braces = 0
   for char in text.replace(r"\{", "(").replace(r"\}", ")"):
@@ -67,6 +67,10 @@ def equivalent(gold: str, given: str, equations: bool = False) -> bool:
 
   Raises UnreadableGold if it cannot read the first.
   """
+  if HUGE.search(gold) or not well_formed(gold):
+    raise UnreadableGold(gold)
+  if HUGE.search(given) or not well_formed(given):
+    return False
   try:
     parsed = _parse_gold(gold)
   except Exception as error:
@@ -79,6 +83,9 @@ def equivalent(gold: str, given: str, equations: bool = False) -> bool:
       return str(parsed[0]) == str(other[0])  # Terms in one order.
     if equations:
       return _proportional(parsed[0], other[0])
+    numbers = parsed[0], other[0]
+    if all(getattr(n, "is_number", 0) and n.is_finite for n in numbers):
+      return _same_number(*numbers)
     return _verify(parsed, other)
   except Exception:  # The library stumbled over what the policy wrote.
     return False
@@ -105,6 +112,13 @@ def _is_vast(formula) -> bool:
         if any(n.is_number and abs(n) > MAX_FACTORS for n in part.args):
           return True
   return False
+
+
+def _same_number(one, other) -> bool:
+  """Relatively: math-verify rounds to six decimals, and 1e-7 would be 0."""
+  difference = (one - other).evalf(30, maxn=200)
+  scale = max(abs(one.evalf(30)), abs(other.evalf(30)))
+  return bool(difference.is_number and abs(difference) <= 1e-15 * scale)
 
 
 def _proportional(one, other) -> bool:

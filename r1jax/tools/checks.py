@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from r1jax import config as configs
-from r1jax import data, metrics, models, rewards, sharding
+from r1jax import data, metrics, rewards, sharding
 from r1jax.data import templates, tokenizer
 from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
@@ -27,7 +27,7 @@ from r1jax.rewards import accuracy
 from r1jax.rewards.grader import GraderPool
 from r1jax.rollouts.engine import make_engine
 from r1jax.tools import memory
-from r1jax.training import evaluate, grpo, inspection, log, sft
+from r1jax.training import evaluate, grpo, inspection, models, sft
 
 FIRST = 256  # Examples looked at, of a dataset that makes them when read.
 PROBLEMS, SAMPLES = 8, 4  # Of each task, to measure the base on.
@@ -88,7 +88,7 @@ class Context:
   def sizes(self):
     """Tokens of each example's prompt beyond the shared ones."""
     template = self.config.template
-    prompts = evaluate.encode_prompts(self.examples, template, self.words)
+    prompts = templates.encode_prompts(self.examples, template, self.words)
     return [len(ids) - len(self.shared) for ids in prompts]
 
   @functools.cached_property
@@ -108,7 +108,7 @@ class Context:
   @functools.cached_property
   def sets(self) -> list[evaluate.Problems]:
     """All problems that the run measures itself on."""
-    return log.evaluation(**self.config.evaluation.to_dict())["whole"]
+    return evaluate.evaluation(**self.config.evaluation.to_dict())["whole"]
 
   @functools.cached_property
   def tested(self):
@@ -154,10 +154,11 @@ def prompts(context: Context) -> Iterator[Line]:
   eos = ", ".join(f"{i} {words.piece(i)!r}" for i in words.eos_ids)
   for example in context.examples[:3]:
     text = templates.TEMPLATES[c.template](example.prompt)
-    ids, name = words.encode(text), example.id
-    back = words.decode(ids)
+    ids = templates.encode(c.template, example.prompt, words)
+    name, begins = example.id, len(words.prefix_ids)
+    back = words.decode(ids[begins:])
     at = len(os.path.commonprefix([back, text]))
-    if set(ids) & set(words.eos_ids):
+    if set(ids[begins:]) & set(words.eos_ids):
       yield Line(WRONG, f"{name}: EOS ({eos}) stands in the prompt")
     elif back != text:
       yield Line(
@@ -179,8 +180,8 @@ def prompts(context: Context) -> Iterator[Line]:
   ids = declared if isinstance(declared, list) else [declared]
   if declared is not None and not {*ids} & {*words.eos_ids}:
     yield Line(WRONG, f"EOS is {declared} in the model's config.json")
-  if _declared(c.tokenizer.path, "tokenizer_config.json").get("add_bos_token"):
-    yield Line(NOTE, "the tokenizer asks for a BOS, which prompts here lack")
+  pieces = ", ".join(f"{i} {words.piece(i)!r}" for i in words.prefix_ids)
+  yield Line(OK, f"prompts begin with {pieces or 'no BOS'} (tokenizer.bos)")
 
 
 def _declared(folder: str | None, name: str) -> dict:
@@ -199,8 +200,8 @@ def problems(context: Context) -> Iterator[Line]:
     f"{len(sizes):,} prompts have {min(sizes)} to {max(sizes)} tokens beyond "
     f"the shared {len(context.shared)}; the window has {window}",
   )
-  whole = inspection.in_memory(context.dataset)
-  longest = len(context.shared) + (max(sizes) if whole else window)
+  known = inspection.is_in_memory(context.dataset)
+  longest = len(context.shared) + (max(sizes) if known else window)
   needed = inspection.rows_needed(c, longest)
   size = c.minibatches * c.rows.max_rows * c.rows.width * 6 * 4 / 2**20
   enough = 0 < needed <= c.rows.max_rows
@@ -324,7 +325,7 @@ def untemplated(context: Context) -> Iterator[Line]:
   if context.too_large:
     raise ValueError("no round was tried: there is not enough memory for it")
   c, words, (model, params) = context.config, context.words, context.model
-  asked = evaluate.encode_prompts(context.tested, "plain", words)
+  asked = templates.encode_prompts(context.tested, "plain", words)
   limits = dict(prompt_tokens=max(map(len, asked)))
   engine = make_engine(
     transformer.Transformer(model),

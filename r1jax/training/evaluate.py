@@ -4,11 +4,11 @@ import collections
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from r1jax import checkpoint, data, hosts, interrupt
+from r1jax import checkpoint, data, hosts, interrupt, rewards
 from r1jax.data import worked
 from r1jax.data.templates import encode_prompts
 from r1jax.rewards import accuracy
@@ -38,18 +38,20 @@ def evaluate(
   *,
   template: str,
   seed: int,
+  accuracy_reward: Any = 1.0,
   progress: Callable[[int, int], None] = lambda done, tokens: None,
 ) -> dict[str, float]:
   """The numbers of every set, named "eval/<set>/<number>"; see `measure`.
 
   Samples are drawn from `seed`'s own stream, the same at every evaluation, so
   that training does not depend on whether one took place. Hosts but the first
-  help, and learn no numbers.
+  help, and learn no numbers. `accuracy_reward` is that entry of a config's
+  rewards: programs are run as it says.
   """
   numbers, params = {}, engine.prepare(params)
   for index, (name, examples, samples) in enumerate(problems):
     graders, limit = engine.hosts(len(examples)), engine.max_tokens
-    spec = dict(accuracy=1.0, format=0.0)
+    spec = dict(accuracy=accuracy_reward, format=0.0)
     grader = GroupGrader(
       examples, graders, samples, tokenizer, limit, pool, spec
     )
@@ -131,6 +133,7 @@ class Evaluator:
     self._config, self._writer, self._engine = config, writer, engine
     self._tokenizer, self._pool = tokenizer, pool
     self._sets = None
+    self._accuracy = config.rewards.to_dict().get("accuracy", 1.0)
     self._evaluated = {*checkpoint.read_scores(writer.workdir)}
 
   def is_due(self, step: int) -> bool:
@@ -150,6 +153,7 @@ class Evaluator:
       self._sets = evaluation(**config.evaluation.to_dict())
       for problems in self._sets["whole"]:
         inspection.check_prompts(problems.examples, self._tokenizer, config)
+        rewards.check(problems.examples, accuracy=self._accuracy)
     whole = step in (0, config.num_steps)
     problems = self._sets["whole" if whole else "between"]
     console, began = self._writer.console, time.monotonic()
@@ -166,6 +170,7 @@ class Evaluator:
       self._pool,
       template=config.template,
       seed=config.evaluation.seed,
+      accuracy_reward=self._accuracy,
       progress=lambda done, tokens: console.phase(
         f"evaluating, {done} completions, {tokens:,} tokens"
       ),

@@ -18,7 +18,6 @@ from r1jax import (
   hosts,
   interrupt,
   metrics,
-  models,
   offload,
   rewards,
   sharding,
@@ -36,7 +35,14 @@ from r1jax.rollouts.round import (
   dynamic_sampling,
   sample_until_it_teaches,
 )
-from r1jax.training import evaluate, inspection, policy, profiler, records
+from r1jax.training import (
+  evaluate,
+  inspection,
+  models,
+  policy,
+  profiler,
+  records,
+)
 from r1jax.training.batch import (
   add_advantages,
   completion_kl,
@@ -78,7 +84,8 @@ def train(
     sinks: where metrics go beside metrics.jsonl; see `metrics.SINKS`.
   """
   run, base = set_up(config)
-  claim(workdir, config.to_dict(), ignore=CHANGEABLE)
+  contents = {"dataset": data.content_hash(run.dataset)}
+  claim(workdir, config.to_dict(), contents, ignore=CHANGEABLE)
   state, restored = restore_or_init(run, workdir, base)
   with (
     jax.set_mesh(run.mesh),
@@ -212,7 +219,7 @@ def evaluate_and_save(
   with log.outside_rounds():
     # The base is measured once a first round has shown that all is well.
     if base is not None and evaluator.is_due(0):
-      evaluator.evaluate(0, run.to_devices(base))
+      evaluator.evaluate(0, run.to_device(base))
     # A checkpoint comes first: whatever ends an evaluation, it is there.
     due = evaluator.is_due(step)
     if due or step % run.config.checkpoint_every == 0:

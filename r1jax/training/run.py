@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from r1jax import checkpoint, data, models, offload, sharding
+from r1jax import checkpoint, data, offload, rewards, sharding
 from r1jax.data import templates, tokenizer
 from r1jax.models import transformer
 from r1jax.models.config import replace
@@ -18,7 +18,7 @@ from r1jax.models.weights import logical_axes
 from r1jax.rewards.grader import GraderPool
 from r1jax.rollouts.engine import Engine, make_engine
 from r1jax.rollouts.round import Round, make_sample
-from r1jax.training import inspection, policy
+from r1jax.training import inspection, models, policy
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.update import make_update
 from r1jax.types import Batch, Example, Params, RLState, Tokenizer
@@ -67,7 +67,7 @@ class Run(NamedTuple):
       progress=progress,
     )
 
-  def to_devices(self, params: Params) -> Params:
+  def to_device(self, params: Params) -> Params:
     """Parameters of the host, placed on the mesh."""
     axes = logical_axes(self.model.config)
     return sharding.place(params, sharding.shardings(self.mesh, axes, params))
@@ -80,11 +80,12 @@ def set_up(config: ml_collections.ConfigDict) -> tuple[Run, Params]:
   """
   mesh = sharding.make_mesh(**config.mesh)
   inspection.check_rows(config.rows, mesh)
-  dataset = data.load(**config.dataset)
+  dataset = data.load(**config.dataset.to_dict())
   words = tokenizer.load(**config.tokenizer)
+  inspection.check_dataset(dataset, words, config)
   model, base = load_model(config)
   inspection.check_vocabulary(words, model.config)
-  inspection.check_dataset(dataset, words, config)
+  rewards.check(inspection.in_memory(dataset), **config.rewards.to_dict())
   optimizer, score, update = make_steps(config, model, words)
   run = Run(
     config=config,
@@ -124,7 +125,7 @@ def restore_or_init(
   state = checkpoint.restore(workdir, shapes)
   restored = None if state is None else int(state.train.step)
   if state is None:
-    state = sharding.make(run.mesh, axes, begin, run.to_devices(base))
+    state = sharding.make(run.mesh, axes, begin, run.to_device(base))
   checkpoint.drop_scores(workdir, restored)
   return offload.park(state, run.config.offload), restored
 

@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import pathlib
+import shutil
 import socket
 import ssl
 import struct
@@ -148,13 +149,28 @@ def judge_server(monkeypatch):
     server.server_close()
 
 
+def require(program):
+  """Skips a test where a program is not installed, and fails it in CI."""
+  if not shutil.which(program, path=bubblewrap.ENVIRONMENT["PATH"]):
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(
+      f"{program} is not installed"
+    )
+
+
+@pytest.fixture
+def needs():
+  """needs(language): the test is skipped where its toolchain is missing."""
+  return lambda language: require(sandbox.tool(language))
+
+
 @pytest.fixture(scope="session")
 def bwrap():
-  """A test with it is skipped where bubblewrap does not work."""
-  try:
-    sandbox.check("bwrap")
-  except ValueError as error:
-    pytest.skip(str(error))
+  """A test with it is skipped where bubblewrap is not installed.
+
+  Where it is, the sandbox has to hold.
+  """
+  require("bwrap")
+  sandbox.check("bwrap")
 
 
 @pytest.fixture(params=["bwrap", "none"])

@@ -63,6 +63,43 @@ CHEATS = {
   "  test = ''.join(map(chr, [61, 61, 32, 54]))\n"
   "  while frame:\n    if test in repr(frame.f_locals): return 6\n"
   "    frame = frame.f_back",
+  "ends the iteration": "def f(x): raise StopIteration",
+  "leaves at the end": "import atexit, os\natexit.register(os._exit, 0)\n"
+  "def f(x): return 5",
+  "stops its caller": "import os, signal\n"
+  "def f(x):\n  os.kill(os.getppid(), signal.SIGSTOP)\n"
+  "  os.kill(os.getppid(), signal.SIGCONT)\n  return 5",
+  "interrupts its caller": "import os, signal\n"
+  "def f(x):\n  os.kill(os.getppid(), signal.SIGINT)\n  return 5",
+  "looks into its caller": "import os, ctypes\ndef f(x):\n"
+  "  libc = ctypes.CDLL(None)\n"
+  "  if libc.ptrace(16, os.getppid(), None, None) == 0: return 6\n"
+  "  try: open(f'/proc/{os.getppid()}/mem', 'r+b')\n"
+  "  except OSError: return 5\n  return 6",
+  "answers twice": "import os, sys\nm = sys.modules['r1jax.rewards.values']\n"
+  "def f(x):\n  data = m.encode((None, 5, None))\n"
+  "  for fd in range(3, 20):\n    try: m.send(fd, data)\n"
+  "    except OSError: 0\n  return 5",
+  "answers much": "import os\nfor fd in range(3, 64):\n  try:\n"
+  "    rest = b's5000000;' + b'a' * 5000000\n"
+  "    rest = len(rest).to_bytes(8, 'big') + rest\n"
+  "    while rest: rest = rest[os.write(fd, rest):]\n"
+  "  except OSError: 0\ndef f(x): return 5",
+  "says more than anyone reads": "class E(Exception):\n"
+  "  def __str__(self): return 'a' * 5 * 10**6\ndef f(x): raise E",
+  "takes the place of the class": "import sys, builtins\n"
+  "m = sys.modules['r1jax.rewards.values']\n"
+  "m.CLASSES['program.A'] = lambda v: 6\nclass A: 0\ndef f(x): return A()",
+  "pretends to be a class": "class A:\n  __eq__ = lambda *_: True\n"
+  "A.__module__, A.__qualname__ = 'decimal', 'Decimal'\n"
+  "A.__str__ = lambda s: '5'\ndef f(x): return A()",
+  "compares from the right": "class A(int):\n  __radd__ = __rsub__ = __eq__ ="
+  " __req__ = lambda *_: 6\n  __hash__ = None\ndef f(x): return A(5)",
+  "collects": "import gc\ndef f(x):\n  for o in gc.get_objects():\n"
+  "    if type(o) is dict and 'tests' in o: o['holds'] = True\n  return 5",
+  "traces": "import sys\nsys.settrace(lambda *_: None)\n"
+  "sys.setprofile(lambda f, *_: f.f_locals.update(value=6))\n"
+  "def f(x): return 5",
   "is nothing": "pass",
   "defines no function": "def g(x): return 6",
   "is no function": "f = 6",
@@ -97,6 +134,16 @@ def f(x): return 5
   ):
     assert judge_hostile(plants, tests).score == 0.0
     assert judge_hostile("def f(x): return 6", tests).score == 1.0
+
+
+def test_what_a_program_uses_up_is_no_fault_of_its_tests(judge_hostile):
+  tests = "with open('x', 'wb') as file:\n  file.write(bytes(2**20))\n"
+  tests += "assert f(3) == 6"
+  program = "n = 0\ntry:\n  while {}:\n    n += 1\n"
+  program += "    open(str(n), 'wb').write(bytes(2**22))\nexcept OSError: 0\n"
+  program += "def f(x): return 6"
+  assert judge_hostile(program.format(False), tests).score == 1.0
+  assert judge_hostile(program.format(True), tests).score == 0.0
 
 
 PRINTING_CHEATS = {

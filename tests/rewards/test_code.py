@@ -1,14 +1,12 @@
 """Code: programs that pass their tests, and those that only seem to."""
 
-import shutil
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1jax import rewards
-from r1jax.rewards import code, sandbox
+from r1jax.rewards import bubblewrap, code, sandbox
 from r1jax.rewards.grader import GraderPool
 from r1jax.types import Completion, Example
 
@@ -172,7 +170,7 @@ def test_tests_may_hand_over_types_but_no_objects_of_their_own():
     with pytest.raises(ValueError, match="a program can be given no"):
       judge(f"assert f({own}) == 1", "def f(x): return 1")
   prompt = "def f(x):\n  pass\n\ng = 1 / 0\n"
-  with pytest.raises(ValueError, match="before the tests: ZeroDivisionError"):
+  with pytest.raises(ValueError, match="before the program: ZeroDivisionError"):
     judge("assert f(1) == g", "def f(x): 1", prompt=prompt, entry_point="f")
 
 
@@ -232,9 +230,8 @@ def test_a_program_cannot_stand_in_for_a_module_or_a_builtin():
 
 
 @pytest.mark.parametrize("language", ["cpp", "javascript"])
-def test_other_languages(language, kind):
-  if not shutil.which("g++" if language == "cpp" else "node", path="/usr/bin"):
-    pytest.skip(f"there is no toolchain for {language}")
+def test_other_languages(language, kind, needs):
+  needs(language)
   right, wrong, broken = {
     "cpp": [
       "#include <cstdio>\nint main() { long a, b; "
@@ -329,7 +326,8 @@ def test_any_program_is_right_or_wrong(program):
     (dict(tests="x = 1"), "nothing is tested"),
     (dict(tests="assert f("), "no Python"),
     (dict(tests="def check(f):\n  assert f(1) == 2"), "nothing is tested"),
-    (dict(tests="def test_f():\n  assert f(1) == 2"), "nothing is tested"),
+    (dict(tests="def test_f(a):\n  assert f(a) == 2"), "nothing runs: test_f"),
+    (dict(tests=DOUBLES, entry_point="f("), "entry_point is no Python"),
     (dict(tests=SUMS, language="cobol"), "unknown language 'cobol'"),
     (dict(tests=DOUBLES, language="cpp"), "no tests of cpp"),
   ],
@@ -376,14 +374,51 @@ def test_accuracy_runs_the_programs_of_its_domain(bwrap):
   assert "case 1: printed" in scores.feedback[0] and not scores.feedback[1]
 
 
+def test_accuracy_takes_the_arguments_of_code():
+  example = Example("", "", "code", "", dict(tests=SUMS))
+  written = completion("a, b = map(int, input().split())\nprint(3)")
+  spec = dict(weight=1.0, sandbox="none")
+  score = lambda **more: rewards.score(
+    [example], [written], accuracy=spec | more
+  )
+  assert score().total == [0.0]
+  assert score(partial=True).total == [0.5]
+  written = completion(HANGS)
+  assert score(seconds=0.5).feedback == ["case 1: out of time"]
+
+
+@pytest.mark.parametrize("name", ["accuracy", "code", "cosine", "length"])
+def test_programs_without_a_sandbox_are_refused_at_the_start(name, monkeypatch):
+  monkeypatch.setenv("PATH", "/nonexistent")
+  sandbox.check.cache_clear()
+  bubblewrap._command.cache_clear()
+  of_math, of_code = Example("", "7", "math"), Example("", "", "code/x")
+  try:
+    if name != "code":
+      rewards.check([of_math], **{name: 1.0})
+    with pytest.raises(
+      ValueError, match=f"rewards.{name}: .*install bubblewrap"
+    ):
+      rewards.check([of_math, of_code], **{name: 1.0})
+    with pytest.raises(ValueError, match="install bubblewrap"):
+      rewards.submit([of_code], ["x"], **{name: 1.0})
+    if name in ("accuracy", "code"):
+      spec = dict(weight=1.0, sandbox="none")
+      rewards.check([of_math, of_code], **{name: spec})
+  finally:
+    sandbox.check.cache_clear()
+    bubblewrap._command.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["accuracy", "code"])
 @pytest.mark.parametrize(
   ("kwargs", "message"),
   [
-    (dict(sandbox="bwarp"), "rewards.code: sandbox must be one of"),
-    (dict(sandbox="none", seconds=0.0), "rewards.code: seconds must be"),
-    (dict(language="cobol"), "rewards.code.*language"),
+    (dict(sandbox="bwarp"), "sandbox must be one of"),
+    (dict(sandbox="none", seconds=0.0), "seconds must be"),
+    (dict(language="cobol"), "language"),
   ],
 )
-def test_a_bad_configuration_is_refused_at_the_start(kwargs, message):
-  with pytest.raises(ValueError, match=message):
-    rewards.check(code=dict(weight=1.0, **kwargs))
+def test_a_bad_configuration_is_refused_at_the_start(name, kwargs, message):
+  with pytest.raises(ValueError, match=f"rewards.{name}.*{message}"):
+    rewards.check(**{name: dict(weight=1.0, **kwargs)})

@@ -127,8 +127,9 @@ def test_one_that_raises_counts_as_a_crash_and_says_why(light_pool, caplog):
 
 def test_memory_is_limited():
   with GraderPool(num_workers=1, timeout=5.0, memory_gib=0.5, **LIGHT) as pool:
-    grading = pool.submit([Call(bytearray, (2**30,)), FINE])
-    assert grading.values() == [None, 7]
+    takes = lambda size: Call(eval, (f"len(bytearray({size}))",))
+    grading = pool.submit([takes(2**30), takes(2**26), FINE])
+    assert grading.values() == [None, 2**26, 7]
     assert grading.counts == dict(timeouts=0, crashes=1)
 
 

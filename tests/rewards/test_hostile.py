@@ -29,7 +29,7 @@ import os, signal, threading
 signal.signal(signal.SIGALRM, signal.SIG_DFL)
 n = 0
 try:
-  for _ in range(20):
+  for _ in range(64):
     if not os.fork():
       signal.alarm(5)
       signal.pause()
@@ -39,12 +39,12 @@ except OSError:
 print(n)
 """
   limit = sandbox.Limits().processes
-  assert 1 <= int(prints(counted)) <= limit
+  assert limit // 2 <= int(prints(counted)) <= limit
   threads = counted.replace(
     "if not os.fork():\n      signal.alarm(5)\n      signal.pause()",
     "threading.Thread(target=signal.pause, daemon=True).start()",
   ).replace("OSError", "RuntimeError")
-  assert 1 <= int(prints(threads)) <= limit
+  assert limit // 2 <= int(prints(threads)) <= limit
 
 
 def test_memory_is_little():
@@ -116,7 +116,7 @@ def test_output_is_limited(judge_hostile):
   verdict = judge_hostile(
     "while True: print('y x ' * 2**20)", judge_hostile.cases
   )
-  assert "File too large" in verdict.feedback
+  assert "more than 8388608 bytes printed" in verdict.feedback
   assert judge_hostile("print('x' * 2**30)\ndef f(x): return 6").score == 0.0
 
 
@@ -149,7 +149,6 @@ os.listdir("/proc")
 os.listdir("/sys")
 os.listdir("/home")
 os.listdir({here!r})
-os.listdir("/dev/shm")
 open("/dev/mem", "rb")
 open("/dev/tty")
 open("/dev/vda", "rb")
@@ -211,7 +210,31 @@ call("syscall", 0x40000000 + 41, 2, 1, 0)
 call("reboot", 0)
 call("sethostname", b"x", 1)
 call("setns", 0, 0)
-call("iopl", 3)"""
+call("iopl", 3)
+call("personality", 0x0400000)
+call("syscall", 317, 1, 0, None)
+call("syscall", 424, -1, 9, None, 0)
+call("syscall", 448, -1, 0)
+call("syscall", 446, 1, 0)
+call("syscall", 53, 40, 1, 0, ctypes.create_string_buffer(8))
+call("prctl", 8, 1, 0, 0, 0)
+call("prctl", 4, 1, 0, 0, 0)
+call("ioctl", 0, 0x5412, b"x")
+call("sync_file_range", 0, 0, 0, 0)
+call("vmsplice", 1, None, 0, 0)
+os.setresuid(0, 0, 0)
+os.setresgid(0, 0, 0)
+os.chown("/tmp", 0, 0)
+open("/dev/stdin/x")
+open("/dev/fd/3")
+os.symlink("/etc/passwd", "/dev/fd/3")
+os.remove("/dev/stdin")
+os.mkdir("/packages/x")
+os.listdir("/proc")"""
+
+
+STREAMS = ".stderr .stdin .stdout\n"
+LISTS_HOME = "import os\nprint(*sorted(os.listdir(os.environ['HOME'])))"
 
 
 def test_there_is_no_way_out(tmp_path, monkeypatch):
@@ -240,10 +263,23 @@ def test_there_is_no_way_out(tmp_path, monkeypatch):
   assert secret.read_text() == "a secret"
   environment = prints("import os\nprint(*sorted(os.environ))").split()
   assert {*environment} <= {*bubblewrap.ENVIRONMENT, "PWD", "LC_CTYPE"}
-  assert prints("import os\nprint(*os.listdir(os.environ['HOME']))") == "\n"
+  assert prints(LISTS_HOME) == STREAMS
   assert prints("import os\nprint(os.getuid() * os.getgid())") != "0\n"
+
+
+CAPABILITIES = """
+import ctypes, struct
+libc, data = ctypes.CDLL(None), ctypes.create_string_buffer(24)
+assert libc.capget(struct.pack("=Ii", 0x20080522, 0), data) == 0
+print(*struct.unpack("=6I", data.raw))
+"""
+
+
+def test_no_capability_is_left_nor_inherited():
+  # Effective, permitted and inheritable ones, in two halves.
+  assert prints(CAPABILITIES) == "0 0 0 0 0 0\n"
 
 
 def test_a_program_sees_nothing_of_the_one_before():
   prints("open('/tmp/note', 'w').write('6')")
-  assert prints("import os\nprint(*os.listdir('/tmp'))") == "\n"
+  assert prints(LISTS_HOME) == STREAMS

@@ -12,6 +12,10 @@ from r1jax.types import Completion, Example
 # Answers as they are written: gold, answer, and whether it is right.
 ANSWERS = pathlib.Path(__file__).parent / "answers.jsonl"
 SHARED = pathlib.Path(__file__).parents[2] / "../shared/data"
+CASES = SHARED.parent / "cases/math.jsonl"
+needs_cases = pytest.mark.skipif(
+  not CASES.exists(), reason="there is no ../shared/cases"
+)
 needs_data = pytest.mark.skipif(
   not SHARED.exists(), reason="there is no ../shared/data"
 )
@@ -115,19 +119,64 @@ def test_what_would_take_long_to_compute_is_wrong_in_no_time(gold, answer):
 
 
 def test_the_last_balanced_box_is_found():
-  assert math.last_boxed(r"\boxed{1} \boxed{\frac{1}{2}} .") == r"\frac{1}{2}"
+  assert math.last_boxed(r"\boxed{1}. \boxed{\frac{1}{2}} .") == r"\frac{1}{2}"
   assert math.last_boxed(r"\boxed{1} \boxed{2") is None
   assert math.last_boxed("1") is None
+  assert math.last_boxed(r"\boxed{1} and $\boxed{2}$") == "1, 2"
+  assert math.last_boxed(r"\boxed{1} or \boxed{2}") == "1 or 2"
+  assert math.last_boxed(r"\boxed{1}, no, \boxed{2}") == "2"
+  assert math.last_boxed(r"\boxed{\boxed{1}}") == "1"
+  assert math.last_boxed(r"\boxed 1") == "1"
+
+
+def verdict(row: dict) -> float | None:
+  """A row's answer in a box, or as all that follows the thinking."""
+  text = row["answer"] if row.get("text") else rf"\boxed{{{row['answer']}}}"
+  example = Example("", row["gold"], row.get("domain", "math"))
+  return accuracy.reward(example, Completion(f"<think>so</think>{text}"))
 
 
 def test_answers_are_equal_in_every_way_they_are_written():
   missed = [
     row
     for _, row in jsonl.read(ANSWERS)
-    if math.grade(Example("", row["gold"], "math"), row["answer"])
+    if (
+      verdict(row)
+      if row.get("text")
+      else math.grade(Example("", row["gold"], "math"), row["answer"])
+    )
     != float(row["right"])
   ]
   assert missed == []
+
+
+@needs_cases
+def test_every_known_case_is_graded_as_it_should_be():
+  missed = []
+  for _, row in jsonl.read(CASES):
+    wanted = row["want"] if isinstance(row["want"], list) else [row["want"]]
+    if verdict(row) not in wanted:
+      missed.append(row)
+  assert missed == []
+
+
+@pytest.mark.parametrize(
+  "gold",
+  ["9^{9^{9^{9}}}", "8^{8^{8^{8}}}", "(9^{9^9})^{9^9}", "1000000!"]
+  + [r"\exp(\exp(\exp(100)))", r"\frac{1}{9^{9^{9^{9}}}}", "x=9^{9^{9^{9}}}"],
+)
+def test_a_gold_too_large_to_compute_gives_no_verdict_at_once(gold):
+  start = time.process_time()
+  for answer in ("9^{9}", "7", r"9^{9^{9}}", "x", r"\frac12"):
+    assert math.grade(Example("", gold, "math"), answer) in (0.0, None)
+  assert math.grade(Example("", gold, "math"), gold) == 1.0
+  assert math.verify_gold(Example("", gold, "math"), gold) == 0.0
+  assert time.process_time() - start < 4.0  # With all imports.
+
+
+def test_a_power_tower_that_is_small_is_computed():
+  assert grade("3^{3^{3}}", r"\boxed{3^{27}}") == 1.0
+  assert grade("3^{3^{3}}", r"\boxed{27^3}") == 0.0
 
 
 def test_without_the_fast_path_math_verify_decides_alone():

@@ -84,27 +84,27 @@ def test_a_missing_toolchain_is_named(monkeypatch):
     next(sandbox.run_cases("cpp", "", [""], "none", Limits()))
 
 
-def test_the_filter_refuses_what_it_names(monkeypatch):
-  for machine, number in (("x86_64", 101), ("aarch64", 117)):
+def test_the_filter_allows_what_it_names_and_nothing_else(monkeypatch):
+  for machine, socket, ioctl in (("x86_64", 41, 16), ("aarch64", 198, 29)):
     seccomp.program.cache_clear()
     monkeypatch.setattr(seccomp.platform, "machine", lambda m=machine: m)
-    run = lambda *call: filtered(seccomp.program(), *call)
     audit = seccomp.MACHINES[machine]
+    run = lambda *call, audit=audit: filtered(seccomp.program(), audit, *call)
+    allowed = {n for n in range(1024) if run(n) == seccomp.ALLOW}
     which = [*seccomp.MACHINES].index(machine)
-    refused, allowed = seccomp.REFUSE | 1, seccomp.ALLOW
-    assert run(audit, 0) == allowed
-    assert run(audit, number) == refused
-    assert run(audit ^ 1, 0) == seccomp.KILL
-    for numbers in seccomp.REFUSED.values():
-      assert run(audit, numbers[which]) == refused
-    assert run(audit, seccomp.CLONE3) == seccomp.REFUSE | 38
-    clone, socket = seccomp.CLONE[which], seccomp.SOCKET[which]
-    assert run(audit, clone, signal.SIGCHLD) == allowed
-    assert run(audit, clone, 0x10000000 | signal.SIGCHLD) == refused
-    assert run(audit, socket, 1) == allowed
-    assert [run(audit, socket, family) for family in (2, 10, 16, 40)] == [
-      refused
-    ] * 4
+    cloned = {seccomp.CLONE[which]}  # With no flags.
+    assert allowed == seccomp.allowed(machine) | cloned
+    missing = seccomp.REFUSE | 38
+    for number in (435, 0x40000000, 2**32 - 1):
+      assert run(number) == missing
+    refused = seccomp.REFUSE | 1
+    assert run(seccomp.CLONE[which], signal.SIGCHLD) == seccomp.ALLOW
+    assert run(seccomp.CLONE[which], 0x10000000 | signal.SIGCHLD) == refused
+    assert run(socket, 1) == seccomp.ALLOW
+    assert {run(socket, family) for family in (2, 10, 16, 40)} == {refused}
+    assert run(ioctl, 0, 0x5401) == seccomp.ALLOW
+    assert run(ioctl, 0x5401, 0x5412) == seccomp.REFUSE | 25  # TIOCSTI.
+    assert filtered(seccomp.program(), audit ^ 1, 0) == seccomp.KILL
   seccomp.program.cache_clear()
   monkeypatch.setattr(seccomp.platform, "machine", lambda: "pdp11")
   with pytest.raises(ValueError, match="'pdp11'"):
@@ -112,9 +112,31 @@ def test_the_filter_refuses_what_it_names(monkeypatch):
   seccomp.program.cache_clear()
 
 
-def filtered(program, arch, number, argument=0):
+DANGEROUS = """
+add_key bpf chown chroot clone3 delete_module fanotify_init finit_module fsopen
+init_module io_uring_setup ioperm iopl kcmp kexec_load keyctl memfd_create
+memfd_secret mount mount_setattr move_mount mq_open msgget name_to_handle_at
+open_by_handle_at open_tree perf_event_open personality pidfd_getfd pivot_root
+process_vm_readv process_vm_writev ptrace quotactl reboot request_key seccomp
+semget setdomainname sethostname setns setuid shmget swapon sync syslog umount2
+unshare userfaultfd vhangup vmsplice
+"""
+
+
+def test_no_dangerous_call_is_allowed():
+  named = {
+    call.split()[0]
+    for text in seccomp.ALLOWED.values()
+    for call in text.split(",")
+  }
+  assert {"read", "mmap", "execve", "futex", "clock_gettime"} <= named
+  assert not named & {*DANGEROUS.split()}
+
+
+def filtered(program, arch, number, *arguments):
   """What the filter says to a system call, read as the kernel reads it."""
-  data = struct.pack("=IIQ6Q", number, arch, 0, argument, *[0] * 5)
+  arguments += (0,) * (6 - len(arguments))
+  data = struct.pack("=IIQ6Q", number, arch, 0, *arguments)
   at, accumulator = 0, 0
   while True:
     operation, if_true, if_false, operand = struct.unpack_from(

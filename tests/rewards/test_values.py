@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax.rewards.values import MAX_FRAME, decode, encode, receive
+from r1jax.rewards.values import decode, encode, receive
 
 SCALARS = st.one_of(
   st.none(),
@@ -129,5 +129,9 @@ def test_a_frame_has_an_end_and_a_limit():
   assert receive(lambda size: next(stream)) == b"abc"
   with pytest.raises(EOFError):
     receive(lambda size: b"")
-  with pytest.raises(ValueError, match="too many"):
-    receive(lambda size: (MAX_FRAME + 1).to_bytes(8, "big"))
+  # 64 MiB are read, in parts; of one byte more, nothing is.
+  stream = iter([(2**26).to_bytes(8, "big"), *[bytes(2**20)] * 64])
+  assert receive(lambda size: next(stream)) == bytes(2**26)
+  stream = iter([(2**26 + 1).to_bytes(8, "big")])
+  with pytest.raises(ValueError, match="67108865 bytes are too many"):
+    receive(lambda size: next(stream))

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from r1jax.training.experience import pack_minibatch
 
 from benchmarks import gpu, grpo, timing
 from benchmarks.grpo import Size
 from r1jax.models import flops
 from r1jax.models.blockwise import visible
 from r1jax.models.presets import PRESETS
+from r1jax.training.batch import pack_prompts
 from r1jax.types import FINISH_LENGTH, Rollout
 
 RATES = {"matmul_2048_gflops": 100.0, "matmul_64_gflops": 50.0}
@@ -109,7 +109,7 @@ def packed_of(size, completions):
     logprobs=np.zeros((*shape, size.completion), np.float32),
   )
   rows = grpo.rows_of(size, completions, microbatch_rows=2)
-  return pack_minibatch(rollout, np.arange(size.prompts), **rows)
+  return pack_prompts(rollout, np.arange(size.prompts), **rows)
 
 
 @pytest.mark.slow

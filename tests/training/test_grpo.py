@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import checkpoint, metrics, rewards
+from r1jax import checkpoint, metrics
 from r1jax.training import grpo, run
 
 STEPS, STOP = 24, 16  # As the config of `make_config` has them.
@@ -149,23 +149,6 @@ def test_a_run_that_is_done_does_nothing_more(runs, make_config, compiled_once):
   again = grpo.train(make_config(), str(runs["straight"]))
   assert_same(host(again), runs["whole"])
   assert metrics.read(runs["straight"]) == before
-
-
-def test_a_round_that_nobody_could_grade_teaches_nothing(
-  make_config, compiled_once, monkeypatch, tmp_path
-):
-  """It does not end the run either."""
-  monkeypatch.setitem(
-    rewards.REWARDS, "praise", rewards.Reward(lambda *_: None)
-  )
-  state = grpo.train(make_config(num_steps=2), str(tmp_path))
-  (row,) = rows_of(tmp_path)
-  assert row["reward/mean"] is None
-  assert row["reward/praise/none_frac"] == 1.0
-  assert row["loss/total"] == row["optim/grad_norm"] == 0.0
-  assert state.train.skipped == 0
-  for leaf in jax.tree.leaves(state.train.params):
-    assert np.all(np.isfinite(leaf))
 
 
 @pytest.mark.slow

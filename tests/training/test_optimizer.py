@@ -137,7 +137,7 @@ def test_frozen_weights_and_the_routers_bias_do_not_move():
   gradient = jax.tree.map(jnp.ones_like, TREE)
   settings = dict(frozen=("mtp",), weight_decay=0.5)
   optimizer = make_optimizer(**OPTIMIZER | settings)
-  updates, _ = optimizer.update(gradient, optimizer.init(TREE), TREE)
+  updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(TREE), TREE)
   moved = jax.tree.map(lambda u: bool(jnp.any(u != 0)), updates)
   assert moved == {
     "embed": True,
@@ -150,7 +150,7 @@ def test_frozen_weights_and_the_routers_bias_do_not_move():
 def test_matrices_decay_and_norms_biases_and_embeddings_do_not():
   nothing = jax.tree.map(jnp.zeros_like, TREE)
   optimizer = make_optimizer(**OPTIMIZER | dict(weight_decay=0.5))
-  updates, _ = optimizer.update(nothing, optimizer.init(TREE), TREE)
+  updates, _ = jax.jit(optimizer.update)(nothing, optimizer.init(TREE), TREE)
   shrunk = jax.tree.map(lambda u: round(float(u.ravel()[0]), 6), updates)
   assert shrunk == {
     "embed": 0,
@@ -179,12 +179,16 @@ def test_the_gradient_is_clipped_as_one():
   """Two weights of norm 3 and 4 make 5; Adam's memory shows the scale."""
   optimizer = make_optimizer(**OPTIMIZER, max_grad_norm=1.0)
   gradient = {"a": jnp.array([[3.0]]), "b": jnp.array([[4.0]])}
-  _, state = optimizer.update(gradient, optimizer.init(gradient), gradient)
+  _, state = jax.jit(optimizer.update)(
+    gradient, optimizer.init(gradient), gradient
+  )
   mean = optax.tree_utils.tree_get(state, "mu")
   assert float(mean["a"][0, 0]) == pytest.approx(0.1 * 3 / 5)
   assert float(mean["b"][0, 0]) == pytest.approx(0.1 * 4 / 5)
   short = jax.tree.map(lambda g: g / 100, gradient)  # Not made longer.
-  _, state = optimizer.update(short, optimizer.init(gradient), gradient)
+  _, state = jax.jit(optimizer.update)(
+    short, optimizer.init(gradient), gradient
+  )
   mean = optax.tree_utils.tree_get(state, "mu")
   assert float(mean["a"][0, 0]) == pytest.approx(0.1 * 0.03)
 
@@ -204,7 +208,7 @@ def test_moments_may_be_kept_in_half_precision():
   state = low.init(gradient)
   kinds = {x.dtype for x in jax.tree.leaves(state) if x.ndim}
   assert kinds == {jnp.dtype("bfloat16")}
-  update, state = low.update(gradient, state, gradient)
+  update, state = jax.jit(low.update)(gradient, state, gradient)
   assert update["w"].dtype == jnp.float32
   (exact,) = steps(gradient, 1)
   np.testing.assert_allclose(update["w"], exact["w"], rtol=1e-2)
@@ -225,8 +229,9 @@ def test_what_stands_apart_does_not_move_the_others():
   for gradient in (small, large):
     optimizer = make_optimizer(**settings, apart=("mtp",))
     state = optimizer.init(gradient)
+    step = jax.jit(optimizer.update)
     for scale in (1.0, 0.1):
-      update, state = optimizer.update(
+      update, state = step(
         jax.tree.map(lambda g, s=scale: g * s, gradient), state, gradient
       )
     made.append(update)

@@ -8,16 +8,21 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import checkpoint, interrupt, metrics, rewards
+from r1jax import checkpoint, data, interrupt, metrics, rewards
+from r1jax.data import tokenizer
+from r1jax.data.mixture import Mixture, Part
 from r1jax.training import evaluate, grpo, inspection, run
 
 pytestmark = pytest.mark.usefixtures("compiled_once", "quick_to_compile")
 
 
-def varied(example, completion):
-  """Hardly ever the same for two completions of a prompt."""
-  del example
-  return sum(map(ord, completion.text)) % 97 / 97
+DYNAMIC = "dynamic_sampling.rounds"
+# What the runs of this file have in common, so that they compile once.
+SHARED = {
+  "loss.kl_coefficient": 0.0,
+  "optimizer.warmup_steps": 0,
+  "router_bias_speed": 0.01,
+}
 
 
 class Evaluations:
@@ -64,11 +69,13 @@ def test_an_evaluation_that_was_stopped_takes_place_on_the_next_start(
   make_config, monkeypatch, tmp_path, placed
 ):
   """Whichever it was: its checkpoint is there, and counts by its score."""
-  changes = {"evaluation.every": 2, "optimizer.warmup_steps": 0}
   config = make_config(
-    num_steps=8, minibatches=1, checkpoint_every=100, **changes
+    num_steps=8,
+    minibatches=1,
+    checkpoint_every=100,
+    **SHARED,
+    **{"evaluation.every": 2},
   )
-  config.rows.max_rows = 12
 
   def go_on(*scores):
     evaluations = Evaluations(*scores)
@@ -110,50 +117,39 @@ def test_an_evaluation_that_was_stopped_takes_place_on_the_next_start(
 def test_a_run_that_learns_nothing_any_more_stops_and_says_what_to_do(
   make_config, monkeypatch, tmp_path
 ):
-  """It saves; and updates without a token that teaches moved nothing."""
-  graded = iter(range(10**6))
-  monkeypatch.setitem(
-    rewards.REWARDS,
-    "praise",  # All of the first round's, none of the rounds after it.
-    lambda *args: varied(*args) if next(graded) < 32 else 0.25,
-  )
-  monkeypatch.setattr(evaluate, "evaluate", Evaluations(0.0))
-  changes = {"optimizer.warmup_steps": 0, "loss.kl_coefficient": 0.0}
-  changes |= {"dynamic_sampling.rounds": 1, "router_bias_speed": 0.01}
-  config = make_config(num_steps=40, checkpoint_every=100, **changes)
-  message = (
-    r"no group of the last 3 rounds teaches .* sampled 2 times .*mean 0.25.*"
-    "take problems that"
-  )
-  with pytest.raises(ValueError, match=message):
-    grpo.train(config, str(tmp_path), update_rows=True)
-  assert checkpoint.latest_step(tmp_path) == 8
-  rows = metrics.read(tmp_path, "updates.jsonl")
-  assert [row["optim/idle"] for row in rows] == [0, 0] + 6 * [1]
-  moved = [row["optim/update_norm"] > 0 for row in rows]
-  assert moved == [True] * 2 + [False] * 6
-
-
-def test_groups_that_teach_are_spread_over_the_updates_of_a_round(
-  make_config, monkeypatch, tmp_path
-):
-  """Two of a round's four groups teach: one for each of its two updates."""
+  """It saves. Before, what teaches is spread over the updates of each round;
+  after, updates without a token that teaches move nothing."""
   graded, groups = iter(range(10**6)), collections.defaultdict(list)
 
-  def some(example, completion):
-    seen = groups[next(graded) // 32]
-    if example.id not in seen:
-      seen.append(example.id)
-    return varied(example, completion) if example.id in seen[:2] else 0.0
+  def praise(example, completion):
+    """In 8 samplings of 4 groups one group teaches; then none is graded."""
+    sampling = next(graded) // 32
+    groups[sampling].append(example.id)
+    teaches = example.id == groups[sampling][0]
+    if sampling >= 8:
+      return None
+    return sum(map(ord, completion.text)) % 97 / 97 if teaches else 0.5
 
-  monkeypatch.setitem(rewards.REWARDS, "praise", some)
-  monkeypatch.setattr(evaluate, "evaluate", Evaluations(0.0, 0.0))
-  config = make_config(num_steps=12, **{"loss.kl_coefficient": 0.0})
-  grpo.train(config, str(tmp_path), update_rows=True)
-  rows = metrics.read(tmp_path, "updates.jsonl")
-  assert [row["optim/idle"] for row in rows] == 12 * [0]
-  rounds = [r for r in metrics.read(tmp_path) if "reward/mean" in r]
-  assert [row["reward/frac_zero_std"] for row in rounds] == 6 * [0.5]
+  monkeypatch.setitem(rewards.REWARDS, "praise", rewards.Reward(praise))
+  monkeypatch.setattr(evaluate, "evaluate", Evaluations(0.0))
+  config = make_config(
+    num_steps=40, checkpoint_every=100, **SHARED, **{DYNAMIC: 1}
+  )
+  message = "no group of the last 3 rounds teaches .* nothing could be graded"
+  with pytest.raises(ValueError, match=message):
+    grpo.train(config, str(tmp_path), update_rows=True)
+  assert checkpoint.latest_step(tmp_path) == 14
+  updates = metrics.read(tmp_path, "updates.jsonl")
+  assert [row["optim/idle"] for row in updates] == 8 * [0] + 6 * [1]
+  moved = [row["optim/update_norm"] > 0 for row in updates]
+  assert moved == 8 * [True] + 6 * [False]
+  rounds = [row for row in metrics.read(tmp_path) if "reward/mean" in row]
+  assert [row["reward/frac_zero_std"] for row in rounds[:4]] == 4 * [0.5]
+  last = rounds[-1]
+  assert last["reward/mean"] is None and last["reward/praise/none_frac"] == 1
+  assert last["loss/total"] == last["optim/grad_norm"] == 0
+  saved = checkpoint.load_params(tmp_path)
+  assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(saved))
 
 
 def test_rows_that_could_run_out_are_refused_at_the_start(make_config):
@@ -173,3 +169,26 @@ def test_rows_that_could_run_out_are_refused_at_the_start(make_config):
     ValueError, match="do not fit rows.width 12; set it to 15"
   ):
     inspection.check_packing(config, 8)
+
+
+def test_prompts_that_are_made_when_read_may_fill_their_window(make_config):
+  """Those in memory are as long as they are."""
+
+  class Made(collections.UserList):
+    """Examples that nobody reads from end to end."""
+
+  config = make_config(**{"sampling.prompt_tokens": 40})
+  words = tokenizer.load(**config.tokenizer)
+  examples = data.load(**config.dataset)
+  inspection.check_dataset(examples, words, config)
+  part = lambda dataset: Part(dataset, 1.0, range(40), {})
+  inspection.check_dataset(Mixture({"a": part(examples)}), words, config)
+  made = Made(examples)
+  mixed = Mixture({"a": part(examples), "b": part(made)})
+  narrow = config.copy_and_resolve_references()
+  narrow.rows.width = 46
+  for dataset in (made, mixed):
+    with pytest.raises(ValueError, match="can need 16 rows of 48"):
+      inspection.check_dataset(dataset, words, config)
+    with pytest.raises(ValueError, match="up to 40 tokens .* set it to 47"):
+      inspection.check_dataset(dataset, words, narrow)

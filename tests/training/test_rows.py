@@ -9,6 +9,7 @@ import pytest
 from r1jax import config, data, metrics, rewards
 from r1jax.data import mixture
 from r1jax.training import grpo
+from r1jax.training import run as setup
 from r1jax.types import Example
 
 DEMO = pathlib.Path(__file__).parents[2] / "experiments" / "demo.py"
@@ -93,21 +94,22 @@ def everything(base):
 
 
 @pytest.fixture(scope="module")
-def run(base, tmp_path_factory):
+def run(base, tmp_path_factory, module_quick_to_compile):
   """(first parameters, last state, workdir)"""
   workdir = str(tmp_path_factory.mktemp("everything"))
-  jax.config.update("jax_disable_most_optimizations", True)
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(data.DATASETS, "letters", load_letters)
     mixed = mixture.of_mixture(load_letters)
     patch.setitem(data.DATASETS["mixture"], "letters", mixed)
-    patch.setitem(rewards.REWARDS, "praise", praise)
-    patch.setitem(rewards.EXPLAINED, "accuracy", graded)
-    patch.setattr(rewards, "POOLED", {})
+    patch.setitem(rewards.REWARDS, "praise", rewards.Reward(praise))
+    patch.setitem(
+      rewards.REWARDS,
+      "accuracy",
+      rewards.Reward(rewards.accuracy.reward, explain=graded),
+    )
     c = everything(base)
-    start = grpo.load_model(c)[1]
+    start = setup.load_model(c)[1]
     state = grpo.train(c, workdir)
-  jax.config.update("jax_disable_most_optimizations", False)
   return start, state, workdir
 
 
