@@ -24,7 +24,8 @@ from r1jax.rewards import (
 from r1jax.types import Completion, Example
 
 MARKED = re.compile(
-  r"^[*_ \t]*(?:####|A:|(?:Final )?Answer:)[*_ \t]*(\S[^\n]*)\s*\Z", re.MULTILINE
+  r"^[*_ \t]*(?:####|A:|(?:Final )?Answer:)[*_ \t]*(\S[^\n]*)\s*\Z",
+  re.MULTILINE,
 )
 
 

@@ -67,7 +67,7 @@ ALL: Pieces = (Piece(-INFINITY, INFINITY, False, False),)
 
 @functools.lru_cache(4096)
 def read(text: str) -> Pieces | None:
-  """The set as disjoint pieces in order; None if a clean text is no such set."""
+  """The set as disjoint pieces in order; None if a clean text is none."""
   if not LIKELY.search(text) or len(text) > latex.MAX_LENGTH:
     return None
   pieces = _read(text)
@@ -114,7 +114,9 @@ def _read(text: str) -> Pieces | None:
       return _half(sign, MP.zero)
   if text == r"\emptyset":
     return ()
-  return _built(text) or _interval(text) or _conditions(text) or _in_brackets(text)
+  return (
+    _built(text) or _interval(text) or _conditions(text) or _in_brackets(text)
+  )
 
 
 def _split(text: str, separator: re.Pattern) -> list[str]:
@@ -240,7 +242,10 @@ def _modulus(inner: str, sign: str, right: str) -> Pieces | None:
   bound = _bound(right)
   if bound is None or bound < 0:
     return None
-  sets = [_linear(inner, sign, right), _linear(inner, FLIP[sign], f"-({right})")]
+  sets = [
+    _linear(inner, sign, right),
+    _linear(inner, FLIP[sign], f"-({right})"),
+  ]
   if None in sets:
     return None
   return _intersect(sets) if sign in ("<", r"\le") else _unite(sets)
@@ -253,7 +258,9 @@ def _linear(left: str, sign: str, right: str) -> Pieces | None:
   if len(names) != 1:
     return None
   (name,) = names
-  values = [formulas.value_with(text, {name: Fraction(n)}) for n in (0, 1, 2, 7)]
+  values = [
+    formulas.value_with(text, {name: Fraction(n)}) for n in (0, 1, 2, 7)
+  ]
   if None in values or any(MP.im(formulas.inexact(v)) for v in values):
     return None
   at0, at1, at2, at7 = (MP.re(formulas.inexact(v)) for v in values)

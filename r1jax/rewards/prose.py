@@ -23,7 +23,9 @@ MATH_SPAN = re.compile(
   r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL
 )
 # $a$ or $\triangle ABC$, which a sentence is about.
-NAME = re.compile(r"\s*(?:\\(?:angle|triangle|overline)\W*)?[a-zA-Z]{1,4}'?\}?\s*")
+NAME = re.compile(
+  r"\s*(?:\\(?:angle|triangle|overline)\W*)?[a-zA-Z]{1,4}'?\}?\s*"
+)
 NUMBER = re.compile(r"-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?")
 TEXT = re.compile(r"\\text\{([^{}]*)\}")
 WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}|[\u4e00-\u9fff]{2,}")

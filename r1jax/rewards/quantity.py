@@ -72,7 +72,8 @@ SPEEDS = {"mph": "mi/h", "kmh": "km/h", "kph": "km/h"}
 MONEY = {"$", "cent", "euro"}
 POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 FILLERS = {"per", "a", "an", "the", "of", "each", "in", "total", "unit"} | {
-  "square", "cubic"
+  "square",
+  "cubic",
 }
 ANY = frozenset()  # The unit of what has none, or one that is not read.
 

@@ -21,7 +21,8 @@ TRANSPOSED = re.compile(
   r"\s*\^\{?\s*(?:T|\\top|\\intercal|\\text\{T\}|\\mathsf\{T\}|')\s*\}?$"
 )
 FACTOR_BEHIND = re.compile(
-  r"^(\\begin.*\\end\{[a-zA-Z]+\})\s*(?:\\cdot|\\times|\*)\s*([^\\&]+)$", re.DOTALL
+  r"^(\\begin.*\\end\{[a-zA-Z]+\})\s*(?:\\cdot|\\times|\*)\s*([^\\&]+)$",
+  re.DOTALL,
 )
 SEPARATOR = re.compile(
   r"\\text\{\s*,?\s*(?:or|and|或|和)\s*,?\s*\}"

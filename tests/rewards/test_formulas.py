@@ -1,4 +1,4 @@
-"""Formulas at points: equal values decide, exactly where numbers are rational."""
+"""Formulas at points: equal values decide, exactly for rational numbers."""
 
 import time
 from fractions import Fraction
@@ -77,7 +77,15 @@ def test_a_formula_has_its_value(text, expected):
   ["", "+", "x/", "((", "2)", "1/2x", "(-8)^{1/3}", "x!", r"\frac12", "1/0"]
   + ["是", "[1)", "x=1", "\0", "f(x", r"\sin^{-1} x", r"\sin x/2", "x_{", "|x"]
   + ["9^{9^{9^{9}}}", "99999!", "2^{99999}", r"\exp(\exp(\exp(99)))"]
-  + ["-" * 999 + "1", "(" * 9999, "1<2", r"\int x", "1,2", "²", r"\binom{x}{2}"],
+  + [
+    "-" * 999 + "1",
+    "(" * 9999,
+    "1<2",
+    r"\int x",
+    "1,2",
+    "²",
+    r"\binom{x}{2}",
+  ],
 )
 def test_what_has_no_value_or_several_readings_is_left_to_others(text):
   start = time.process_time()
