@@ -204,7 +204,8 @@ def test_a_process_reads_what_its_devices_hold_once(v3, monkeypatch):
   _, params = hf.load(v3, sharding=split)
   jax.tree.map(np.testing.assert_array_equal, params, whole)
   assert sum(sizes) == once
-  assert params["embed"].addressable_shards[0].data.shape[1] * 2 == CONFIG.width
+  assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s, params, split))
+  assert not params["embed"].is_fully_replicated
 
 
 class InMemory:
