@@ -164,7 +164,7 @@ def of_sft(config: ConfigDict, mesh: Mesh) -> list[Program]:
         state,
         tokens,
         scalar(mesh, jnp.int32),
-        scalar(mesh, jnp.float32),
+        sft.Tokens(scalar(mesh, jnp.int32), scalar(mesh, jnp.int32)),
       ),
       parts=_parts(state) | {"batch": tokens},
       beside={},
@@ -188,7 +188,7 @@ def of_grpo(config: ConfigDict, mesh: Mesh) -> list[Program]:
   refers = config.loss.kl_coefficient or config.kl_reward.coefficient
   reference = None
   if refers:
-    copy = functools.partial(objective.reference_copy, sizes.compute_dtype)
+    copy = functools.partial(objective.reference_copy, sizes)
     parked = "" if "reference" in config.offload else None
     copied = jax.eval_shape(copy, state.params)
     reference = placed(mesh, sizes, copied, parked)
