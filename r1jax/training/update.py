@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from r1jax import offload, sharding
+from r1jax.models.config import float_name
 from r1jax.models.moe import rebalance
 from r1jax.types import Packed, Params, TrainState
 
@@ -28,7 +29,7 @@ def make_optimizer(
   restart_rate: float = 0.0,
   restart_steps: int = 0,
   decay: str = "cosine",
-  moments: str = "float32",
+  moments: Any = "float32",
   frozen: Sequence[str] = (),
   apart: Sequence[str] = (),
 ) -> optax.GradientTransformation:
@@ -57,8 +58,9 @@ def make_optimizer(
   The state holds the learning rate of the last step; see `rate_of`.
   Raises ValueError for a value that has no meaning.
   """
-  if moments not in ("float32", "bfloat16"):
+  if float_name(moments, "moments") == "float16":
     raise ValueError(f"moments is {moments!r}, not 'float32' or 'bfloat16'")
+  moments = float_name(moments)
   if not max_grad_norm > 0:
     raise ValueError(f"max_grad_norm is {max_grad_norm}; it must be above 0")
   if not weight_decay >= 0:

@@ -204,7 +204,7 @@ def test_decay_may_be_linear():
 def test_moments_may_be_kept_in_half_precision():
   """They are read in float32, and what they make is nearly the same."""
   gradient = {"w": jnp.array([[0.5, -0.01]])}
-  low = make_optimizer(**OPTIMIZER, moments="bfloat16")
+  low = make_optimizer(**OPTIMIZER, moments=jnp.bfloat16)
   state = low.init(gradient)
   kinds = {x.dtype for x in jax.tree.leaves(state) if x.ndim}
   assert kinds == {jnp.dtype("bfloat16")}
