@@ -25,12 +25,11 @@ from r1jax.models.config import ModelConfig, replace
 from r1jax.models.layout import Piece
 from r1jax.models.lazy import Lazy, boxed
 from r1jax.models.shards import Plan, Reader
-from r1jax.models.weights import is_weight, weights
+from r1jax.models.weights import is_router_bias, is_weight, weights
 from r1jax.types import Params
 
 Path = str | os.PathLike
 Progress = Callable[[int, int], None]  # Bytes that are done, and all.
-BIAS = "router_bias"  # Is float32 in whatever company.
 FLOATS = ("F32", "BF16", "F16")  # What parameters may be.
 
 
@@ -106,7 +105,7 @@ def find(
     lambda path, weight: Lazy(
       reader,
       weight.shape,
-      _dtype("float32" if path[-1].key == BIAS else dtype),
+      _dtype("float32" if is_router_bias(path) else dtype),
       places[layout.path_name(path)],
     ),
     weights(config),
@@ -207,7 +206,7 @@ def save(
   arrays = _named(config, params)
   kept = {
     path: _dtype(
-      "float32" if path.endswith(BIAS) else dtype or array.dtype.name
+      "float32" if path.endswith("router.bias") else dtype or array.dtype.name
     )
     for path, array in arrays.items()
   }

@@ -24,7 +24,7 @@ class Piece(NamedTuple):
   tensor: str  # "model.layers.3.self_attn.o_proj.weight"
   shape: tuple[int, ...]  # Of the whole tensor.
   columns: slice  # Of the tensor: only MTP's projection comes in halves.
-  path: str  # Of our array: "moe.out".
+  path: str  # Of our array: "moe.attention.out".
   lead: tuple[int, ...]  # Its layer, and expert, within the array.
   box: Box  # Of array[lead].
   inputs: int  # Leading dimensions of the box that are inputs; 0: as released.
@@ -59,21 +59,21 @@ def pieces(config: ModelConfig) -> Iterator[Piece]:
     first = 0 if dense else config.num_dense_layers
     group = Group("dense" if dense else "moe", layer - first)
     yield from make.block(f"model.layers.{layer}", group)
-  yield make("model.norm.weight", "final_norm")
+  yield make("model.norm.weight", "final_norm.scale")
   if not config.tied:
     yield make("lm_head.weight", "unembed")
   width = config.width
   for depth in range(config.mtp_depth):
     layer, lead = f"model.layers.{config.num_layers + depth}", (depth,)
-    yield make(f"{layer}.enorm.weight", "mtp.embed_norm", lead)
-    yield make(f"{layer}.hnorm.weight", "mtp.hidden_norm", lead)
+    yield make(f"{layer}.enorm.weight", "mtp.embed_norm.scale", lead)
+    yield make(f"{layer}.hnorm.weight", "mtp.hidden_norm.scale", lead)
     # Theirs reads [embedding; hidden], ours [hidden; embedding].
     low, high = slice(0, width), slice(width, 2 * width)
     for ours, theirs in ((high, low), (low, high)):
       half = make(f"{layer}.eh_proj.weight", "mtp.project", lead, {0: ours})
       yield half._replace(shape=(width, 2 * width), columns=theirs)
     yield from make.block(layer, Group("mtp.block", depth))
-    yield make(f"{layer}.shared_head.norm.weight", "mtp.final_norm", lead)
+    yield make(f"{layer}.shared_head.norm.weight", "mtp.final_norm.scale", lead)
 
 
 def copies(config: ModelConfig) -> Iterator[Piece]:
@@ -99,7 +99,7 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def path_name(path) -> str:
-  """A path in our tree as one word: "mtp.block.out"."""
+  """A path in our tree as one word: "mtp.block.attention.out"."""
   return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
@@ -144,7 +144,7 @@ class _Maker:
       yield self(
         f"{layer}.{theirs}", f"{group.path}.{ours}", (group.index,), *parts
       )
-    if f"{group.path}.router" in self._shapes:
+    if f"{group.path}.feed_forward.router.weight" in self._shapes:
       yield from self._experts(f"{layer}.mlp", group)
     else:
       yield from self._feed_forward(f"{layer}.mlp", group, "")
@@ -152,49 +152,51 @@ class _Maker:
   def _latent(self):
     """(theirs, ours, parts of ours) of one layer's latent attention."""
     q_rank = self._config.attention.q_rank
-    yield "input_layernorm.weight", "attention_norm"
+    yield "input_layernorm.weight", "attention_norm.scale"
     if q_rank is None:
-      yield "self_attn.q_proj.weight", "q"
+      yield "self_attn.q_proj.weight", "attention.q"
     else:
       queries = {1: slice(0, q_rank)}
-      yield "self_attn.q_a_proj.weight", "qkv_down", queries
-      yield "self_attn.q_a_layernorm.weight", "q_norm"
-      yield "self_attn.q_b_proj.weight", "q_up"
+      yield "self_attn.q_a_proj.weight", "attention.qkv_down", queries
+      yield "self_attn.q_a_layernorm.weight", "attention.q_norm.scale"
+      yield "self_attn.q_b_proj.weight", "attention.q_up"
     latents = {1: slice(q_rank or 0, None)}
-    yield "self_attn.kv_a_proj_with_mqa.weight", "qkv_down", latents
-    yield "self_attn.kv_a_layernorm.weight", "kv_norm"
-    yield "self_attn.kv_b_proj.weight", "kv_up"
-    yield "self_attn.o_proj.weight", "out"
-    yield "post_attention_layernorm.weight", "feed_forward_norm"
+    yield "self_attn.kv_a_proj_with_mqa.weight", "attention.qkv_down", latents
+    yield "self_attn.kv_a_layernorm.weight", "attention.kv_norm.scale"
+    yield "self_attn.kv_b_proj.weight", "attention.kv_up"
+    yield "self_attn.o_proj.weight", "attention.out"
+    yield "post_attention_layernorm.weight", "feed_forward_norm.scale"
 
   def _grouped(self):
     """(theirs, ours, parts of ours) of one layer's grouped attention."""
     a = self._config.attention
     queries = a.num_heads // a.num_kv_heads
-    yield "input_layernorm.weight", "attention_norm"
+    yield "input_layernorm.weight", "attention_norm.scale"
     for name, first, last in (
       ("q", 0, queries),
       ("k", queries, queries + 1),
       ("v", queries + 1, queries + 2),
     ):
       part = slice(first, last)
-      yield f"self_attn.{name}_proj.weight", "qkv", {2: part}
+      yield f"self_attn.{name}_proj.weight", "attention.qkv", {2: part}
       if a.bias:
-        yield f"self_attn.{name}_proj.bias", "qkv_bias", {1: part}
-    yield "self_attn.o_proj.weight", "out"
-    yield "post_attention_layernorm.weight", "feed_forward_norm"
+        yield f"self_attn.{name}_proj.bias", "attention.qkv_bias", {1: part}
+    yield "self_attn.o_proj.weight", "attention.out"
+    yield "post_attention_layernorm.weight", "feed_forward_norm.scale"
 
   def _experts(self, mlp: str, group: Group) -> Iterator[Piece]:
     experts, lead = self._config.experts, (group.index,)
-    yield self(f"{mlp}.gate.weight", f"{group.path}.router", lead)
+    yield self(
+      f"{mlp}.gate.weight", f"{group.path}.feed_forward.router.weight", lead
+    )
     if experts.biased:
       bias = f"{mlp}.gate.e_score_correction_bias"
-      yield self(bias, f"{group.path}.router_bias", lead)
+      yield self(bias, f"{group.path}.feed_forward.router.bias", lead)
     for expert in range(experts.num_routed):
       name = f"{mlp}.experts.{expert}"
       yield from self._feed_forward(name, group, "expert_", (expert,))
     if experts.num_shared:
-      yield from self._feed_forward(f"{mlp}.shared_experts", group, "shared_")
+      yield from self._feed_forward(f"{mlp}.shared_experts", group, "shared.")
 
   def _feed_forward(
     self, name: str, group: Group, kind: str, expert: tuple[int, ...] = ()
@@ -205,13 +207,13 @@ class _Maker:
       ("up_proj", "gate_up", {1: slice(1, 2)}),
       ("down_proj", "down", {}),
     ):
-      path = f"{group.path}.{kind}{ours}"
+      path = f"{group.path}.feed_forward.{kind}{ours}"
       yield self(f"{name}.{theirs}.weight", path, lead, parts)
 
 
 def _inputs(path: str, ndim: int) -> int:
   """Leading dimensions, layer and expert not counted, that are inputs."""
-  if path == "embed" or path.endswith(("norm", "bias")):
+  if path == "embed" or path.endswith(("scale", "bias")):
     return 0
   return ndim - 1 if path.endswith(".out") else 1
 

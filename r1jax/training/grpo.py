@@ -101,9 +101,7 @@ def train(
   )
   optimizer, score, update = make_steps(config, model, words)
   refers = config.loss.kl_coefficient or config.kl_reward.coefficient
-  as_reference = functools.partial(
-    objective.reference_copy, model.config.compute_dtype
-  )
+  as_reference = functools.partial(objective.reference_copy, model.config)
   begin = functools.partial(
     objective.first_state, optimizer, as_reference if refers else None
   )

@@ -11,6 +11,7 @@ import optax
 
 from r1jax import offload, sharding
 from r1jax.models.moe import rebalance
+from r1jax.models.weights import is_matrix, is_router_bias
 from r1jax.types import Packed, Params, TrainState
 
 
@@ -84,7 +85,7 @@ def make_optimizer(
     return jax.tree_util.tree_map_with_path(
       lambda path, _: (
         "frozen"
-        if path[0].key in frozen or path[-1].key == "router_bias"
+        if path[0].key in frozen or is_router_bias(path)
         else "apart"
         if path[0].key in apart
         else "trained"
@@ -128,11 +129,10 @@ def kept_in(
 def decayed(params: Params) -> Params:
   """True for the weights that decay: matrices, embeddings left out."""
 
-  def is_matrix(path, leaf):
-    name = path[-1].key
-    return not (name.endswith(("norm", "bias")) or name.endswith("embed"))
-
-  return jax.tree_util.tree_map_with_path(is_matrix, params)
+  decays = lambda path, _: (
+    is_matrix(path) and path[-1].key not in ("embed", "unembed")
+  )
+  return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def init_state(
@@ -240,15 +240,18 @@ def _combine(name: str) -> Callable:
 
 def move_biases(params: Params, load: jax.Array, speed: float) -> Params:
   """The parameters with the balancing biases moved against `load` [L, E]."""
-  layers = params["moe"]["router_bias"].shape[0]
-  bias = rebalance(params["moe"]["router_bias"], load[:layers], speed)
-  params = params | {"moe": params["moe"] | {"router_bias": bias}}
-  if "mtp" in params and load.shape[0] > layers:
-    block = params["mtp"]["block"]
-    bias = rebalance(block["router_bias"], load[layers:], speed)
-    block = block | {"router_bias": bias}
-    params = params | {"mtp": params["mtp"] | {"block": block}}
-  return params
+  first = 0
+
+  def one(path, weight):
+    nonlocal first
+    if not is_router_bias(path) or first == len(load):
+      return weight  # The MTP blocks' load is missing where they did not run.
+    layers = slice(first, first + len(weight))
+    first = layers.stop
+    return rebalance(weight, load[layers], speed)
+
+  # The tree is in the order of `load`: layers of "moe", then those of "mtp".
+  return jax.tree.map_with_path(one, params)
 
 
 def microbatches(packed: Packed, rows: int) -> tuple[Packed, int]:

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from r1jax.models.blockwise import visible
 
 from r1jax.models import flops
-from r1jax.models.blockwise import visible
 from r1jax.models.presets import PRESETS
 from r1jax.tools import benchmark_gpu, benchmark_grpo, timing
 from r1jax.tools.benchmark_grpo import Size

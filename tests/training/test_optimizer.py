@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax.training.update import decayed, make_optimizer
+from r1jax.training.update import make_optimizer
 
 OPTIMIZER = dict(learning_rate=0.1)
 
@@ -53,10 +53,10 @@ TREE = {
   "embed": jnp.ones((4, 3)),
   "unembed": jnp.ones((3, 4)),
   "moe": {
-    "router": jnp.ones((3, 2)),
-    "router_bias": jnp.ones((1, 2)),
-    "q_norm": jnp.ones((1, 3)),
+    "router": {"weight": jnp.ones((3, 2)), "bias": jnp.ones((1, 2))},
+    "q_norm": {"scale": jnp.ones((1, 3))},
     "down": jnp.ones((1, 3, 2)),
+    "qkv_bias": jnp.ones((1, 2, 3)),
   },
   "mtp": {"project": jnp.ones((6, 3)), "block": {"down": jnp.ones((3, 2))}},
 }
@@ -71,7 +71,12 @@ def test_frozen_weights_and_the_routers_bias_do_not_move():
   assert moved == {
     "embed": True,
     "unembed": True,
-    "moe": {"router": True, "router_bias": False, "q_norm": True, "down": True},
+    "moe": {
+      "router": {"weight": True, "bias": False},
+      "q_norm": {"scale": True},
+      "down": True,
+      "qkv_bias": True,
+    },
     "mtp": {"project": False, "block": {"down": False}},
   }
 
@@ -84,10 +89,14 @@ def test_matrices_decay_and_norms_biases_and_embeddings_do_not():
   assert shrunk == {
     "embed": 0,
     "unembed": 0,
-    "moe": {"router": -0.05, "router_bias": 0, "q_norm": 0, "down": -0.05},
+    "moe": {
+      "router": {"weight": -0.05, "bias": 0},
+      "q_norm": {"scale": 0},
+      "down": -0.05,
+      "qkv_bias": 0,
+    },
     "mtp": {"project": -0.05, "block": {"down": -0.05}},
   }
-  assert decayed(TREE)["moe"]["down"] and not decayed(TREE)["moe"]["q_norm"]
 
 
 def test_the_gradient_is_clipped_as_one():

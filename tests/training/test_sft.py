@@ -163,8 +163,8 @@ def test_the_load_of_every_layer_is_told_in_shares(runs):
 
 
 def test_the_balancing_bias_has_moved(runs, toy):
-  before = toy[1]["moe"]["router_bias"]
-  moved = np.abs(runs[0].params["moe"]["router_bias"] - before)
+  bias = lambda params: params["moe"]["feed_forward"]["router"]["bias"]
+  moved = np.abs(bias(runs[0].params) - bias(toy[1]))
   assert 0.01 <= moved.max() <= STEPS * 0.01 + 1e-6
 
 

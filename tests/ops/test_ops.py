@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from r1jax.models import ops
+from r1jax import ops
 
 RNG = np.random.default_rng(0)
 M, D, V, TRUE_V = 11, 6, 50, 47
@@ -224,20 +224,20 @@ def test_memory_of_logprobs_is_a_small_share_of_the_naive_forms():
 def test_attention_sees_its_text_and_the_shared_prefix(
   monkeypatch, block, rows, width, k_start, prefix_end
 ):
-  naive = ops.NAIVE
+  start = None
   if block == "blockwise":
-    monkeypatch.setattr(ops, "LONG_BLOCK", 4)
-    naive = 0
+    monkeypatch.setattr(ops.attention, "LONG_BLOCK", 4)
+    start = 0
   else:
-    monkeypatch.setattr(ops, "BLOCK", block)
+    monkeypatch.setattr(ops.attention, "BLOCK", block)
   draw = lambda *s: RNG.normal(size=(rows, width, *s)).astype(np.float32)
   queries, keys, values = draw(2, 3, 4), draw(2, 4), draw(2, 5)
-  got, lse = ops.attention(
+  got, lse = ops.packed_attention(
     *map(jnp.asarray, (queries, keys, values)),
     scale=0.5,
     k_start=jnp.asarray(k_start),
     prefix_end=jnp.asarray(prefix_end),
-    naive=naive,
+    start=start,
   )
   for b, t, k, g in np.ndindex(rows, width, 2, 3):
     seen = [
@@ -269,13 +269,13 @@ def packed_rows(draw):
   return k_start, prefix_end
 
 
-@functools.partial(jax.jit, static_argnames="naive")
-def outcome(inputs, weights, k_start, prefix_end, naive):
+@functools.partial(jax.jit, static_argnames="start")
+def outcome(inputs, weights, k_start, prefix_end, start):
   """Gradients of a weighted sum of both outputs, and the outputs."""
 
   def loss(*inputs):
-    made = ops.attention(
-      *inputs, scale=0.7, k_start=k_start, prefix_end=prefix_end, naive=naive
+    made = ops.packed_attention(
+      *inputs, scale=0.7, k_start=k_start, prefix_end=prefix_end, start=start
     )
     return sum(jnp.sum(x * w) for x, w in zip(made, weights)), made
 
@@ -290,9 +290,9 @@ def test_blockwise_attention_is_the_naive_one_forward_and_backward(rows, seed):
   inputs = draw(2, 3, 4), draw(2, 4), draw(2, 5)
   weights = draw(2, 3, 5), draw(2, 3)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(ops, "LONG_BLOCK", 8)
+    patch.setattr(ops.attention, "LONG_BLOCK", 8)
     blockwise, naive = (
-      outcome(inputs, weights, *rows, naive=keys) for keys in (0, WIDTH)
+      outcome(inputs, weights, *rows, start=start) for start in (0, None)
     )
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), blockwise, naive
@@ -307,7 +307,7 @@ def test_memory_of_blockwise_attention_is_linear_in_its_tokens():
     shape = lambda *s: jax.ShapeDtypeStruct((1, tokens, *s), jnp.bfloat16)
     numbers = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
     loss = lambda q, k, v, first, end: jnp.sum(
-      ops.attention(q, k, v, scale=0.1, k_start=first, prefix_end=end)[0]
+      ops.packed_attention(q, k, v, scale=0.1, k_start=first, prefix_end=end)[0]
     ).astype(jnp.float32)
     lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(
       shape(128, 1, 192), shape(128, 192), shape(128, 128), numbers, numbers
@@ -322,7 +322,7 @@ def test_memory_of_blockwise_attention_is_linear_in_its_tokens():
 def test_attention_to_nothing_else_is_attention_to_oneself():
   x = jnp.asarray(RNG.normal(size=(1, 4, 1, 3)), jnp.float32)
   slots = jnp.arange(4)[None]
-  got, _ = ops.attention(
+  got, _ = ops.packed_attention(
     x[:, :, :, None],
     x,
     x,
