@@ -58,7 +58,7 @@ soak: venv
 	@$(RUN) -m pytest -q -n 2 -m soak
 
 report: venv
-	@$(RUN) -m r1jax.tools.report $(WORKDIRS)
+	@$(RUN) -m r1jax report $(WORKDIRS)
 
 # With SLURM (slurm-wlm, munge) and Open MPI (openmpi-bin), all of them run.
 test-cluster: venv
@@ -69,11 +69,11 @@ venv-tpu:
 	@$(MAKE) venv VENV="$(TPU_VENV)" EXTRAS=dev,tpu
 
 plan: venv-tpu
-	@$(RUN_TPU) -m r1jax.tools.plan --config="$(CONFIG)" \
+	@$(RUN_TPU) -m r1jax plan --config="$(CONFIG)" \
 	  --topology="$(TOPOLOGY)" --json $(FLAGS)
 
 plans: venv-tpu
-	@$(RUN_TPU) -m r1jax.tools.plans
+	@$(RUN_TPU) -m r1jax.tools.plan.tables
 
 test-tpu: venv-tpu
 	@$(RUN_TPU) -m pytest -q -n 2 -m tpu

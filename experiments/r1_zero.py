@@ -5,7 +5,7 @@ r"""DeepSeek-R1-Zero itself: pure RL on DeepSeek-V3-Base, on a pod.
         --config.model.path=DIRECTORY --config.tokenizer.path=DIRECTORY \
         --config.dataset.path=PROBLEMS.jsonl
 
-    python -m r1jax.tools.plan --config=experiments/r1_zero.py \
+    r1jax plan --config=experiments/r1_zero.py \
         --topology=v5p:8x8x8
 
 The second command says whether the first would fit, without a pod.

@@ -128,7 +128,9 @@ def check_options(loop: str, train, asked: dict[str, Any]) -> None:
 
 def conclude(workdir: str) -> None:
   """Makes the report of a run that has ended, and prints its summary."""
-  from r1jax.tools import report  # matplotlib takes a second to import.
+  from r1jax.tools.report import (
+    command as report,  # matplotlib takes a second to import.
+  )
 
   if hosts.is_first():
     print(f"report: {report.build([workdir])}", flush=True)

@@ -23,6 +23,7 @@ LAYERS = (  # Lowest first. Units of one layer do not import each other, ...
   {"r1jax.config"},
   {"r1jax.tools"},
   {"r1jax.main"},
+  {"r1jax.__main__"},
 )
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 # ... and the kernels have one door.

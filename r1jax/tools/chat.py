@@ -1,6 +1,6 @@
 """Talk to a model.
 
-    python -m r1jax.tools.chat --model=r1jax/base
+    r1jax chat --model=r1jax/base
 
 The directory holds a model in Hugging Face layout and its tokenizer. Answers
 are shown as they are written, the thought dimmer than the rest; earlier
@@ -8,8 +8,8 @@ thoughts are not read again. Ctrl-C stops an answer, a second one leaves, and so
 does Ctrl-D. Weights are float32 on a CPU, and bfloat16 on an accelerator. For a
 single answer, and nothing else on standard output:
 
-    python -m r1jax.tools.chat --model=r1jax/base --prompt="What is 17 + 25?"
-    echo "What is 17 + 25?" | python -m r1jax.tools.chat --model=r1jax/base
+    r1jax chat --model=r1jax/base --prompt="What is 17 + 25?"
+    echo "What is 17 + 25?" | r1jax chat --model=r1jax/base
 
 What is wrong is said in one line, with exit code 2 (1 for a fault of the
 program itself); --debug adds the stack trace.
@@ -24,7 +24,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 
-from absl import flags, logging
+from absl import flags
 
 from r1jax import config as configs
 from r1jax import runtime
@@ -261,12 +261,9 @@ def converse(conversation: Conversation, screen: Screen) -> None:
       answer.close()
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Answers the one question that is given, or all that are typed."""
   options = flags.FLAGS
-  if len(argv) > 1:
-    raise ValueError(f"unknown argument {argv[1]!r}; flags start with --")
-  logging.set_verbosity(logging.INFO if options.debug else logging.ERROR)
   model_directory(options)  # Before a question is waited for.
   question = options.prompt
   if question is None and not sys.stdin.isatty():
@@ -306,9 +303,3 @@ def define_flags() -> None:
     "max_tokens", 32_768, "Of an answer, its thought included.", lower_bound=1
   )
   flags.DEFINE_integer("seed", 0, "Of sampling.")
-  flags.DEFINE_bool("debug", False, "Show stack traces and what libraries log.")
-
-
-if __name__ == "__main__":
-  define_flags()
-  configs.run_tool(main)

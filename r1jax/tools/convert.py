@@ -1,7 +1,7 @@
 """A model from one form to another: a run's checkpoint, or another dtype.
 
-    python -m r1jax.tools.convert --source=WORKDIR --target=DIRECTORY
-    python -m r1jax.tools.convert --source=DIRECTORY --target=OTHER \
+    r1jax convert --source=WORKDIR --target=DIRECTORY
+    r1jax convert --source=DIRECTORY --target=OTHER \
       --dtype=bfloat16
 
 A source is the workdir of a run, whose newest checkpoint is taken, or a
@@ -15,10 +15,9 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from absl import flags, logging
+from absl import flags
 
 from r1jax import checkpoint
-from r1jax import config as configs
 from r1jax.console import Console
 from r1jax.models import companions, convert, hf_config
 from r1jax.models.config import ModelConfig, replace
@@ -106,15 +105,12 @@ def architecture(section: Mapping[str, Any]) -> ModelConfig:
   return preset(**section)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Converts, and says what it did."""
   options = flags.FLAGS
-  if len(argv) > 1:
-    raise ValueError(f"unknown argument {argv[1]!r}; flags start with --")
   for name in ("source", "target"):
     if not options[name].value:
       raise ValueError(f"--{name} is not set; give a directory")
-  logging.set_verbosity(logging.INFO if options.debug else logging.ERROR)
   began, target = time.monotonic(), pathlib.Path(options.target)
   path = pathlib.Path(options.source)
   source = find(path, dtype=options.dtype, mtp=options.mtp)
@@ -172,9 +168,3 @@ def define_flags() -> None:
   flags.DEFINE_float(
     "shard_gigabytes", 5.0, "The most that one file holds.", lower_bound=0.0
   )
-  flags.DEFINE_bool("debug", False, "Show stack traces and what libraries log.")
-
-
-if __name__ == "__main__":
-  define_flags()
-  configs.run_tool(main)

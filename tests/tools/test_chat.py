@@ -307,7 +307,7 @@ def test_a_large_model_is_loaded_beside_the_answer(
 
 
 def run(python, *arguments, **kwargs):
-  return python("-m", "r1jax.tools.chat", *arguments, **kwargs)
+  return python("-m", "r1jax", "chat", *arguments, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_the_base_answers_one_question(python):
 def test_a_person_is_answered_until_they_leave():
   ours, theirs = pty.openpty()
   process = subprocess.Popen(
-    [sys.executable, "-m", "r1jax.tools.chat", f"--model={BASE}"],
+    [sys.executable, "-m", "r1jax", "chat", f"--model={BASE}"],
     stdin=theirs,
     stdout=theirs,
     stderr=theirs,

@@ -1,4 +1,4 @@
-"""`python -m r1jax.tools.convert` on directories, on runs, and on neither."""
+"""`python -m r1jax convert` on directories, on runs, and on neither."""
 
 import json
 
@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import loading
 from r1jax import checkpoint
 from r1jax.models import convert as checkpoints
 from r1jax.models.presets import preset
-from r1jax.tools import convert, loading
+from r1jax.tools import convert
 from r1jax.workdir import claim
 
 CONFIG = preset("tiny_deepseek", vocab_size=480)
@@ -53,7 +54,8 @@ def test_a_directory_becomes_one_of_another_dtype(
   )
   done = python(
     "-m",
-    "r1jax.tools.convert",
+    "r1jax",
+    "convert",
     f"--source={source}",
     f"--target={target}",
     "--dtype=bfloat16",
@@ -118,7 +120,8 @@ def test_a_run_of_reinforcement_becomes_a_directory(
   )
   done = python(
     "-m",
-    "r1jax.tools.convert",
+    "r1jax",
+    "convert",
     f"--source={workdir}",
     f"--target={tmp_path / 'model'}",
   )
@@ -144,11 +147,11 @@ def test_what_cannot_be_converted_is_said(tmp_path, params):
 
 def test_an_error_is_one_line_unless_it_is_debugged(tmp_path, python):
   flags = f"--source={tmp_path}", f"--target={tmp_path / 'new'}"
-  done = python("-m", "r1jax.tools.convert", *flags)
+  done = python("-m", "r1jax", "convert", *flags)
   assert done.returncode == 2
   assert done.stderr.startswith(f"error: {tmp_path} is neither")
   assert len(done.stderr.splitlines()) == 1
-  done = python("-m", "r1jax.tools.convert", flags[1], "--debug")
+  done = python("-m", "r1jax", "convert", flags[1], "--debug")
   assert done.returncode == 2
   assert "Traceback" in done.stderr
   assert done.stderr.splitlines()[-1].startswith("error: --source is not set")

@@ -118,7 +118,7 @@ def wrong(*args, **kwargs):
 
 @pytest.mark.slow
 def test_nothing_is_wrong_with_a_healthy_run(path, python):
-  done = python("-m", "r1jax.tools.doctor", f"--config={path}")
+  done = python("-m", "r1jax", "doctor", f"--config={path}")
   assert done.returncode == 0, done.stdout + done.stderr
   assert "WRONG  " not in done.stdout and "Traceback" not in done.stderr
   for text in (
@@ -138,13 +138,13 @@ def test_nothing_is_wrong_with_a_healthy_run(path, python):
 
 def test_what_is_wrong_is_a_line_and_an_exit_code(path, python):
   done = python(
-    "-m", "r1jax.tools.doctor", f"--config={path}", "--config.minibatches=3"
+    "-m", "r1jax", "doctor", f"--config={path}", "--config.minibatches=3"
   )
   assert done.returncode == 1
   assert "Traceback" not in done.stdout + done.stderr
   (line,) = [x for x in done.stdout.splitlines() if x.startswith("WRONG")]
   assert "minibatches 3 does not divide prompts_per_round 4" in line
-  done = python("-m", "r1jax.tools.doctor", f"--config={path}", "--confgi=1")
+  done = python("-m", "r1jax", "doctor", f"--config={path}", "--confgi=1")
   assert done.returncode == 2 and "did you mean --config" in done.stderr
 
 

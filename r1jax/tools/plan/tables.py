@@ -1,6 +1,6 @@
 """The tables of README: what the paper's runs take of real pods.
 
-    python -m r1jax.tools.plans
+    python -m r1jax.tools.plan.tables
 
 Plans each of RUNS in a process of its own, which takes minutes each, and prints
 one row of Markdown as soon as a program is planned.
@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 
-from r1jax.tools.plan_table import size
+from r1jax.tools.plan.text import size
 
 ZERO, STUDENT = "experiments/r1_zero.py", "experiments/distill.py"
 # A topology, a config, its flags.
@@ -41,7 +41,7 @@ def rows(topology: str, config: str, flags: tuple[str, ...]):
   run = " ".join([config.removeprefix("experiments/"), *flags])
   done = subprocess.run(
     [
-      *(sys.executable, "-m", "r1jax.tools.plan"),
+      *(sys.executable, "-m", "r1jax", "plan"),
       *(f"--topology={topology}", f"--config={config}", "--json", *flags),
     ],
     capture_output=True,

@@ -1,6 +1,6 @@
 """How fast a checkpoint is loaded, beside copying its tensors.
 
-    python -m r1jax.tools.loading
+    python -m benchmarks.loading
 
 Writes a toy model in bfloat16, in shards, to a temporary directory; once they
 are in the page cache, loads it in bfloat16, and copies every tensor of the same

@@ -1,6 +1,6 @@
 """How fast answers are graded, and a plain loop on the same machine.
 
-    python -m r1jax.tools.benchmark rewards
+    python -m benchmarks.rewards
 
 8,192 completions of mathematics, half of them of MATH's kind and half of
 GSM8K's, come from `DATA`: sampled ones, as far as there are, then the data
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks import command
 from r1jax.data import jsonl
 from r1jax.rewards import accuracy, math, verifier
 from r1jax.rewards.grader import Call, GraderPool
@@ -283,3 +284,7 @@ def _timed(work: Callable):
   start = time.perf_counter()
   result = work()
   return result, time.perf_counter() - start
+
+
+if __name__ == "__main__":
+  command.run(rewards)

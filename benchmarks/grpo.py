@@ -1,6 +1,6 @@
 """One GRPO step, beside TRL and Tunix, and beside the arithmetic it takes.
 
-    python -m r1jax.tools.benchmark grpo --prompt=32 --completion=128 \\
+    python -m benchmarks.grpo --prompt=32 --completion=128 \\
       --peers --trl_python=.trl/bin/python --tunix_python=.tunix/bin/python
 
 A step samples `group_size` completions of each of `prompts` prompts, scores
@@ -29,6 +29,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks import command, peer_scripts, timing
+from benchmarks.model import MODELS, mesh_for
 from r1jax import sharding
 from r1jax.losses.advantages import advantages
 from r1jax.losses.aggregation import token_weights
@@ -36,8 +38,6 @@ from r1jax.losses.presets import PRESETS
 from r1jax.models import flops, transformer
 from r1jax.models.config import ModelConfig, replace
 from r1jax.rollouts.engine import make_engine
-from r1jax.tools import peer_scripts, timing
-from r1jax.tools.benchmark_model import MODELS, mesh_for
 from r1jax.training.experience import (
   experts_of,
   pack_minibatch,
@@ -365,3 +365,7 @@ def median(steps: Sequence[dict], key: str) -> float:
 def tell(text: str) -> None:
   """Says how far we are."""
   print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+  command.run(grpo)

@@ -1,6 +1,6 @@
 """Slots that are refilled, against a batch that waits for its longest.
 
-    python -m r1jax.tools.benchmark rollouts
+    python -m benchmarks.rollouts
 
 The tiny Qwen2 of the other benchmarks writes completions whose lengths are
 forced, log-uniform and the same for both sides. `refilled` is one call of the
@@ -17,11 +17,11 @@ import sys
 import jax
 import numpy as np
 
+from benchmarks import command, timing
+from benchmarks.model import MODELS
 from r1jax import sharding
 from r1jax.models import transformer
 from r1jax.rollouts.engine import make_engine
-from r1jax.tools import timing
-from r1jax.tools.benchmark_model import MODELS
 
 
 class Endless:
@@ -144,3 +144,7 @@ def ideal_steps(lengths: np.ndarray, slots: int) -> int:
     first = free_at.index(min(free_at))
     free_at[first] += length
   return max(free_at)
+
+
+if __name__ == "__main__":
+  command.run(rollouts)

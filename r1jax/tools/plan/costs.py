@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from r1jax.tools import plan_hlo as hlo
-from r1jax.tools.plan_hlo import Instruction, Module
-from r1jax.tools.plan_traffic import moved, read
+from r1jax.tools.plan import hlo
+from r1jax.tools.plan.hlo import Instruction, Module
+from r1jax.tools.plan.traffic import moved, read
 
 KINDS = (
   "all-gather",

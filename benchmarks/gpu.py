@@ -1,6 +1,6 @@
 """Decoding and updating at the sizes of Qwen2.5-1.5B, for one large GPU.
 
-    python -m r1jax.tools.benchmark gpu
+    python -m benchmarks.gpu
 
 Random weights, bfloat16 activations, float32 masters, and the functions of the
 training loop. Decoding is measured with the prefill of its prompts, beside the
@@ -17,14 +17,14 @@ import sys
 import jax
 import jax.numpy as jnp
 
+from benchmarks import command, timing
+from benchmarks import grpo as step
+from benchmarks.grpo import Endless, Size
 from r1jax import sharding
 from r1jax.models import flops, transformer
 from r1jax.models.config import ModelConfig
 from r1jax.models.presets import PRESETS, preset
 from r1jax.rollouts.engine import make_engine
-from r1jax.tools import benchmark_grpo as step
-from r1jax.tools import timing
-from r1jax.tools.benchmark_grpo import Endless, Size
 
 NAME = "qwen2.5-math-1.5b"
 # Nominal bfloat16 FLOP and bytes per second, by `device_kind`.
@@ -178,3 +178,7 @@ def memory() -> int:
   """Bytes of the device at their most; of the process, where none says."""
   stats = jax.devices()[0].memory_stats() or {}
   return stats.get("peak_bytes_in_use", timing.peak_memory())
+
+
+if __name__ == "__main__":
+  command.run(gpu)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from r1jax.tools.plan_chips import Topology
-from r1jax.tools.plan_costs import Collective, Costs
+from r1jax.tools.plan.chips import Topology
+from r1jax.tools.plan.costs import Collective, Costs
 
 
 class Bounds(NamedTuple):

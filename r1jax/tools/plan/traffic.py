@@ -3,7 +3,7 @@
 import collections
 from collections.abc import Mapping
 
-from r1jax.tools.plan_hlo import Computation, Instruction, Module, Shape
+from r1jax.tools.plan.hlo import Computation, Instruction, Module, Shape
 
 FREE = {  # They move nothing, or what they call does.
   *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while"),

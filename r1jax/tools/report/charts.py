@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from r1jax.tools import figures
-from r1jax.tools.figures import Curve, Panel, Runs
+from r1jax.tools.report import figures
+from r1jax.tools.report.figures import Curve, Panel, Runs
 
 PHASES = {
     "perf/gen_time": "sampling", "perf/reward_time": "grading",

@@ -1,6 +1,6 @@
 """What a run would take of a pod that is not there.
 
-    python -m r1jax.tools.plan --config=experiments/r1_zero.py \
+    r1jax plan --config=experiments/r1_zero.py \
         --topology=v5p:8x16x16
 
 Compiles the run's own programs with XLA:TPU, on a CPU, for a topology such as
@@ -25,7 +25,6 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
-import functools
 import json
 import math
 import sys
@@ -35,21 +34,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 
 from r1jax import config as configs
 from r1jax import sharding
-from r1jax.tools import (
-  plan_chips,
-  plan_costs,
-  plan_estimate,
-  plan_hlo,
-  plan_sweep,
-  plan_table,
-)
-from r1jax.tools.plan_bounds import bounds
-from r1jax.tools.plan_programs import PROGRAMS, Program, per_device
+from r1jax.tools import command_line
+from r1jax.tools.plan import chips, estimate, hlo, meshes
+from r1jax.tools.plan import costs as plan_costs
+from r1jax.tools.plan import text as tables
+from r1jax.tools.plan.bounds import bounds
+from r1jax.tools.plan.programs import PROGRAMS, Program, per_device
 from r1jax.training import inspection
 
 SPARE = 0.05  # Of the memory, to call it a fit.
@@ -60,7 +55,7 @@ COPIED = 1 / 100  # Of a model: an array so large is not to be on every device.
 
 def plan(
   config: ConfigDict,
-  topology: plan_chips.Topology,
+  topology: chips.Topology,
   *,
   only: tuple[str, ...] = (),
   say=lambda text: None,
@@ -107,20 +102,20 @@ def plan(
   return found
 
 
-def make_mesh(config: ConfigDict, topology: plan_chips.Topology):
+def make_mesh(config: ConfigDict, topology: chips.Topology):
   """The mesh of a config on chips that are not there."""
-  devices = plan_chips.devices(topology)
+  devices = chips.devices(topology)
   slices = topology.num_slices if topology.chip.torus else 1
   sizes = dict(num_slices=slices) | config.mesh.to_dict()
   return sharding.make_mesh(**sizes, devices=devices)
 
 
-def sweep(config: ConfigDict, topology: plan_chips.Topology, **options) -> dict:
+def sweep(config: ConfigDict, topology: chips.Topology, **options) -> dict:
   """`plan` on the three meshes that are best by arithmetic; see `ranked`."""
   if config.loop not in PROGRAMS:
     raise ValueError(configs.unknown("loop to plan", config.loop, PROGRAMS))
-  devices = len(plan_chips.devices(topology))
-  found = plan_sweep.ranked(config, topology, devices)
+  devices = len(chips.devices(topology))
+  found = meshes.ranked(config, topology, devices)
   plans = []
   for one in found[:BEST]:
     tried = ConfigDict(config.to_dict())
@@ -134,7 +129,7 @@ def sweep(config: ConfigDict, topology: plan_chips.Topology, **options) -> dict:
   }
 
 
-def compiled(program: Program, topology: plan_chips.Topology) -> dict:
+def compiled(program: Program, topology: chips.Topology) -> dict:
   """What one program takes, as XLA:TPU compiles it."""
   began, mesh = time.monotonic(), program.mesh
   room, made = topology.memory(mesh.size), _arguments(program)
@@ -162,9 +157,9 @@ def compiled(program: Program, topology: plan_chips.Topology) -> dict:
   between = None
   if topology.num_slices > 1:
     between = np.arange(mesh.size).reshape(topology.num_slices, -1).T
-  module = plan_hlo.parse(built.as_text())
+  module = hlo.parse(built.as_text())
   costs = plan_costs.count(module, program.trips, between)
-  places = plan_chips.places(mesh.devices.flat, topology)
+  places = chips.places(mesh.devices.flat, topology)
   received = [
     (one.kind, one._replace(times=1).received(mesh.size))
     for one in costs.collectives
@@ -209,7 +204,7 @@ def faults(
     lie: and how it is split.
   """
   found = [f"it waits for the host: {name}" for name in transfers]
-  whole = sum(plan_estimate.sizes_of(program.sizes))
+  whole = sum(estimate.sizes_of(program.sizes))
   whole *= np.dtype(program.sizes.compute_dtype).itemsize
   if program.mesh.size > 1 and gathered >= GATHERED * whole:
     found.append(
@@ -226,13 +221,13 @@ def faults(
   return found
 
 
-def estimated(program: Program, topology: plan_chips.Topology) -> dict:
+def estimated(program: Program, topology: chips.Topology) -> dict:
   """What one program takes by arithmetic; only its arguments are exact."""
   mesh, sizes, rows = program.mesh, program.sizes, program.rows
   room, made = topology.memory(mesh.size), _arguments(program)
   shape, parts = dict(mesh.shape), {}
   if rows is not None:
-    parts = plan_estimate.temporaries(sizes, rows, shape)
+    parts = estimate.temporaries(sizes, rows, shape)
   if rows is not None and program.name != "update":
     del parts["gradients"]
   made["estimated"] = parts
@@ -240,7 +235,7 @@ def estimated(program: Program, topology: plan_chips.Topology) -> dict:
   made |= {"total": total, "fits": total <= (1 - SPARE) * room}
   if program.name != "update":
     return made
-  least = plan_estimate.bounds(sizes, rows, shape, topology, program.flops)
+  least = estimate.bounds(sizes, rows, shape, topology, program.flops)
   return made | _speed(program, least, topology)
 
 
@@ -256,7 +251,7 @@ def _arguments(program: Program) -> dict:
   }
 
 
-def _speed(program: Program, least, topology: plan_chips.Topology) -> dict:
+def _speed(program: Program, least, topology: chips.Topology) -> dict:
   """Bounds in seconds, and the MFU that they allow."""
   mfu = lambda seconds: (
     program.flops / (seconds * topology.num_chips * topology.chip.flops)
@@ -270,37 +265,27 @@ def _speed(program: Program, least, topology: plan_chips.Topology) -> dict:
   }
 
 
-def main(argv: list[str], *, config: flags.FlagHolder) -> None:
-  """Plans, and prints what it found."""
-  options = flags.FLAGS
-  if len(argv) > 1:
-    raise ValueError(f"unknown argument {argv[1]!r}; flags start with --")
-  if not options.topology:
-    raise ValueError(f"no --topology; {plan_chips.FORM}")
-  logging.set_verbosity(logging.ERROR)
-  settings = configs.from_flag(config, sweep_index=options.sweep)
-  configs.check(settings)
-  say = lambda text: print(text, file=sys.stderr, flush=True)
-  topology, only = plan_chips.topology(options.topology), options.programs
-  make = sweep if options.sweep_mesh else plan
-  found = make(settings, topology, only=tuple(only), say=say)
-  print(plan_table.text(found))
-  if options.json:
-    print(json.dumps(found))
-  sys.exit(0 if found["fits"] and found["sound"] else 1)
-
-
-def run() -> None:
-  """`main` with its flags and its exit codes."""
-  config = configs.define_flag()
+def define_flags() -> None:
+  """Defines the flags that `main` reads."""
+  command_line.define_config_flags()
   flags.DEFINE_string("topology", None, "Chips and their shape: v5p:8x16x16.")
   flags.DEFINE_list("programs", [], "Only these, such as update,decode.")
-  flags.DEFINE_integer("sweep", None, "Apply the i-th override of sweep().")
   flags.DEFINE_bool("sweep_mesh", False, "Rank all meshes; plan the best.")
   flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
-  flags.DEFINE_bool("debug", False, "Show stack traces.")
-  configs.run_tool(functools.partial(main, config=config))
 
 
-if __name__ == "__main__":
-  run()
+def main() -> int:
+  """Plans, and prints what it found; the exit code."""
+  options = flags.FLAGS
+  if not options.topology:
+    raise ValueError(f"no --topology; {chips.FORM}")
+  settings = command_line.config()
+  configs.check(settings)
+  say = lambda text: print(text, file=sys.stderr, flush=True)
+  topology, only = chips.topology(options.topology), options.programs
+  make = sweep if options.sweep_mesh else plan
+  found = make(settings, topology, only=tuple(only), say=say)
+  print(tables.text(found))
+  if options.json:
+    print(json.dumps(found))
+  return 0 if found["fits"] and found["sound"] else 1

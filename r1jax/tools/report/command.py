@@ -1,6 +1,6 @@
 """A run, or several beside each other, as one self-contained HTML page.
 
-    python -m r1jax.tools.report WORKDIR [WORKDIR ...] [--output=PAGE.html]
+    r1jax report WORKDIR [WORKDIR ...] [--output=PAGE.html]
 
 Writes `report.html` into the first workdir (or to --output), and every chart
 as a PNG under `figures/` beside the page. The page loads nothing from
@@ -9,11 +9,9 @@ anywhere. It reads `metrics.jsonl`, and, where they exist, `completions.jsonl`,
 byte.
 """
 
-import argparse
 import base64
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -21,10 +19,11 @@ from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
+from absl import flags
 from markupsafe import Markup
 
-from r1jax.tools import charts, figures
-from r1jax.tools.figures import Curve
+from r1jax.tools.report import charts, figures
+from r1jax.tools.report.figures import Curve
 
 FIXED_COLUMNS = ("run", "step", "task", "prompt", "completion", "answer")
 LAST_COLUMNS = ("reward", "advantage", "length", "finish")
@@ -317,7 +316,7 @@ def build(
 
 
 def _page(**fields: Any) -> str:
-  folder = resources.files("r1jax.tools") / "page"
+  folder = resources.files("r1jax.tools.report") / "page"
   html, style, script = (
     (folder / f"report.{kind}").read_text("utf-8")
     for kind in ("html", "css", "js")
@@ -337,21 +336,13 @@ def _page(**fields: Any) -> str:
   )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-  """The exit status of the program."""
-  parser = argparse.ArgumentParser(
-    prog="python -m r1jax.tools.report", description=__doc__.split("\n")[0]
-  )
-  parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
-  parser.add_argument("--output", metavar="PAGE.html", default=None)
-  options = parser.parse_args(arguments)
-  try:
-    print(build(options.workdirs, options.output))
-  except (ValueError, OSError) as error:
-    print(f"report: {error}", file=sys.stderr)
-    return 1
-  return 0
+def define_flags() -> None:
+  """Defines the flags that `main` reads."""
+  flags.DEFINE_string("output", None, "The page; by default in the first one.")
 
 
-if __name__ == "__main__":
-  sys.exit(main())
+def main(workdirs: list[str]) -> None:
+  """Writes the page, and prints where it is."""
+  if not workdirs:
+    raise ValueError("give the workdir of a run, or of several")
+  print(build(workdirs, flags.FLAGS.output))

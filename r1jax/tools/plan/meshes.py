@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from r1jax.tools import plan_estimate
-from r1jax.tools.plan_chips import Topology
-from r1jax.tools.plan_programs import needed, sizes_of
+from r1jax.tools.plan import estimate
+from r1jax.tools.plan.chips import Topology
+from r1jax.tools.plan.programs import needed, sizes_of
 
 STATE = 12  # Bytes of a weight, with its two means, in float32.
 REFERENCE = 2
@@ -29,14 +29,14 @@ def ranked(config: ConfigDict, topology: Topology, devices: int):
   flops = 3 * needed(sizes, rows["max_rows"], rows["width"])
   room, found, least = topology.memory(devices), [], float("inf")
   slices = topology.num_slices if topology.chip.torus else 1
-  for mesh in plan_estimate.meshes(sizes, rows, devices, slices):
-    weights = sum(plan_estimate.sizes_of(sizes)) * mesh["data"] / devices
+  for mesh in estimate.meshes(sizes, rows, devices, slices):
+    weights = sum(estimate.sizes_of(sizes)) * mesh["data"] / devices
     total = weights * (STATE + REFERENCE) + sum(
-      plan_estimate.temporaries(sizes, rows, mesh).values()
+      estimate.temporaries(sizes, rows, mesh).values()
     )
     least = min(least, total)
     if total <= room:
-      time = plan_estimate.bounds(sizes, rows, mesh, topology, flops).serial
+      time = estimate.bounds(sizes, rows, mesh, topology, flops).serial
       found.append(Ranked(mesh, time, total))
   if not found:
     raise ValueError(

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from benchmarks import command, peers, timing
 from r1jax import sharding
 from r1jax.models import cache as caches
 from r1jax.models import flops, transformer
 from r1jax.models.config import Experts, Grouped, Latent, ModelConfig
 from r1jax.models.weights import sizes
-from r1jax.tools import peers, timing
 
 DECODE = dict(rows=64, prompt_tokens=32, tokens=128)
 TRAIN = dict(rows=8, tokens=256)
@@ -192,3 +192,7 @@ def draw(config: ModelConfig, rows: int, tokens: int) -> np.ndarray:
   """Random tokens [B, T], the same for both sides."""
   rng = np.random.default_rng(0)
   return rng.integers(0, config.vocab_size, (rows, tokens), np.int32)
+
+
+if __name__ == "__main__":
+  command.run(model)

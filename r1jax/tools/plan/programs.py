@@ -19,7 +19,7 @@ from r1jax.models.config import ModelConfig, replace
 from r1jax.models.presets import preset
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import logical_axes, weights
-from r1jax.tools import plan_rollouts
+from r1jax.tools.plan import rollouts
 from r1jax.training import objective, sft
 from r1jax.training.grpo import make_steps
 from r1jax.training.update import init_state, make_optimizer, make_update
@@ -236,7 +236,7 @@ def of_grpo(config: ConfigDict, mesh: Mesh) -> list[Program]:
       )
     )
   resident = own | reference_part
-  sampled = plan_rollouts.programs(config, mesh, sizes, state.params, resident)
+  sampled = rollouts.programs(config, mesh, sizes, state.params, resident)
   return made + [Program(**fields) for fields in sampled]
 
 

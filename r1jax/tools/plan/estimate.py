@@ -12,8 +12,8 @@ from typing import NamedTuple
 from r1jax import ops
 from r1jax.models.config import Latent, ModelConfig
 from r1jax.models.weights import weights
-from r1jax.tools.plan_bounds import Bounds
-from r1jax.tools.plan_chips import Topology
+from r1jax.tools.plan.bounds import Bounds
+from r1jax.tools.plan.chips import Topology
 
 BF16, F32 = 2, 4
 PASSES = 4  # A layer runs, runs again for its gradient, which is two passes.
