@@ -11,7 +11,7 @@ LAYERS = (  # Lowest first. Units of one layer do not import each other, ...
   {"r1jax_kernels"},
   {"r1jax.types", "r1jax.console", "r1jax.interrupt", "r1jax.runtime"},
   {"r1jax.hosts"},
-  {"r1jax.workdir"},
+  {"r1jax.workdir", "r1jax.scores"},
   {
     *("r1jax.sharding", "r1jax.relayout", "r1jax.offload"),
     *("r1jax.checkpoint", "r1jax.metrics"),

@@ -205,8 +205,8 @@ def problems(context: Context) -> Iterator[Line]:
     f"{len(sizes):,} prompts have {min(sizes)} to {max(sizes)} tokens beyond "
     f"the shared {len(context.shared)}; the window has {window}",
   )
-  whole = inspection.in_memory(context.dataset)
-  longest = len(context.shared) + (max(sizes) if whole else window)
+  known = inspection.is_in_memory(context.dataset)
+  longest = len(context.shared) + (max(sizes) if known else window)
   needed = inspection.rows_needed(c, longest)
   size = c.minibatches * c.rows.max_rows * c.rows.width * 6 * 4 / 2**20
   enough = 0 < needed <= c.rows.max_rows
