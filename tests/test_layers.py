@@ -18,6 +18,7 @@ LAYERS = (  # Lowest first. Units of one layer do not import each other, ...
   },
   {"r1jax.ops"},
   {"r1jax.models", "r1jax.data", "r1jax.rewards", "r1jax.losses"},
+  {"r1jax.hf"},
   {"r1jax.rollouts"},
   {"r1jax.training"},
   {"r1jax.config"},
@@ -141,5 +142,7 @@ def test_the_rules_notice():
   assert violations("r1jax.rollouts.engine", "r1jax.training.grpo")
   assert violations("r1jax.somewhere", "r1jax.types")
   assert violations("r1jax_kernels.norm", "r1jax.types")
+  assert violations("r1jax.models.transformer", "r1jax.hf.loading")
+  assert not violations("r1jax.hf.layout", "r1jax.models.config")
   assert not violations("r1jax.training.grpo", "r1jax.losses.grpo")
   assert not violations("r1jax.models.moe", "r1jax.ops.experts")

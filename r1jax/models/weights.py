@@ -45,11 +45,6 @@ def _weights(config: ModelConfig) -> dict:
   )
 
 
-def is_weight(x) -> bool:
-  """Where the tree of `weights` ends."""
-  return isinstance(x, Weight)
-
-
 def logical_axes(config: ModelConfig) -> dict:
   """The logical axes of every array, in the tree of the parameters."""
   return jax.tree.map(lambda w: w.axes, weights(config))

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from r1jax import config as configs
-from r1jax import data, metrics, models, rewards, sharding
+from r1jax import data, metrics, rewards, sharding
 from r1jax.data import templates, tokenizer
 from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
@@ -32,6 +32,7 @@ from r1jax.training import (
   grpo,
   inspection,
   measurements,
+  models,
   sft,
 )
 

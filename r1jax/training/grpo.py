@@ -18,7 +18,6 @@ from r1jax import (
   hosts,
   interrupt,
   metrics,
-  models,
   offload,
   rewards,
   sharding,
@@ -36,6 +35,7 @@ from r1jax.rollouts.engine import make_engine
 from r1jax.training import (
   inspection,
   measurements,
+  models,
   objective,
   profiler,
   records,

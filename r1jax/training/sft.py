@@ -14,6 +14,7 @@ import numpy as np
 from r1jax import (
   checkpoint,
   data,
+  hf,
   hosts,
   interrupt,
   metrics,
@@ -22,7 +23,7 @@ from r1jax import (
 )
 from r1jax.data import packing, tokenizer
 from r1jax.losses.sft import sft_loss
-from r1jax.models import convert, transformer
+from r1jax.models import transformer
 from r1jax.models.presets import preset
 from r1jax.models.rows import mtp_targets
 from r1jax.models.weights import logical_axes
@@ -111,7 +112,7 @@ def train(
       checkpoint.save(workdir, int(state.step), state, wait=True)
       trained = sharding.local(state.params)
       if hosts.is_first():
-        convert.save(
+        hf.save(
           pathlib.Path(workdir) / "model",
           model.config,
           trained,

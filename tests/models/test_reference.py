@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax import hf
 from r1jax.models import cache as caches
-from r1jax.models import convert, transformer
+from r1jax.models import transformer
 from r1jax.models.weights import is_router_bias
 
 torch = pytest.importorskip("torch")
@@ -161,7 +162,7 @@ def pair(request, tmp_path_factory):
         tensor.normal_(0, 0.3)
   folder = tmp_path_factory.mktemp(request.param)
   theirs.save_pretrained(folder)
-  ours, params = convert.load(folder)
+  ours, params = hf.load(folder)
   return (
     theirs,
     transformer.Transformer(ours),
@@ -200,7 +201,7 @@ def test_gradients_agree(pair, tmp_path):
     for buffer in copy.buffers():
       buffer.zero_()
   copy.save_pretrained(tmp_path)
-  _, expected = convert.load(tmp_path)
+  _, expected = hf.load(tmp_path)
 
   @jax.jit
   @jax.grad

@@ -8,9 +8,9 @@ import ml_collections
 import numpy as np
 import pytest
 
-from r1jax import checkpoint, data, metrics, sharding
+from r1jax import checkpoint, data, hf, metrics, sharding
 from r1jax.data import tokenizer
-from r1jax.models import convert, transformer
+from r1jax.models import transformer
 from r1jax.training import inspection, sft
 from r1jax.types import Example
 
@@ -170,7 +170,7 @@ def test_the_balancing_bias_has_moved(runs, toy):
 
 def test_the_model_is_left_in_hugging_face_layout(runs):
   whole, _, straight, _ = runs
-  _, params = convert.load(str(straight / "model"))
+  _, params = hf.load(str(straight / "model"))
   jax.tree.map(np.testing.assert_array_equal, params, whole.params)
   words = tokenizer.load(str(straight / "model"))
   assert words.decode(words.encode("10 ok")) == "10 ok"

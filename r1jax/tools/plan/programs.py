@@ -13,14 +13,14 @@ from jax.sharding import Mesh
 from jax.tree_util import keystr
 from ml_collections import ConfigDict
 
-from r1jax import models, offload, ops, sharding
+from r1jax import offload, ops, sharding
 from r1jax.models import flops
 from r1jax.models.config import ModelConfig, replace
 from r1jax.models.presets import preset
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import logical_axes, weights
 from r1jax.tools.plan import rollouts
-from r1jax.training import objective, sft
+from r1jax.training import models, objective, sft
 from r1jax.training.grpo import make_steps
 from r1jax.training.update import init_state, make_optimizer, make_update
 from r1jax.types import Packed

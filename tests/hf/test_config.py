@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax.models import hf_config
+from r1jax.hf import config as hf_config
 from r1jax.models.config import (
   Experts,
   Grouped,
@@ -276,7 +276,7 @@ def test_a_directory_without_a_config_is_named(tmp_path):
   with pytest.raises(ValueError, match="holds no config.json"):
     hf_config.read(tmp_path)
   (tmp_path / "config.json").write_text("{")
-  with pytest.raises(ValueError, match="is no JSON"):
+  with pytest.raises(ValueError, match="is not JSON"):
     hf_config.read(tmp_path)
 
 
