@@ -30,7 +30,7 @@ from r1jax.ops import Segment
 # A tuple by layer of ([..., K, H, S], and for keys and values [..., K, S, H]);
 # in a scan one such pair of [L, ...].
 Buffers = tuple
-Layer = int | Int[Array, ""]  # A scan counts its layers in an array.
+LayerIndex = int | Int[Array, ""]  # A scan counts its layers in an array.
 
 
 @chex.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def as_prefix(cache: Cache) -> Buffers:
 
 
 def append(
-  cache: Cache, layer: Layer, new: tuple[Float[Array, "B T K H"], ...]
+  cache: Cache, layer: LayerIndex, new: tuple[Float[Array, "B T K H"], ...]
 ) -> Cache:
   """Writes T tokens of one layer after the first `lengths` of each row.
 
@@ -144,7 +144,7 @@ def append(
 
 def attend(
   cache: Cache,
-  layer: Layer,
+  layer: LayerIndex,
   queries: Float[Array, "B T K G H"],
   *,
   scale: float,
@@ -177,7 +177,9 @@ def advance(cache: Cache, count: Int[Array, "B"] | int) -> Cache:
   return cache.replace(lengths=cache.lengths + count)
 
 
-def read(buffers: Buffers, layer: Layer) -> tuple[Float[Array, "..."], ...]:
+def read(
+  buffers: Buffers, layer: LayerIndex
+) -> tuple[Float[Array, "..."], ...]:
   """The arrays of one layer: of latents, or of keys and values."""
   if _is_stacked(buffers):
     return tuple(x[layer] for x in buffers)

@@ -148,19 +148,19 @@ def _backward(saved, gradient):
   def run(b, carry):
     d_flat, d_down, d_rows, d_gate = carry
     e, put = plan.expert[b], functools.partial(_put, b=b, block=plan.block)
-    row, own, weight, of_both = (
+    row, d_out_b, gate_b, both_b = (
       _block(y, b, plan.block) for y in (rows, d_out, gate, both)
     )
-    hidden, pull = jax.vjp(_activate, of_both)
-    of_hidden = input_gradient(own, down[e])  # But for the gate.
-    weight = weight[:, None].astype(own.dtype)
-    (of_both,) = pull(of_hidden * weight)
-    of_gate = jnp.sum(hidden * of_hidden, axis=-1).astype(gate.dtype)
+    hidden, pull = jax.vjp(_activate, both_b)
+    d_hidden = input_gradient(d_out_b, down[e])  # Without the gate's factor.
+    gate_b = gate_b[:, None].astype(d_out_b.dtype)
+    (d_both,) = pull(d_hidden * gate_b)
+    d_gate_b = jnp.sum(hidden * d_hidden, axis=-1).astype(gate.dtype)
     return (
-      d_flat.at[e].add(weight_gradient(row, of_both)),
-      d_down.at[e].add(weight_gradient(hidden, own * weight)),
-      put(d_rows, input_gradient(of_both, flat[e])),
-      put(d_gate, of_gate),
+      d_flat.at[e].add(weight_gradient(row, d_both)),
+      d_down.at[e].add(weight_gradient(hidden, d_out_b * gate_b)),
+      put(d_rows, input_gradient(d_both, flat[e])),
+      put(d_gate, d_gate_b),
     )
 
   d_flat, d_down, d_rows, d_gate = jax.lax.fori_loop(
@@ -178,7 +178,7 @@ blocked.defvjp(_forward, _backward)
 
 
 def _flat(gate_up):
-  """[E, D, 2 F]: one matrix of each expert, for one product."""
+  """[E, D, 2 F]: gate and up of each expert as one matrix."""
   return gate_up.reshape(*gate_up.shape[:2], -1)
 
 
@@ -188,13 +188,13 @@ def _activate(both):
 
 
 class _Plan(NamedTuple):
-  """Where every choice goes, and what each block of rows works with."""
+  """The row of every choice, and the expert of each block of rows."""
 
   block: int  # Rows in a block.
-  slot: Int[Array, "M k"]  # The row of each choice; beyond all for none.
-  source: Int[Array, "rows"]  # The choice in each row; M * k where none is.
+  slot: Int[Array, "M k"]  # The row of each choice; out of range for none.
+  source: Int[Array, "rows"]  # The choice in each row; M * k for an empty row.
   expert: Int[Array, "blocks"]
-  used: Int[Array, ""]  # Blocks; those behind hold nothing.
+  used: Int[Array, ""]  # Blocks in use; those after them are empty.
 
 
 def _plan(indices: Int[Array, "M k"], experts: int) -> _Plan:
@@ -217,15 +217,15 @@ def _plan(indices: Int[Array, "M k"], experts: int) -> _Plan:
   ends = jnp.cumsum(blocks)
   expert = jnp.sum(jnp.arange(worst)[:, None] >= ends, axis=1)
   expert = jnp.minimum(expert, experts - 1)  # Of blocks that are not used.
-  own = jnp.repeat(expert, block)
-  place = jnp.arange(worst * block) - row_start[own]
-  filled = place < counts[own]
-  source = jnp.where(filled, order[jnp.minimum(start[own] + place, n - 1)], n)
+  of_row = jnp.repeat(expert, block)
+  place = jnp.arange(worst * block) - row_start[of_row]
+  choice = order[jnp.minimum(start[of_row] + place, n - 1)]
+  source = jnp.where(place < counts[of_row], choice, n)
   return _Plan(block, slot.reshape(indices.shape), source, expert, ends[-1])
 
 
 def _known(indices, experts):
-  """All choices in one row, those of no expert as the id behind the last."""
+  """All choices [M * k], with E for those of no expert."""
   choices = indices.reshape(-1)
   known = (choices >= 0) & (choices < experts)
   return jnp.where(known, choices, experts)
@@ -248,10 +248,10 @@ def _put(x, part, b, block):
 def windowed(
   fn: Callable, window: int, weights, floats, indices
 ) -> Float[Array, "M D"]:
-  """`blocked`, by `fn` of as few choices as there are, `window` at a time.
+  """As `fn`, one of the functions above, for `window` choices at a time.
 
-  For tokens of which most choices belong to other devices: those are not even
-  laid out. `fn` is one of the functions above.
+  For tokens most of whose experts are on other devices: only the choices of
+  experts that are here take room and time.
   """
   return _windowed_forward(fn, window, weights, floats, indices)[0]
 
@@ -263,8 +263,8 @@ def _windowed_forward(fn, window, weights, floats, indices):
   def step(i, out):
     token, choice, expert = _window(order, indices, i, window)
     part = _parts(floats, token, choice)
-    made = fn(weights, part, expert)
-    return out.at[token].add(made.astype(out.dtype), mode="drop")
+    sums = fn(weights, part, expert)
+    return out.at[token].add(sums.astype(out.dtype), mode="drop")
 
   out = jnp.zeros(floats[0].shape, jnp.float32)
   out = jax.lax.fori_loop(0, steps, step, out).astype(floats[0].dtype)
@@ -301,8 +301,10 @@ windowed.defvjp(_windowed_forward, _windowed_backward)
 
 
 def _by_expert(indices, experts, window):
-  """All choices, those of an expert first, in whole windows; and how many
-  windows hold such. What fills the last window up is beyond all choices."""
+  """The choices in whole windows, those of an expert first.
+
+  Also how many windows hold any of these. The padding is out of range.
+  """
   known = _known(indices, experts)
   fill = -known.size % window
   order = jnp.argsort(known, stable=True)

@@ -67,6 +67,25 @@ def test_reading_after_a_prefix_that_all_rows_share(toy, read):
   jax.tree.map(np.testing.assert_array_equal, shared, cache.prefix)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_copied_prompt_continues_like_one_that_was_read(
+  toy, read, whole, shared
+):
+  """Into rows that held something else; also by two rows of each prompt."""
+  _, prompts = read(caches.empty(toy.config, ROWS, 5), TOKENS[:, :5])
+  sizes = dict(prompts=2, prompt_size=5) if shared else {}
+  cache = caches.empty(toy.config, 4, ROOM, **sizes)
+  _, cache = read(cache, TOKENS[[1, 1, 1, 1], :2])
+  row, source, lengths = np.array([[0, 1, 2, 3], [2, 2, 0, 0], [3, 3, 5, 5]])
+  at = source, lengths
+  if not shared:  # A row beyond the last is dropped.
+    row, source, lengths = (np.append(x, 4) for x in (row, source, lengths))
+  arguments = map(jnp.asarray, (source, lengths))
+  cache = caches.copy_prompt(cache, jnp.asarray(row), prompts, *arguments)
+  hidden, _ = read(cache, TOKENS[at][:, None])
+  close(hidden[:, 0], whole[at])
+
+
 LENGTHS = np.array([2, 5, 4], np.int32)  # Of rows that differ.
 
 
