@@ -12,8 +12,6 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
-
 from r1jax.hf.architectures import (
   DEFAULTS,
   EXPERTS,
@@ -37,6 +35,7 @@ from r1jax.models.config import (
   Llama3,
   ModelConfig,
   Yarn,
+  float_name,
 )
 
 # Layers from which on depth is scanned, and blocks made again, as in presets.
@@ -311,7 +310,7 @@ def released(config: ModelConfig, *, dtype: Any) -> dict[str, Any]:
   latent = isinstance(c.attention, Latent)
   settings = {"architectures": [name], "model_type": family.model_type}
   settings |= family.fixed | family.unread
-  settings["torch_dtype"] = jnp.dtype(dtype).name
+  settings["torch_dtype"] = float_name(dtype)
   settings |= _write(c, MODEL) | {"rope_theta": c.rope_theta}
   if latent:
     settings |= _write(c.attention, LATENT) | _write(c.experts, EXPERTS)

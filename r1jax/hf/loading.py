@@ -16,14 +16,13 @@ from r1jax.hf import layout
 from r1jax.hf.arrays import LazyArray
 from r1jax.hf.layout import Piece, boxed, sizes
 from r1jax.hf.tensors import NamedTensors, open_folder
-from r1jax.models.config import ModelConfig, replace
+from r1jax.models.config import ModelConfig, float_name, replace
 from r1jax.models.weights import is_router_bias, weights
 from r1jax.types import Params
 
 Path = str | os.PathLike
 Progress = Callable[[int, int], None]  # Bytes that are done, and all.
 BIAS = ".router.bias"  # float32 whatever the dtype of the others.
-FLOATS = ("float32", "bfloat16", "float16")  # What parameters may be.
 # Buffers that older checkpoints hold, and that are computed from the config.
 RECOMPUTED = ".rotary_emb."
 
@@ -84,7 +83,7 @@ def open_model(
   transformers writes it, is taken to have none.
   """
   folder = configs.directory(path)
-  dtype = parameter_dtype(dtype)
+  dtype = jnp.dtype(float_name(dtype))
   config = configs.read(folder)
   tensors = open_folder(folder, configs.float8_block(folder))
   mtp_layers, known = layout.mtp_layers(config), set()
@@ -110,22 +109,11 @@ def open_model(
     lambda path, weight: LazyArray(
       tensors,
       weight.shape,
-      np.dtype("float32") if is_router_bias(path) else dtype,
+      jnp.dtype("float32") if is_router_bias(path) else dtype,
       places[layout.path_name(path)],
     ),
     weights(config),
   )
-
-
-def parameter_dtype(dtype: Any) -> np.dtype:
-  """What `jnp.dtype` makes of it; ValueError unless parameters can be of it."""
-  try:
-    found = jnp.dtype(dtype)
-  except TypeError:
-    found = None
-  if found is None or found.name not in FLOATS:
-    raise ValueError(f"dtype {dtype!r} is none of {', '.join(FLOATS)}")
-  return found
 
 
 def _check_tensor(

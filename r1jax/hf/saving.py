@@ -15,15 +15,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from r1jax.hf import config as configs
 from r1jax.hf import layout, tokenizer_files, transpose
 from r1jax.hf.arrays import arranged
 from r1jax.hf.layout import Piece, boxed
-from r1jax.hf.loading import BIAS, Path, Progress, parameter_dtype
+from r1jax.hf.loading import BIAS, Path, Progress
 from r1jax.hf.tensors import Plan, write
-from r1jax.models.config import ModelConfig
+from r1jax.models.config import ModelConfig, float_name
 from r1jax.types import Params
 
 
@@ -62,8 +63,10 @@ def save(
   _check_target(target)
   arrays = _named(config, params)
   dtypes = {
-    path: parameter_dtype(
-      "float32" if path.endswith(BIAS) else dtype or array.dtype
+    path: jnp.dtype(
+      "float32"
+      if path.endswith(BIAS)
+      else float_name(array.dtype if dtype is None else dtype)
     )
     for path, array in arrays.items()
   }

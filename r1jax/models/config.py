@@ -3,6 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Iterable
+from typing import Any
+
+import jax.numpy as jnp
+
+FLOATS = ("float32", "bfloat16", "float16")  # Of weights and activations.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,14 +171,17 @@ class ModelConfig:
   mtp_depth: int = 0  # Tokens predicted beyond the next one.
   init_scale: float = 0.02  # Standard deviation of the initial weights.
 
-  # How it runs: none of this changes what is computed, up to rounding.
-  compute_dtype: str = "float32"  # Of activations and matmuls.
+  # How it runs: none of this changes what is computed, up to rounding. A dtype
+  # is given as `jnp.dtype` takes it, and kept as its name.
+  compute_dtype: Any = "float32"  # Of activations and matmuls.
   scan: bool = False  # Depth is a scan over stacked layers; else a loop.
   remat: str = "none"  # What the gradient recomputes; see `transformer.remat`.
   moe_chunk: int = 8192  # Tokens per device whose experts' buffers exist.
 
   def __post_init__(self):
     """Refuses sizes that no model can have."""
+    compute_dtype = float_name(self.compute_dtype, "compute_dtype")
+    object.__setattr__(self, "compute_dtype", compute_dtype)
     if not 0 <= self.num_dense_layers <= self.num_layers:
       raise ValueError(
         f"num_dense_layers {self.num_dense_layers} is not within "
@@ -208,6 +216,24 @@ class ModelConfig:
 _FIELDS = [field.name for field in dataclasses.fields(ModelConfig)]
 # The fields that say how a model runs, not what it is.
 HOW = tuple(_FIELDS[_FIELDS.index("compute_dtype") :])
+
+
+def float_name(dtype: Any, name: str = "dtype") -> str:
+  """The name of a dtype of parameters or activations.
+
+  Args:
+    dtype: whatever `jnp.dtype` takes: "bfloat16", `jnp.bfloat16`, ...
+    name: of the argument, for the message.
+
+  Raises ValueError unless it is one of FLOATS.
+  """
+  try:
+    found = jnp.dtype(dtype).name
+  except TypeError:
+    found = None
+  if found not in FLOATS:
+    raise ValueError(f"{name} {dtype!r} is none of {', '.join(FLOATS)}")
+  return found
 
 
 def _even(name: str, size: int) -> None:

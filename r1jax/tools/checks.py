@@ -161,10 +161,11 @@ def prompts(context: Context) -> Iterator[Line]:
   eos = ", ".join(f"{i} {words.piece(i)!r}" for i in words.eos_ids)
   for example in context.examples[:3]:
     text = templates.TEMPLATES[c.template](example.prompt)
-    ids, name = words.encode(text), example.id
-    back = words.decode(ids)
+    ids = templates.encode(c.template, example.prompt, words)
+    name, begins = example.id, len(words.prefix_ids)
+    back = words.decode(ids[begins:])
     at = len(os.path.commonprefix([back, text]))
-    if set(ids) & set(words.eos_ids):
+    if set(ids[begins:]) & set(words.eos_ids):
       yield Line(WRONG, f"{name}: EOS ({eos}) stands in the prompt")
     elif back != text:
       yield Line(
@@ -186,8 +187,8 @@ def prompts(context: Context) -> Iterator[Line]:
   ids = declared if isinstance(declared, list) else [declared]
   if declared is not None and not {*ids} & {*words.eos_ids}:
     yield Line(WRONG, f"EOS is {declared} in the model's config.json")
-  if _declared(c.tokenizer.path, "tokenizer_config.json").get("add_bos_token"):
-    yield Line(NOTE, "the tokenizer asks for a BOS, which prompts here lack")
+  pieces = ", ".join(f"{i} {words.piece(i)!r}" for i in words.prefix_ids)
+  yield Line(OK, f"prompts begin with {pieces or 'no BOS'} (tokenizer.bos)")
 
 
 def _declared(folder: str | None, name: str) -> dict:

@@ -125,8 +125,11 @@ def check_prompts(
   if not examples:
     return 0
   shared = len(templates.shared_tokens(config.template, words))
-  write = templates.TEMPLATES[config.template]
-  sizes = [len(words.encode(write(e.prompt))) - shared for e in examples]
+  prompts = (
+    templates.encode(config.template, example.prompt, words)
+    for example in examples
+  )
+  sizes = [len(ids) - shared for ids in prompts]
   window, longest = config.sampling.prompt_tokens, max(sizes)
   if longest > window:
     at = [i for i, size in enumerate(sizes) if size > window]
@@ -147,7 +150,7 @@ def check_prompts(
 
 
 def rows_needed(config: ml_collections.ConfigDict, longest: int) -> int:
-  """Rows that an update can need at most; 0 if one completion fits no row.
+  """Rows that are enough for any update; 0 if one completion fits no row.
 
   With prompts of `longest` tokens a row has room for k completions of
   `max_tokens`. Whatever their lengths are, `pack_rollout` opens a further row

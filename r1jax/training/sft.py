@@ -6,6 +6,7 @@ import functools
 import pathlib
 import subprocess
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -56,8 +57,9 @@ def train(
   """
   mesh = sharding.make_mesh(**config.mesh)
   inspection.check_rows(config.rows, mesh)
-  claim(workdir, config.to_dict(), ignore=CHANGEABLE)
-  dataset = data.load(**config.dataset)
+  dataset = data.load(**config.dataset.to_dict())
+  contents = {"dataset": data.content_hash(dataset)}
+  claim(workdir, config.to_dict(), contents, ignore=CHANGEABLE)
   load = lambda: tokenizer.fit_once(
     (example.answer for example in dataset),
     pathlib.Path(workdir) / "tokenizer",
@@ -98,7 +100,7 @@ def train(
         packed, count, tokens = batch(examples, words, **config.rows)
         with interrupt.deferred():
           packed = sharding.assemble(mesh, packed)
-          state, numbers = update(state, packed, count, 1.0 / tokens)
+          state, numbers = update(state, packed, count, tokens)
           step += 1
           if step % config.metrics_every == 0:
             report(writer, step, numbers, config.num_steps)
@@ -125,8 +127,15 @@ def train(
   return state
 
 
+class Tokens(NamedTuple):
+  """Of a whole batch, at least 1 of each: what its means divide by."""
+
+  imitated: int  # Whose log-probabilities the loss counts.
+  read: int  # All that the model reads, prompts included.
+
+
 def objective(
-  model, vocab_size, params, packed: Packed, token_weight, *, mtp, balance
+  model, vocab_size, params, packed: Packed, tokens, *, mtp, balance
 ):
   """Next-token loss, the MTP block's, and the experts' balance, weighted.
 
@@ -135,22 +144,23 @@ def objective(
     vocab_size: of the tokenizer; the model's may be padded.
     params: of the model.
     packed: one microbatch.
-    token_weight: 1 / number of tokens of the whole batch.
+    tokens: `Tokens` of the whole batch.
     mtp: weight of the mean loss on tokens t + 2 and on, as far as the model
       predicts (arXiv:2412.19437, eq. 25).
-    balance: weight of the sequence-wise balance loss (eq. 17), where a row
-      counts as much as its tokens.
+    balance: weight of the sequence-wise balance loss (eq. 17): the mean over
+      all tokens that the model reads, so that a row counts as much as its
+      tokens; even experts have 1.
   """
 
   def nll_of(hidden, targets, counted):
     logprobs, _ = transformer.logprobs(
       params, hidden, targets, vocab_size=vocab_size, counted=counted
     )
-    return sft_loss(logprobs, counted * token_weight)
+    return sft_loss(logprobs, counted / tokens.imitated)
 
   forward = transformer.forward(model, params, packed, mtp=mtp > 0)
   nll = nll_of(forward.hidden, packed.targets, packed.origin >= 0)
-  balance_loss = token_weight * forward.balance_loss
+  balance_loss = forward.balance_loss / tokens.read
   total = nll + balance * balance_loss
   numbers = {
     "loss/nll": nll,
@@ -167,7 +177,7 @@ def objective(
 
 
 def batch(examples, words, *, width: int, max_rows: int, microbatch_rows: int):
-  """Packed microbatches [B, M, T], how many are used, and their token count.
+  """Packed microbatches [B, M, T], how many are used, and their `Tokens`.
 
   Args:
     examples: prompts, which are read, and answers, which are imitated.
@@ -179,10 +189,14 @@ def batch(examples, words, *, width: int, max_rows: int, microbatch_rows: int):
   pieces = []
   for i, example in enumerate(examples):
     prompt = words.encode(example.prompt) if example.prompt else []
+    prompt = [*words.prefix_ids, *prompt]
     answer = [*words.encode(example.answer), words.eos_ids[0]]
     pieces.append(packing.Piece(prompt, [answer], [i * width]))
   packed = packing.pack(pieces, width, rows=max_rows)
-  tokens = int(np.sum(packed.origin >= 0))
+  tokens = Tokens(
+    imitated=np.int32(max(np.sum(packed.origin >= 0), 1)),
+    read=np.int32(max(np.sum(packed.positions >= 0), 1)),
+  )
   packed, count = microbatches(packed, microbatch_rows)
   return packed, count, tokens
 
@@ -215,6 +229,7 @@ def commit() -> str | None:
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for settings that cannot go together."""
   inspection.check_rows(config.rows)
+  make_optimizer(**config.optimizer)
   offload.check(config.offload)
 
 

@@ -4,6 +4,7 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from safetensors.numpy import load_file, save_file
 
 from r1jax import hf
 from r1jax.hf import arrays, layout
+from r1jax.hf import config as configs
 from r1jax.models.config import replace
 from r1jax.models.presets import preset
 from r1jax.models.weights import is_router_bias, weights
+from r1jax.training import models
 
 # Every size different; V2 and V3 with and without a query latent.
 SIZES = dict(vocab_size=40, width=32, num_layers=3, dense_width=24)
@@ -75,6 +78,29 @@ def v3(tmp_path):
   config = MODELS["v3"]
   hf.save(tmp_path / "model", config, draw(config))
   return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "model.layers.2.self_attn.rotary_emb.inv_freq",
+    "model.layers.3.self_attn.rotary_emb.inv_freq",  # Of the MTP layer.
+    "model.rotary_emb.inv_freq",
+    "model.layers.0.self_attn.rotary_emb.cos_cached",
+  ],
+)
+@pytest.mark.parametrize("mtp", [True, False])
+def test_buffers_of_older_checkpoints_are_ignored(v3, name, mtp):
+  expected = hf.load(v3, mtp=mtp)
+  for dtype in (np.float32, np.int64):
+    buffer = np.ones(2, dtype)
+    edit(v3, lambda t, buffer=buffer: t.update({name: buffer}))
+    config, params = hf.load(v3, mtp=mtp)
+    assert config == expected[0]
+    assert_same(params, expected[1])
+  edit(v3, lambda t: t.update({name.replace("rotary", "other"): buffer}))
+  with pytest.raises(ValueError, match="unknown tensor .*other_emb"):
+    hf.load(v3)
 
 
 def edit(directory, change, file=RELEASED):
@@ -365,9 +391,40 @@ def test_other_floats_are_rounded_to_the_nearest(tmp_path):
   jax.tree.map_with_path(check, params, narrow, wide)
 
 
-@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float64", "int8"])
+SPELLINGS = [
+  ("bfloat16", jnp.bfloat16),
+  ("bfloat16", ml_dtypes.bfloat16),
+  ("bfloat16", jnp.dtype("bfloat16")),
+  ("float32", jnp.float32),
+  ("float32", np.float32),
+  ("float32", "f4"),
+  ("float16", np.dtype(np.float16)),
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), SPELLINGS)
+def test_a_dtype_is_whatever_jax_takes_for_one(v3, tmp_path, name, dtype):
+  config, params = hf.load(v3, dtype=dtype)
+  assert params["embed"].dtype.name == name
+  assert hf.open_model(v3, dtype=dtype)[1]["embed"].dtype.name == name
+  hf.save(tmp_path / "b", config, params, dtype=dtype)
+  assert configs.released(config, dtype=dtype)["torch_dtype"] == name
+  settings = json.loads((tmp_path / "b/config.json").read_text())
+  assert settings["torch_dtype"] == name
+  begun, _ = models.load(
+    "pretrained", path=str(v3), dtype=dtype, compute_dtype=dtype
+  )
+  assert begun.compute_dtype == name
+  assert begun == replace(config, compute_dtype=name)
+
+
+@pytest.mark.parametrize(
+  "dtype", ["float8_e4m3fn", "float64", "int8", jnp.int32, None, "nonsense"]
+)
 def test_parameters_are_of_no_other_dtype(v3, dtype):
-  with pytest.raises(ValueError, match=f"{dtype}.* is none of float32"):
+  with pytest.raises(ValueError, match="compute_dtype .* is none of float32"):
+    preset("tiny_llama", compute_dtype=dtype)
+  with pytest.raises(ValueError, match="dtype .* is none of float32"):
     hf.load(v3, dtype=dtype)
 
 

@@ -1,6 +1,5 @@
 """Log-probabilities from hidden states, beside `jax.nn.log_softmax`."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -265,7 +265,7 @@ def test_pressed_once_it_stops_and_twice_it_leaves():
 def options():
   given = flags.FlagValues()
   defaults = dict(model=BASE, template="auto", system="", max_tokens=9)
-  sampling = dict(temperature=0.6, top_p=0.95, seed=0)
+  sampling = dict(temperature=0.6, top_p=0.95, seed=0, bos=None)
   for name, value in (defaults | sampling).items():
     flags.DEFINE_string(name, None, "", flag_values=given)
     given[name].value = value
@@ -300,7 +300,10 @@ def test_a_large_model_is_loaded_beside_the_answer(
   monkeypatch.setattr(runtime, "start", lambda: None)
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
   monkeypatch.setattr(stream, "Stream", opened)
-  chat.open_conversation(options())
+  given = options()
+  given["bos"].value = True
+  begun = chat.open_conversation(given)
+  assert begun.words.prefix_ids == (begun.words.bos_id,)
   assert used == [dtype, dtype]
   printed = capsys.readouterr()
   assert printed.out == "" and "MB" in printed.err

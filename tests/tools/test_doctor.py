@@ -28,7 +28,7 @@ def get_config():
   c.rollout_mesh = dict(data=1)
   c.model = dict(name="pretrained", path={folder!r})
   c.tokenizer = dict(path={folder!r})
-  c.dataset = dict(name="gsm8k", path={train!r}, split="all")
+  c.dataset = dict(name="problems", path={train!r}, split="all")
   c.rewards = dict(accuracy=1.0, format=1.0)
   c.grader = dict(num_workers=1, timeout=5.0)
   c.prompts_per_round, c.group_size, c.minibatches = 4, 2, 2
@@ -65,7 +65,7 @@ def get_config():
   )
   c.evaluation = dict(
     every=4, seed=1, problems=4, samples=2, problems_between=4,
-    samples_between=2, test=dict(name="gsm8k", path={test!r}, split="all"),
+    samples_between=2, test=dict(name="problems", path={test!r}, split="all"),
   )
   return c
 """

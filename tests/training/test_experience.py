@@ -1,5 +1,6 @@
 """Groups move whole, and every token's share is fixed before the update."""
 
+import ml_collections
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from r1jax.training.experience import (
   which_teach,
   within,
 )
+from r1jax.training.inspection import rows_needed
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Experience, Rollout
 
 P, G, T = 6, 3, 5
@@ -91,6 +93,38 @@ def test_a_minibatch_holds_all_completions_of_its_prompts():
   assert sorted(origins) == np.flatnonzero(mask).tolist()
   used = (packed.positions >= 0).any(axis=(0, 2))
   assert count == used.sum() and used[:count].all()
+
+
+@pytest.mark.parametrize("width", [10, 12, 16, 23, 40])
+def test_rows_for_the_worst_case_are_enough_for_any(width):
+  """And the longest completions need all of them, unless what is left over
+  from several prompts fits one row, as in rows of 16."""
+  config = ml_collections.ConfigDict(
+    dict(
+      rows=dict(width=width),
+      sampling=dict(max_tokens=T),
+      prompts_per_round=2 * P,
+      minibatches=2,
+      group_size=G,
+    )
+  )
+  needed = rows_needed(config, 4)
+  fill = lambda lengths, rows: pack_minibatch(
+    ROLLOUT.replace(lengths=lengths),
+    range(P),
+    width=width,
+    max_rows=rows,
+    microbatch_rows=1,
+  )
+  for seed in range(50):
+    draw = np.random.default_rng(seed).integers
+    fill(draw(draw(1, T + 1), T + 1, (P, G)), needed)
+  longest = np.full((P, G), T)
+  fill(longest, needed)
+  if width != 16:
+    with pytest.raises(ValueError, match=f"{needed} rows of {width} are need"):
+      fill(longest, needed - 1)
+  assert rows_needed(config, width - T + 2) == 0
 
 
 @pytest.mark.parametrize("reference", [True, False])

@@ -60,7 +60,7 @@ def shaped(tree, shardings):
   return jax.tree.map(struct, tree, shardings)
 
 
-def parameters(sizes: ModelConfig, dtype: str = "float32"):
+def parameters(sizes: ModelConfig, dtype: Any = "float32"):
   """The shapes of a model's parameters."""
   return jax.tree.map(
     lambda w: jax.ShapeDtypeStruct(w.shape, jnp.dtype(dtype)), weights(sizes)
@@ -162,7 +162,7 @@ def of_sft(config: ConfigDict, mesh: Mesh) -> list[Program]:
         state,
         tokens,
         scalar(mesh, jnp.int32),
-        scalar(mesh, jnp.float32),
+        sft.Tokens(scalar(mesh, jnp.int32), scalar(mesh, jnp.int32)),
       ),
       parts=_parts(state) | {"batch": tokens},
       beside={},
