@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, Int
 from r1jax import offload, sharding
 from r1jax.losses.grpo import grpo_loss
 from r1jax.losses.sft import sft_loss
-from r1jax.models import ops, transformer
+from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
+from r1jax.models.rows import mtp_targets
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import to_compute_dtype
 from r1jax.training.update import init_state
@@ -24,10 +25,7 @@ class Policy(NamedTuple):
   entropy: Float[Array, "B T"]
   expert_load: Float[Array, "L E"]
   hidden: Float[Array, "B T D"]
-  differ: Float[
-    Array, "B T"
-  ]  # Share of layers that would choose other experts.
-  dropped: Float[Array, ""] | None  # Choices without room; None if none can be.
+  router_mismatch: Float[Array, "B T"]  # Share of layers where replay differs.
 
 
 def ask(
@@ -45,21 +43,21 @@ def ask(
   if experts is not None:
     experts = jnp.moveaxis(experts, 2, 0)
   forward = transformer.forward(model, params, packed, experts=experts)
-  logprobs, entropy = ops.linear_logprobs(
+  logprobs, entropy = transformer.logprobs(
+    params,
     forward.hidden,
-    transformer.unembed(params),
     packed.targets,
     temperature=temperature,
     vocab_size=vocab_size,
     counted=packed.origin >= 0,
   )
+  mismatch = forward.router_mismatch
   return Policy(
     logprobs=logprobs,
     entropy=entropy,
     expert_load=forward.expert_load,
     hidden=forward.hidden,
-    differ=forward.differ.sum(0) / max(len(forward.differ), 1),
-    dropped=forward.dropped if model.config.moe_capacity else None,
+    router_mismatch=mismatch.sum(0) / max(len(mismatch), 1),
   )
 
 
@@ -142,11 +140,9 @@ def objective(
     "sampling/logp_diff_max": jnp.max(apart),
     "sampling/prob_diff_mean": jnp.sum(of_chance) / num_tokens,
   }
-  if said.dropped is not None:
-    numbers["router/dropped"] = said.dropped
   if told["experts"] is not None:
-    differ = jnp.sum(jnp.where(weights > 0, said.differ, 0.0))
-    numbers["router/replay_mismatch"] = differ / num_tokens
+    mismatch = jnp.sum(jnp.where(weights > 0, said.router_mismatch, 0.0))
+    numbers["router/replay_mismatch"] = mismatch / num_tokens
   if further is not None:
     numbers["loss/mtp"] = further(params, packed, said.hidden) / num_tokens
     loss += numbers["loss/mtp"]
@@ -166,15 +162,15 @@ def further_loss(
   from it: to them the trunk and the embeddings are constants.
   """
   constant = jax.lax.stop_gradient(params) | {"mtp": params["mtp"]}
-  states, _ = transformer.predict_further(
+  states = transformer.mtp_hidden(
     model, constant, jax.lax.stop_gradient(hidden), packed
   )
   losses = []
   for depth, state in enumerate(states, 1):
-    targets, counted = transformer.following(packed, depth)
-    logprobs, _ = ops.linear_logprobs(
+    targets, counted = mtp_targets(packed, depth)
+    logprobs, _ = transformer.logprobs(
+      constant,
       state,
-      transformer.unembed(constant),
       targets,
       vocab_size=vocab_size,
       counted=counted,

@@ -24,8 +24,9 @@ from r1jax import (
 )
 from r1jax.data import packing, tokenizer
 from r1jax.losses.sft import sft_loss
-from r1jax.models import ops, transformer
+from r1jax.models import transformer
 from r1jax.models.presets import preset
+from r1jax.models.rows import mtp_targets
 from r1jax.models.weights import logical_axes
 from r1jax.training import inspection, profiler
 from r1jax.training.round_numbers import of_experts
@@ -152,12 +153,8 @@ def objective(
   """
 
   def nll_of(hidden, targets, counted):
-    logprobs, _ = ops.linear_logprobs(
-      hidden,
-      transformer.unembed(params),
-      targets,
-      vocab_size=vocab_size,
-      counted=counted,
+    logprobs, _ = transformer.logprobs(
+      params, hidden, targets, vocab_size=vocab_size, counted=counted
     )
     return sft_loss(logprobs, counted / tokens.imitated)
 
@@ -170,12 +167,10 @@ def objective(
     "loss/balance": balance_loss,
     "router/load": forward.expert_load,
   }
-  if model.config.moe_capacity:
-    numbers["router/dropped"] = forward.dropped
   if mtp:
     losses = []
     for depth, hidden in enumerate(forward.mtp_hidden, 1):
-      losses.append(nll_of(hidden, *transformer.following(packed, depth)))
+      losses.append(nll_of(hidden, *mtp_targets(packed, depth)))
     numbers["loss/mtp"] = sum(losses) / len(losses)
     total += mtp * numbers["loss/mtp"]
   return total, numbers

@@ -13,6 +13,7 @@ import optax
 from r1jax import offload, sharding
 from r1jax.models.config import float_name
 from r1jax.models.moe import rebalance
+from r1jax.models.weights import is_matrix, is_router_bias
 from r1jax.types import Packed, Params, TrainState
 
 
@@ -90,7 +91,7 @@ def make_optimizer(
     return jax.tree_util.tree_map_with_path(
       lambda path, _: (
         "frozen"
-        if path[0].key in frozen or path[-1].key == "router_bias"
+        if path[0].key in frozen or is_router_bias(path)
         else "apart"
         if path[0].key in apart
         else "trained"
@@ -216,15 +217,14 @@ def is_zero(tree: Any) -> jax.Array:
   return jnp.all(jnp.array([jnp.all(x == 0) for x in jax.tree.leaves(tree)]))
 
 
-# The last words of the names of weights that do not decay.
-KEPT = ("norm", "bias", "embed", "unembed")
-
-
 def decayed(params: Params) -> Params:
-  """True for the weights that decay: all but norms, biases, the embedding and
-  the unembedding."""
+  """True for the weights that decay: matrices but for the embedding and the
+  unembedding, and neither norms nor biases."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, _: path[-1].key.rpartition("_")[2] not in KEPT, params
+    lambda path, _: (
+      is_matrix(path) and path[-1].key not in ("embed", "unembed")
+    ),
+    params,
   )
 
 
@@ -344,15 +344,18 @@ def rate_of(optimizer_state: optax.OptState) -> dict[str, jax.Array]:
 
 def move_biases(params: Params, load: jax.Array, speed: float) -> Params:
   """The parameters with the balancing biases moved against `load` [L, E]."""
-  layers = params["moe"]["router_bias"].shape[0]
-  bias = rebalance(params["moe"]["router_bias"], load[:layers], speed)
-  params = params | {"moe": params["moe"] | {"router_bias": bias}}
-  if "mtp" in params and load.shape[0] > layers:
-    block = params["mtp"]["block"]
-    bias = rebalance(block["router_bias"], load[layers:], speed)
-    block = block | {"router_bias": bias}
-    params = params | {"mtp": params["mtp"] | {"block": block}}
-  return params
+  first = 0
+
+  def one(path, weight):
+    nonlocal first
+    if not is_router_bias(path) or first == len(load):
+      return weight  # The MTP blocks' load is missing where they did not run.
+    layers = slice(first, first + len(weight))
+    first = layers.stop
+    return rebalance(weight, load[layers], speed)
+
+  # The tree is in the order of `load`: layers of "moe", then those of "mtp".
+  return jax.tree.map_with_path(one, params)
 
 
 def microbatches(packed: Packed, rows: int) -> tuple[Packed, int]:

@@ -13,7 +13,8 @@ from r1jax import hf
 from r1jax.hf import arrays, layout
 from r1jax.models.config import replace
 from r1jax.models.presets import preset
-from r1jax.models.weights import is_weight, weights
+from r1jax.models.weights import is_router_bias, weights
+from r1jax.training import models
 
 # Every size different; V2 and V3 with and without a query latent.
 SIZES = dict(vocab_size=40, width=32, num_layers=3, dense_width=24)
@@ -52,10 +53,9 @@ def draw(config, dtype="float32"):
   rng = np.random.default_rng(0)
   return jax.tree.map_with_path(
     lambda path, w: rng.normal(size=w.shape).astype(
-      "float32" if path[-1].key == "router_bias" else FLOATS[dtype]
+      "float32" if is_router_bias(path) else FLOATS[dtype]
     ),
     weights(config),
-    is_leaf=is_weight,
   )
 
 
@@ -174,7 +174,7 @@ def close(one, other):
 
 def test_latent_attention_lies_as_released(v3):
   tensors, (_, params) = load_file(v3 / RELEASED), hf.load(v3)
-  block = jax.tree.map(lambda leaf: leaf[1], params["moe"])
+  block = jax.tree.map(lambda leaf: leaf[1], params["moe"]["attention"])
   x = np.random.default_rng(1).normal(size=32).astype(np.float32)
   name = "model.layers.2.self_attn"
   down = x @ block["qkv_down"]
@@ -196,7 +196,7 @@ def test_grouped_attention_lies_by_key_value_head(tmp_path):
   params = draw(config)
   hf.save(tmp_path / "model", config, params)
   tensors = load_file(tmp_path / "model" / RELEASED)
-  block = jax.tree.map(lambda leaf: leaf[2], params["dense"])
+  block = jax.tree.map(lambda leaf: leaf[2], params["dense"]["attention"])
   x = np.random.default_rng(1).normal(size=32).astype(np.float32)
   name = "model.layers.2.self_attn"
   heads = np.einsum("d,dkgh->kgh", x, block["qkv"]) + block["qkv_bias"]
@@ -215,7 +215,7 @@ def test_grouped_attention_lies_by_key_value_head(tmp_path):
 def test_feed_forwards_lie_as_released(v3):
   tensors, (_, params) = load_file(v3 / RELEASED), hf.load(v3)
   x = np.random.default_rng(1).normal(size=32).astype(np.float32)
-  moe, dense = params["moe"], params["dense"]
+  moe, dense = (params[name]["feed_forward"] for name in ("moe", "dense"))
   for name, gate_up, down in (
     ("0.mlp", dense["gate_up"][0], dense["down"][0]),
     (
@@ -225,8 +225,8 @@ def test_feed_forwards_lie_as_released(v3):
     ),
     (
       "2.mlp.shared_experts",
-      moe["shared_gate_up"][1],
-      moe["shared_down"][1],
+      moe["shared"]["gate_up"][1],
+      moe["shared"]["down"][1],
     ),
   ):
     name, hidden = f"model.layers.{name}", x[: len(down)]
@@ -234,9 +234,12 @@ def test_feed_forwards_lie_as_released(v3):
     close(linear(tensors, f"{name}.gate_proj", x), gate)
     close(linear(tensors, f"{name}.up_proj", x), up)
     close(linear(tensors, f"{name}.down_proj", hidden), hidden @ down)
-  close(linear(tensors, "model.layers.1.mlp.gate", x), x @ moe["router"][0])
+  close(
+    linear(tensors, "model.layers.1.mlp.gate", x),
+    x @ moe["router"]["weight"][0],
+  )
   bias = tensors["model.layers.2.mlp.gate.e_score_correction_bias"]
-  np.testing.assert_array_equal(bias, moe["router_bias"][1])
+  np.testing.assert_array_equal(bias, moe["router"]["bias"][1])
   close(linear(tensors, "lm_head", x), x @ params["unembed"])
   np.testing.assert_array_equal(
     tensors["model.embed_tokens.weight"], params["embed"]
@@ -312,7 +315,7 @@ def test_other_floats_are_rounded_to_the_nearest(tmp_path):
   _, wide = hf.load(tmp_path / "a")
 
   def check(path, leaf, narrow, wide):
-    exact = path[-1].key == "router_bias"
+    exact = is_router_bias(path)
     rounded = leaf if exact else leaf.astype(ml_dtypes.bfloat16)
     assert narrow.dtype == rounded.dtype and wide.dtype == np.float32
     np.testing.assert_array_equal(narrow, rounded)

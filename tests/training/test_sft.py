@@ -173,9 +173,9 @@ def test_a_resumed_run_is_the_straight_run_bit_for_bit(runs):
 def test_the_balance_loss_is_a_mean_over_all_tokens_that_are_read(toy):
   """A router without an opinion has 1, however few tokens are imitated."""
   model, params = toy
-  moe = params["moe"]
-  blank = {name: 0 * moe[name] for name in ("router", "router_bias")}
-  params = params | {"moe": moe | blank}
+  moe = params["moe"]["feed_forward"]
+  blank = moe | {"router": jax.tree.map(np.zeros_like, moe["router"])}
+  params = params | {"moe": params["moe"] | {"feed_forward": blank}}
   measure = jax.jit(
     functools.partial(sft.objective, model, 37, mtp=0.0, balance=1.0)
   )
@@ -212,8 +212,8 @@ def test_the_load_of_every_layer_is_told_in_shares(runs):
 
 
 def test_the_balancing_bias_has_moved(runs, toy):
-  before = toy[1]["moe"]["router_bias"]
-  moved = np.abs(runs[0].params["moe"]["router_bias"] - before)
+  bias = lambda params: params["moe"]["feed_forward"]["router"]["bias"]
+  moved = np.abs(bias(runs[0].params) - bias(toy[1]))
   assert 0.01 <= moved.max() <= STEPS * 0.01 + 1e-6
 
 
