@@ -76,6 +76,7 @@ class Endless:
 
   vocab_size: int
   eos_ids: tuple[int, ...] = (-1,)
+  prefix_ids: tuple[int, ...] = ()
 
   def encode(self, text: str) -> list[int]:
     """Code points, as far as the vocabulary goes."""

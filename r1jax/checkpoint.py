@@ -1,36 +1,40 @@
 """Saving and resuming a run: one tree per step, the newest readable one wins.
 
     WORKDIR/checkpoints/40/state    the tree, by dotted names
-    WORKDIR/checkpoints/40/about    its step, and how long the metrics were
+    WORKDIR/checkpoints/40/about    its step, checksums of the tree, and how
+                                    long the metrics were
     WORKDIR/checkpoints/scores.json {"40": 0.75, ...}: every step evaluated
-    WORKDIR/checkpoints.at          where they are instead, if not there
 
 A checkpoint is written in the background, beside its place, and renamed into
 it, and older ones go only after that: a process killed at any moment leaves one
-that can be read. Any number of hosts can write one, each its part, and any
-other number can read it. Orbax does that; it is imported on first use, since
-that takes half a second.
+that can be read. Signals wait until a save has begun. A checkpoint whose
+numbers are not those that were saved is passed over. Any number of hosts can
+write one, each its part, and any other number can read it. Orbax does that; it
+is imported on first use, since that takes half a second.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from absl import logging
 
-from r1jax import hosts, scores
+from r1jax import hosts, interrupt, leaves, scores
+from r1jax.checksums import checksums
+from r1jax.workdir import checkpoints as _folder
+from r1jax.workdir import is_remote as _is_remote
+from r1jax.workdir import remedy, require_space
 
 Path = str | os.PathLike
 Tree = TypeVar("Tree")
 
-FOLDER = "checkpoints"  # Of a workdir.
-_ELSEWHERE = "checkpoints.at"
 _ROWS = ("metrics.jsonl", "completions.jsonl")
 _WRITERS: dict[str, list] = {}  # Managers that may be writing, by folder.
 
@@ -49,22 +53,44 @@ def save(
   before is durable; with `wait` this one is. Then all go but the `keep` last
   and the one with the highest score, which `write_score` may add at any time. A
   step that is there already is left as it is.
-  """
-  import orbax.checkpoint as ocp
 
-  manager = _manager(_folder(workdir), keep)
-  manager.wait_until_finished()
-  if step not in manager.all_steps():
-    manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(_named(tree)),
-        about=ocp.args.JsonSave(_signed(_about(workdir, step))),
-      ),
-      force=True,
-    )
-  if wait:
+  Raises OSError that says what to do when this one, or the one before, cannot
+  be written.
+  """
+  with interrupt.deferred(), _writing(workdir):
+    import orbax.checkpoint as ocp
+
+    manager = _manager(_folder(workdir), keep)
     manager.wait_until_finished()
+    if step not in manager.all_steps():
+      named = leaves.named(tree)
+      about = _about(workdir, step) | {"checksums": checksums(named)}
+      manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(named),
+          about=ocp.args.JsonSave(_signed(about)),
+        ),
+        force=True,
+      )
+    if wait:
+      manager.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _writing(workdir: Path) -> Iterator[None]:
+  """Says in one line what went wrong with writing a checkpoint."""
+  try:
+    yield
+  except (OSError, ValueError, RuntimeError) as error:  # Of Orbax's layers.
+    _WRITERS.clear()  # What failed once must not be waited for again.
+    _manager.cache_clear()
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno:
+      text = remedy(error)
+    raise OSError(
+      f"a checkpoint could not be written to {_folder(workdir)}: {text[:500]}"
+    ) from error
 
 
 def write_score(workdir: Path, step: int, score: float) -> None:
@@ -94,8 +120,9 @@ def _change_scores(workdir: Path, how: Callable[[dict], dict]) -> None:
 
 def _settle(workdir: Path) -> None:
   """Waits until what was saved is durable."""
-  for manager in _WRITERS.get(_folder(workdir), ()):
-    manager.wait_until_finished()
+  with _writing(workdir):
+    for manager in _WRITERS.get(_folder(workdir), ()):
+      manager.wait_until_finished()
 
 
 def restore(workdir: Path, like: Tree) -> Tree | None:
@@ -106,29 +133,30 @@ def restore(workdir: Path, like: Tree) -> Tree | None:
   their steps can be saved again. All hosts restore the same one.
 
   Raises ValueError when the checkpoint is a tree of other names, shapes or
-  dtypes, and when there are checkpoints but none can be read.
+  dtypes, when there are checkpoints but none can be read, and when there is no
+  space for those to come.
   """
   import orbax.checkpoint as ocp
 
-  names = _named(like)
+  if hosts.is_first():
+    present = len(_steps(workdir))
+    require_space(_folder(workdir), leaves.size(like), present)
+  names = leaves.named(like)
   unreadable: list[int] = []
   for step in hosts.from_first(lambda: sorted(_steps(workdir), reverse=True)):
     error = difference = read = None
     try:
       about, found = _metadata(workdir, step)
-      if not (difference := _compare(found, names)):
-        wanted = ocp.args.StandardRestore(jax.tree.map(_abstract, names))
+      if not (difference := leaves.difference(found, names)):
+        wanted = ocp.args.StandardRestore(jax.tree.map(leaves.abstract, names))
         args = ocp.args.Composite(state=wanted)
         read = _reader(workdir).restore(step, args=args).state
     except Exception as raised:  # Orbax raises what its layers raise.
       error = raised
-    if not hosts.all_gather(np.bool_(error is None)).all():
-      logging.warning(
-        "the checkpoint of step %d in %s cannot be read (%s)",
-        step,
-        workdir,
-        str(error)[:100],
-      )
+    if _all_hosts(error is None) and read is not None:  # They sum together.
+      error = _damage(about, read)
+    if not _all_hosts(error is None):
+      _warn(workdir, step, error)
       unreadable.append(step)
       continue
     if difference:
@@ -136,7 +164,10 @@ def restore(workdir: Path, like: Tree) -> Tree | None:
     _set_aside(workdir, unreadable)
     _check_rows(workdir, about)
     return jax.tree_util.tree_map_with_path(
-      lambda path, leaf, read=read: _place(read.get(_name(path)), leaf), like
+      lambda path, leaf, read=read: leaves.place(
+        read.get(leaves.name(path)), leaf
+      ),
+      like,
     )
   if unreadable:
     raise ValueError(
@@ -157,23 +188,35 @@ def best_step(workdir: Path) -> int | None:
 
 
 def load_params(path: Path, prefix: str = "train.params") -> Any:
-  """The parameters in the newest checkpoint of a workdir, as nested dicts.
+  """The parameters in the newest whole checkpoint of a workdir, nested dicts.
 
   For programs that only read a run: they need not build its optimizer. The
-  arrays are NumPy's. Raises FileNotFoundError when there is no checkpoint.
+  arrays are NumPy's. Raises FileNotFoundError when there is no checkpoint, and
+  ValueError when none can be read, or none has the prefix.
   """
+  steps = sorted(_steps(path), reverse=True)
+  if not steps:
+    raise FileNotFoundError(f"no checkpoint in {path}")
+  for step in steps:
+    try:
+      found = _read_leaves(path, step, prefix)
+    except Exception as error:  # Orbax raises what its layers raise.
+      _warn(path, step, error)
+      continue
+    if not found:
+      raise ValueError(f"the checkpoint in {path} holds no {prefix!r}")
+    return leaves.nested(found)
+  raise ValueError(f"no checkpoint in {_folder(path)} can be read")
+
+
+def _read_leaves(path: Path, step: int, prefix: str) -> dict[str, np.ndarray]:
+  """The leaves below a prefix by the rest of their names, if any."""
   import orbax.checkpoint as ocp
 
-  step = latest_step(path)
-  if step is None:
-    raise FileNotFoundError(f"no checkpoint in {path}")
-  wanted = {
-    name: leaf
-    for name, leaf in _metadata(path, step)[1].items()
-    if name.startswith(prefix + ".")
-  }
+  about, found = _metadata(path, step)
+  wanted = {k: v for k, v in found.items() if k.startswith(prefix + ".")}
   if not wanted:
-    raise ValueError(f"the checkpoint in {path} holds no {prefix!r}")
+    return {}
   as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     read = checkpointer.restore(
@@ -184,44 +227,18 @@ def load_params(path: Path, prefix: str = "train.params") -> Any:
         partial_restore=True,
       ),
     )
-  tree: dict = {}
-  for name, leaf in read.items():
-    *parents, last = name.removeprefix(prefix + ".").split(".")
-    functools.reduce(lambda d, k: d.setdefault(k, {}), parents, tree)[last] = (
-      np.asarray(leaf)
-    )
-  return tree
+  if error := _damage(about, read):
+    raise error
+  return {k.removeprefix(prefix + "."): np.asarray(v) for k, v in read.items()}
 
 
-def keep_at(workdir: Path, place: str) -> None:
-  """Keeps the checkpoints of `workdir` elsewhere: gs://bucket/run, s3://...
-
-  Then the workdir, with the reports, may be a folder of the first host's own.
-  """
-  path = pathlib.Path(workdir)
-  path.mkdir(parents=True, exist_ok=True)
-  if _is_remote(place):
-    from etils import epath
-
-    try:
-      epath.Path(place).exists()
-    except ImportError as error:
-      raise ValueError(
-        f"{place} needs a package for its kind of bucket: pip install "
-        f"{'gcsfs' if place.startswith('gs') else 's3fs'}"
-      ) from error
-  (path / _ELSEWHERE).write_text(place.rstrip("/") + "\n")
-
-
-def _folder(workdir: Path) -> str:
-  path = pathlib.Path(workdir).absolute()
-  if (path / _ELSEWHERE).exists():
-    return (path / _ELSEWHERE).read_text().strip() + f"/{FOLDER}"
-  return str(path / FOLDER)
-
-
-def _is_remote(folder: str) -> bool:
-  return "://" in folder
+def _warn(workdir: Path, step: int, error: Exception | None) -> None:
+  logging.warning(
+    "the checkpoint of step %d in %s cannot be read (%s)",
+    step,
+    workdir,
+    " ".join(str(error).split())[:100],
+  )
 
 
 def _steps(workdir: Path) -> list[int]:
@@ -280,6 +297,22 @@ def _metadata(workdir: Path, step: int) -> tuple[dict, dict]:
   return about, dict(_reader(workdir).item_metadata(step).state.items())
 
 
+def _damage(about: Mapping[str, Any], read: Mapping) -> ValueError | None:
+  """What is wrong if a leaf is not what was saved.
+
+  Runs from before there were checksums are believed.
+  """
+  expected = about.get("checksums", {})
+  for name, found in checksums(read).items():
+    if expected.get(name, found) != found:
+      return ValueError(f"the checksum of {name} is wrong")
+  return None
+
+
+def _all_hosts(well: bool) -> bool:
+  return bool(hosts.all_gather(np.bool_(well)).all())
+
+
 def _check_rows(workdir: Path, about: Mapping[str, Any]) -> None:
   """Says what is missing of the metrics that were there already."""
   now = _about(workdir, about["step"])["rows"]
@@ -318,56 +351,6 @@ def _manager(folder: str, keep: int | None):
 
 def _reader(workdir: Path):
   return _manager(_folder(workdir), None)
-
-
-def _name(path) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def _named(tree: Any) -> dict[str, Any]:
-  """The leaves of a tree by dotted path.
-
-  None and empty states vanish; so do arrays of no elements, which Orbax
-  refuses. The tree that they are restored into brings them back.
-  """
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {_name(path): leaf for path, leaf in leaves if np.size(leaf)}
-
-
-def _abstract(leaf):
-  if isinstance(leaf, jax.Array):
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-  if isinstance(leaf, jax.ShapeDtypeStruct):
-    return leaf
-  return np.asarray(leaf)
-
-
-def _place(value, leaf):
-  """A restored value as `leaf` is: on its devices, or as NumPy."""
-  on_device = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
-  if value is None:
-    value = np.zeros(leaf.shape, leaf.dtype)
-    return jax.device_put(value, leaf.sharding) if on_device else value
-  return value if on_device else np.asarray(value)
-
-
-def _compare(found: Mapping[str, Any], names: Mapping[str, Any]) -> str | None:
-  """The first difference in words, or None."""
-  for name in sorted(found.keys() | names.keys()):
-    was = _describe(found[name]) if name in found else "nothing"
-    now = _describe(names[name]) if name in names else "nothing"
-    if was != now:
-      return (
-        f"{name}: checkpoint has {was}, this config wants {now}; use another "
-        "--workdir"
-      )
-  return None
-
-
-def _describe(leaf) -> str:
-  if not hasattr(leaf, "dtype"):
-    leaf = np.asarray(leaf)
-  return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
 
 def _set_aside(workdir: Path, steps: list[int]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax import checkpoint
+from r1jax import checkpoint, workdir
 from r1jax.types import RLState, TrainState
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -180,20 +180,14 @@ def test_lost_rows_of_metrics_are_told(tmp_path, caplog):
   assert "metrics.jsonl" in caplog.text and "step 2" in caplog.text
 
 
-def test_checkpoints_may_lie_elsewhere(tmp_path):
+def test_checkpoints_may_be_elsewhere(tmp_path):
   here, there = tmp_path / "run", tmp_path / "bucket"
-  checkpoint.keep_at(here, str(there))
+  workdir.prepare(here, str(there))
   checkpoint.save(here, 3, {"train": {"params": {"w": np.ones(3)}}})
   assert checkpoint.latest_step(here) == 3
   assert (there / "checkpoints" / "3").is_dir()
   assert not (here / "checkpoints").exists()
   assert checkpoint.load_params(here)["w"].tolist() == [1, 1, 1]
-
-
-def test_a_bucket_without_its_package_is_one_line(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, "gcsfs", None)
-  with pytest.raises(ValueError, match="gs://bucket/run needs .* gcsfs"):
-    checkpoint.keep_at(tmp_path, "gs://bucket/run")
 
 
 def test_another_mesh_reads_it(tmp_path):
@@ -236,7 +230,7 @@ def test_saved_buffers_may_be_donated(tmp_path):
 
 RESTORES = """
   import sys, numpy as np
-  from r1jax import checkpoint
+  from r1jax import checkpoint, workdir
   like = {"x": np.zeros((40, 50), np.float32), "y": np.zeros(3, np.float32)}
   try:
     print(checkpoint.restore(sys.argv[1], like)["x"].max())
@@ -326,7 +320,7 @@ def test_params_alone(tmp_path):
 
 SAVES = """
   import sys, numpy as np
-  from r1jax import checkpoint
+  from r1jax import checkpoint, workdir
   step = checkpoint.latest_step(sys.argv[1]) or 0
   while True:
     step += 1

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from r1jax import hosts
-from r1jax.data import worked
-from r1jax.data.templates import TEMPLATES
+from r1jax.data import templates, worked
 from r1jax.rewards import accuracy
 from r1jax.rewards.grader import GraderPool
 from r1jax.rollouts.engine import Engine
@@ -76,8 +75,9 @@ def evaluate(
 
 def encode_prompts(examples, template: str, words) -> list[list[int]]:
   """Token ids of each example's prompt in the template."""
-  write = TEMPLATES[template]
-  return [words.encode(write(example.prompt)) for example in examples]
+  return [
+    templates.encode(template, example.prompt, words) for example in examples
+  ]
 
 
 def completions(

@@ -97,12 +97,19 @@ def dynamic_sampling(*, rounds: int) -> None:
 
 def check_limits(max_tokens: Sequence, *, most: int) -> None:
   """Raises ValueError for a schedule of lengths that is none."""
+  before = -1
   for entry in max_tokens:
     if len(entry) != 2 or not 0 < entry[1] <= most:
       raise ValueError(
         f"max_tokens has {entry}: each entry is (first step, tokens), and the "
         f"tokens are at most sampling.max_tokens {most}"
       )
+    if not before < entry[0]:
+      raise ValueError(
+        f"max_tokens has {entry} after step {before}: first steps begin at 0 "
+        "or later, and each is above the one before it"
+      )
+    before = entry[0]
 
 
 def explain_nothing(scores: Scores, config: ml_collections.ConfigDict) -> str:

@@ -18,7 +18,6 @@ from r1jax import (
   hosts,
   interrupt,
   metrics,
-  models,
   offload,
   rewards,
   sharding,
@@ -36,6 +35,7 @@ from r1jax.rollouts.engine import make_engine
 from r1jax.training import (
   inspection,
   measurements,
+  models,
   objective,
   profiler,
   records,
@@ -89,12 +89,13 @@ def train(
   """
   mesh = sharding.make_mesh(**config.mesh)
   inspection.check_rows(config.rows, mesh)
-  dataset = data.load(**config.dataset)
+  dataset = data.load(**config.dataset.to_dict())
   words = tokenizer.load(**config.tokenizer)
   inspection.check_dataset(dataset, words, config)
   model, base = load_model(config)
   inspection.check_vocabulary(words, model.config)
-  claim(workdir, config.to_dict(), ignore=CHANGEABLE)
+  contents = {"dataset": data.content_hash(dataset)}
+  claim(workdir, config.to_dict(), contents, ignore=CHANGEABLE)
   engine = make_engine(
     model,
     words,
@@ -276,7 +277,7 @@ def load_model(
   config: ml_collections.ConfigDict,
 ) -> tuple[transformer.Transformer, Params]:
   """The architecture and the weights to begin with, those on the host."""
-  sizes, params = models.load(**config.model)
+  sizes, params = models.load(**config.model.to_dict())
   if config.mtp == "drop":
     sizes = replace(sizes, mtp_depth=0)
     params = {name: x for name, x in params.items() if name != "mtp"}
@@ -332,6 +333,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   check_limits(config.max_tokens, most=config.sampling.max_tokens)
   dynamic_sampling(**config.dynamic_sampling)
   losses.check(**config.loss.to_dict())
+  make_optimizer(**config.optimizer)
   shape = (1, config.group_size)
   make_advantages(np.zeros(shape), **config.advantage)
   token_weights(

@@ -125,8 +125,11 @@ def check_prompts(
   if not examples:
     return 0
   shared = len(templates.shared_tokens(config.template, words))
-  write = templates.TEMPLATES[config.template]
-  sizes = [len(words.encode(write(e.prompt))) - shared for e in examples]
+  prompts = (
+    templates.encode(config.template, example.prompt, words)
+    for example in examples
+  )
+  sizes = [len(ids) - shared for ids in prompts]
   window, longest = config.sampling.prompt_tokens, max(sizes)
   if longest > window:
     at = [i for i, size in enumerate(sizes) if size > window]

@@ -83,7 +83,7 @@ class Observer:
     self._sets = None
     self._evaluated = {*checkpoint.read_scores(writer.workdir)}
     self._seconds = collections.Counter()
-    self._tokens_seen, self._moved = 0, None
+    self._moved = None
     self._warm, self._warned = set(), set()
     self._round_began = time.monotonic()
 

@@ -5,10 +5,10 @@ import ml_collections
 import numpy as np
 import pytest
 
-from r1jax import data, rewards
+from r1jax import data, hf, rewards
 from r1jax.data import tokenizer
 from r1jax.losses.presets import PRESETS
-from r1jax.models import convert, transformer
+from r1jax.models import transformer
 from r1jax.models.presets import preset
 from r1jax.models.weights import is_weight, weights
 from r1jax.types import Example
@@ -66,7 +66,7 @@ def base(toy_config, tmp_path_factory):
   folder = tmp_path_factory.mktemp("toy")
   path = folder / "words" / "tokenizer.model"
   tokenizer.fit([LETTERS] * 3, path, word_share=1.0)
-  convert.save(
+  hf.save(
     folder / "base",
     toy_config,
     draw(toy_config),

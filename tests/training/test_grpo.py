@@ -164,48 +164,6 @@ def test_without_a_kl_there_is_no_reference(make_config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_to_compile")
-def test_the_first_update_on_policy_has_ratio_one(make_config, tmp_path):
-  """With the trainer's own log-probs; beside all else that can be on."""
-  config = make_config(
-    num_steps=1,
-    minibatches=1,
-    old="trainer",
-    mtp="train",
-    max_tokens=((0, 6),),
-    mask_truncated=True,
-    **{
-      "advantage.name": "leave_one_out",
-      "aggregation.name": "token_mean",
-      "loss.entropy_coefficient": 0.01,
-      "kl_reward.coefficient": 0.01,
-      "dynamic_sampling.rounds": 1,
-      "optimizer.moments": "bfloat16",
-      "optimizer.warmup_steps": 0,
-    },
-  )
-  config.sampling.record_experts = True
-  config.loss.correction = dict(name="truncate", level="token", cap=2.0)
-  start = grpo.load_model(config)[1]
-  state = grpo.train(config, str(tmp_path))
-  (row,) = rows_of(tmp_path)
-  for name in ("ratio/min", "ratio/mean", "ratio/max"):
-    assert row[name] == pytest.approx(1, abs=1e-5)
-  assert 0 <= row["kl/ref"] <= 1e-9
-  assert row["completions/max_length"] <= 6
-  assert row["clip_ratio/region"] == 0
-  assert row["sampling/is_ratio_mean"] == pytest.approx(1, abs=1e-3)
-  assert row["sampling/prob_diff_mean"] < 1e-4
-  assert row["router/replay_mismatch"] <= 0.01
-  assert row["loss/mtp"] > 1 and row["loss/entropy"] < 0
-  assert row["gen/num_gen_batches"] in (1, 2)
-  moved = np.abs(start["mtp"]["project"] - state.train.params["mtp"]["project"])
-  assert moved.max() > 0
-  kept = jax.tree.leaves(state.train.optimizer_state)
-  assert any(x.dtype == np.dtype("bfloat16") for x in kept)
-
-
-@pytest.mark.slow
 def test_a_dumped_run_can_be_replayed(make_config, compiled_once, tmp_path):
   """Without a sampler, to the same bits."""
   config = make_config(num_steps=4)
@@ -232,8 +190,23 @@ def test_completions_may_grow_with_the_steps(make_config):
   limits = [exploration.token_limit(config, step) for step in (0, 3, 4, 9)]
   assert limits == [2, 2, 5, 5]
   assert exploration.token_limit(make_config(), 7) == 8
-  with pytest.raises(ValueError, match="sampling.max_tokens 8"):
-    grpo.check(make_config(max_tokens=((0, 9),)))
+  grpo.check(config)
+
+
+@pytest.mark.parametrize(
+  "schedule, message",
+  [
+    (((0, 9),), "sampling.max_tokens 8"),
+    (((4, 5), (0, 2)), r"max_tokens has \(0, 2\) after step 4"),
+    (((4, 5), (4, 6)), r"max_tokens has \(4, 6\) after step 4"),
+    (((-2, 5),), r"max_tokens has \(-2, 5\)"),
+  ],
+)
+def test_a_schedule_of_lengths_that_is_none_is_refused(
+  make_config, schedule, message
+):
+  with pytest.raises(ValueError, match=message):
+    grpo.check(make_config(max_tokens=schedule))
 
 
 def test_mtp_blocks_can_be_left_out(make_config):
@@ -266,6 +239,7 @@ def test_a_workdir_of_another_config_is_refused(runs, make_config):
     ({"loss.kl": "k4"}, "kl 'k4'; there is k1"),
     ({"kl_reward.name": "k4"}, "kl 'k4'; there is k1"),
     ({"dynamic_sampling.rounds": -1}, "rounds is -1, below 0"),
+    ({"optimizer.learning_rate": -0.1}, "learning_rate is -0.1"),
   ],
 )
 def test_settings_that_do_not_go_together_are_refused(
