@@ -42,10 +42,10 @@ help:
 	@echo "make clean      remove environments and caches; runs/ stays"
 
 demo: venv
-	@$(RUN) -m r1jax.main --config=experiments/demo.py --workdir=runs/demo
+	@$(RUN) -m r1jax train --config=experiments/demo.py --workdir=runs/demo
 
 demo-base: venv
-	@$(RUN) -m r1jax.main --config=experiments/demo_base.py \
+	@$(RUN) -m r1jax train --config=experiments/demo_base.py \
 	  --workdir=runs/demo_base
 	@cp runs/demo_base/model/* r1jax/base/
 	@echo "it is what r1jax/base ships now"

@@ -100,7 +100,7 @@ def write_tokenizer():
 
 @pytest.fixture
 def python():
-  """Runs Python in the repository: `python("-m", "r1jax.main", ...)`."""
+  """Runs Python in the repository: `python("-m", "r1jax", "train", ...)`."""
 
   def run(*arguments, env=None, timeout=120, cwd=ROOT):
     return subprocess.run(

@@ -32,7 +32,8 @@ def command(workdir, overrides, variant=""):
   return [
     sys.executable,
     "-m",
-    "r1jax.main",
+    "r1jax",
+    "train",
     f"--config=experiments/demo.py{variant}",
     f"--workdir={workdir}",
     *(f"--config.{key}={value}" for key, value in overrides.items()),

@@ -7,19 +7,23 @@ import sys
 ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = (  # Lowest first. Units of one layer do not import each other, ...
   {"r1jax_kernels"},
-  {"r1jax.types", "r1jax.console", "r1jax.interrupt", "r1jax.runtime"},
+  {
+    *("r1jax.types", "r1jax.console", "r1jax.interrupt", "r1jax.runtime"),
+    *("r1jax.checksums", "r1jax.leaves", "r1jax.rendezvous"),
+    "r1jax.service",
+  },
   {"r1jax.hosts"},
-  {"r1jax.workdir"},
+  {"r1jax.workdir", "r1jax.scores"},
   {
     *("r1jax.sharding", "r1jax.relayout", "r1jax.offload"),
     *("r1jax.checkpoint", "r1jax.metrics"),
   },
   {"r1jax.models", "r1jax.data", "r1jax.rewards", "r1jax.losses"},
+  {"r1jax.hf"},
   {"r1jax.rollouts"},
   {"r1jax.training"},
   {"r1jax.config"},
   {"r1jax.tools"},
-  {"r1jax.main"},
   {"r1jax.__main__"},
 )
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
@@ -144,5 +148,7 @@ def test_the_rules_notice():
   assert violations("r1jax.rollouts.engine", "r1jax.training.grpo")
   assert violations("r1jax.somewhere", "r1jax.types")
   assert violations("r1jax_kernels.norm", "r1jax.types")
+  assert violations("r1jax.models.transformer", "r1jax.hf.loading")
+  assert not violations("r1jax.hf.layout", "r1jax.models.config")
   assert not violations("r1jax.training.grpo", "r1jax.losses.grpo")
   assert not violations("r1jax.models.moe", "r1jax.models.ops")

@@ -71,6 +71,7 @@ METRICS: dict[str, tuple[str, str]] = {
   "optim/grad_norm": ("", "global norm of the gradient before clipping"),
   "optim/lr": ("", "learning rate of the update"),
   "optim/update_norm": ("", "global norm of the change of the parameters"),
+  "optim/idle": ("", "updates without a token that teaches: nothing moved"),
   "optim/skipped": ("share", "updates skipped: the gradient was not finite"),
   "perf/tokens_per_s": ("tokens/s", "sampled tokens over the round's time"),
   "perf/tokens_per_s_per_device": ("tokens/s", "the same, per device"),

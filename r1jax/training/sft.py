@@ -15,6 +15,7 @@ import numpy as np
 from r1jax import (
   checkpoint,
   data,
+  hf,
   hosts,
   interrupt,
   metrics,
@@ -23,7 +24,7 @@ from r1jax import (
 )
 from r1jax.data import packing, tokenizer
 from r1jax.losses.sft import sft_loss
-from r1jax.models import convert, ops, transformer
+from r1jax.models import ops, transformer
 from r1jax.models.presets import preset
 from r1jax.models.weights import logical_axes
 from r1jax.training import inspection, profiler
@@ -55,8 +56,9 @@ def train(
   """
   mesh = sharding.make_mesh(**config.mesh)
   inspection.check_rows(config.rows, mesh)
-  claim(workdir, config.to_dict(), ignore=CHANGEABLE)
   dataset = data.load(**config.dataset.to_dict())
+  contents = {"dataset": data.content_hash(dataset)}
+  claim(workdir, config.to_dict(), contents, ignore=CHANGEABLE)
   load = lambda: tokenizer.fit_once(
     (example.answer for example in dataset),
     pathlib.Path(workdir) / "tokenizer",
@@ -111,7 +113,7 @@ def train(
       checkpoint.save(workdir, int(state.step), state, wait=True)
       trained = sharding.local(state.params)
       if hosts.is_first():
-        convert.save(
+        hf.save(
           pathlib.Path(workdir) / "model",
           model.config,
           trained,
@@ -192,6 +194,7 @@ def batch(examples, words, *, width: int, max_rows: int, microbatch_rows: int):
   pieces = []
   for i, example in enumerate(examples):
     prompt = words.encode(example.prompt) if example.prompt else []
+    prompt = [*words.prefix_ids, *prompt]
     answer = [*words.encode(example.answer), words.eos_ids[0]]
     pieces.append(packing.Piece(prompt, [answer], [i * width]))
   packed = packing.pack(pieces, width, rows=max_rows)

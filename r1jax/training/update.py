@@ -81,6 +81,8 @@ def make_optimizer(
 
   adamw = optax.inject_hyperparams(make_adamw)(learning_rate=schedule)
   trained = optax.chain(optax.clip_by_global_norm(max_grad_norm), adamw)
+  if apart:
+    trained = unless_zero(trained)
 
   def labels(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(
@@ -188,6 +190,30 @@ def kept_in(
   )
 
 
+def unless_zero(
+  transform: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """`transform`, which changes nothing where the whole gradient is exactly 0.
+
+  `make_update` sees to that for all weights together; this is for parts that
+  learn apart, of which one may have a gradient and the other none.
+  """
+
+  def update(gradient, state, params=None):
+    changes, new = transform.update(gradient, state, params)
+    moves = ~is_zero(gradient)
+    changes = jax.tree.map(lambda x: jnp.where(moves, x, 0), changes)
+    keep = lambda new, old: jnp.where(moves, new, old)
+    return changes, jax.tree.map(keep, new, state)
+
+  return optax.GradientTransformation(transform.init, update)
+
+
+def is_zero(tree: Any) -> jax.Array:
+  """Whether every number of the tree is 0; NaN is not."""
+  return jnp.all(jnp.array([jnp.all(x == 0) for x in jax.tree.leaves(tree)]))
+
+
 # The last words of the names of weights that do not decay.
 KEPT = ("norm", "bias", "embed", "unembed")
 
@@ -235,7 +261,9 @@ def make_update(
   B comes first because it is what the mesh splits.
   It donates its state; what of it came from the hosts' memory goes back there.
   A step whose gradient is not finite changes nothing and is counted in
-  `state.skipped`.
+  `state.skipped`. One whose gradient is exactly 0, as no token teaches, changes
+  nothing either, though AdamW would move on by its means and its decay;
+  "optim/idle" is 1. `state.step` counts both, the optimizer's schedule neither.
   """
 
   @functools.partial(jax.jit, donate_argnames="state")
@@ -276,10 +304,10 @@ def make_update(
     params = optax.apply_updates(state.params, updates)
     if router_bias_speed:
       params = move_biases(params, metrics["router/load"], router_bias_speed)
-    norm = optax.tree.norm(grads)
+    norm, idle = optax.tree.norm(grads), is_zero(grads)
     finite = jnp.isfinite(norm)
     keep = functools.partial(
-      jax.tree.map, lambda new, old: jnp.where(finite, new, old)
+      jax.tree.map, lambda new, old: jnp.where(finite & ~idle, new, old)
     )
     new = TrainState(
       step=state.step + 1,
@@ -290,8 +318,9 @@ def make_update(
     metrics |= rate_of(optimizer_state)
     return offload.returned(split(new), before), metrics | {
       "optim/grad_norm": norm,
-      "optim/update_norm": optax.tree.norm(updates),
+      "optim/update_norm": jnp.where(idle, 0.0, optax.tree.norm(updates)),
       "optim/skipped": 1.0 - finite,
+      "optim/idle": idle.astype(jnp.float32),
     }
 
   return update

@@ -15,6 +15,7 @@ class Words:
   """The model has 40 ids, the tokenizer 37; two of them end a text."""
 
   vocab_size, eos_ids = 37, (2, 5)
+  prefix_ids = ()
 
   def encode(self, text):
     return [ord(character) % 37 for character in text]

@@ -4,108 +4,13 @@ import functools
 import json
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 
-from r1jax import checkpoint, data, metrics, rewards
+from r1jax import checkpoint, metrics
 from r1jax.training import exploration, grpo
-from r1jax.types import Example
 
-STEPS, STOP = 24, 16
-
-
-def load_letters(*, size):
-  """Problems that ask for letters; there are two kinds."""
-  return [
-    Example(f"{'abcdefgh'[i % 8]} {i} ?", "a", f"toy/{'xy'[i % 2]}", str(i))
-    for i in range(size)
-  ]
-
-
-def praise(example, completion):
-  """The share of the letter a among the tokens: easy to find, easy to earn."""
-  return completion.text.count("a") / max(completion.num_tokens, 1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def toy_task():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(data.DATASETS, "letters", load_letters)
-    patch.setitem(rewards.REWARDS, "praise", praise)
-    yield
-
-
-@pytest.fixture(scope="module")
-def make_config(base):
-  def make(**changes):
-    c = ml_collections.ConfigDict()
-    c.loop = "grpo"
-    c.seed = 3
-    c.num_steps = STEPS
-    c.template = "plain"
-    c.mesh = dict(data=1)
-    c.rollout_mesh = dict(data=1)
-    c.model = dict(name="pretrained", path=base)
-    c.tokenizer = dict(path=base)
-    c.dataset = dict(name="letters", size=40)
-    c.rewards = dict(praise=1.0, format=0.0)
-    c.grader = dict(
-      num_workers=1, timeout=60.0, preload=("r1jax.rewards",), canaries=()
-    )
-    c.prompts_per_round = 4
-    c.group_size = 8
-    c.minibatches = 2
-    c.sampling = dict(
-      num_slots=16,
-      decode_steps=4,
-      prompt_tokens=8,
-      max_tokens=8,
-      temperature=1.0,
-    )
-    c.rows = dict(width=48, max_rows=8, microbatch_rows=4)
-    c.advantage = dict(name="group_std")
-    c.aggregation = dict(name="completion_mean")
-    c.loss = dict(
-      ratio="token",
-      clip=dict(name="symmetric", epsilon=0.2),
-      kl="k3",
-      kl_coefficient=0.001,
-      entropy_coefficient=0.0,
-      correction=None,
-    )
-    c.kl_reward = dict(name="k1", coefficient=0.0)
-    c.mask_truncated = False
-    c.max_tokens = ()
-    c.dynamic_sampling = dict(rounds=0)
-    c.old = "sampler"
-    c.mtp = "frozen"
-    c.reference_every = STOP
-    c.router_bias_speed = 0.0
-    c.offload = ("reference",)
-    c.peak_flops = None
-    c.cpu_devices = 1
-    c.optimizer = dict(
-      learning_rate=0.03,
-      warmup_steps=2,
-      weight_decay=0.01,
-    )
-    c.max_skipped = 3
-    c.checkpoint_every = 8
-    c.evaluation = dict(
-      every=1000,
-      seed=5,
-      problems=2,
-      samples=2,
-      problems_between=2,
-      samples_between=2,
-      test=dict(name="letters", size=8),
-      larger=None,
-    )
-    c.update_from_flattened_dict(changes)
-    return c
-
-  return make
+STEPS, STOP = 24, 16  # As the config of `make_config` has them.
 
 
 def host(state):
@@ -244,21 +149,6 @@ def test_a_run_that_is_done_does_nothing_more(runs, make_config, compiled_once):
   again = grpo.train(make_config(), str(runs["straight"]))
   assert_same(host(again), runs["whole"])
   assert metrics.read(runs["straight"]) == before
-
-
-def test_a_round_that_nobody_could_grade_teaches_nothing(
-  make_config, compiled_once, monkeypatch, tmp_path
-):
-  """It does not end the run either."""
-  monkeypatch.setitem(rewards.REWARDS, "praise", lambda *_: None)
-  state = grpo.train(make_config(num_steps=2), str(tmp_path))
-  (row,) = rows_of(tmp_path)
-  assert row["reward/mean"] is None
-  assert row["reward/praise/none_frac"] == 1.0
-  assert row["loss/total"] == row["optim/grad_norm"] == 0.0
-  assert state.train.skipped == 0
-  for leaf in jax.tree.leaves(state.train.params):
-    assert np.all(np.isfinite(leaf))
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ import ml_collections
 import numpy as np
 import pytest
 
-from r1jax import checkpoint, data, metrics, sharding
+from r1jax import checkpoint, data, hf, metrics, sharding
 from r1jax.data import tokenizer
-from r1jax.models import convert, transformer
+from r1jax.models import transformer
 from r1jax.training import inspection, sft
 from r1jax.types import Example
 
@@ -27,6 +27,7 @@ def load_sums(*, size):
 
 class Words:
   vocab_size, eos_ids = 37, (2,)
+  prefix_ids = ()
 
   def encode(self, text):
     return [3 + ord(character) % 30 for character in text]
@@ -55,6 +56,24 @@ def test_prompts_are_read_and_answers_with_their_end_are_imitated():
   assert tokens.imitated == len(expected) == 4 + 3 + 2
   assert tokens.read == (2 + 4 - 1) + (4 - 1) + (1 + 2 - 1)
   assert packed.tokens.shape == (2, 3, 8) and count == 1
+
+
+def test_a_text_begins_with_what_the_tokenizer_puts_first():
+  class Begun(Words):
+    prefix_ids = (1,)
+
+  examples = [Example("ab", "cde"), Example("", "xyz")]
+  packed, _, tokens = sft.batch(
+    examples, Begun(), width=8, max_rows=2, microbatch_rows=2
+  )
+  encode = Words().encode
+  texts = [[1, *encode("abcde")], [1, *encode("xyz")]]
+  for row, text in zip(packed.tokens[:, 0], texts):
+    assert row[: len(text)].tolist() == text
+  # All of a document is imitated, its first token too.
+  assert tokens == 4 + 4
+  counted = packed.origin[1, 0] >= 0
+  assert packed.targets[1, 0][counted].tolist() == [*encode("xyz"), 2]
 
 
 def test_a_document_longer_than_a_row_is_refused():
@@ -200,7 +219,7 @@ def test_the_balancing_bias_has_moved(runs, toy):
 
 def test_the_model_is_left_in_hugging_face_layout(runs):
   whole, _, straight, _ = runs
-  _, params = convert.load(str(straight / "model"))
+  _, params = hf.load(str(straight / "model"))
   jax.tree.map(np.testing.assert_array_equal, params, whole.params)
   words = tokenizer.load(str(straight / "model"))
   assert words.decode(words.encode("10 ok")) == "10 ok"
