@@ -76,6 +76,23 @@ def test_a_text_begins_with_what_the_tokenizer_puts_first():
   assert packed.targets[1, 0][counted].tolist() == [*encode("xyz"), 2]
 
 
+def test_bos_takes_a_place_in_the_window():
+  class Begun(Words):
+    prefix_ids = (1,)
+
+  c = ml_collections.ConfigDict(dict(template="plain", rows=dict(width=12)))
+  c.sampling = dict(prompt_tokens=3, max_tokens=8)
+  check = lambda text: inspection.check_prompts(
+    [Example(text, "", id="x:1")], Begun(), c
+  )
+  check("ab")  # And the line break.
+  with pytest.raises(ValueError, match="x:1: a prompt of 4 tokens beyond"):
+    check("abc")
+  c.sampling.max_tokens = 10
+  with pytest.raises(ValueError, match="prompt of 4 tokens.*; set it to 13"):
+    check("ab")
+
+
 def test_a_document_longer_than_a_row_is_refused():
   with pytest.raises(ValueError, match="9 tokens does not fit rows of 8"):
     sft.batch(
