@@ -1,6 +1,6 @@
 r"""The six students of DeepSeek-R1: SFT, and no RL.
 
-    python -m r1jax.tools.plan --config=experiments/distill.py:qwen_32b \
+    r1jax plan --config=experiments/distill.py:qwen_32b \
         --topology=v5p:4x8x8
 
 From the paper (arXiv:2501.12948v2, app. B.4.3): the students and their learning

@@ -3,6 +3,7 @@
     WORKDIR/checkpoints/40/state    the tree, by dotted names
     WORKDIR/checkpoints/40/about    its step, checksums of the tree, and how
                                     long the metrics were
+    WORKDIR/checkpoints/scores.json {"40": 0.75, ...}: every step evaluated
 
 A checkpoint is written in the background, beside its place, and renamed into
 it, and older ones go only after that: a process killed at any moment leaves one
@@ -18,14 +19,14 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from absl import logging
 
-from r1jax import hosts, interrupt, leaves
+from r1jax import hosts, interrupt, leaves, scores
 from r1jax.checksums import checksums
 from r1jax.workdir import checkpoints as _folder
 from r1jax.workdir import is_remote as _is_remote
@@ -44,15 +45,14 @@ def save(
   tree: Any,
   *,
   keep: int = 2,
-  score: float | None = None,
   wait: bool = False,
 ) -> None:
   """Writes `tree` as the checkpoint of `step`, in the background.
 
   When this returns, the buffers of `tree` may be donated and the checkpoint
   before is durable; with `wait` this one is. Then all go but the `keep` last
-  and the one with the highest `score`. A step that is there already is left as
-  it is.
+  and the one with the highest score, which `write_score` may add at any time. A
+  step that is there already is left as it is.
 
   Raises OSError that says what to do when this one, or the one before, cannot
   be written.
@@ -64,7 +64,7 @@ def save(
     manager.wait_until_finished()
     if step not in manager.all_steps():
       named = leaves.named(tree)
-      about = _about(workdir, step, score) | {"checksums": checksums(named)}
+      about = _about(workdir, step) | {"checksums": checksums(named)}
       manager.save(
         step,
         args=ocp.args.Composite(
@@ -91,6 +91,31 @@ def _writing(workdir: Path) -> Iterator[None]:
     raise OSError(
       f"a checkpoint could not be written to {_folder(workdir)}: {text[:500]}"
     ) from error
+
+
+def write_score(workdir: Path, step: int, score: float) -> None:
+  """Writes that `step` was evaluated, and how well it did; all hosts call it.
+
+  The step need not have a checkpoint: that of the base has none.
+  """
+  _change_scores(workdir, lambda known: {**known, step: score})
+
+
+def drop_scores(workdir: Path, step: int | None) -> None:
+  """Drops the scores beyond `step`, None all, as metrics do their rows."""
+  within = lambda at: step is not None and at <= step
+  kept = lambda known: {at: x for at, x in known.items() if within(at)}
+  _change_scores(workdir, kept)
+
+
+def read_scores(workdir: Path) -> dict[int, float]:
+  """The score of every step that was evaluated, as the first host reads it."""
+  read = lambda: [*scores.read(_folder(workdir)).items()]
+  return {step: score for step, score in hosts.from_first(read)}
+
+
+def _change_scores(workdir: Path, how: Callable[[dict], dict]) -> None:
+  hosts.from_first(lambda: scores.change(_folder(workdir), how))
 
 
 def _settle(workdir: Path) -> None:
@@ -159,7 +184,7 @@ def latest_step(workdir: Path) -> int | None:
 
 def best_step(workdir: Path) -> int | None:
   """The step of the kept checkpoint with the highest score, or None."""
-  return _best(_folder(workdir), _steps(workdir))
+  return scores.best(_folder(workdir), _steps(workdir))
 
 
 def load_params(path: Path, prefix: str = "train.params") -> Any:
@@ -227,12 +252,11 @@ def _steps(workdir: Path) -> list[int]:
   return [int(name) for name in names if name.isdigit()]
 
 
-def _about(workdir: Path, step: int, score: float | None) -> dict[str, Any]:
+def _about(workdir: Path, step: int) -> dict[str, Any]:
   """What a checkpoint says of its run: also how long its files are."""
   files = {name: pathlib.Path(workdir) / name for name in _ROWS}
   sizes = {k: file.stat().st_size for k, file in files.items() if file.exists()}
-  score = None if score is None else float(score)
-  return {"step": int(step), "score": score, "rows": sizes}
+  return {"step": int(step), "rows": sizes}
 
 
 def _signed(about: dict[str, Any]) -> dict[str, Any]:
@@ -247,16 +271,6 @@ def _read_about(folder: str, step: int) -> dict[str, Any]:
   return json.loads(file.read_text())
 
 
-def _best(folder: str, steps: Sequence[int]) -> int | None:
-  """The step with the highest score; none of those still being written."""
-  scores = {}
-  for step in steps:
-    with contextlib.suppress(OSError, ValueError):
-      scores[step] = _read_about(folder, step)["score"]
-  scores = {step: score for step, score in scores.items() if score is not None}
-  return max(scores, key=lambda step: scores[step], default=None)
-
-
 class _LastAndBest:
   """Orbax's question which checkpoints stay, answered."""
 
@@ -267,7 +281,7 @@ class _LastAndBest:
     """Of checkpoints in the order of their steps."""
     del context
     steps = [checkpoint.step for checkpoint in checkpoints]
-    kept = {*steps[-(self._keep or 0) :], _best(self._folder, steps)}
+    kept = {*steps[-(self._keep or 0) :], scores.best(self._folder, steps)}
     return [step in kept for step in steps]
 
 
@@ -301,7 +315,7 @@ def _all_hosts(well: bool) -> bool:
 
 def _check_rows(workdir: Path, about: Mapping[str, Any]) -> None:
   """Says what is missing of the metrics that were there already."""
-  now = _about(workdir, about["step"], None)["rows"]
+  now = _about(workdir, about["step"])["rows"]
   for name, size in about["rows"].items():
     if hosts.is_first() and now.get(name, 0) < size:
       logging.warning(

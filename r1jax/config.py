@@ -19,15 +19,12 @@ import importlib.util
 import inspect
 import os
 import pathlib
-import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
 import ml_collections
-from absl import app, flags
-from ml_collections import config_flags
 
 LOOPS = {  # Imported on use: one loop must not wait for another's imports.
   "grpo": "r1jax.training.grpo",
@@ -67,7 +64,7 @@ def override(
 ) -> None:
   """Replaces values by dotted key; unknown keys are refused."""
   for key in overrides:
-    _find(config, key)
+    find(config, key)
   config.update_from_flattened_dict(dict(overrides))
 
 
@@ -168,81 +165,6 @@ def unknown(kind: str, name: Any, known: Iterable[str], prefix="") -> str:
   return f"{text}; there is {', '.join(dotted + k for k in known) or 'none'}"
 
 
-# The command line, for main and for the tools.
-
-
-def define_flag() -> flags.FlagHolder:
-  """Defines `--config` and its `--config.key=value`."""
-  return config_flags.DEFINE_config_file(
-    "config", help_string="A file of experiments/, or FILE:VARIANT."
-  )
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-  """Parses `argv` for `absl.app.run`; a ValueError says what is wrong."""
-  path, keys = None, []
-  for argument, following in zip(argv[1:], [*argv[2:], ""]):
-    name, equals, value = argument.partition("=")
-    name = name.removeprefix("-").removeprefix("-")
-    if not argument.startswith("-"):
-      continue
-    if name == "config":
-      path = value if equals else following
-    elif name.startswith("config."):
-      keys.append(name.removeprefix("config."))
-  if path is not None:
-    config = load(path)
-    for key in keys:
-      _find(config, key)
-  elif keys:
-    raise ValueError(f"--config.{keys[0]} needs --config=FILE")
-  try:
-    return flags.FLAGS(argv)
-  except flags.UnrecognizedFlagError as error:
-    close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), 1)
-    hint = f"; did you mean --{close[0]}?" if close else "; see --help"
-    raise ValueError(f"unknown flag --{error.flagname}{hint}") from error
-  except flags.Error as error:
-    raise ValueError(one_line(error)) from error
-
-
-def from_flag(holder: flags.FlagHolder, *, sweep_index: int | None = None):
-  """The config of `--config`, a sweep's setting under the flags' own values."""
-  if holder.value is None:
-    raise ValueError("no --config; name a file of experiments/")
-  config, flag = holder.value, flags.FLAGS["config"]
-  if sweep_index is not None:
-    path = config_flags.get_config_filename(flag)
-    settings = sweep(path)
-    if not 0 <= sweep_index < len(settings):
-      raise ValueError(
-        f"--sweep={sweep_index}, but {path} has {len(settings)} settings"
-      )
-    override(config, settings[sweep_index])
-    override(config, config_flags.get_override_values(flag))
-  return config
-
-
-def run_tool(main: Callable[[list[str]], None]) -> None:
-  """Runs a tool's `main` on the command line; exits with its code.
-
-  2 for wrong input and 1 for what nobody foresaw, each said in one line, with
-  the stack trace if `--debug` is given; 130 for Ctrl-C.
-  """
-  try:
-    app.run(main, flags_parser=parse_flags)
-  except KeyboardInterrupt:
-    sys.exit(130)
-  except Exception as error:
-    expected = isinstance(error, ValueError | OSError | flags.Error)
-    if "--debug" in sys.argv:
-      traceback.print_exc()
-    kind = "" if expected else f"{type(error).__name__}: "
-    text = f"error: {kind}{one_line(error)}"
-    print(text, file=sys.stderr, flush=True)
-    sys.exit(2 if expected else 1)
-
-
 def one_line(error: BaseException) -> str:
   """What an exception says, without its line breaks."""
   if isinstance(error, FileNotFoundError) and error.filename is not None:
@@ -252,7 +174,7 @@ def one_line(error: BaseException) -> str:
   return " ".join(str(error).split())
 
 
-def _find(config: ml_collections.ConfigDict, key: str) -> None:
+def find(config: ml_collections.ConfigDict, key: str) -> None:
   """Raises ValueError unless the dotted key exists."""
   node: Any = config
   done: list[str] = []

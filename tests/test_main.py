@@ -72,9 +72,10 @@ def sweep():
 """
 
 DRIVER = """
-from r1jax import config, main
+from r1jax import config
+from r1jax.tools import train
 config.LOOPS["fake"] = "fake_loop"
-main.run()
+train.run("python -m r1jax train")
 """
 
 
@@ -247,7 +248,7 @@ def test_a_stopped_run_says_how_to_go_on(command, name, code):
   last = done.stderr.strip().splitlines()[-1]
   assert last.startswith("stopped at step 7; to go on, run the same command: ")
   assert last.endswith(
-    "python -m r1jax.main --config=c.py:stop '--workdir=a b'"
+    "python -m r1jax train --config=c.py:stop '--workdir=a b'"
   )
   assert "Traceback" not in done.stderr
 
@@ -262,7 +263,7 @@ def test_a_run_stopped_early_says_so(command):
 
 def test_help_is_not_an_error_report():
   done = subprocess.run(
-    [sys.executable, "-m", "r1jax.main", "--help"],
+    [sys.executable, "-m", "r1jax", "train", "--help"],
     cwd=ROOT,
     capture_output=True,
     text=True,

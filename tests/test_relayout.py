@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from r1jax import relayout, sharding
-from r1jax.tools import plan_costs, plan_hlo
+from r1jax.tools.plan import costs, hlo
 
 NAMES = ("layers", "expert", "width", "hidden")
 USED = ("layers", "expert", None, "hidden")
@@ -40,9 +40,9 @@ def test_an_array_arrives_without_a_copy_of_it_on_every_device(before, after):
   assert moved.sharding.is_equivalent_to(after, x.ndim)
   np.testing.assert_array_equal(moved, x)
   # A device gets no more than it keeps, and that of other steps.
-  module = plan_hlo.parse(move.lower(placed).compile().as_text())
+  module = hlo.parse(move.lower(placed).compile().as_text())
   kept = x.nbytes / (x.size / np.prod(after.shard_shape(SHAPE)))
-  for one in plan_costs.count(module).collectives:
+  for one in costs.count(module).collectives:
     assert one.received(8) <= kept, one
 
 

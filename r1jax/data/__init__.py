@@ -8,11 +8,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from r1jax.data import gsm8k, mixture, order, reasoning_gym, worked
+from r1jax.data import mixture, order, problems, reasoning_gym, worked
 from r1jax.types import Example
 
 DATASETS: dict[str, Callable | Mapping[str, Callable]] = {
-  "gsm8k": gsm8k.load,
+  "problems": problems.load,
   "reasoning_gym": reasoning_gym.load,
   "worked": worked.load,
 }

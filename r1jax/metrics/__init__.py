@@ -22,6 +22,7 @@ from r1jax.console import Console
 from r1jax.metrics import rows
 from r1jax.metrics.names import METRICS as METRICS
 from r1jax.metrics.names import describe as describe
+from r1jax.metrics.names import pattern_of as pattern_of
 from r1jax.metrics.performance import machine as machine
 from r1jax.metrics.performance import throughput as throughput
 from r1jax.metrics.reduce import by_domain as by_domain

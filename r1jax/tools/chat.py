@@ -1,6 +1,6 @@
 """Talk to a model.
 
-    python -m r1jax.tools.chat --model=r1jax/base
+    r1jax chat --model=r1jax/base
 
 The directory holds a model in Hugging Face layout and its tokenizer. Answers
 are shown as they are written, the thought dimmer than the rest; earlier
@@ -8,8 +8,8 @@ thoughts are not read again. Ctrl-C stops an answer, a second one leaves, and so
 does Ctrl-D. Weights are float32 on a CPU, and bfloat16 on an accelerator. For a
 single answer, and nothing else on standard output:
 
-    python -m r1jax.tools.chat --model=r1jax/base --prompt="What is 17 + 25?"
-    echo "What is 17 + 25?" | python -m r1jax.tools.chat --model=r1jax/base
+    r1jax chat --model=r1jax/base --prompt="What is 17 + 25?"
+    echo "What is 17 + 25?" | r1jax chat --model=r1jax/base
 
 What is wrong is said in one line, with exit code 2 (1 for a fault of the
 program itself); --debug adds the stack trace.
@@ -24,14 +24,14 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 
-from absl import flags, logging
+from absl import flags
 
 from r1jax import config as configs
 from r1jax import runtime
 from r1jax.data import chat, templates, tokenizer
 
 QUESTIONS = {
-  name: chat.question_only(write) for name, write in templates.TEMPLATES.items()
+  name: chat.QuestionOnly(write) for name, write in templates.TEMPLATES.items()
 }
 TEMPLATES = chat.TEMPLATES | QUESTIONS
 
@@ -180,7 +180,7 @@ def stoppable(parts: Iterable) -> Iterator[Iterator]:
 def open_conversation(options: flags.FlagValues) -> Conversation:
   """The model and the tokenizer that the flags name, ready to be asked."""
   path = model_directory(options)
-  words = tokenizer.load(path)
+  words = tokenizer.load(path, bos=options.bos)
   template = pick_template(options.template, words)
   messages = []
   if options.system:
@@ -190,9 +190,9 @@ def open_conversation(options: flags.FlagValues) -> Conversation:
 
   import jax  # A wrong command need not wait for it.
 
-  from r1jax import models
   from r1jax.models.transformer import Transformer
   from r1jax.rollouts.stream import Stream
+  from r1jax.training import models
 
   runtime.start()
   dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -223,7 +223,9 @@ def model_directory(options: flags.FlagValues) -> str:
   if options.model is None:
     raise ValueError("no --model; name the directory of a model")
   if not pathlib.Path(options.model).is_dir():
-    raise ValueError(f"--model={options.model} is no directory")
+    from r1jax import hf  # It imports JAX, which takes a second.
+
+    hf.directory(options.model)
   return options.model
 
 
@@ -261,12 +263,9 @@ def converse(conversation: Conversation, screen: Screen) -> None:
       answer.close()
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Answers the one question that is given, or all that are typed."""
   options = flags.FLAGS
-  if len(argv) > 1:
-    raise ValueError(f"unknown argument {argv[1]!r}; flags start with --")
-  logging.set_verbosity(logging.INFO if options.debug else logging.ERROR)
   model_directory(options)  # Before a question is waited for.
   question = options.prompt
   if question is None and not sys.stdin.isatty():
@@ -296,6 +295,12 @@ def define_flags() -> None:
     "How a conversation is written; auto: as the model's own chat template "
     "does, or as R1-Zero's if it has none.",
   )
+  flags.DEFINE_bool(
+    "bos",
+    None,
+    "Whether BOS stands before a question in r1_zero or plain, as in training; "
+    "if not given, as the tokenizer has it. Other templates write their own.",
+  )
   flags.DEFINE_float(
     "temperature", 0.6, "Of sampling; 0 is greedy.", lower_bound=0
   )
@@ -306,9 +311,3 @@ def define_flags() -> None:
     "max_tokens", 32_768, "Of an answer, its thought included.", lower_bound=1
   )
   flags.DEFINE_integer("seed", 0, "Of sampling.")
-  flags.DEFINE_bool("debug", False, "Show stack traces and what libraries log.")
-
-
-if __name__ == "__main__":
-  define_flags()
-  configs.run_tool(main)

@@ -1,26 +1,24 @@
 """A pre-flight check: what a config would do, and what is wrong with it.
 
-    python -m r1jax.tools.doctor --config=experiments/demo.py
+    r1jax doctor --config=experiments/demo.py
 
-Takes the flags of `r1jax.main`, without --workdir. Every finding is one line,
+Takes the flags of `r1jax train`, without --workdir. Every finding is one line,
 which begins with "ok", "note" or "WRONG"; lines that begin with nothing only
 tell. For GRPO one round is trained, by the loop itself and at learning rate 0,
 and thrown away. The exit code is 0 if nothing is wrong, 1 if something is, 2 if
 there is no config to look at.
 """
 
-import functools
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 
 from r1jax import config as configs
 from r1jax import runtime
-from r1jax.tools import checks
+from r1jax.tools import checks, command_line
 from r1jax.tools.checks import NOTE, WRONG, Context, Line
 
 CHECKS: dict[str, dict[str, Callable[[Context], Iterator[Line]]]] = {
@@ -62,40 +60,19 @@ def examine(
         return
 
 
-def main(argv: list[str], *, config: flags.FlagHolder) -> None:
-  """Prints what `examine` finds, and exits."""
-  options = flags.FLAGS
-  if len(argv) > 1:
-    raise ValueError(f"unknown argument {argv[1]!r}; flags start with --")
-  logging.set_verbosity(logging.INFO if options.debug else logging.ERROR)
-  settings = configs.from_flag(config, sweep_index=options.sweep)
+def define_flags() -> None:
+  """Defines the flags that `main` reads."""
+  command_line.define_config_flags()
+
+
+def main() -> int:
+  """Prints what `examine` finds; the exit code."""
+  settings = command_line.config()
   runtime.start(settings.cpu_devices)
   began, wrong = time.monotonic(), 0
-  for name, (verdict, text) in examine(settings, debug=options.debug):
+  for name, (verdict, text) in examine(settings, debug=flags.FLAGS.debug):
     print(f"{verdict:5}  {name:9}  {text}", flush=True)
     wrong += verdict == WRONG
   seconds = time.monotonic() - began
   print(f"{wrong or 'nothing'} WRONG, in {seconds:.0f} s", flush=True)
-  sys.exit(1 if wrong else 0)
-
-
-def run() -> None:
-  """`main` with its flags and its exit codes."""
-  config = configs.define_flag()
-  flags.DEFINE_integer("sweep", None, "Apply the i-th override of sweep().")
-  flags.DEFINE_bool("debug", False, "Show stack traces and what libraries log.")
-  try:
-    app.run(
-      functools.partial(main, config=config), flags_parser=configs.parse_flags
-    )
-  except KeyboardInterrupt:
-    sys.exit(130)
-  except (ValueError, OSError, flags.Error) as error:
-    if "--debug" in sys.argv:
-      traceback.print_exc()
-    print(f"error: {configs.one_line(error)}", file=sys.stderr, flush=True)
-    sys.exit(2)
-
-
-if __name__ == "__main__":
-  run()
+  return 1 if wrong else 0

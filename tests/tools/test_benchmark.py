@@ -1,4 +1,4 @@
-"""`python -m r1jax.tools.benchmark`: the front, and the scripts of peers."""
+"""The form of all benchmarks, and the scripts of peers."""
 
 import json
 import pathlib
@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from r1jax.tools import benchmark, peer_scripts
+from benchmarks import peer_scripts
 
 ANSWER = dict(times=[2.0, 4.0], mean_length=128.0)
 
@@ -24,37 +24,26 @@ def script(tmp_path):
   return write
 
 
-def test_every_benchmark_is_named_after_its_module():
-  for name, module in benchmark.BENCHMARKS.items():
-    assert module == f"r1jax.tools.benchmark_{name}"
-
-
-def test_an_unknown_benchmark_is_refused_with_the_nearest():
-  with pytest.raises(ValueError, match="'grop'; did you mean 'grpo'"):
-    benchmark.benchmark("grop")
-
-
-def test_a_flag_of_another_benchmark_is_refused():
-  def rows(*, rows: int = 1):
-    return {}
-
-  assert benchmark.settings("rows", rows, {"rows": 2}) == {"rows": 2}
-  with pytest.raises(
-    ValueError, match="flag of rows '--prompt'; there is --rows"
-  ):
-    benchmark.settings("rows", rows, {"prompt": 2})
+def test_every_argument_of_a_benchmark_is_a_flag(python):
+  code = """
+from benchmarks import command
+def rows(*, count: int = 3, share: float = 0.5, peers: bool = False,
+         folder: str | None = None):
+  "Counts."
+  return dict(count=count, share=share, peers=peers, folder=folder)
+command.run(rows)
+"""
+  done = python("-c", code, "--count=4", "--peers", "--folder=here")
+  last = json.loads(done.stdout.splitlines()[-1])
+  assert last == dict(count=4, share=0.5, peers=True, folder="here")
 
 
 @pytest.mark.parametrize(
-  "arguments, message",
-  [
-    ((), "name one benchmark: model, grpo"),
-    (("grpo", "--prompt=0"), "prompt"),
-    (("grpo", "--promt=1"), "did you mean --prompt"),
-  ],
+  "flag, message",
+  [("--prompt=0", "prompt"), ("--promt=1", "did you mean --prompt")],
 )
-def test_wrong_input_is_one_line_and_exit_code_2(python, arguments, message):
-  done = python("-m", "r1jax.tools.benchmark", *arguments)
+def test_wrong_input_is_one_line_and_exit_code_2(python, flag, message):
+  done = python("-m", "benchmarks.grpo", flag)
   assert done.returncode == 2 and not done.stdout
   assert message in done.stderr and done.stderr.count("\n") == 1
 

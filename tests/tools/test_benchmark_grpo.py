@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import gpu, grpo, timing
+from benchmarks.grpo import Size
 from r1jax.models import flops
 from r1jax.models.blockwise import visible
 from r1jax.models.presets import PRESETS
-from r1jax.tools import benchmark_gpu, benchmark_grpo, timing
-from r1jax.tools.benchmark_grpo import Size
 from r1jax.training.experience import pack_minibatch
 from r1jax.types import FINISH_LENGTH, Rollout
 
@@ -29,11 +29,11 @@ def test_flops_are_twice_the_published_parameters():
 
 
 def test_pairs_cost_what_attention_multiplies():
-  grouped = benchmark_grpo.sized("qwen2", 256, 4)
+  grouped = grpo.sized("qwen2", 256, 4)
   # Four layers of four heads of 64: a score and a mixed value each.
   assert flops.of_pair(grouped) == 4 * 4 * (2 * 64 + 2 * 64)
   assert flops.of_pair(grouped, cached=True) == flops.of_pair(grouped)
-  latent = benchmark_grpo.sized("deepseek_v3", 256, 4)
+  latent = grpo.sized("deepseek_v3", 256, 4)
   # Keys of 32 + 32, values of 32; or a latent of 64 with a key of 32.
   assert flops.of_pair(latent) == 4 * 4 * (2 * 64 + 2 * 32)
   assert flops.of_pair(latent, cached=True) == 4 * 4 * (2 * 96 + 2 * 64)
@@ -42,7 +42,7 @@ def test_pairs_cost_what_attention_multiplies():
 @pytest.mark.parametrize("model", ["qwen2", "deepseek_v3"])
 def test_the_forward_pass_counts_each_visible_pair_once(model):
   size = Size(prompts=3, group_size=4, prompt=5, completion=7)
-  sizes = benchmark_grpo.sized(model, 64, 2)
+  sizes = grpo.sized(model, 64, 2)
   packed, count = packed_of(size, completions=4)
   queries = pairs = 0
   for row in range(packed.tokens.shape[0]):
@@ -53,7 +53,7 @@ def test_the_forward_pass_counts_each_visible_pair_once(model):
       used = packed.positions[row, part] >= 0
       pairs += int(np.asarray(seen)[0][used].sum())
       queries += int(used.sum())
-  must = benchmark_grpo.work(sizes, size)
+  must = grpo.work(sizes, size)
   expected = queries * flops.of_token(sizes) + pairs * flops.of_pair(sizes)
   expected += size.sampled * flops.of_logits(sizes)
   assert must.forward == expected
@@ -61,21 +61,21 @@ def test_the_forward_pass_counts_each_visible_pair_once(model):
 
 def test_decoding_sees_the_prompt_and_what_came_before():
   size = Size(prompts=3, group_size=4, prompt=5, completion=7)
-  sizes = benchmark_grpo.sized("deepseek_v3", 64, 2)
+  sizes = grpo.sized("deepseek_v3", 64, 2)
   expected = 0
   for _ in range(size.prompts * size.group_size):
     for token in range(size.completion):
       keys = size.prompt + token
       expected += flops.of_token(sizes) + flops.of_logits(sizes)
       expected += keys * flops.of_pair(sizes, cached=True)
-  assert benchmark_grpo.work(sizes, size).decoding == expected
+  assert grpo.work(sizes, size).decoding == expected
 
 
 def test_the_floor_is_decoding_at_its_rate_and_the_rest_at_the_peak():
   size = Size(prompts=8, group_size=8, prompt=32, completion=128)
-  sizes = benchmark_grpo.sized("qwen2", 256, 4)
-  floor = benchmark_grpo.floors(sizes, size, RATES)
-  must = benchmark_grpo.work(sizes, size)
+  sizes = grpo.sized("qwen2", 256, 4)
+  floor = grpo.floors(sizes, size, RATES)
+  must = grpo.work(sizes, size)
   assert floor["floor_decode_s"] == pytest.approx(
     must.decoding / 50e9, abs=1e-4
   )
@@ -105,21 +105,21 @@ def packed_of(size, completions):
     finish=np.full(shape, FINISH_LENGTH, np.int32),
     logprobs=np.zeros((*shape, size.completion), np.float32),
   )
-  rows = benchmark_grpo.rows_of(size, completions, microbatch_rows=2)
+  rows = grpo.rows_of(size, completions, microbatch_rows=2)
   return pack_minibatch(rollout, np.arange(size.prompts), **rows)
 
 
 @pytest.mark.slow
 def test_a_step_is_timed_in_parts_and_moves_the_policy():
-  sizes = benchmark_grpo.sized("qwen2", TOY["width"], TOY["layers"])
+  sizes = grpo.sized("qwen2", TOY["width"], TOY["layers"])
   size = Size(2, 2, TOY["prompt"], TOY["completion"])
-  rows = benchmark_grpo.rows_of(size, 2, 2)
-  running = benchmark_grpo.train(sizes, size, rows)
+  rows = grpo.rows_of(size, 2, 2)
+  running = grpo.train(sizes, size, rows)
   next(running)
   params = lambda: running.gi_frame.f_locals["state"].params
   before = jax.tree.map(np.array, params())
   taken = next(running)
-  parts = [taken[key] for key in benchmark_grpo.PHASES]
+  parts = [taken[key] for key in grpo.PHASES]
   assert min(parts) > 0 and sum(parts) == pytest.approx(taken["step_s"])
   moved = jax.tree.map(lambda x, y: not np.array_equal(x, y), before, params())
   assert all(jax.tree.leaves(moved))
@@ -130,11 +130,11 @@ def test_the_report_is_of_medians(monkeypatch):
 
   def train(sizes, size, rows):
     for taken in steps:
-      yield dict.fromkeys(("step_s", *benchmark_grpo.PHASES), taken)
+      yield dict.fromkeys(("step_s", *grpo.PHASES), taken)
 
   monkeypatch.setattr(timing, "machine", lambda: RATES)
-  monkeypatch.setattr(benchmark_grpo, "train", train)
-  report = benchmark_grpo.grpo(**TOY, steps=3)
+  monkeypatch.setattr(grpo, "train", train)
+  report = grpo.grpo(**TOY, steps=3)
   assert report["step_s"] == report["update_s"] == 2.0
   assert report["steps"] == 3 and report["peers"] == {}
   assert report["sampled_tokens"] == 2 * 2 * 6
@@ -145,7 +145,7 @@ def test_the_report_is_of_medians(monkeypatch):
 @pytest.mark.parametrize("model", ["qwen2", "deepseek_v3"])
 def test_both_models_are_timed(model, monkeypatch):
   monkeypatch.setattr(timing, "machine", lambda: RATES)
-  report = benchmark_grpo.grpo(**TOY, model=model, steps=1)
+  report = grpo.grpo(**TOY, model=model, steps=1)
   assert report["step_s"] > 0 and report["peak_memory_bytes"] > 0
 
 
@@ -155,7 +155,7 @@ def test_a_peer_is_compared_over_all_its_runs():
     dict(times=[3.0, 4.0], mean_length=128.0),
     dict(times=[5.0], mean_length=127.0),
   ]
-  assert benchmark_grpo.compare(runs, size, 2.0) == {
+  assert grpo.compare(runs, size, 2.0) == {
     "step_s": 4.0,
     "steps": 3,
     "sampled_tokens": 8160,
@@ -163,21 +163,21 @@ def test_a_peer_is_compared_over_all_its_runs():
     "ratio": 2.0,
   }
   short = [dict(times=[3.0], mean_length=120.0)]
-  assert not benchmark_grpo.compare(short, size, 2.0)["equal_tokens"]
+  assert not grpo.compare(short, size, 2.0)["equal_tokens"]
   failed = [*runs, dict(error="ended by SIGKILL")]
-  assert benchmark_grpo.compare(failed, size, 2.0) == failed[-1]
+  assert grpo.compare(failed, size, 2.0) == failed[-1]
 
 
 def test_the_peers_have_no_deepseek():
   with pytest.raises(ValueError, match="nothing to time beside deepseek_v3"):
-    benchmark_grpo.grpo(model="deepseek_v3", peers=True)
+    grpo.grpo(model="deepseek_v3", peers=True)
 
 
 @pytest.mark.slow
 def test_the_gpu_s_measures_run_at_toy_size(monkeypatch):
   peak = {"nominal": False, "peak_tflops": 0.05, "memory_gb_per_s": 10.0}
-  monkeypatch.setattr(benchmark_gpu, "peaks", lambda: peak)
-  report = benchmark_gpu.gpu(
+  monkeypatch.setattr(gpu, "peaks", lambda: peak)
+  report = gpu.gpu(
     width=16,
     layers=1,
     batch=4,
@@ -197,14 +197,10 @@ def test_the_gpu_s_measures_run_at_toy_size(monkeypatch):
 
 
 def test_the_gpu_s_model_is_qwen():
-  assert benchmark_gpu.sized() == benchmark_gpu.preset(
-    benchmark_gpu.NAME, compute_dtype="bfloat16"
-  )
-  assert benchmark_gpu.parameters(benchmark_gpu.sized()) == pytest.approx(
-    1.54e9, rel=5e-3
-  )
+  assert gpu.sized() == gpu.preset(gpu.NAME, compute_dtype="bfloat16")
+  assert gpu.parameters(gpu.sized()) == pytest.approx(1.54e9, rel=5e-3)
 
 
 def test_a_gpu_s_batch_holds_whole_groups():
   with pytest.raises(ValueError, match="group_size 8 does not divide batch 12"):
-    benchmark_gpu.gpu(batch=12)
+    gpu.gpu(batch=12)

@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 
-from r1jax.tools import benchmark_rollouts, timing
+from benchmarks import rollouts, timing
 
 
 def test_lengths_are_log_uniform():
-  lengths = benchmark_rollouts.log_uniform(
-    np.random.default_rng(0), 13, 128, (20_000,)
-  )
+  lengths = rollouts.log_uniform(np.random.default_rng(0), 13, 128, (20_000,))
   assert lengths.min() == 13 and lengths.max() == 128
   for low, high in ((13, 25), (26, 51), (52, 103)):  # Each a factor of two.
     share = np.mean((low <= lengths) & (lengths <= high))
@@ -23,13 +21,13 @@ def test_lengths_are_log_uniform():
   [([5, 1, 1, 1, 1], 2, 5), ([1, 1, 1, 1, 5], 2, 7), ([3, 4, 5], 8, 5)],
 )
 def test_ideal_slots_never_wait(lengths, slots, expected):
-  assert benchmark_rollouts.ideal_steps(np.array(lengths), slots) == expected
+  assert rollouts.ideal_steps(np.array(lengths), slots) == expected
 
 
 @pytest.mark.parametrize("bad", [dict(requests=100), dict(group_size=3)])
 def test_batches_that_are_not_whole_are_refused(bad):
   with pytest.raises(ValueError, match="whole"):
-    benchmark_rollouts.rollouts(**bad)
+    rollouts.rollouts(**bad)
 
 
 @pytest.mark.slow
@@ -37,7 +35,7 @@ def test_both_sides_write_the_same_tokens(monkeypatch):
   monkeypatch.setattr(timing, "REPEATS", 1)
   monkeypatch.setattr(timing, "machine", dict)
   sizes = dict(requests=16, slots=4, group_size=2, prompt=4)
-  report = benchmark_rollouts.rollouts(**sizes, shortest=2, longest=9)
+  report = rollouts.rollouts(**sizes, shortest=2, longest=9)
   for name, steps in report["steps"].items():
     share = report["tokens"] / (4 * steps)
     assert report["occupancy"][name] == pytest.approx(share, abs=1e-3)

@@ -1,4 +1,4 @@
-"""`python -m r1jax.tools.convert` on directories, on runs, and on neither."""
+"""`python -m r1jax convert` on directories, on runs, and on neither."""
 
 import json
 
@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import checkpoint
-from r1jax.models import convert as checkpoints
+from benchmarks import loading
+from r1jax import checkpoint, hf
 from r1jax.models.presets import preset
-from r1jax.tools import convert, loading
+from r1jax.tools import convert
 from r1jax.workdir import claim
 
 CONFIG = preset("tiny_deepseek", vocab_size=480)
@@ -34,7 +34,7 @@ def run_of(tmp_path, loop, tree, **config):
 
 
 def assert_same(directory, config, params):
-  found, read = checkpoints.load(directory)
+  found, read = hf.load(directory)
   assert found == config
   jax.tree.map(np.testing.assert_array_equal, read, params)
   assert jax.tree.structure(read) == jax.tree.structure(params)
@@ -48,12 +48,11 @@ def test_a_directory_becomes_one_of_another_dtype(
   tmp_path, params, words, python
 ):
   source, target = tmp_path / "a", tmp_path / "b"
-  checkpoints.save(
-    source, CONFIG, params, tokenizer=words, provenance=dict(step=3)
-  )
+  hf.save(source, CONFIG, params, tokenizer=words, provenance=dict(step=3))
   done = python(
     "-m",
-    "r1jax.tools.convert",
+    "r1jax",
+    "convert",
     f"--source={source}",
     f"--target={target}",
     "--dtype=bfloat16",
@@ -68,7 +67,7 @@ def test_a_directory_becomes_one_of_another_dtype(
   assert (target / "model.safetensors.index.json").exists()
   assert provenance(target)["step"] == 3
   assert len(provenance(target)) == 1 + len([*target.glob("*.safetensors")])
-  config, read = checkpoints.load(target, dtype="bfloat16")
+  config, read = hf.load(target, dtype="bfloat16")
   assert config.mtp_depth == 0
   np.testing.assert_array_equal(
     read["moe"]["out"], params["moe"]["out"].astype(read["embed"].dtype)
@@ -79,7 +78,7 @@ def test_the_dtype_is_that_of_the_source_unless_another_is_asked(
   tmp_path, params
 ):
   for dtype in ("float32", "bfloat16"):
-    checkpoints.save(tmp_path / "a", CONFIG, params, dtype=dtype)
+    hf.save(tmp_path / "a", CONFIG, params, dtype=dtype)
     source = convert.find(tmp_path / "a", dtype=None, mtp=True)
     assert source.params["embed"].dtype.name == dtype
 
@@ -96,7 +95,7 @@ def test_a_supervised_run_becomes_a_directory(tmp_path, params, words):
   assert source.tokenizer == workdir / "tokenizer"
   assert source.provenance["step"] == 7
   assert source.provenance["config"]["loop"] == "sft"
-  checkpoints.save(tmp_path / "model", source.config, source.params)
+  hf.save(tmp_path / "model", source.config, source.params)
   assert_same(tmp_path / "model", CONFIG, params)
 
 
@@ -104,7 +103,7 @@ def test_a_supervised_run_becomes_a_directory(tmp_path, params, words):
 def test_a_run_of_reinforcement_becomes_a_directory(
   begun, tmp_path, params, words, python
 ):
-  checkpoints.save(tmp_path / "base", CONFIG, params)
+  hf.save(tmp_path / "base", CONFIG, params)
   model = dict(
     pretrained=dict(path=str(tmp_path / "base")),
     fresh=dict(preset_name="tiny_deepseek", vocab_size=480, seed=0),
@@ -119,7 +118,8 @@ def test_a_run_of_reinforcement_becomes_a_directory(
   )
   done = python(
     "-m",
-    "r1jax.tools.convert",
+    "r1jax",
+    "convert",
     f"--source={workdir}",
     f"--target={tmp_path / 'model'}",
   )
@@ -130,7 +130,7 @@ def test_a_run_of_reinforcement_becomes_a_directory(
 
 
 def test_what_cannot_be_converted_is_said(tmp_path, params):
-  checkpoints.save(tmp_path / "model", CONFIG, params)
+  hf.save(tmp_path / "model", CONFIG, params)
   (tmp_path / "model/model.safetensors").write_bytes(b"short")
   (tmp_path / "empty").mkdir()
   run_of(tmp_path, "measure", dict(params=params))
@@ -145,11 +145,11 @@ def test_what_cannot_be_converted_is_said(tmp_path, params):
 
 def test_an_error_is_one_line_unless_it_is_debugged(tmp_path, python):
   flags = f"--source={tmp_path}", f"--target={tmp_path / 'new'}"
-  done = python("-m", "r1jax.tools.convert", *flags)
+  done = python("-m", "r1jax", "convert", *flags)
   assert done.returncode == 2
   assert done.stderr.startswith(f"error: {tmp_path} is neither")
   assert len(done.stderr.splitlines()) == 1
-  done = python("-m", "r1jax.tools.convert", flags[1], "--debug")
+  done = python("-m", "r1jax", "convert", flags[1], "--debug")
   assert done.returncode == 2
   assert "Traceback" in done.stderr
   assert done.stderr.splitlines()[-1].startswith("error: --source is not set")

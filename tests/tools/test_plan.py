@@ -10,11 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import config, models, sharding
+from r1jax import config, sharding
 from r1jax.models.presets import preset
-from r1jax.tools import plan, plan_chips, plan_estimate, plan_programs
-from r1jax.tools import plan_bounds as bounds
-from r1jax.tools.plan_costs import Collective, Costs
+from r1jax.tools.plan import bounds, command, estimate, programs
+from r1jax.tools.plan import chips as plan_chips
+from r1jax.tools.plan.costs import Collective, Costs
+from r1jax.training import models
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 LINK, GIB = 100e9, 2**30
@@ -131,9 +132,9 @@ def test_bounds_are_the_nominal_speeds():
 
 def test_arguments_on_gpus_are_what_the_shardings_leave():
   c = experiment("r1_zero.py")
-  found = plan.plan(c, plan_chips.topology("h200:8x64"))
+  found = command.plan(c, plan_chips.topology("h200:8x64"))
   sizes, parts = preset("deepseek_v3"), found["programs"]["update"]["parts"]
-  weights = sum(plan_estimate.sizes_of(sizes))
+  weights = sum(estimate.sizes_of(sizes))
   assert weights == pytest.approx(682e9, rel=0.01)  # 671 and the MTP block.
   assert parts["params"] == pytest.approx(4 * weights / 512, rel=0.01)
   assert parts["optimizer"] == pytest.approx(
@@ -146,8 +147,8 @@ def test_arguments_on_gpus_are_what_the_shardings_leave():
 def test_what_waits_in_the_hosts_memory_takes_none_of_the_devices():
   few = experiment("r1_zero.py", offload=("optimizer", "reference"))
   topology = plan_chips.topology("h200:8x64")
-  before = plan.plan(experiment("r1_zero.py"), topology, only=("update",))
-  after = plan.plan(few, topology, only=("update",))
+  before = command.plan(experiment("r1_zero.py"), topology, only=("update",))
+  after = command.plan(few, topology, only=("update",))
   parts, kept = (x["programs"]["update"]["parts"] for x in (before, after))
   assert kept["params"] == parts["params"]
   assert kept["reference"] == 0 and kept["optimizer"] < 100  # Its counters.
@@ -159,7 +160,7 @@ def test_what_waits_in_the_hosts_memory_takes_none_of_the_devices():
 
 def test_a_cache_holds_a_latent_of_every_token_of_every_slot():
   c = experiment("r1_zero.py", rollout_mesh__context=2, rollout_mesh__expert=64)
-  found = plan.plan(c, plan_chips.topology("h200:8x64"), only=("decode",))
+  found = command.plan(c, plan_chips.topology("h200:8x64"), only=("decode",))
   parts = found["programs"]["decode"]["parts"]
   tokens = 2048 * (1920 + 32768)
   latents = tokens * 61 * (512 + 64) * 2  # Bytes in bfloat16.
@@ -177,7 +178,7 @@ def test_slots_that_share_prompts_hold_them_once():
   c = experiment("r1_zero.py", rollout_mesh__context=2, rollout_mesh__expert=64)
   with c.unlocked():
     c.sampling.slots_per_prompt = 8
-  found = plan.plan(c, plan_chips.topology("h200:8x64"), only=("decode",))
+  found = command.plan(c, plan_chips.topology("h200:8x64"), only=("decode",))
   tokens = 2048 / 8 * 1920 + 2048 * 32768
   latents = tokens * 61 * (512 + 64) * 2
   lengths = (2048 + 2048 / 8) / 256 * 4
@@ -187,9 +188,9 @@ def test_slots_that_share_prompts_hold_them_once():
 
 def test_no_large_weight_is_copied_to_every_device():
   c = experiment("r1_zero.py")
-  sizes = plan_programs.sizes_of(c)
-  mesh = plan.make_mesh(c, plan_chips.topology("h200:8x64"))
-  placed = plan_programs.placed(mesh, sizes, plan_programs.parameters(sizes))
+  sizes = programs.sizes_of(c)
+  mesh = command.make_mesh(c, plan_chips.topology("h200:8x64"))
+  placed = programs.placed(mesh, sizes, programs.parameters(sizes))
   import jax
 
   for path, leaf in jax.tree.leaves_with_path(placed):
@@ -204,8 +205,8 @@ def test_more_chips_of_a_mesh_axis_take_less_memory_each():
     dict(width=4096, max_rows=512, microbatch_rows=512),
   )
   mesh = dict(data=1, fsdp=32, expert=16, context=1, tensor=1)
-  few = plan_estimate.temporaries(sizes, rows, mesh)
-  many = plan_estimate.temporaries(sizes, rows, mesh | dict(context=4))
+  few = estimate.temporaries(sizes, rows, mesh)
+  many = estimate.temporaries(sizes, rows, mesh | dict(context=4))
   assert many["gradients"] == few["gradients"] / 4
   assert many["activations"] == pytest.approx(few["activations"] / 4)
 
@@ -213,7 +214,7 @@ def test_more_chips_of_a_mesh_axis_take_less_memory_each():
 def test_a_sweep_ranks_meshes_that_fit_the_devices():
   c = experiment("r1_zero.py:qwen_math_7b")
   topology = plan_chips.topology("h200:8x2")
-  found = plan.sweep(c, topology)
+  found = command.sweep(c, topology)
   assert found["fits"] and len(found["plans"]) == 3
   times = [one["seconds"] for one in found["ranked"]]
   assert times == sorted(times)
@@ -231,7 +232,7 @@ def test_a_sweep_ranks_meshes_that_fit_the_devices():
 )
 def test_a_mesh_that_does_not_fit_is_refused(name, overrides, topology, match):
   with pytest.raises(ValueError, match=match):
-    plan.plan(experiment(name, **overrides), plan_chips.topology(topology))
+    command.plan(experiment(name, **overrides), plan_chips.topology(topology))
 
 
 def test_a_loop_without_a_plan_is_refused():
@@ -239,7 +240,7 @@ def test_a_loop_without_a_plan_is_refused():
   c.unlock()
   c.loop = "evaluate"
   with pytest.raises(ValueError, match="unknown loop to plan 'evaluate'"):
-    plan.plan(c, plan_chips.topology("h200:8x1"))
+    command.plan(c, plan_chips.topology("h200:8x1"))
 
 
 def test_a_model_is_known_without_its_weights():
@@ -263,13 +264,13 @@ def test_faults_of_a_compiled_program_are_named():
   """Programs that gather the model, copy an array, or wait for the host."""
   mesh = sharding.make_mesh(data=1, fsdp=4)
   sizes = preset("tiny_qwen2")
-  whole = 4 * sum(plan_estimate.sizes_of(sizes))
-  program = plan_programs.Program(
+  whole = 4 * sum(estimate.sizes_of(sizes))
+  program = programs.Program(
     *("update", None, (), {}, {}, 0, {}, 0, sizes, None, mesh)
   )
   large = jax.ShapeDtypeStruct((whole // 8,), "float32")  # Half of the model.
   split = sharding.rows(mesh)
-  check = functools.partial(plan.faults, program)
+  check = functools.partial(command.faults, program)
   assert check(whole / 4, [], [large], [split]) == []
   (gathered,) = check(3 / 4 * whole, [], [], [])
   assert gathered.startswith("it gathers")
@@ -281,7 +282,8 @@ def test_faults_of_a_compiled_program_are_named():
 def test_the_command_prints_one_object(python):
   done = python(
     "-m",
-    "r1jax.tools.plan",
+    "r1jax",
+    "plan",
     "--config=experiments/demo.py",
     "--topology=h200:4x1",
     "--json",
@@ -289,6 +291,6 @@ def test_the_command_prints_one_object(python):
   found = json.loads(done.stdout.splitlines()[-1])
   assert done.returncode == 0 and found["fits"]
   assert "gradients, estimated" in done.stdout
-  refused = python("-m", "r1jax.tools.plan", "--config=experiments/demo.py")
+  refused = python("-m", "r1jax", "plan", "--config=experiments/demo.py")
   assert refused.returncode == 2
   assert refused.stderr.startswith("error: no --topology; give CHIP:SHAPE")

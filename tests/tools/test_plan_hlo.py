@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from r1jax import sharding
-from r1jax.tools import plan_costs, plan_hlo
+from r1jax.tools.plan import costs as plan_costs
+from r1jax.tools.plan import hlo
 
 SIZES = {"data": 2, "fsdp": 4}
 EIGHT = dict(data=2, fsdp=2, expert=2)
@@ -23,11 +24,11 @@ def compiled(fn, *shapes, mesh, specs):
     for shape, spec in zip(shapes, specs)
   ]
   text = jax.jit(fn).lower(*arguments).compile().as_text()
-  return plan_hlo.parse(text)
+  return hlo.parse(text)
 
 
 def line(attributes):
-  return plan_hlo.Instruction("x", "all-gather", (), (), "", attributes, False)
+  return hlo.Instruction("x", "all-gather", (), (), "", attributes, False)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def line(attributes):
   ],
 )
 def test_groups_of_devices_are_read_in_every_form(text, wanted):
-  assert plan_hlo.groups(line(", " + text)).tolist() == wanted
+  assert hlo.groups(line(", " + text)).tolist() == wanted
 
 
 @pytest.mark.parametrize(
@@ -61,12 +62,12 @@ def test_groups_of_devices_are_read_in_every_form(text, wanted):
   ],
 )
 def test_a_group_knows_its_axes(group, axes):
-  assert plan_hlo.axes_of(np.array(group), SIZES) == axes
+  assert hlo.axes_of(np.array(group), SIZES) == axes
 
 
 def test_a_text_that_is_no_program_is_refused():
   with pytest.raises(ValueError, match="no HLO module"):
-    plan_hlo.parse("nonsense")
+    hlo.parse("nonsense")
 
 
 def test_every_collective_is_counted_with_its_axis_and_its_bytes():
@@ -162,7 +163,7 @@ def test_memory_is_read_and_written_once_a_matmul():
 
 def test_a_fusion_reads_the_slices_that_fusions_within_it_take():
   # As TPUs write a matmul of a part of an array.
-  module = plan_hlo.parse(
+  module = hlo.parse(
     "HloModule m\n\n"
     "%slice (x: f32[64,512], i: s32[]) -> f32[4,512] {\n"
     "  %x = f32[64,512]{1,0} parameter(0)\n"
@@ -212,7 +213,7 @@ def test_a_way_to_the_host_is_found():
 )
 def test_a_tpus_matmul_is_counted(text, wanted):
   batch = "4," if "4,128" in text else ""
-  module = plan_hlo.parse(
+  module = hlo.parse(
     "HloModule m\n\n"
     "ENTRY %main (a: f32[], b: f32[]) -> f32[] {\n"
     f"  %a = f32[{batch}128,512]{{1,0:T(8,128)}} parameter(0)\n"
@@ -225,7 +226,7 @@ def test_a_tpus_matmul_is_counted(text, wanted):
 
 def test_a_fused_all_reduce_that_keeps_a_part_is_a_reduce_scatter():
   # As TPUs write it.
-  module = plan_hlo.parse(
+  module = hlo.parse(
     "HloModule m\n\n"
     "%inner (x: f32[512,512]) -> f32[128,512] {\n"
     "  %x = f32[512,512]{1,0} parameter(0)\n"
@@ -252,7 +253,7 @@ def test_a_fused_all_reduce_that_keeps_a_part_is_a_reduce_scatter():
 def test_what_goes_between_slices_goes_by_way_of_the_hosts():
   # As TPUs write it: a send and a receive that the network's runtime handles.
   sent = 'frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}'
-  module = plan_hlo.parse(
+  module = hlo.parse(
     "HloModule m\n\n"
     "ENTRY %main (a: f32[256]) -> f32[256] {\n"
     "  %a = f32[256]{0} parameter(0)\n"

@@ -6,7 +6,8 @@ import pytest
 
 from r1jax import config
 from r1jax.models.presets import preset
-from r1jax.tools import plan, plan_chips, plan_estimate
+from r1jax.tools.plan import chips as plan_chips
+from r1jax.tools.plan import command, estimate
 
 pytest.importorskip("libtpu", reason="libtpu is not installed: `make test-tpu`")
 pytestmark = pytest.mark.tpu
@@ -21,7 +22,7 @@ def planned(topology, only=(), rows=8, **mesh):
   c.mesh = mesh
   c.rows.microbatch_rows, c.rows.max_rows = rows, 2 * rows
   c.sampling.num_slots = 32
-  return plan.plan(c, plan_chips.topology(topology), only=only)
+  return command.plan(c, plan_chips.topology(topology), only=only)
 
 
 def by_axes(program):
@@ -38,7 +39,7 @@ def by_axes(program):
 def test_a_tiny_run_fits(topology, mesh):
   found = planned(topology, **mesh)
   assert found["fits"] and found["chips"] == 8
-  whole = 4 * sum(plan_estimate.sizes_of(preset("tiny_deepseek")))
+  whole = 4 * sum(estimate.sizes_of(preset("tiny_deepseek")))
   for name, program in found["programs"].items():
     assert program["faults"] == [], name
     # Sums, too: the whole model would be 7/8 of it.

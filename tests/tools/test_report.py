@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from r1jax.tools import charts, figures, report
+from r1jax.tools.report import charts, command, figures
 
 HOSTILE = (
   "</script><script>alert(1)</script><!--<img src=x onerror=alert(2)>",
@@ -159,7 +159,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(workdir):
-  return report.build([workdir]).read_text("utf-8")
+  return command.build([workdir]).read_text("utf-8")
 
 
 def test_the_page_loads_nothing(page):
@@ -208,33 +208,33 @@ def test_every_chart_is_a_png_too(workdir, page):
 def test_the_same_files_give_the_same_page(tmp_path):
   keep = "eval/chain_sum/|load/1|perf"
   workdir = synthetic_workdir(tmp_path / "demo", 8, keep=keep)
-  pages = [report.build([workdir], tmp_path / name) for name in ("a", "b")]
+  pages = [command.build([workdir], tmp_path / name) for name in ("a", "b")]
   assert pages[0].read_bytes() == pages[1].read_bytes()
 
 
 def test_headlines_are_the_first_and_last_evaluation(workdir):
-  run = report.read(workdir, "demo")
+  run = command.read(workdir, "demo")
   firsts, lasts = zip(
     *(run.curves[f"eval/{task}/pass@1"].values[[0, -1]]
       for task in ("chain_sum", "countdown", "spell_backward")),
     strict=True,
   )  # fmt: skip
-  change = report.headlines(run)[0]
+  change = command.headlines(run)[0]
   assert change.before == f"{np.mean(firsts):.1%}"
   assert change.after == f"{np.mean(lasts):.1%}"
 
 
 def test_a_summary_wins_over_metrics(workdir):
-  run = report.read(workdir, "demo")
+  run = command.read(workdir, "demo")
   run = run._replace(summary={"base_pass_at_1": 0.125, "zero_pass_at_1": 0.875})
-  assert report.headlines(run)[0][1:3] == ("12.5%", "87.5%")
+  assert command.headlines(run)[0][1:3] == ("12.5%", "87.5%")
 
 
 def test_several_runs_overlay(tmp_path):
   keep = "eval/chain_sum/|reward/mean|load/1"
   good = synthetic_workdir(tmp_path / "a" / "demo", 8, keep=keep)
   control = synthetic_workdir(tmp_path / "b" / "demo", 8, 1, 0.0, keep)
-  page = report.build([good, control], tmp_path / "both.html").read_text()
+  page = command.build([good, control], tmp_path / "both.html").read_text()
   assert _data(page)["runs"] == ["a/demo", "b/demo"]
   assert page.count(">a/demo</li>") == 3
   assert page.count(">b/demo</li>") == 3
@@ -245,25 +245,23 @@ def test_several_runs_overlay(tmp_path):
 def test_a_line_cut_by_a_kill_is_skipped(tmp_path):
   path = tmp_path / "metrics.jsonl"
   path.write_text('{"step": 4, "reward/mean": 1.0}\n{"step": 8, "rewar')
-  assert [row["step"] for row in report.read_lines(path)] == [4]
+  assert [row["step"] for row in command.read_lines(path)] == [4]
 
 
 @pytest.mark.parametrize("line", ['{"step": 4, "rew', "[]", '{"time": 1.0}'])
-def test_a_broken_line_in_the_middle_is_named(tmp_path, capsys, line):
+def test_a_broken_line_in_the_middle_is_named(tmp_path, line):
   path = tmp_path / "metrics.jsonl"
   path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 9}}\n')
-  assert report.main([str(tmp_path)]) == 1
-  message = capsys.readouterr().err
-  assert f"{path}:2: " in message
-  assert message.count("\n") == 1
+  with pytest.raises(ValueError, match=f"^{re.escape(str(path))}:2: "):
+    command.build([tmp_path])
 
 
-def test_a_missing_run_is_one_line_with_a_remedy(tmp_path, capsys):
-  for workdir in (tmp_path, tmp_path / "nowhere"):
-    assert report.main([str(workdir)]) == 1
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    assert "give" in message
+def test_a_missing_run_is_one_line_with_a_remedy(tmp_path, python):
+  for arguments in ([tmp_path], [tmp_path / "nowhere"], []):
+    done = python("-m", "r1jax", "report", *arguments)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.count("\n") == 1
+    assert "give" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -278,7 +276,7 @@ def test_a_missing_run_is_one_line_with_a_remedy(tmp_path, capsys):
 )
 def test_any_metric_may_be_absent(tmp_path, rows):
   _write_lines(tmp_path / "metrics.jsonl", rows)
-  assert "Optimizer steps" in report.build([tmp_path]).read_text()
+  assert "Optimizer steps" in command.build([tmp_path]).read_text()
 
 
 def test_metrics_without_a_chart_are_listed(page):

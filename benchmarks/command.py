@@ -1,0 +1,52 @@
+"""The one form of all benchmarks: `python -m benchmarks.NAME [--flags]`.
+
+A benchmark is a function of keyword arguments that returns what it measured.
+Each argument is a flag. The last line printed is one JSON object; progress goes
+to standard error.
+"""
+
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable
+
+from absl import flags
+
+from r1jax import runtime
+from r1jax.tools import command_line
+
+
+def run(benchmark: Callable[..., dict]) -> None:
+  """Runs a benchmark on `sys.argv[1:]`, and exits with its code."""
+  define = functools.wraps(define_flags)(lambda: define_flags(benchmark))
+  text = f"{sys.modules['__main__'].__doc__}\n{inspect.getdoc(benchmark)}"
+  command_line.run(
+    f"python -m benchmarks.{benchmark.__name__}",
+    lambda: main(benchmark),
+    define,
+    text,
+  )
+
+
+def main(benchmark: Callable[..., dict]) -> None:
+  """Prints what a benchmark measures with the arguments that flags gave."""
+  runtime.start(cpu_devices=runtime.cores())
+  names = inspect.signature(benchmark).parameters
+  given = {name: flags.FLAGS[name].value for name in names}
+  print(json.dumps(benchmark(**given)), flush=True)
+
+
+def define_flags(benchmark: Callable[..., dict]) -> None:
+  """Defines a flag for each keyword argument, of the type of its default."""
+  for name, parameter in inspect.signature(benchmark).parameters.items():
+    default = parameter.default
+    if isinstance(default, bool):
+      flags.DEFINE_bool(name, default, "")
+    elif isinstance(default, int):
+      lowest = min(default, 1)  # 0 where it has a meaning of its own.
+      flags.DEFINE_integer(name, default, "", lower_bound=lowest)
+    elif isinstance(default, float):
+      flags.DEFINE_float(name, default, "")
+    else:
+      flags.DEFINE_string(name, default, "")

@@ -1,0 +1,372 @@
+"""One GRPO step, beside TRL and Tunix, and beside the arithmetic it takes.
+
+    python -m benchmarks.grpo --prompt=32 --completion=128 \\
+      --peers --trl_python=.trl/bin/python --tunix_python=.tunix/bin/python
+
+A step samples `group_size` completions of each of `prompts` prompts, scores
+them under a reference policy, and makes one AdamW update with the k3 KL, by the
+functions of the training loop. A prompt's completions share its cache, and no
+id ends them, so that every one has its full length. The model is a tiny Qwen2,
+of the sizes of the peers' scripts, or a tiny DeepSeek-V3, which they do not
+have.
+
+`floor_s` is the arithmetic alone: what decoding multiplies, at the rate at
+which this machine multiplies 64 rows, and prompts, scoring and the update, at
+the rate of 2,048 rows. A prompt counts once per group, and what only one side
+computes (the same prompt again, masked scores, the forward pass of a
+rematerialised gradient) not at all.
+"""
+
+import dataclasses
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks import command, peer_scripts, timing
+from benchmarks.model import MODELS, mesh_for
+from r1jax import sharding
+from r1jax.losses.advantages import advantages
+from r1jax.losses.aggregation import token_weights
+from r1jax.losses.presets import PRESETS
+from r1jax.models import flops, transformer
+from r1jax.models.config import ModelConfig, replace
+from r1jax.rollouts.engine import make_engine
+from r1jax.training.experience import (
+  experts_of,
+  pack_minibatch,
+  place,
+  token_arrays,
+)
+from r1jax.training.grpo import make_steps
+from r1jax.training.objective import reference_copy
+from r1jax.training.update import init_state
+from r1jax.types import Experience
+
+RECIPE = PRESETS["grpo"]
+KL_COEFFICIENT = 0.001
+OPTIMIZER = dict(learning_rate=1e-5, b2=0.999)
+PHASES = "generation_s", "scoring_s", "update_s"
+EQUAL = 0.02  # Share by which the tokens of two sides may differ.
+
+
+class Size(NamedTuple):
+  """What a step samples; lengths in tokens."""
+
+  prompts: int
+  group_size: int
+  prompt: int
+  completion: int
+
+  @property
+  def sampled(self) -> int:
+    """Tokens that the policy chooses."""
+    return self.prompts * self.group_size * self.completion
+
+
+@dataclasses.dataclass(frozen=True)
+class Endless:
+  """A tokenizer of characters whose completions no id ends."""
+
+  vocab_size: int
+  eos_ids: tuple[int, ...] = (-1,)
+  prefix_ids: tuple[int, ...] = ()
+
+  def encode(self, text: str) -> list[int]:
+    """Code points, as far as the vocabulary goes."""
+    return [ord(character) % self.vocab_size for character in text]
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """The characters of those code points."""
+    return "".join(map(chr, ids))
+
+
+def grpo(
+  *,
+  prompt: int = 32,
+  completion: int = 128,
+  prompts: int = 8,
+  group_size: int = 8,
+  model: str = "qwen2",
+  width: int = 256,
+  layers: int = 4,
+  steps: int = 5,
+  turns: int = 2,
+  completions_per_row: int = 0,
+  microbatch_rows: int = 0,
+  peers: bool = False,
+  bench_dir: str | None = None,
+  trl_python: str | None = None,
+  tunix_python: str | None = None,
+  peer_timeout: float = 900.0,
+) -> dict:
+  """Median seconds of a step, where they go, the floor, and the peers'.
+
+  Args:
+    prompt: tokens of a prompt.
+    completion: tokens of a completion.
+    prompts: of a step.
+    group_size: completions of each.
+    model: of MODELS.
+    width: of the model; the peers have its feed-forward 4 times as wide.
+    layers: of the model.
+    steps: timed in every turn.
+    turns: in which we and the peers take turns; without peers there is one.
+    completions_per_row: in a packed row; 0 for `best_rows`.
+    microbatch_rows: rows that go through the model at once; 0 likewise.
+    peers: whether to time them.
+    bench_dir: see `peer_scripts.find`, as for their interpreters.
+    trl_python: TRL's.
+    tunix_python: Tunix's.
+    peer_timeout: seconds for one run of a peer, its start included.
+  """
+  if peers and model != "qwen2":
+    raise ValueError(f"the peers have nothing to time beside {model}")
+  size = Size(prompts, group_size, prompt, completion)
+  sizes = sized(model, width, layers)
+  others = (
+    peer_scripts.find(bench_dir, trl=trl_python, tunix=tunix_python)
+    if peers
+    else {}
+  )
+  machine = timing.machine()
+  rows = best_rows(size)
+  rows = rows_of(
+    size,
+    completions_per_row or rows["completions_per_row"],
+    microbatch_rows or rows["microbatch_rows"],
+  )
+  running = train(sizes, size, rows)
+  tell("compiling ...")
+  for _ in range(2):  # What follows the first step may still compile.
+    next(running)
+  ours, theirs = [], {name: [] for name in others}
+  for turn in range(turns if peers else 1):
+    time.sleep(timing.PAUSE)
+    for _ in range(steps):
+      ours.append(next(running))
+    tell(f"turn {turn + 1}: {median(ours, 'step_s'):.2f} s a step")
+    for name, script in others.items():
+      time.sleep(timing.PAUSE)
+      tell(f"  {name} ...")
+      arguments = size._asdict() | dict(width=width, layers=layers)
+      theirs[name].append(
+        peer_scripts.run(
+          script, arguments | dict(steps=steps + 1), timeout=peer_timeout
+        )
+      )
+  step = {key: round(median(ours, key), 4) for key in ("step_s", *PHASES)}
+  floor = floors(sizes, size, machine)
+  return {
+    "machine": machine,
+    "model": model,
+    "size": size._asdict() | dict(width=width, layers=layers),
+    "rows": rows,
+    **step,
+    "steps": len(ours),
+    "sampled_tokens": size.sampled,
+    "sampled_tokens_per_s": round(size.sampled / step["step_s"]),
+    "peak_memory_bytes": timing.peak_memory(),
+    **floor,
+    "ratio_to_floor": round(step["step_s"] / floor["floor_s"], 2),
+    "peers": {
+      name: compare(runs, size, step["step_s"]) for name, runs in theirs.items()
+    },
+  }
+
+
+def sized(model: str, width: int, layers: int) -> ModelConfig:
+  """One of MODELS at that size; the Qwen2 ties its embeddings, as the peers'.
+
+  Heads become narrower or wider with the model.
+  """
+  config = MODELS[model]
+  overrides = dict(width=width, dense_width=4 * width, num_layers=layers)
+  if model == "qwen2":
+    attention = dict(head_size=width // config.attention.num_heads)
+    overrides |= dict(tied=True, attention=attention)
+  return replace(config, **overrides)
+
+
+def settings(size: Size, rows: dict) -> ConfigDict:
+  """The sections of a run that a step reads, with GRPO's recipe."""
+  return ConfigDict(
+    dict(
+      prompts_per_round=size.prompts,
+      group_size=size.group_size,
+      sampling=dict(
+        num_slots=size.prompts * size.group_size,
+        decode_steps=size.completion,
+        prompt_tokens=size.prompt,
+        max_tokens=size.completion,
+        temperature=1.0,
+        slots_per_prompt=size.group_size,
+      ),
+      rows=rows,
+      advantage=RECIPE["advantage"],
+      aggregation=RECIPE["aggregation"],
+      loss=RECIPE["loss"] | dict(kl_coefficient=KL_COEFFICIENT),
+      optimizer=OPTIMIZER,
+      mtp="frozen",
+      router_bias_speed=0.0,
+    )
+  )
+
+
+def train(sizes: ModelConfig, size: Size, rows: dict) -> Iterator[dict]:
+  """Steps without end: the seconds of each, "step_s" and by phase."""
+  config, words = settings(size, rows), Endless(sizes.vocab_size)
+  mesh = mesh_for(size.prompts, rows["microbatch_rows"])
+  model = transformer.Transformer(sizes)
+  engine = make_engine(model, words, mesh, (), **config.sampling)
+  optimizer, score, update = make_steps(config, model, words)
+  params = transformer.init(model, jax.random.key(0))
+  reference = sharding.replicate(mesh, reference_copy(sizes, params))
+  state = sharding.replicate(mesh, init_state(params, optimizer))
+  everyone = np.arange(size.prompts)
+
+  for round in itertools.count():
+    started = time.perf_counter()
+    rollout = engine(
+      engine.prepare(state.params),
+      draw(sizes, size, round),
+      size.group_size,
+      seed=0,
+      round=round,
+    )
+    if (rollout.lengths != size.completion).any():
+      raise RuntimeError("a completion ended early, though no id ends it")
+    sampled = time.perf_counter()
+
+    packed, count = pack_minibatch(rollout, everyone, **config.rows)
+    reference_logprobs = np.zeros_like(rollout.logprobs)
+    batch = sharding.assemble(mesh, (packed, experts_of(rollout, packed)))
+    with jax.set_mesh(mesh):
+      made = score(reference, batch, count)
+    place(sharding.local(made), packed, reference_logprobs)
+    scored = time.perf_counter()
+
+    # Any reward will do that differs within a group.
+    total = (rollout.completions % 2).mean(axis=-1)
+    mask = rollout.sampled_mask
+    experience = Experience(
+      rollout=rollout,
+      old_logprobs=rollout.logprobs,
+      reference_logprobs=reference_logprobs,
+      advantages=advantages(total, **config.advantage),
+      weights=token_weights(mask, np.isfinite(total), **config.aggregation),
+    )
+    batch = sharding.assemble(mesh, (packed, token_arrays(experience, packed)))
+    with jax.set_mesh(mesh):
+      state, measured = update(state, batch, count, np.int32(mask.sum()))
+    jax.device_get(measured)
+    learned = time.perf_counter()
+    yield dict(
+      step_s=learned - started,
+      generation_s=sampled - started,
+      scoring_s=scored - sampled,
+      update_s=learned - scored,
+    )
+
+
+def draw(config: ModelConfig, size: Size, round: int) -> list[list[int]]:
+  """Random prompts, the same in every run."""
+  rng = np.random.default_rng((0, round))
+  shape = size.prompts, size.prompt
+  return rng.integers(0, config.vocab_size, shape).tolist()
+
+
+def best_rows(size: Size) -> dict:
+  """What was quickest: completions beside their prompt, rows at once."""
+  if size.prompt > size.completion:
+    return dict(completions_per_row=4, microbatch_rows=2)
+  return dict(completions_per_row=2, microbatch_rows=8)
+
+
+def rows_of(size: Size, completions: int, microbatch_rows: int) -> dict:
+  """What `pack_minibatch` takes, for so many completions beside a prompt."""
+  completions = min(completions, size.group_size)
+  count = size.prompts * -(-size.group_size // completions)
+  microbatch_rows = min(microbatch_rows, count)
+  return dict(
+    width=size.prompt - 1 + completions * size.completion,
+    max_rows=-(-count // microbatch_rows) * microbatch_rows,
+    microbatch_rows=microbatch_rows,
+  )
+
+
+class Work(NamedTuple):
+  """FLOPs that a step cannot do without."""
+
+  prefill: float  # Each prompt once, before decoding.
+  decoding: float
+  forward: float  # Over the packed rows; its gradient takes twice that.
+
+
+def work(sizes: ModelConfig, size: Size) -> Work:
+  """FLOPs of a step's parts; only what a token may see is multiplied."""
+  token, logits = flops.of_token(sizes), flops.of_logits(sizes)
+  pair = flops.of_pair(sizes)
+  # A prompt but for its last token, which begins each completion.
+  head = size.prompt - 1
+  prefill = size.prompts * (head * token + head * (head + 1) / 2 * pair)
+  # Keys that a completion's tokens see: the prompt, those before, themselves.
+  seen = size.completion * (size.prompt + (size.completion - 1) / 2)
+  pairs = size.prompts * size.group_size * seen
+  sampled = size.sampled * (token + logits)
+  return Work(
+    prefill=prefill,
+    decoding=sampled + pairs * flops.of_pair(sizes, cached=True),
+    forward=prefill + sampled + pairs * pair,
+  )
+
+
+def floors(sizes: ModelConfig, size: Size, machine: dict) -> dict:
+  """Seconds that the arithmetic of a step takes at the machine's own rates."""
+  must = work(sizes, size)
+  rate = lambda rows: machine[f"matmul_{rows}_gflops"] * 1e9
+  # Scoring is one pass forward, the update one more and its gradient.
+  rest = (must.prefill + 4 * must.forward) / rate(timing.PEAK_ROWS)
+  decoding = must.decoding / rate(timing.DECODE_ROWS)
+  return {
+    "floor_s": round(decoding + rest, 4),
+    "floor_decode_s": round(decoding, 4),
+    "floor_rest_s": round(rest, 4),
+  }
+
+
+def compare(runs: Sequence[dict], size: Size, step_s: float) -> dict:
+  """A peer's median step, over all its runs, and ours beside it."""
+  if failed := [run["error"] for run in runs if "error" in run]:
+    return {"error": failed[0]}
+  times = [taken for run in runs for taken in run["times"]]
+  tokens = statistics.mean(run["mean_length"] for run in runs)
+  tokens *= size.prompts * size.group_size
+  theirs = statistics.median(times)
+  return {
+    "step_s": round(theirs, 4),
+    "steps": len(times),
+    "sampled_tokens": round(tokens),
+    "equal_tokens": abs(tokens / size.sampled - 1) <= EQUAL,
+    "ratio": round(theirs / step_s, 2),
+  }
+
+
+def median(steps: Sequence[dict], key: str) -> float:
+  """Of one phase over the steps."""
+  return statistics.median(step[key] for step in steps)
+
+
+def tell(text: str) -> None:
+  """Says how far we are."""
+  print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+  command.run(grpo)

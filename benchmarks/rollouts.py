@@ -1,0 +1,150 @@
+"""Slots that are refilled, against a batch that waits for its longest.
+
+    python -m benchmarks.rollouts
+
+The tiny Qwen2 of the other benchmarks writes completions whose lengths are
+forced, log-uniform and the same for both sides. `refilled` is one call of the
+engine for all of them; `static` is the same engine, asked for as many as it has
+slots and no more until they are all done. Runs alternate and a time is the
+median; both read every prompt once, within it. `occupancy` is the share of
+slots, over all decode steps, that held a completion under way; `ideal` is what
+it would be if a slot were refilled the step after it is free.
+"""
+
+import functools
+import sys
+
+import jax
+import numpy as np
+
+from benchmarks import command, timing
+from benchmarks.model import MODELS
+from r1jax import sharding
+from r1jax.models import transformer
+from r1jax.rollouts.engine import make_engine
+
+
+class Endless:
+  """Ids that mean nothing, and none that ends a text."""
+
+  eos_ids = prefix_ids = ()
+
+  def __init__(self, vocab_size: int):
+    self.vocab_size = vocab_size
+
+  def encode(self, text: str) -> list[int]:
+    """The bytes."""
+    return list(text.encode())
+
+  def decode(self, ids: list[int]) -> str:
+    """The ids, as they are printed."""
+    return " ".join(map(str, ids))
+
+
+def rollouts(
+  *,
+  requests: int = 1024,
+  group_size: int = 4,
+  slots: int = 64,
+  decode_steps: int = 4,
+  prompt: int = 32,
+  shortest: int = 13,
+  longest: int = 128,
+  kv_bucket: int = 256,
+) -> dict:
+  """Seconds and occupancies of both sides, and how many times one is faster.
+
+  Args:
+    requests: completions in all.
+    group_size: completions of one prompt.
+    slots: that decode at once; the size of a static batch.
+    decode_steps: tokens between two looks of the host.
+    prompt: tokens of every prompt.
+    shortest: tokens of a completion, at least.
+    longest: tokens of a completion, at most.
+    kv_bucket: see `make_engine`.
+  """
+  if requests % slots or slots % group_size:
+    raise ValueError(
+      f"requests {requests} must be whole batches of slots {slots}, and those "
+      f"whole groups of group_size {group_size}"
+    )
+  network = transformer.Transformer(MODELS["qwen2"])
+  params = transformer.init(network, jax.random.key(0))
+  vocabulary = network.config.vocab_size
+  engine = make_engine(
+    network,
+    Endless(vocabulary),
+    sharding.make_mesh(data=1),
+    (),
+    num_slots=slots,
+    decode_steps=decode_steps,
+    prompt_tokens=prompt,
+    max_tokens=longest,
+    temperature=1.0,
+    kv_bucket=kv_bucket,
+  )
+  params = engine.prepare(params)
+  rng = np.random.default_rng(0)
+  prompts = rng.integers(0, vocabulary, (requests // group_size, prompt))
+  lengths = log_uniform(rng, shortest, longest, (len(prompts), group_size))
+  steps = {}
+
+  def run(name, size):
+    """Asks for `size` prompts at a time."""
+    steps[name] = 0
+    for start in range(0, len(prompts), size):
+      part = slice(start, start + size)
+      made = engine(
+        params,
+        prompts[part].tolist(),
+        group_size,
+        seed=0,
+        round=start,
+        max_tokens=lengths[part],
+      )
+      steps[name] += made.steps
+
+  print("measuring both sides in turns ...", file=sys.stderr)
+  refilled, static = timing.in_turns(
+    functools.partial(run, "refilled", len(prompts)),
+    functools.partial(run, "static", slots // group_size),
+  )
+  tokens = int(lengths.sum())
+  occupancy = {
+    name: round(tokens / (slots * taken), 3) for name, taken in steps.items()
+  }
+  return {
+    "machine": timing.machine(),
+    "tokens": tokens,
+    "refilled_s": round(refilled, 3),
+    "static_s": round(static, 3),
+    "ratio": round(static / refilled, 2),
+    "refilled_tokens_per_s": round(tokens / refilled),
+    "static_tokens_per_s": round(tokens / static),
+    "steps": steps,
+    "occupancy": occupancy,
+    "ideal_occupancy": round(tokens / (slots * ideal_steps(lengths, slots)), 3),
+    "ideal_ratio": round(steps["static"] / ideal_steps(lengths, slots), 2),
+  }
+
+
+def log_uniform(
+  rng: np.random.Generator, low: int, high: int, shape: tuple[int, ...]
+) -> np.ndarray:
+  """Whole numbers from `low` to `high` whose logarithm is even."""
+  drawn = np.exp(rng.uniform(np.log(low), np.log(high + 1), shape))
+  return np.minimum(np.floor(drawn), high).astype(np.int32)
+
+
+def ideal_steps(lengths: np.ndarray, slots: int) -> int:
+  """Steps in which all are written, in order, by slots that never wait."""
+  free_at = [0] * slots
+  for length in lengths.reshape(-1).tolist():
+    first = free_at.index(min(free_at))
+    free_at[first] += length
+  return max(free_at)
+
+
+if __name__ == "__main__":
+  command.run(rollouts)

@@ -1,0 +1,176 @@
+"""What an update takes, by arithmetic alone: to rank meshes, and for GPUs.
+
+Rough where XLA decides: it counts what the algorithm keeps and sends, and not
+what a compiler adds. Arguments are exact, they come from the shardings.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from r1jax.models import ops
+from r1jax.models.config import Latent, ModelConfig
+from r1jax.models.weights import is_weight, weights
+from r1jax.tools.plan.bounds import Bounds
+from r1jax.tools.plan.chips import Topology
+
+BF16, F32 = 2, 4
+PASSES = 4  # A layer runs, runs again for its gradient, which is two passes.
+
+
+class Sizes(NamedTuple):
+  """Numbers of a model's weights."""
+
+  dense: int  # All but routed experts.
+  routed: int
+
+
+def sizes_of(config: ModelConfig) -> Sizes:
+  """How many weights a model has of either kind."""
+  routed = total = 0
+  for weight in _leaves(config):
+    total += math.prod(weight.shape)
+    if "expert" in weight.axes:
+      routed += math.prod(weight.shape)
+  return Sizes(total - routed, routed)
+
+
+def _leaves(config: ModelConfig):
+  import jax
+
+  return jax.tree.leaves(weights(config), is_leaf=is_weight)
+
+
+def temporaries(
+  config: ModelConfig, rows: Mapping[str, int], mesh: Mapping[str, int]
+) -> dict[str, float]:
+  """Bytes on a device that an update makes and drops, by what they are."""
+  count, devices = sizes_of(config), math.prod(mesh.values())
+  shards = devices // mesh["data"]
+  tokens = _tokens(rows, mesh)
+  layers, width, a = config.num_layers, config.width, config.attention
+  heads = a.num_heads // mesh["tensor"]
+  per_head = (
+    a.key_size + a.value_size if isinstance(a, Latent) else (2 * a.head_size)
+  )
+  hidden = config.dense_width // mesh["tensor"]
+  made = {
+    "gradients": 2 * F32 * (count.dense + count.routed) / shards,
+    "activations": BF16 * tokens * layers * width
+    + BF16 * tokens * (3 * heads * per_head + 4 * width + 3 * hidden),
+    "logits": 3 * F32 * min(tokens * config.vocab_size, ops.LOGITS),
+    "gathered weights": 2 * BF16 * count.dense / layers / mesh["tensor"],
+  }
+  if config.experts:
+    e, expert = config.experts, mesh["expert"]
+    layer = count.routed / max(1, config.num_moe_layers)
+    made["gathered weights"] += 2 * BF16 * layer / expert / mesh["tensor"]
+    chunk = min(config.moe_chunk, tokens) * expert
+    choices = chunk * min(e.per_token, e.num_routed // expert)
+    made["experts' buffers"] = (
+      BF16 * choices * (3 * width + 4 * e.width / mesh["tensor"])
+    )
+  return made
+
+
+def bounds(
+  config: ModelConfig,
+  rows: Mapping[str, int],
+  mesh: Mapping[str, int],
+  topology: Topology,
+  flops: float,
+) -> Bounds:
+  """The least time of an update whose model FLOPs, on all devices, are given.
+
+  A layer's weights are gathered twice and its gradients scattered once, in
+  every microbatch; experts' tokens, cached keys and hidden units of a split
+  layer cross the network in each of four passes.
+  """
+  count, chip = sizes_of(config), topology.chip
+  parts = rows["max_rows"] // rows["microbatch_rows"]
+  shards = {
+    "dense": mesh["fsdp"] * mesh["expert"] * mesh["context"],
+    "routed": mesh["fsdp"] * mesh["context"],
+  }
+  own = {
+    "dense": count.dense / mesh["tensor"],
+    "routed": count.routed / mesh["expert"] / mesh["tensor"],
+  }
+  tokens, width = _tokens(rows, mesh), config.width
+  away = lambda n: (n - 1) / n
+  sent = {
+    "weights": sum(
+      (2 * BF16 + F32) * own[kind] * away(shards[kind]) for kind in own
+    ),
+    "rows": PASSES
+    * BF16
+    * tokens
+    * config.cache_size
+    * (mesh["context"] - 1)
+    * config.num_layers,
+    "hidden": PASSES
+    * 4
+    * BF16
+    * tokens
+    * width
+    * away(mesh["tensor"])
+    * config.num_layers,
+  }
+  if config.experts:
+    away_tokens = {
+      "ring": mesh["expert"] - 1,
+    }.get(config.moe_exchange, min(config.experts.per_token, mesh["expert"]))
+    sent["experts"] = (
+      PASSES * 2 * BF16 * tokens * width * away_tokens * config.num_moe_layers
+    )
+    if mesh["expert"] == 1:
+      sent["experts"] = 0
+  copies = (
+    2 * F32 * away(mesh["data"]) * sum(own[kind] / shards[kind] for kind in own)
+  )
+  rate = chip.link * 2 * chip.torus if chip.torus else chip.link
+  inner = math.prod(mesh.values()) // mesh["data"]
+  if not chip.torus and inner > topology.shape[0]:
+    rate = chip.network
+  between = rate if topology.num_slices == 1 else chip.network
+  devices = math.prod(mesh.values())
+  shared = devices / topology.num_chips
+  return Bounds(
+    # What is made again for the gradient is a third more.
+    compute=flops * PASSES / 3 / topology.num_chips / chip.flops,
+    memory=parts * 3 * BF16 * sum(own.values()) * shared / chip.memory_rate,
+    network=shared * (parts * sum(sent.values()) / rate + copies / between),
+  )
+
+
+def _tokens(rows: Mapping[str, int], mesh: Mapping[str, int]) -> float:
+  """Tokens of a microbatch on one device."""
+  split = mesh["data"] * mesh["fsdp"] * mesh["expert"]
+  own = -(-rows["microbatch_rows"] // split)
+  return own * rows["width"] / mesh["context"]
+
+
+def meshes(
+  config: ModelConfig, rows: Mapping[str, int], devices: int, slices: int
+) -> Iterator[dict[str, int]]:
+  """All meshes of so many devices that split what they name evenly."""
+  a = config.attention
+  heads = a.num_heads if isinstance(a, Latent) else a.num_kv_heads
+  routed = config.experts.num_routed if config.experts else 1
+  splits = [n for n in range(1, devices + 1) if devices % n == 0]
+  for fsdp, expert, context, tensor in itertools.product(splits, repeat=4):
+    inner = fsdp * expert * context * tensor
+    if devices % inner:
+      continue
+    data = devices // inner
+    if (
+      data % slices == 0
+      and rows["microbatch_rows"] % (data * fsdp * expert) == 0
+      and routed % expert == 0
+      and heads % tensor == 0
+      and rows["width"] // context % ops.LONG_BLOCK == 0
+    ):
+      yield dict(
+        data=data, fsdp=fsdp, expert=expert, context=context, tensor=tensor
+      )
