@@ -137,7 +137,7 @@ def test_a_host_that_dies_or_stands_still_is_named(tmp_path, signum, victim):
   job = start(TURNS, tmp_path)
   survivor = job[1 - victim]
   for process in job:
-    assert process.stdout.readline() == "turn\n", process.stderr.read()
+    assert "turn\n" in process.stdout, "it ended before its first turn"
   job[victim].send_signal(signum)
   try:
     _, errors = survivor.communicate(timeout=60)
@@ -157,7 +157,7 @@ def test_a_host_that_dies_or_stands_still_is_named(tmp_path, signum, victim):
 def test_a_second_signal_ends_a_wait_for_a_host_that_stands_still(tmp_path):
   job = start(TURNS.replace("6.0", "600.0"), tmp_path)
   for process in job:
-    assert process.stdout.readline() == "turn\n", process.stderr.read()
+    assert "turn\n" in process.stdout, "it ended before its first turn"
   job[1].send_signal(signal.SIGSTOP)
   time.sleep(1)
   try:
