@@ -27,7 +27,7 @@ from r1jax.rollouts.engine import make_engine
 class Endless:
   """Ids that mean nothing, and none that ends a text."""
 
-  eos_ids = ()
+  eos_ids = prefix_ids = ()
 
   def __init__(self, vocab_size: int):
     self.vocab_size = vocab_size

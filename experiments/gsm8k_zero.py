@@ -1,6 +1,6 @@
 r"""R1-Zero on real input: GSM8K's own file, DeepSeek-R1's own tokenizer.
 
-    python -m r1jax.main --config=experiments/gsm8k_zero.py \
+    python -m r1jax train --config=experiments/gsm8k_zero.py \
         --workdir=runs/gsm8k_zero --config.dataset.path=GSM8K.jsonl \
         --config.tokenizer.path=DIRECTORY
 
@@ -38,8 +38,10 @@ def get_config():
   c.model = dict(
     name="fresh", preset_name="tiny_deepseek", seed=0, vocab_size=129_280
   )
-  c.tokenizer = dict(path="")
-  c.dataset = dict(name="gsm8k", path=path, split="train")
+  c.tokenizer = dict(path="", bos=None)  # As the tokenizer itself has it.
+  c.dataset = dict(
+    name="problems", path=path, domain="math/gsm8k", split="train"
+  )
   c.rewards = dict(accuracy=1.0, format=1.0)
   c.grader = dict(num_workers=2, timeout=5.0)
 
@@ -95,6 +97,6 @@ def get_config():
     samples=4,
     problems_between=8,
     samples_between=4,
-    test=dict(name="gsm8k", path=path, split="test"),
+    test=dict(name="problems", path=path, domain="math/gsm8k", split="test"),
   )
   return c

@@ -1,6 +1,6 @@
 r"""DeepSeek-R1-Zero itself: pure RL on DeepSeek-V3-Base, on a pod.
 
-    python -m r1jax.main --config=experiments/r1_zero.py \
+    python -m r1jax train --config=experiments/r1_zero.py \
         --workdir=gs://BUCKET/r1_zero \
         --config.model.path=DIRECTORY --config.tokenizer.path=DIRECTORY \
         --config.dataset.path=PROBLEMS.jsonl
@@ -56,9 +56,9 @@ def get_config(variant="deepseek_v3"):
     compute_dtype="bfloat16",
     how=dict(moe_chunk=2048),
   )
-  c.tokenizer = dict(path=path)
+  c.tokenizer = dict(path=path, bos=None)  # As the tokenizer itself has it.
   problems = FieldReference("")
-  c.dataset = dict(name="gsm8k", path=problems, split="train")
+  c.dataset = dict(name="problems", path=problems, split="train")
   c.rewards = dict(accuracy=1.0, format=1.0)
   c.grader = dict(num_workers=32, timeout=10.0)
 
@@ -121,7 +121,7 @@ def get_config(variant="deepseek_v3"):
     samples=16,
     problems_between=64,
     samples_between=4,
-    test=dict(name="gsm8k", path=problems, split="test"),
+    test=dict(name="problems", path=problems, split="test"),
   )
   if variant == "qwen_math_7b":
     c.num_steps = 800

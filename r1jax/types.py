@@ -50,6 +50,7 @@ class Tokenizer(Protocol):
 
   vocab_size: int
   eos_ids: tuple[int, ...]
+  prefix_ids: tuple[int, ...]  # What every text begins with: BOS, or nothing.
 
   def encode(self, text: str) -> list[int]:
     """Token ids of `text`; adds no BOS and no EOS."""

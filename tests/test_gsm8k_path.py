@@ -7,14 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import config, data, metrics, models, rewards, sharding
-from r1jax.data import gsm8k, templates, tokenizer
+from r1jax import config, data, metrics, rewards, sharding
+from r1jax.data import templates, tokenizer
 from r1jax.data.packing import unpack
+from r1jax.data.split import in_test
 from r1jax.losses.aggregation import completion_mean
 from r1jax.models import transformer
 from r1jax.models.presets import PRESETS, preset
 from r1jax.rollouts.engine import Engine, make_engine
-from r1jax.training import evaluate, grpo
+from r1jax.training import evaluate, grpo, models
 from r1jax.training.evaluate import completions
 from r1jax.training.experience import pack_minibatch
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Rollout
@@ -70,8 +71,8 @@ def write_problems(path, extra=()):
   """Five problems to train on and two to test on, then `extra` lines."""
   texts = [f"{i} apples and {i + 1} pears: how many fruits?" for i in range(90)]
   chosen = [
-    *filter(gsm8k.SPLITS["train"], texts[:6]),
-    *[*filter(gsm8k.SPLITS["test"], texts)][:2],
+    *[text for text in texts[:6] if not in_test("math/gsm8k", text)],
+    *[text for text in texts if in_test("math/gsm8k", text)][:2],
   ]
   rows = [
     dict(question=text, answer=f"Add.\n#### {2 * int(text.split()[0]) + 1}")
@@ -122,7 +123,7 @@ def check_rollout(rollout, words):
 
 @needs_data
 def test_rewards_masks_and_lengths_of_texts_in_r1s_tokens(r1):
-  examples = data.load("gsm8k", path=str(GSM8K))[:2]
+  examples = data.load("problems", path=str(GSM8K))[:2]
   right = "<think> Half of 48 is 24. </think> <answer>{}</answer>"
   texts = [[right.format(e.answer), "72, I think."] for e in examples]
   texts[1][1] = right.format(r"\boxed{10.5}")
@@ -180,7 +181,7 @@ def test_padding_of_the_vocabulary_is_never_sampled(r1, toy):
   loud[r1.vocab_size :] = 300
   loud[1] = 60
   params["unembed"] = params["unembed"] * loud
-  examples = data.load("gsm8k", path=str(GSM8K))[:3]
+  examples = data.load("problems", path=str(GSM8K))[:3]
   engine = make_engine(
     transformer.Transformer(sizes),
     r1,
@@ -195,7 +196,9 @@ def test_padding_of_the_vocabulary_is_never_sampled(r1, toy):
   for row, length, example in zip(
     rollout.prompts, rollout.prompt_lengths, examples
   ):
-    assert r1.decode(row[:length].tolist()) == templates.r1_zero(example.prompt)
+    ids = row[:length].tolist()
+    assert ids[0] == r1.bos_id
+    assert r1.decode(ids[1:]) == templates.r1_zero(example.prompt)
 
 
 @needs_data
@@ -283,7 +286,7 @@ def test_all_of_gsm8k_fits_the_windows(r1):
   shared = len(templates.shared_tokens(c.template, r1))
   for file in (GSM8K, SHARED / "eval/math_gsm8k_test.jsonl"):
     asked = evaluate.encode_prompts(
-      data.load("gsm8k", path=str(file)), c.template, r1
+      data.load("problems", path=str(file)), c.template, r1
     )
     longest = max(map(len, asked))
     assert longest - shared <= c.sampling.prompt_tokens

@@ -14,12 +14,13 @@ tokens; only the template writes special tokens, and the assistant those of its
 own thought. Everything else encodes as the rendered text does.
 """
 
-import datetime
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from r1jax.data import jinja
 from r1jax.types import Tokenizer
 
 Message = Mapping[str, Any]
@@ -36,6 +37,8 @@ class ChatTokenizer(Tokenizer, Protocol):
   bos_id: int | None
   chat_template: str | None  # Jinja, as the model's files have it.
   specials: tuple[str, ...]  # The names that `encode` takes for one token.
+  # By the keys of tokenizer_config.json: {"bos_token": "<s>", ...}.
+  named_specials: Mapping[str, str]
 
   def spell(self, text: str) -> list[int]:
     """Token ids of `text`; special tokens' names are spelled out."""
@@ -128,54 +131,34 @@ def _tool_call(call: Mapping[str, Any]) -> str:
   )
 
 
-def question_only(write: Callable[[str], str]) -> Template:
+@dataclasses.dataclass(frozen=True)
+class QuestionOnly:
   """A template for base models: `write` of the last question, and no more."""
 
-  def template(
-    messages: Sequence[Message], *, generation_prompt: bool = False
+  write: Callable[[str], str]
+
+  def __call__(
+    self, messages: Sequence[Message], *, generation_prompt: bool = False
   ) -> str:
+    """The text of the last question, which must be a user's."""
     _check(messages)
     if any(message["role"] == "system" for message in messages):
       raise ValueError("this template has no place for a system message")
     if not messages or messages[-1]["role"] != "user":
       raise ValueError("this template writes questions, and none is the last")
-    return write(messages[-1]["content"])
-
-  return template
+    return self.write(messages[-1]["content"])
 
 
 def own_template(tokenizer: ChatTokenizer) -> Template:
   """The Jinja template that came with the tokenizer, in a sandbox.
 
-  It is given what `transformers` gives it: `messages`, `bos_token`, `eos_token`
-  and `add_generation_prompt`, without tools. What it refuses, or gets wrong, is
-  a ValueError.
+  It is given what `transformers` gives it: `messages`, the special tokens by
+  their names (`bos_token`, `pad_token`, ...) and `add_generation_prompt`,
+  without tools. What it refuses, or gets wrong, is a ValueError.
   """
   if tokenizer.chat_template is None:
     raise ValueError("the tokenizer has no chat template of its own")
-  import jinja2
-  from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-  def refuse(reason):
-    raise jinja2.TemplateError(reason)
-
-  environment = ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-  )
-  environment.filters["tojson"] = lambda value, ensure_ascii=False, **options: (
-    json.dumps(value, ensure_ascii=ensure_ascii, **options)
-  )
-  environment.globals["raise_exception"] = refuse
-  environment.globals["strftime_now"] = lambda form: (
-    datetime.datetime.now().strftime(form)
-  )
-  given = dict(eos_token=tokenizer.piece(tokenizer.eos_ids[0]))
-  if tokenizer.bos_id is not None:
-    given["bos_token"] = tokenizer.piece(tokenizer.bos_id)
-  try:
-    compiled = environment.from_string(tokenizer.chat_template)
-  except jinja2.TemplateError as error:
-    raise ValueError(f"the chat template is no Jinja: {error}") from error
+  compiled = jinja.compiled(tokenizer.chat_template)
 
   def template(
     messages: Sequence[Message], *, generation_prompt: bool = False
@@ -187,7 +170,7 @@ def own_template(tokenizer: ChatTokenizer) -> Template:
         add_generation_prompt=generation_prompt,
         tools=None,
         documents=None,
-        **given,
+        **tokenizer.named_specials,
       )
     except Exception as error:  # It is a program; it may fail in any way.
       raise ValueError(f"the chat template says: {error}") from error
@@ -212,7 +195,8 @@ def prompt(
   """The ids of a conversation, up to where the assistant goes on."""
   messages, spelled = _shield(messages, tokenizer)
   text, prefill = _prompt_text(messages, template)
-  return Prompt(_encode(text + prefill, spelled, tokenizer), prefill)
+  ids = _encode(text + prefill, spelled, tokenizer)
+  return Prompt([*_begins(template, tokenizer), *ids], prefill)
 
 
 def demonstrations(
@@ -257,7 +241,10 @@ def demonstrations(
       text, answer = text + prefill, answer[len(prefill) :]
     found.append(
       Demonstration(
-        prompt=_encode(text, spelled, tokenizer),
+        prompt=[
+          *_begins(template, tokenizer),
+          *_encode(text, spelled, tokenizer),
+        ],
         completion=[*_encode(answer, spelled, tokenizer), end],
       )
     )
@@ -282,6 +269,12 @@ def end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
   ends = [n for n in ids if n in tokenizer.eos_ids]
   marks = [n for n in ids if tokenizer.piece(n) in tokenizer.specials]
   return [*ends, *marks, tokenizer.eos_ids[0]][0]
+
+
+def _begins(template: Template, tokenizer: ChatTokenizer) -> tuple[int, ...]:
+  """What stands before the text; a template of messages writes its own BOS."""
+  bare = isinstance(template, QuestionOnly)
+  return tokenizer.prefix_ids if bare else ()
 
 
 def _prompt_text(

@@ -1,7 +1,7 @@
 """Several datasets as one, in fixed proportions.
 
     dataset=dict(mixture={
-      "gsm8k": dict(weight=2.0, path="train.jsonl"),
+      "problems": dict(weight=2.0, path="train.jsonl"),
       "sums": dict(weight=1.0, name="reasoning_gym", tasks={...}, ...),
     })
 

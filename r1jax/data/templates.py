@@ -27,11 +27,17 @@ def plain(question: str) -> str:
 TEMPLATES = {"r1_zero": r1_zero, "plain": plain}
 
 
+def encode(template: str, question: str, tokenizer: Tokenizer) -> list[int]:
+  """Token ids of `question` in the template, BOS included where it belongs."""
+  text = TEMPLATES[template](question)
+  return [*tokenizer.prefix_ids, *tokenizer.encode(text)]
+
+
 def shared_tokens(template: str, tokenizer: Tokenizer) -> tuple[int, ...]:
   """The token ids with which every prompt in this template begins.
 
-  Found by trying questions that have nothing in common. The last shared token
-  is left out: what follows may still be joined to it.
+  Found by trying questions that have nothing in common. The last token that
+  their texts share is left out: what follows may still be joined to it.
   """
   first, *others = (
     tokenizer.encode(TEMPLATES[template](question))
@@ -40,4 +46,4 @@ def shared_tokens(template: str, tokenizer: Tokenizer) -> tuple[int, ...]:
   size = 0
   while all(size < len(o) and o[size] == first[size] for o in others):
     size += 1
-  return tuple(first[: max(size - 1, 0)])
+  return (*tokenizer.prefix_ids, *first[: max(size - 1, 0)])

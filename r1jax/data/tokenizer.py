@@ -20,14 +20,23 @@ from typing import Any
 
 from r1jax.types import Tokenizer
 
+SPECIAL_NAMES = {
+  f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+}
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
-def load(path: str):
+def load(path: str, *, bos: bool | None = None):
   """The tokenizer in the directory `path`; see `r1jax.types.Tokenizer`.
 
   Of both kinds it takes `tokenizer.json`, which alone knows the tokens that
   were added for conversations.
+
+  Args:
+    path: of the directory.
+    bos: whether every text begins with BOS. None asks the tokenizer: its
+      `add_bos_token`, or else what the post-processor of tokenizer.json puts in
+      front. Chat templates write their own beginning, whatever this is.
   """
   if not path:
     raise ValueError(
@@ -37,9 +46,9 @@ def load(path: str):
   directory = pathlib.Path(path)
   for name in ("tokenizer.json", "tokenizer.json.gz"):
     if (directory / name).exists():
-      return HuggingFace(directory / name)
+      return HuggingFace(directory / name, bos)
   if (directory / "tokenizer.model").exists():
-    return SentencePiece(directory / "tokenizer.model")
+    return SentencePiece(directory / "tokenizer.model", bos)
   raise ValueError(
     f"{directory} holds no tokenizer.model, tokenizer.json or "
     "tokenizer.json.gz; give the directory of a Hugging Face tokenizer"
@@ -51,7 +60,7 @@ class SentencePiece:
 
   specials: tuple[str, ...] = ()  # No text makes its control tokens.
 
-  def __init__(self, path: pathlib.Path):
+  def __init__(self, path: pathlib.Path, bos: bool | None = None):
     import sentencepiece
 
     try:
@@ -64,6 +73,8 @@ class SentencePiece:
     own = [number for number in [model.eos_id()] if known(number)]
     self.eos_ids = _eos_ids(path, own, known)
     self.bos_id = model.bos_id() if known(model.bos_id()) else None
+    self.prefix_ids = _prefix_ids(path, bos, self.bos_id)
+    self.named_specials = _named_specials(self, path)
     self.chat_template = _chat_template(path.parent)
 
   def encode(self, text: str) -> list[int]:
@@ -90,7 +101,7 @@ class HuggingFace:
   generation_config.json and of config.json list: any of them ends a completion.
   """
 
-  def __init__(self, path: pathlib.Path):
+  def __init__(self, path: pathlib.Path, bos: bool | None = None):
     import tokenizers
 
     try:
@@ -100,12 +111,16 @@ class HuggingFace:
       self._model = tokenizers.Tokenizer.from_str(data.decode())
     except Exception as error:  # The library raises nothing narrower.
       raise ValueError(f"{path} is no tokenizer: {error}") from error
+    self._model.no_truncation()  # Both may be saved with it.
+    self._model.no_padding()
     self.vocab_size = self._model.get_vocab_size()
     config = path.parent / "tokenizer_config.json"
     ends = self._named(config, "eos_token")
     self.eos_ids = _eos_ids(path, ends, self._known)
     begins = self._named(config, "bos_token")
     self.bos_id: int | None = begins[0] if begins else None
+    self.prefix_ids = _prefix_ids(path, bos, self.bos_id, self._put_in_front())
+    self.named_specials = _named_specials(self, path)
     self.chat_template = _chat_template(path.parent)
     added = self._model.get_added_tokens_decoder()
     self._added = {n: t.content for n, t in added.items() if t.content.strip()}
@@ -127,6 +142,14 @@ class HuggingFace:
     if number is None:
       raise ValueError(f"{config}: {key} {token!r} is not in the vocabulary")
     return [number]
+
+  def _put_in_front(self) -> tuple[int, ...]:
+    """What the post-processor puts before a text."""
+    text = self._model.encode("a", add_special_tokens=False).ids
+    whole = self._model.encode("a").ids
+    starts = range(len(whole) - len(text) + 1)
+    start = next((i for i in starts if whole[i : i + len(text)] == text), 0)
+    return tuple(whole[:start])
 
   def encode(self, text: str) -> list[int]:
     """Token ids of `text`; no BOS, no EOS.
@@ -213,6 +236,39 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(content, dict):
     raise ValueError(f"{path} holds no object, but {type(content).__name__}")
   return content
+
+
+def _prefix_ids(
+  path: pathlib.Path,
+  bos: bool | None,
+  bos_id: int | None,
+  put_in_front: tuple[int, ...] = (),
+) -> tuple[int, ...]:
+  """What texts begin with: as `bos` says, or else as the tokenizer does."""
+  config = path.parent / "tokenizer_config.json"
+  wanted = _read(config).get("add_bos_token") if bos is None else bos
+  if wanted is None:
+    return put_in_front
+  if bos and bos_id is None:
+    raise ValueError(
+      f"tokenizer.bos is True, but {config} names no bos_token; set it to None"
+    )
+  return (bos_id,) if wanted and bos_id is not None else ()
+
+
+def _named_specials(words, path: pathlib.Path) -> dict[str, str]:
+  """The special tokens by the names that files give them, and BOS and EOS."""
+  named = {"eos_token": words.piece(words.eos_ids[0])}
+  if words.bos_id is not None:
+    named["bos_token"] = words.piece(words.bos_id)
+  for name in ("special_tokens_map.json", "tokenizer_config.json"):
+    declared = _read(path.parent / name)
+    for key in SPECIAL_NAMES & declared.keys():
+      token = declared[key]
+      token = token.get("content") if isinstance(token, dict) else token
+      if isinstance(token, str):
+        named[key] = token
+  return named
 
 
 def _eos_ids(

@@ -316,5 +316,5 @@ def _count(keyword: str, text: str) -> int:
 
 def _is_in(text: str, code: str) -> bool:
   """Whether a text is in the language; one without letters is in any."""
-  found = language.identify(text)
-  return found is None or found == code.split("-")[0]
+  code = code.split("-")[0]
+  return language.identify(text, code) in (None, code)

@@ -3,23 +3,26 @@
     words in the target language / words        (arXiv:2501.12948, eq. 7)
 
 over the chain of thought, without its formulas, code, numbers and URLs. Scripts
-tell most languages apart; those that share one are told by py3langid, sentence
-by sentence. Where a script has no spaces, each character is a word.
+tell most languages apart; those that share one are told by py3langid and by
+their function words, sentence by sentence. Where a script has no spaces, each
+character is a word.
 """
 
 import functools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from r1jax.rewards import words
+from r1jax.rewards import function_words, words
 from r1jax.types import Completion, Example
 
 MAX_LENGTH = 300_000  # Characters that are read of a text.
 MAX_SENTENCE = 1000  # Characters that tell a sentence's language.
 MAX_WORD = 40  # Characters that tell a word's script.
 MAX_ENVIRONMENTS = 20  # Kinds of LaTeX environments that are left out.
-MIN_LETTERS = 12  # Of a sentence; a shorter one is in its neighbour's language.
+PRIOR = 3.0  # Nats: what the expected language has ahead of the others.
+CUE = 24.0  # Nats that a function word takes from languages without it.
 
 # What is no prose. It must be closed, or it is prose.
 SPANS = (("```", "```"), ("$$", "$$"), (r"\[", r"\]"), (r"\(", r"\)"))
@@ -99,13 +102,14 @@ def reward(
   target = target or example.metadata.get("language")
   if target is None:
     target = identify(prose(example.prompt))
-  counts = count(prose(thinking(completion.text)))
+  target = target and target.split("-")[0].lower()
+  counts = count(prose(thinking(completion.text)), target)
   total = sum(counts.values())
   if not total:
     return 0.0
   if target is None:  # The prompt has no words: one language, whichever.
     return max(counts.values()) / total
-  return counts[target.split("-")[0].lower()] / total
+  return counts[target] / total
 
 
 def thinking(text: str) -> str:
@@ -138,27 +142,40 @@ def _cut(text: str, opening: str, closing: str) -> str:
   return " ".join([*kept, text[position:]])
 
 
-def identify(text: str) -> str | None:
+def identify(text: str, expected: str | None = None) -> str | None:
   """The language of a text, in which most of its words are; None without any.
 
-  Codes are ISO 639-1's.
+  Codes are ISO 639-1's. `expected` is the language to assume where the words
+  are too few to tell.
   """
-  counts = count(text[:MAX_LENGTH])
+  counts = count(text[:MAX_LENGTH], expected)
   return max(sorted(counts), key=counts.__getitem__, default=None)
 
 
-def count(text: str) -> Counter[str]:
-  """How many words of a text are in each language."""
-  counts, unsure = Counter(), Counter()
-  for script, sentence in _sentences(text):
-    language = _language(script, sentence)
-    if language is None:
-      unsure[script] += len(sentence)
+def count(text: str, expected: str | None = None) -> Counter[str]:
+  """How many words of a text are in each language.
+
+  A short sentence is in the language of the whole text, unless its words say
+  otherwise; and a short text in the `expected` language.
+  """
+  sentences, texts = [*_sentences(text)], {}
+  for script, sentence in sentences:
+    if script in SHARED:
+      texts.setdefault(script, []).extend(sentence)
+  usual = {
+    script: _language(
+      script,
+      sentence,
+      expected if expected in SHARED[script] else SHARED[script][0],
+    )
+    for script, sentence in texts.items()
+  }
+  counts = Counter()
+  for script, sentence in sentences:
+    if script in SHARED:
+      counts[_language(script, sentence, usual[script])] += len(sentence)
     else:
-      counts[language] += len(sentence)
-  for script, number in unsure.items():
-    near = [(counts[code], code) for code in SHARED[script] if counts[code]]
-    counts[max(near)[1] if near else SHARED[script][0]] += number
+      counts[script] += len(sentence)
   return counts
 
 
@@ -187,20 +204,30 @@ def _script(word: str) -> str | None:
   return None
 
 
-def _language(script: str, sentence: Sequence[str]) -> str | None:
-  """The language of words in one script; None if they are too few to tell."""
-  if script not in SHARED:
-    return script
+def _language(script: str, sentence: Sequence[str], usual: str) -> str:
+  """The language of words in a shared script; the usual one if in doubt."""
   text = " ".join(sentence)[:MAX_SENTENCE]
-  if sum(map(str.isalpha, text)) < MIN_LETTERS:
-    return None
-  return _ask(script, text)
+  scores = _scores(script, text)
+  return max(
+    sorted(scores),
+    key=lambda code: (scores[code] + PRIOR * (code == usual), code == usual),
+  )
 
 
 @functools.lru_cache(4096)
-def _ask(script: str, text: str) -> str:
-  ranked = load().rank(text)
-  return next(code for code, _ in ranked if code in SHARED[script])
+def _scores(script: str, text: str) -> dict[str, float]:
+  """Log-probabilities of the script's languages, up to a constant.
+
+  Letters are not independent: py3langid divides their sum by the root of the
+  number of bytes, so that it is as sure of a text as it is often right.
+  """
+  ranked = dict(load().rank(text))
+  scores = {code: ranked[code] for code in SHARED[script]}
+  for known in function_words.found_in(text):
+    for code in scores.keys() - known:
+      scores[code] -= CUE
+  scale = math.sqrt(len(text.encode("utf-8", "surrogatepass")))
+  return {code: score / scale for code, score in scores.items()}
 
 
 @functools.cache

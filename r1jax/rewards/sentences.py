@@ -11,6 +11,10 @@ ABBREVIATIONS = frozenset(
 END = re.compile(
   r"[.!?\u2026]+[\"'\u201d\u2019)\]}*_]*(?=\s|$)|[。！？]+[」』”）]*"
 )
+# What numbers an item of a list: "1.", "**2.", "(b)", "iv.".
+NUMBERING = re.compile(
+  r"[\W_]*(?:\d{1,3}(?:\.\d+)*|[a-z]|[ivx]+)[.)\]*_]*", re.IGNORECASE
+)
 REACH = 40  # Characters on either side that tell what a full stop ends.
 # Words that begin a sentence even behind an abbreviation.
 STARTERS = frozenset(
@@ -27,11 +31,17 @@ JOINED = re.compile(r"(?i)(can)(not)|(gim|lem)(me)|(gon|wan)(na)|(got)(ta)")
 
 
 def split(text: str) -> list[str]:
-  """The sentences of a text; a line break alone ends none."""
+  """The sentences of a text; a line break alone ends none.
+
+  The number of an item in a list belongs to the sentence behind it.
+  """
   parts, start = [], 0
   for match in END.finditer(text):
     before = text[max(start, match.start() - REACH) : match.start()]
     after = text[match.end() : match.end() + REACH]
+    line = before.rpartition("\n")[2]
+    if re.match(r"\.(?!\.)", match[0]) and NUMBERING.fullmatch(line):
+      continue
     if match[0] == "." and _goes_on(before, after):
       continue
     parts.append(text[start : match.end()].strip())

@@ -31,7 +31,7 @@ from r1jax import runtime
 from r1jax.data import chat, templates, tokenizer
 
 QUESTIONS = {
-  name: chat.question_only(write) for name, write in templates.TEMPLATES.items()
+  name: chat.QuestionOnly(write) for name, write in templates.TEMPLATES.items()
 }
 TEMPLATES = chat.TEMPLATES | QUESTIONS
 
@@ -180,7 +180,7 @@ def stoppable(parts: Iterable) -> Iterator[Iterator]:
 def open_conversation(options: flags.FlagValues) -> Conversation:
   """The model and the tokenizer that the flags name, ready to be asked."""
   path = model_directory(options)
-  words = tokenizer.load(path)
+  words = tokenizer.load(path, bos=options.bos)
   template = pick_template(options.template, words)
   messages = []
   if options.system:
@@ -190,9 +190,9 @@ def open_conversation(options: flags.FlagValues) -> Conversation:
 
   import jax  # A wrong command need not wait for it.
 
-  from r1jax import models
   from r1jax.models.transformer import Transformer
   from r1jax.rollouts.stream import Stream
+  from r1jax.training import models
 
   runtime.start()
   dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -223,7 +223,9 @@ def model_directory(options: flags.FlagValues) -> str:
   if options.model is None:
     raise ValueError("no --model; name the directory of a model")
   if not pathlib.Path(options.model).is_dir():
-    raise ValueError(f"--model={options.model} is no directory")
+    from r1jax import hf  # It imports JAX, which takes a second.
+
+    hf.directory(options.model)
   return options.model
 
 
@@ -292,6 +294,12 @@ def define_flags() -> None:
     ["auto", "own", *TEMPLATES],
     "How a conversation is written; auto: as the model's own chat template "
     "does, or as R1-Zero's if it has none.",
+  )
+  flags.DEFINE_bool(
+    "bos",
+    None,
+    "Whether BOS stands before a question in r1_zero or plain, as in training; "
+    "if not given, as the tokenizer has it. Other templates write their own.",
   )
   flags.DEFINE_float(
     "temperature", 0.6, "Of sampling; 0 is greedy.", lower_bound=0

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from r1jax import config as configs
-from r1jax import data, metrics, models, rewards, sharding
+from r1jax import data, metrics, rewards, sharding
 from r1jax.data import templates, tokenizer
 from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
@@ -32,6 +32,7 @@ from r1jax.training import (
   grpo,
   inspection,
   measurements,
+  models,
   sft,
 )
 
@@ -160,10 +161,11 @@ def prompts(context: Context) -> Iterator[Line]:
   eos = ", ".join(f"{i} {words.piece(i)!r}" for i in words.eos_ids)
   for example in context.examples[:3]:
     text = templates.TEMPLATES[c.template](example.prompt)
-    ids, name = words.encode(text), example.id
-    back = words.decode(ids)
+    ids = templates.encode(c.template, example.prompt, words)
+    name, begins = example.id, len(words.prefix_ids)
+    back = words.decode(ids[begins:])
     at = len(os.path.commonprefix([back, text]))
-    if set(ids) & set(words.eos_ids):
+    if set(ids[begins:]) & set(words.eos_ids):
       yield Line(WRONG, f"{name}: EOS ({eos}) stands in the prompt")
     elif back != text:
       yield Line(
@@ -185,8 +187,8 @@ def prompts(context: Context) -> Iterator[Line]:
   ids = declared if isinstance(declared, list) else [declared]
   if declared is not None and not {*ids} & {*words.eos_ids}:
     yield Line(WRONG, f"EOS is {declared} in the model's config.json")
-  if _declared(c.tokenizer.path, "tokenizer_config.json").get("add_bos_token"):
-    yield Line(NOTE, "the tokenizer asks for a BOS, which prompts here lack")
+  pieces = ", ".join(f"{i} {words.piece(i)!r}" for i in words.prefix_ids)
+  yield Line(OK, f"prompts begin with {pieces or 'no BOS'} (tokenizer.bos)")
 
 
 def _declared(folder: str | None, name: str) -> dict:
@@ -205,8 +207,8 @@ def problems(context: Context) -> Iterator[Line]:
     f"{len(sizes):,} prompts have {min(sizes)} to {max(sizes)} tokens beyond "
     f"the shared {len(context.shared)}; the window has {window}",
   )
-  whole = inspection.in_memory(context.dataset)
-  longest = len(context.shared) + (max(sizes) if whole else window)
+  known = inspection.is_in_memory(context.dataset)
+  longest = len(context.shared) + (max(sizes) if known else window)
   needed = inspection.rows_needed(c, longest)
   size = c.minibatches * c.rows.max_rows * c.rows.width * 6 * 4 / 2**20
   enough = 0 < needed <= c.rows.max_rows

@@ -151,7 +151,7 @@ def test_an_answer_without_its_thought(text, rest):
 )
 def test_a_message_that_is_none_is_named(small, message, problem):
   messages = [*said("Hi"), message]
-  for template in (chat.deepseek_r1, chat.question_only(templates.r1_zero)):
+  for template in (chat.deepseek_r1, chat.QuestionOnly(templates.r1_zero)):
     with pytest.raises(ValueError, match=f"message 1: {problem}"):
       template(messages)
     with pytest.raises(ValueError, match=f"message 1: {problem}"):
@@ -159,7 +159,7 @@ def test_a_message_that_is_none_is_named(small, message, problem):
 
 
 def test_a_base_model_is_asked_one_question(small):
-  template = chat.question_only(templates.r1_zero)
+  template = chat.QuestionOnly(templates.r1_zero)
   ids, prefill = chat.prompt(said("Hi", "Ho", "1 + 1?"), template, small)
   assert ids == small.encode(templates.r1_zero("1 + 1?")) and prefill == ""
   with pytest.raises(ValueError, match="no place for a system message"):
@@ -193,8 +193,38 @@ def test_a_template_is_given_what_templates_expect(small, with_template):
   template = chat.own_template(with_template(small, source))
   expected = f'{BEGIN}|{END}|True|True|{{"a": "\u8ba1<"}}|4|Hi|'
   assert template(said("Hi", "Ho")) == expected
-  unbegun = with_template(small, "{{ bos_token }}", bos_id=None)
-  assert chat.own_template(unbegun)(said("Hi")) == ""
+  source = "{{ bos_token }}|{{ pad_token }}|{{ unk_token }}"
+  assert chat.own_template(with_template(small, source))(said("Hi")) == (
+    f"{BEGIN}|{END}|"
+  )
+  unnamed = with_template(small, source, named_specials={})
+  assert chat.own_template(unnamed)(said("Hi")) == "||"
+
+
+def test_bos_stands_before_a_question_and_before_no_conversation(
+  small, with_template
+):
+  begun = with_template(small, "{{ messages[0].content }}", prefix_ids=(5,))
+  bare = chat.QuestionOnly(templates.r1_zero)
+  ids = small.encode(templates.r1_zero("Hi"))
+  assert chat.prompt(said("Hi"), bare, small).ids == ids
+  assert chat.prompt(said("Hi"), bare, begun).ids == [5, *ids]
+  (shown,) = chat.demonstrations(said("Hi", "Ho"), bare, begun)
+  assert shown.prompt == [5, *ids]
+  for template in (chat.deepseek_r1, chat.own_template(begun)):
+    one, other = (chat.prompt(said("Hi"), template, w) for w in (small, begun))
+    assert one == other
+
+
+def test_what_a_template_marks_as_generated_is_kept(small, with_template):
+  source = (
+    "{% for m in messages %}\n  {%- if m.role == 'assistant' %}\n"
+    "    {%- generation -%}\n    {{ m.content + eos_token }}\n"
+    "    {%- endgeneration -%}\n  {%- else %}{{ m.content }}{% endif %}\n"
+    "{% endfor %}"
+  )
+  template = chat.own_template(with_template(small, source))
+  assert template(said("Hi", "Ho", "He")) == f"HiHo{END}He"
 
 
 @pytest.mark.parametrize(
@@ -227,10 +257,23 @@ def test_templates_render_as_transformers_does(chatml, small, with_template):
     "{% for m in messages %}\n    {{ m | tojson }}\n\n{% endfor %}"
     "{{ bos_token }}"
   )
-  theirs = transformers.PreTrainedTokenizerFast(
-    tokenizer_object=small._model, bos_token=BEGIN, eos_token=END
+  generated = (
+    "{{ pad_token }}{% set n = 0 %}{% for m in messages %}{% set n = 1 %}"
+    "{% generation %}\n {{ m.content }}{% set n = 2 %}\n{% endgeneration %}"
+    "{{ n }}{{ unk_token }}{{ mask_token is defined }}{% endfor %}{{ n }}"
   )
-  ours = chat.own_template(with_template(small, source))
+  theirs = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=small._model,
+    bos_token=BEGIN,
+    eos_token=END,
+    pad_token=END,
+  )
+  for text in (source, generated):
+    ours = chat.own_template(with_template(small, text))
+    compare_renders(ours, theirs, text)
+
+
+def compare_renders(ours, theirs, source):
   for told in (said("Hi"), said("a", "\u8ba1", "<b>", system=" x\n")):
     for ask in (False, True):
       assert ours(told, generation_prompt=ask) == theirs.apply_chat_template(

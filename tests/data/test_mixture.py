@@ -155,8 +155,8 @@ def record(tmp_path, *rows, name="rates.jsonl"):
 def test_a_section_is_checked_to_its_leaves(problems):
   loose = {
     "mixture": {
-      "gsm8k": dict(weight=2.0, path=problems),
-      "more": dict(name="gsm8k", weight=1, path=problems, split="test"),
+      "problems": dict(weight=2.0, path=problems),
+      "more": dict(name="problems", weight=1, path=problems, split="test"),
     }
   }
   bind = lambda section: config.bind("dataset", section, data.DATASETS)
@@ -170,36 +170,36 @@ def test_a_section_is_checked_to_its_leaves(problems):
   for section, message in (
     (dict(mixtur={}), "unknown config key 'dataset.mixtur'; did you mean"),
     (
-      change("gsm8", weight=1),
-      "unknown config key 'dataset.mixture.gsm8'; "
-      "did you mean 'dataset.mixture.gsm8k'?",
+      change("problem", weight=1),
+      "unknown config key 'dataset.mixture.problem'; "
+      "did you mean 'dataset.mixture.problems'?",
     ),
     (
-      change("more", name="gsm8"),
-      "unknown dataset.mixture.more.name 'gsm8'; did you mean 'gsm8k'?",
+      change("more", name="problem"),
+      "unknown dataset.mixture.more.name 'problem'; did you mean 'problems'?",
     ),
     (
-      change("gsm8k", wieght=1.0),
-      "unknown config key 'dataset.mixture.gsm8k.wieght'; did you mean",
+      change("problems", wieght=1.0),
+      "unknown config key 'dataset.mixture.problems.wieght'; did you mean",
     ),
     (
       change("more", paht=""),
       "unknown config key 'dataset.mixture.more.paht'; did you mean",
     ),
     (
-      change("gsm8k", min_pas_rate=0.1),
-      "unknown config key 'dataset.mixture.gsm8k.min_pas_rate'; did you mean",
+      change("problems", min_pas_rate=0.1),
+      "unknown config key 'dataset.mixture.problems.min_pas_rate'; did you ",
     ),
     (
-      change("gsm8k", path=None),
-      "config key 'dataset.mixture.gsm8k.path' is missing",
+      change("problems", path=None),
+      "config key 'dataset.mixture.problems.path' is missing",
     ),
     (
-      change("gsm8k", weight=None),
-      "config key 'dataset.mixture.gsm8k.weight' is missing",
+      change("problems", weight=None),
+      "config key 'dataset.mixture.problems.weight' is missing",
     ),
     (
-      dict(name="gsm8k", mixture={}),
+      dict(name="problems", mixture={}),
       "unknown config key 'dataset.mixture'",
     ),
   ):
@@ -212,8 +212,8 @@ def test_a_config_loads_a_mixture(problems):
   section = ml_collections.ConfigDict(
     dict(
       mixture=dict(
-        gsm8k=dict(weight=2.0, path=problems),
-        again=dict(name="gsm8k", weight=1.0, path=problems),
+        problems=dict(weight=2.0, path=problems),
+        again=dict(name="problems", weight=1.0, path=problems),
       )
     )
   )
@@ -224,7 +224,7 @@ def test_a_config_loads_a_mixture(problems):
   assert [len(p.dataset) for p in loaded.parts.values()] == [8, 8]
   assert loaded.describe() == [
     "again: 33.3% of each round, from 8 examples",
-    "gsm8k: 66.7% of each round, from 8 examples",
+    "problems: 66.7% of each round, from 8 examples",
   ]
   with pytest.raises(IndexError):
     loaded[16]
@@ -237,12 +237,12 @@ def test_a_config_loads_a_mixture(problems):
     (dict(mixture={}, path="x"), "'mixture' stands alone"),
     (dict(mixture={}), "names no dataset"),
     (
-      dict(mixture=dict(gsm8k=dict(weight=0, path=""))),
-      "dataset.mixture.gsm8k: weight must be a number above 0, got 0",
+      dict(mixture=dict(problems=dict(weight=0, path=""))),
+      "dataset.mixture.problems: weight must be a number above 0, got 0",
     ),
     (
-      dict(mixture=dict(gsm8k=dict(weight=1, path=""))),
-      "dataset.mixture.gsm8k: dataset.path is not set",
+      dict(mixture=dict(problems=dict(weight=1, path=""))),
+      "dataset.mixture.problems: dataset.path is not set",
     ),
   ],
   ids=str,
@@ -257,7 +257,7 @@ def test_what_is_never_or_always_solved_is_left_out(tmp_path, problems):
   rows = [
     dict(
       id=f"train.jsonl:{number}",
-      domain="math/gsm8k",
+      domain="math",
       rewards=dict(accuracy=value, format=1.0),
     )
     for number, value in [(1, 0.0), (2, 1.0), (3, 1.0), (3, 0.0), (3, None)]
@@ -269,7 +269,7 @@ def test_what_is_never_or_always_solved_is_left_out(tmp_path, problems):
   ]
   loaded = data.load(
     mixture=dict(
-      gsm8k=dict(
+      problems=dict(
         weight=1,
         path=problems,
         pass_rates=record(tmp_path, *rows),
@@ -283,7 +283,7 @@ def test_what_is_never_or_always_solved_is_left_out(tmp_path, problems):
   inspection.report_mixture(loaded, Console(file=told))
   inspection.report_mixture([*loaded], Console(file=told))
   assert told.getvalue() == (
-    "gsm8k: 100.0% of each round, from 5 examples; left out 1 below and 2 "
+    "problems: 100.0% of each round, from 5 examples; left out 1 below and 2 "
     "above the range of pass rates; 3 have none on record\n"
   )
 

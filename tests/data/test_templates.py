@@ -41,6 +41,7 @@ class Characters:
   """A tokenizer that knows characters alone."""
 
   vocab_size, eos_ids = 2**21, (0,)
+  prefix_ids = ()
 
   def encode(self, text):
     return [*map(ord, text)]
@@ -79,19 +80,33 @@ QUESTIONS = st.text() | st.sampled_from(
 
 def test_every_prompt_begins_with_what_all_share(words):
   shared = templates.shared_tokens("r1_zero", words)
-  assert words.decode(shared) in FILLED
+  begins = len(words.prefix_ids)
+  assert words.decode(shared[begins:]) in FILLED
   assert len(words.decode(shared)) > FILLED.index("User: What") - 2
 
   @settings(max_examples=300, deadline=None)
   @given(QUESTIONS)
-  def begins(question):
+  def check(question):
     question = question.encode("utf-8", "ignore").decode()
-    prompt = words.encode(templates.r1_zero(question))
+    prompt = templates.encode("r1_zero", question, words)
     assert tuple(prompt[: len(shared)]) == shared
     assert len(prompt) > len(shared)
 
-  begins()
+  check()
+
+
+def test_a_prompt_begins_with_bos_where_the_tokenizer_asks_for_it():
+  class Begun(Characters):
+    prefix_ids = (7, 8)
+
+  ids = templates.encode("r1_zero", "What?", Begun())
+  assert ids[:2] == [7, 8]
+  assert ids[2:] == templates.encode("r1_zero", "What?", Characters())
+  assert ids[2:] == Characters().encode(templates.r1_zero("What?"))
+  shared = templates.shared_tokens("r1_zero", Begun())
+  assert shared == (7, 8, *templates.shared_tokens("r1_zero", Characters()))
+  assert templates.shared_tokens("plain", Begun()) == (7, 8)
 
 
 def test_prompts_without_a_template_share_nothing(words):
-  assert templates.shared_tokens("plain", words) == ()
+  assert templates.shared_tokens("plain", words) == words.prefix_ids

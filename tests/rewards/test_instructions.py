@@ -293,6 +293,12 @@ def test_a_kind_or_relation_that_is_not_known_is_named():
     ('He said "Stop." She did.', 2),
     ("a\n\nb\n\nc", 1),
     ("一。二！三？", 3),
+    ("1. apples.", 1),
+    ("1. Apples. 2. Pears.", 2),
+    ("Buy:\n1. apples.\n2. pears.", 2),
+    ("**1.** Go on.\n(b). Stop.\niv. Rest.", 3),
+    ("1.2. Its scope. Its end.", 2),
+    ("It was in 1990. Then he had 5. She left.", 3),
   ],
 )
 def test_sentences_are_counted(text, count):

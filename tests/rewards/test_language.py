@@ -1,15 +1,18 @@
 """Language consistency: a share of words, and what is no word of any."""
 
 import collections
+import json
 import pathlib
 
 import pytest
 
 from r1jax.data import jsonl
-from r1jax.rewards import language
+from r1jax.rewards import function_words, language
 from r1jax.types import Completion, Example
 
-EVAL = pathlib.Path(__file__).parents[2] / "../shared/data/eval"
+SHARED = pathlib.Path(__file__).parents[2] / "../shared"
+EVAL = SHARED / "data/eval"
+CASES = SHARED / "cases/language.jsonl"
 needs_data = pytest.mark.skipif(
   not EVAL.exists(), reason="there is no ../shared/data"
 )
@@ -120,17 +123,82 @@ def test_only_the_thinking_counts():
 def test_no_words_are_not_consistent():
   for text in ("", " \n", "12 + 13", "$x$", "\0\u202e\ud800"):
     assert reward(text) == 0.0
+  assert reward("The end\ud800 has come to us.") == 1.0
+
+
+@pytest.mark.parametrize(
+  ("target", "text", "value"),
+  [
+    ("ru", "Кот спит на диване.", 1),
+    ("ru", "Лена взяла книгу.", 1),
+    ("ru", "Папа варит суп.", 1),
+    ("ru", "Тя даде на Петър пет лева.", 0),
+    ("ru", "Къде е книгата?", 0),
+    ("ru", "Спочатку додамо числа і їх порівняємо.", 0),
+    ("ru", "Днес времето е много хубаво.", 0),
+    ("bg", "Мой брат учится в университете.", 0),
+    ("bg", "Сестра ми пее добре.", 1),
+    ("bg", "Дети играли во дворе, и мы пошли к ним.", 0),
+    ("uk", "Оленка взяла книгу.", 1),
+    ("mr", "बारा रुपये उरले.", 1),
+    ("mr", "राम ने तीन सेब खरीदे।", 0),
+    ("hi", "उत्तर सात है।", 1),
+    ("hi", "मुले बाहेर खेळत आहेत.", 0),
+    ("ne", "पहिले हामी जोड्छौं।", 1),
+    ("ne", "आज ठंड है।", 0),
+    ("mr", "बाबा कामावर गेले.", 1),
+    ("hi", "म भात खान्छु।", 0),
+    ("en", "Anna had ten pens.", 1),
+    ("en", "Six men dug wells.", 1),
+    ("en", "Ken got wet.", 1),
+    ("en", "Let me see.", 1),
+    ("en", "WINTER GARDEN", 1),
+    ("en", "Ted met Ken in Dresden.", 1),
+    ("en", "1. apples. 2. pears. 3. plums.", 1),
+    ("en", "1. pommes de terre. 2. les poires et les prunes.", 0),
+    ("en", "LE CHAT NOIR EST ICI", 0),
+    ("en", "Min bror bor i Stockholm.", 0),
+    ("en", "Wij eten brood.", 0),
+    ("en", "La respuesta es siete.", 0),
+    ("en", "Er hat zehn Eier.", 0),
+    ("de", "Nina postet Selfies.", 1),
+    ("de", "Das Meeting war cool.", 1),
+    ("de", "We checked the mails.", 0),
+    ("nl", "Jan koopt drie appels.", 1),
+    ("fr", "Jean a 30 sucettes.", 1),
+    ("nl", "Hens lend ten eggs. He pretends in jest. They sold the boat.", 0),
+  ],
+)
+def test_a_short_text_is_in_the_language_asked_for_if_it_may_be(
+  target, text, value
+):
+  assert reward(text, target=target) == value
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="there is no ../shared/cases")
+def test_every_known_case_is_right():
+  for line in CASES.read_text(encoding="utf-8").splitlines():
+    case = json.loads(line)
+    right = reward(case["text"], target=case["language"]) > 0.5
+    assert right == bool(case.get("want", 1)), case
+
+
+def test_a_function_word_stands_with_each_language_that_has_it():
+  codes = {code for shared in language.SHARED.values() for code in shared}
+  assert function_words.WORDS.keys() == codes
+  assert function_words.BY_WORD["in"] == {"en", "de", "nl", "it"}
+  assert [*function_words.found_in("«Het» Ы, x")] == [{"nl"}, {"ru"}]
 
 
 @needs_data
 def test_real_sentences_are_identified():
-  """97% are asked for; see the counts of what is missed if this fails."""
+  """549 of 550 are; see the counts of what is missed if this fails."""
   rows = [row for _, row in jsonl.read(EVAL / "langid_sentences_dev.jsonl")]
   missed = collections.Counter()
   for row in rows:
     if (found := language.identify(row["text"])) != row["lang"]:
       missed[row["lang"], found] += 1
-  assert sum(missed.values()) <= 0.03 * len(rows), missed
+  assert sum(missed.values()) <= 1, missed
 
 
 @needs_data
@@ -141,4 +209,4 @@ def test_mixed_text_is_measured():
     abs(reward(r["text"], target=r["target_lang"]) - r["target_word_fraction"])
     for r in rows
   ]
-  assert sum(errors) / len(errors) <= 0.05
+  assert sum(errors) / len(errors) <= 0.0035

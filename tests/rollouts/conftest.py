@@ -15,6 +15,7 @@ class Words:
   """The model has 40 ids, the tokenizer 37; two of them end a text."""
 
   vocab_size, eos_ids = 37, (2, 5)
+  prefix_ids = ()
 
   def encode(self, text):
     return [ord(character) % 37 for character in text]
@@ -27,6 +28,11 @@ class Toy(NamedTuple):
   model: transformer.Transformer
   params: dict
   words: Words
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(module_quick_to_compile):
+  """Compiling is most of the time of these tests."""
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax import models, runtime
+from r1jax import runtime
 from r1jax.data import chat as chats
 from r1jax.data import tokenizer
 from r1jax.rollouts import stream
@@ -265,7 +265,7 @@ def test_pressed_once_it_stops_and_twice_it_leaves():
 def options():
   given = flags.FlagValues()
   defaults = dict(model=BASE, template="auto", system="", max_tokens=9)
-  sampling = dict(temperature=0.6, top_p=0.95, seed=0)
+  sampling = dict(temperature=0.6, top_p=0.95, seed=0, bos=None)
   for name, value in (defaults | sampling).items():
     flags.DEFINE_string(name, None, "", flag_values=given)
     given[name].value = value
@@ -296,11 +296,14 @@ def test_a_large_model_is_loaded_beside_the_answer(
     used.extend([params["embed"].dtype.name, model.config.compute_dtype])
     return types.SimpleNamespace(complete=iter)
 
-  monkeypatch.setattr(models, "LARGE", 0)
+  monkeypatch.setattr("r1jax.training.models.LARGE", 0)
   monkeypatch.setattr(runtime, "start", lambda: None)
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
   monkeypatch.setattr(stream, "Stream", opened)
-  chat.open_conversation(options())
+  given = options()
+  given["bos"].value = True
+  begun = chat.open_conversation(given)
+  assert begun.words.prefix_ids == (begun.words.bos_id,)
   assert used == [dtype, dtype]
   printed = capsys.readouterr()
   assert printed.out == "" and "MB" in printed.err
@@ -314,7 +317,7 @@ def run(python, *arguments, **kwargs):
   ("arguments", "message"),
   [
     ([], "no --model; name the directory of a model"),
-    (["--model=nope"], "--model=nope is no directory"),
+    (["--model=nope"], "nope is no directory; to download a model"),
     (["--model=tests", "--prompt=a"], "tests holds no tokenizer.model"),
     ([f"--model={BASE}"], "the question is empty; give it by --prompt"),
     ([f"--model={BASE}", "--prompt= "], "the question is empty"),

@@ -5,9 +5,8 @@ import json
 
 import pytest
 
-from r1jax import config
+from r1jax import config, hf
 from r1jax.data import tokenizer
-from r1jax.models import convert
 from r1jax.models.presets import preset
 from r1jax.tools import checks, doctor
 from r1jax.training import objective
@@ -29,7 +28,7 @@ def get_config():
   c.rollout_mesh = dict(data=1)
   c.model = dict(name="pretrained", path={folder!r})
   c.tokenizer = dict(path={folder!r})
-  c.dataset = dict(name="gsm8k", path={train!r}, split="all")
+  c.dataset = dict(name="problems", path={train!r}, split="all")
   c.rewards = dict(accuracy=1.0, format=1.0)
   c.grader = dict(num_workers=1, timeout=5.0)
   c.prompts_per_round, c.group_size, c.minibatches = 4, 2, 2
@@ -66,7 +65,7 @@ def get_config():
   )
   c.evaluation = dict(
     every=4, seed=1, problems=4, samples=2, problems_between=4,
-    samples_between=2, test=dict(name="gsm8k", path={test!r}, split="all"),
+    samples_between=2, test=dict(name="problems", path={test!r}, split="all"),
   )
   return c
 """
@@ -87,7 +86,7 @@ def path(tmp_path_factory, write_tokenizer, random_params):
   tmp = tmp_path_factory.mktemp("doctor")
   words = write_tokenizer(tmp / "tokenizer")
   params = random_params(SIZES)
-  convert.save(tmp / "model", SIZES, params, tokenizer=words, provenance={})
+  hf.save(tmp / "model", SIZES, params, tokenizer=words, provenance={})
   paths = dict(
     folder=tmp / "model",
     train=write_problems(tmp / "train.jsonl", range(9)),
@@ -225,7 +224,7 @@ def test_a_model_of_another_vocabulary_is_noticed(
   sizes = dataclasses.replace(SIZES, vocab_size=300)
   params = random_params(sizes)
   words = path.parent / "tokenizer"
-  convert.save(tmp_path, sizes, params, tokenizer=words, provenance={})
+  hf.save(tmp_path, sizes, params, tokenizer=words, provenance={})
   (line,) = wrong(path, {"model.path": str(tmp_path)}, until="problems")
   assert "ids and the model 300" in line
 

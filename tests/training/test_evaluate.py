@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from r1jax.training import evaluate
 from r1jax.training.evaluate import (
   completions,
   consensus,
@@ -113,11 +114,26 @@ def test_one_sample_each_is_enough():
   assert got["pass@1"] == got["cons@1"] == 1.0
 
 
+def test_prompts_of_evaluation_begin_with_bos_where_one_is_asked_for():
+  class Words:
+    vocab_size, eos_ids, prefix_ids = 9, (2,), (1,)
+
+    def encode(self, text):
+      return [len(text)]
+
+    def decode(self, ids):
+      return ""
+
+  asked = evaluate.encode_prompts([Example("ab", ""), SUM], "plain", Words())
+  assert asked == [[1, 3], [1, len(SUM.prompt) + 1]]
+
+
 def test_completions_are_told_by_length_and_finish():
   """Never by looking for an id, and EOS is no text."""
 
   class Words:
     vocab_size, eos_ids = 9, (2,)
+    prefix_ids = ()
 
     def encode(self, text):
       return []
@@ -189,3 +205,7 @@ def test_the_summary_compares_first_and_last():
   }
   assert needed <= got["tasks"]["a"].keys()
   assert needed <= got.keys()
+  # A base that was measured late is the base.
+  assert summarise([*rows[1:], rows[0]], rl_steps=8) == got
+  with pytest.raises(ValueError, match="no evaluation of step 0.*run again"):
+    summarise(rows[1:], rl_steps=8)

@@ -1,13 +1,20 @@
 """Groups that teach nothing are sampled again, so often and no oftener."""
 
+import re
 import types
 
+import ml_collections
 import numpy as np
 import pytest
 
 from r1jax import rewards
 from r1jax.rewards import Scores
-from r1jax.training.exploration import Sampled, explore
+from r1jax.training.exploration import (
+  Sampled,
+  explain_nothing,
+  explore,
+  make_sample,
+)
 from r1jax.training.grading import Grading
 from r1jax.types import Completion, Example, Rollout
 
@@ -132,6 +139,7 @@ def test_groups_are_graded_as_soon_as_they_are_complete(monkeypatch):
   words = types.SimpleNamespace(
     vocab_size=9,
     eos_ids=(1,),
+    prefix_ids=(),
     encode=list,
     decode=lambda ids: "x" * len(ids),
   )
@@ -152,3 +160,66 @@ def test_groups_are_graded_as_soon_as_they_are_complete(monkeypatch):
 def test_shaping_does_not_make_a_group_teach(shaping):
   sample, _ = sampler([RIGHT, RIGHT, WRONG], 3 * [RIGHT], shaping=shaping)
   assert explore(sample, rounds=1).teaching == 0
+
+
+@pytest.mark.parametrize(
+  "values, message",
+  [
+    ([0.0, 0.0], r"sampled 4 times .*\(mean 0\); take problems that"),
+    ([1.0, np.nan], r"\(mean 1\); take problems that the model solves someti"),
+    ([np.nan, np.nan], "nothing could be graded; look at the grader's errors"),
+  ],
+)
+def test_rounds_that_teach_nothing_are_explained(values, message):
+  config = ml_collections.ConfigDict(dict(dynamic_sampling=dict(rounds=3)))
+  scores = Scores(np.array([9.0, 9.0]), {"accuracy": np.array(values)}, {})
+  assert re.search(message, explain_nothing(scores, config))
+
+
+def test_a_round_asks_its_own_problems_each_beginning_with_bos():
+  class Asked(Exception):
+    pass
+
+  class Recorder:
+    def hosts(self, count):
+      return np.zeros(count, int)
+
+    def __call__(self, params, prompts, *args, **kwargs):
+      raise Asked(prompts)
+
+  words = types.SimpleNamespace(
+    vocab_size=99,
+    eos_ids=(2,),
+    prefix_ids=(1,),
+    encode=lambda text: [*map(ord, text)],
+    decode=lambda ids: "",
+  )
+  c = ml_collections.ConfigDict(
+    dict(
+      rewards=dict(size=1.0),
+      dynamic_sampling=dict(rounds=1),
+      minibatches=2,
+      prompts_per_round=P,
+      group_size=G,
+      seed=0,
+      template="plain",
+      max_tokens=(),
+      sampling=dict(max_tokens=3),
+    )
+  )
+  dataset = [Example(chr(97 + i), "") for i in range(2 * P)]
+  observer = types.SimpleNamespace(sampled=None)
+  sample = make_sample(c, Recorder(), dataset, words, None, observer)
+
+  def asked(step, attempt):
+    with pytest.raises(Asked) as raised:
+      sample({}, step, attempt)
+    return raised.value.args[0]
+
+  first, second, again = asked(0, 0), asked(2, 0), asked(0, 1)
+  for prompts in (first, second, again):
+    assert len(prompts) == P
+    assert all(ids[0] == 1 and ids[2:] == [10] for ids in prompts)
+  seen = sorted(chr(ids[1]) for ids in first + second)
+  assert seen == [example.prompt for example in dataset]
+  assert again != first

@@ -186,6 +186,7 @@ def decode(sizes):
 
   class Words:
     vocab_size, eos_ids = 90, (0,)
+    prefix_ids = ()
     encode = decode = staticmethod(str)
 
   engine = make_engine(
