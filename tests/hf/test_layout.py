@@ -14,7 +14,6 @@ from r1jax.hf import arrays, layout
 from r1jax.models.config import replace
 from r1jax.models.presets import preset
 from r1jax.models.weights import is_router_bias, weights
-from r1jax.training import models
 
 # Every size different; V2 and V3 with and without a query latent.
 SIZES = dict(vocab_size=40, width=32, num_layers=3, dense_width=24)
