@@ -23,7 +23,7 @@ from r1jax import hf
 from r1jax.hf.tensors import open_folder
 from r1jax.models.config import ModelConfig
 from r1jax.models.presets import preset
-from r1jax.models.weights import is_weight, weights
+from r1jax.models.weights import is_router_bias, weights
 
 # A gigabyte or so each; layers like those of the published models.
 TOYS = {
@@ -77,10 +77,10 @@ def _random(config: ModelConfig):
 
   def draw(path, weight):
     numbers = rng.standard_normal(weight.shape, np.float32)
-    bias = path[-1].key == "router_bias"
+    bias = is_router_bias(path)
     return numbers if bias else numbers.astype(ml_dtypes.bfloat16)
 
-  return jax.tree.map_with_path(draw, weights(config), is_leaf=is_weight)
+  return jax.tree.map_with_path(draw, weights(config))
 
 
 def _copy(directory: pathlib.Path) -> dict[str, np.ndarray]:

@@ -22,8 +22,7 @@ from jax.sharding import Mesh
 from benchmarks import command, peers, timing
 from r1jax import sharding
 from r1jax.models import cache as caches
-from r1jax.models import flops, ops, transformer
-from r1jax.models.cache import empty_cache
+from r1jax.models import flops, transformer
 from r1jax.models.config import Experts, Grouped, Latent, ModelConfig
 from r1jax.models.weights import sizes
 
@@ -117,11 +116,11 @@ def decoder(config: ModelConfig, params) -> Callable:
   )
   def generate(params, prompts, *, rows, prompt_tokens, tokens):
     params = transformer.unstack(network, params)
-    split = lambda cache: cache.replace(rows=caches.split(cache.rows))
-    cache = split(empty_cache(config, rows, prompt_tokens))
+    cache = caches.empty(config, rows, prompt_tokens)
+    cache = caches.shard_constraint(cache)
     hidden, cache = transformer.extend(network, params, prompts, cache)
     pick = lambda hidden: jnp.argmax(
-      transformer.logits(network, params, hidden), axis=-1
+      transformer.logits(params, hidden), axis=-1
     ).astype(jnp.int32)
 
     def step(t, carry):
@@ -132,10 +131,9 @@ def decoder(config: ModelConfig, params) -> Callable:
     token, out = pick(hidden[:, -1]), jnp.zeros((rows, tokens), jnp.int32)
     for start in range(0, tokens, GROWTH):
       stop = min(start + GROWTH, tokens)
-      grown = caches.resize(cache.rows, prompt_tokens + stop)
-      token, cache, out = jax.lax.fori_loop(
-        start, stop, step, (token, split(cache.replace(rows=grown)), out)
-      )
+      cache = caches.grow(cache, prompt_tokens + stop)
+      carry = token, caches.shard_constraint(cache), out
+      token, cache, out = jax.lax.fori_loop(start, stop, step, carry)
     return out
 
   placed = everywhere(params)
@@ -158,9 +156,7 @@ def trainer(config: ModelConfig, params) -> Callable:
       hidden = transformer.forward(
         network, params, transformer.pack_rows(tokens)
       ).hidden[:, :-1]
-      logprobs, _ = ops.linear_logprobs(
-        hidden, transformer.unembed(params), tokens[:, 1:]
-      )
+      logprobs, _ = transformer.logprobs(params, hidden, tokens[:, 1:])
       return -logprobs.mean()
 
     return jax.value_and_grad(loss)(params)

@@ -253,8 +253,9 @@ def _join(arguments: dict[str, Any]) -> None:
 
 def _lose(address: str) -> None:
   """Ends this process in one line when JAX's service would abort it."""
+  time.sleep(BEAT)  # A process that dies closes one connection after the other.
   if service.is_there(address):
-    _fall(f"JAX's coordination service, on {_State.keeper}, gave this host up")
+    _fall(f"{_State.keeper}: its coordination service gave this host up")
   _fall(f"{_State.keeper} is gone, and the job with it")
 
 

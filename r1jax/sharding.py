@@ -193,13 +193,6 @@ def current() -> AbstractMesh | None:
   return mesh if free and mesh.size > 1 else None
 
 
-def by_hand() -> tuple[str, ...]:
-  """The axes that the program splits by hand here, within `jax.shard_map`."""
-  mesh = jax.sharding.get_abstract_mesh()
-  kinds = zip(mesh.axis_names, mesh.axis_types or (), strict=False)
-  return tuple(axis for axis, kind in kinds if kind == AxisType.Manual)
-
-
 def constrain(x: Array, *names: str | None) -> Array:
   """`x`, split as the names of its dimensions say.
 

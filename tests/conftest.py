@@ -16,7 +16,12 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 
 ROOT = pathlib.Path(__file__).parent.parent
-LONG = ("training", "models", "rollouts")  # Folders of tests that take long.
+LONG = (
+  "training",
+  "models",
+  "ops",
+  "rollouts",
+)  # Folders of tests that take long.
 
 
 def pytest_collection_modifyitems(items):
@@ -48,19 +53,18 @@ def random_params():
     import jax
     import numpy as np
 
-    from r1jax.models.weights import is_weight, weights
+    from r1jax.models.weights import is_matrix, weights
 
-    draw = np.random.default_rng(seed).normal
-    kinds = dict(
-      normal=lambda shape: draw(0, sizes.init_scale, shape),
-      ones=np.ones,
-      zeros=np.zeros,
-    )
-    return jax.tree.map(
-      lambda w: kinds[w.init](w.shape).astype(np.float32),
-      weights(sizes),
-      is_leaf=is_weight,
-    )
+    rng = np.random.default_rng(seed)
+
+    def draw(path, weight):
+      if is_matrix(path):
+        numbers = rng.normal(0, sizes.init_scale, weight.shape)
+      else:
+        numbers = np.full(weight.shape, path[-1].key == "scale")
+      return numbers.astype(np.float32)
+
+    return jax.tree.map_with_path(draw, weights(sizes))
 
   return make
 

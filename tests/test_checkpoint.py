@@ -114,7 +114,9 @@ def kept(workdir):
 
 
 def test_the_best_stays(tmp_path):
-  scores = (1, 0.2), (2, 0.7), (3, None), (4, 0.5), (5, math.nan)
+  """Of those that are there, and of those whose score is a number."""
+  checkpoint.write_score(tmp_path, 0, 1.0)  # The base has no checkpoint.
+  scores = (1, math.nan), (2, 0.7), (3, None), (4, 0.5), (5, 0.1)
   save_scored(tmp_path, scores)
   assert checkpoint.best_step(tmp_path) == 2
   assert kept(tmp_path) == ["2", "4", "5"]

@@ -7,11 +7,13 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import numpy as np
 import pytest
 
-from r1jax import checkpoint, hosts
+from r1jax import checkpoint, hosts, rendezvous, service
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -115,6 +117,159 @@ def test_two_processes_agree(tmp_path):
   x = np.arange(24.0, dtype=np.float32).reshape(8, 3)
   back = checkpoint.restore(tmp_path, {"x": np.zeros_like(x)})
   np.testing.assert_array_equal(back["x"], x)
+
+
+TURNS = """
+  hosts.SILENCE, hosts.PERIOD = 6.0, 2.0
+
+  def work():
+    while True:
+      hosts.stop_if_told()
+      print("turn", flush=True)
+      time.sleep(0.1)
+"""
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_host_that_dies_or_stands_still_is_named(tmp_path, signum, victim):
+  job = start(TURNS, tmp_path)
+  survivor = job[1 - victim]
+  for process in job:
+    assert "turn\n" in process.stdout, "it ended before its first turn"
+  job[victim].send_signal(signum)
+  try:
+    _, errors = survivor.communicate(timeout=60)
+  finally:
+    for process in job:
+      process.kill()
+      process.communicate()
+  assert survivor.returncode in (1, 3), errors
+  last = errors.strip().splitlines()[-1]
+  assert last.startswith(f"error: host {victim} ("), errors
+  assert "stack trace" not in errors and "Traceback" not in errors
+  if signum == signal.SIGSTOP:
+    assert f"waiting for host {victim} (" in errors
+
+
+@pytest.mark.cluster
+def test_a_second_signal_ends_a_wait_for_a_host_that_stands_still(tmp_path):
+  job = start(TURNS.replace("6.0", "600.0"), tmp_path)
+  for process in job:
+    assert "turn\n" in process.stdout, "it ended before its first turn"
+  job[1].send_signal(signal.SIGSTOP)
+  time.sleep(1)
+  try:
+    for _ in range(2):
+      job[0].send_signal(signal.SIGINT)
+      time.sleep(0.5)
+    _, errors = job[0].communicate(timeout=20)
+  finally:
+    for process in job:
+      process.kill()
+      process.communicate()
+  assert job[0].returncode == 128 + signal.SIGINT
+  assert "the last one is lost" in errors
+
+
+DIFFERS = """
+  def work():
+    hosts.compare({"config.seed": 3, "sizes": (1, 2)})
+    hosts.compare({"config.lr": 0.1 + own})
+    time.sleep(60)
+"""
+
+
+def test_hosts_that_differ_name_the_key(tmp_path):
+  first, second = finish(start(DIFFERS, tmp_path))
+  assert (first[0], second[0]) == (1, 3)
+  assert "the hosts differ in config.lr: it is 1.1 on host 1 (" in first[2]
+  assert ") and 0.1 on host 0 (" in first[2]
+
+
+def meeting(process, count, address, *, seconds=300.0):
+  """What `rendezvous.meet` says in a thread; its end is None or an error."""
+  said, end = [], []
+
+  def meet():
+    try:
+      rendezvous.meet(
+        address, count, process, say=said.append, bind=address, seconds=seconds
+      )
+      end.append(None)
+    except ValueError as error:
+      end.append(str(error))
+
+  thread = threading.Thread(target=meet, daemon=True)
+  thread.start()
+  return thread, said, end
+
+
+def free_address():
+  with socket.create_server(("127.0.0.1", 0)) as free:
+    return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_all_meet_whoever_comes_first(monkeypatch):
+  monkeypatch.setattr(rendezvous, "PERIOD", 0.2)
+  address = free_address()
+  late = meeting(2, 3, address)
+  host, again = meeting(0, 3, address), None
+  with socket.create_connection(until_open(address)) as stranger:
+    stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")  # It changes nothing.
+    again = meeting(1, 3, address)
+    for thread, _, end in (late, host, again):
+      thread.join(30)
+      assert end == [None]
+
+
+def until_open(address):
+  host, _, port = address.rpartition(":")
+  while not service.is_there(address):
+    time.sleep(0.05)
+  return host, int(port)
+
+
+def test_who_does_not_come_is_named_to_all(monkeypatch):
+  monkeypatch.setattr(rendezvous, "PERIOD", 0.2)
+  address = free_address()
+  several = [meeting(i, 4, address, seconds=2.0 + 9 * i) for i in (0, 2)]
+  for thread, said, end in several:
+    thread.join(30)
+    assert end[0].startswith(f"hosts 1, 3 of 4 did not come to {address} with")
+    assert any(line.startswith("waiting for hosts 1, 3 of 4") for line in said)
+  thread, said, end = meeting(1, 2, address, seconds=1.0)
+  thread.join(30)
+  assert "host 0 did not come" in end[0] and "Connection refused" in end[0]
+  assert said[0].startswith(f"waiting for host 0 at {address}")
+
+
+@pytest.mark.parametrize(
+  ("process", "count", "problem"),
+  [
+    (1, 2, "process 1 was started with --num_processes=2, and process 0 with"),
+    (2, 3, "two processes were started with --process_id=2"),
+  ],
+)
+def test_what_cannot_be_one_job_is_told_to_all(process, count, problem):
+  address = free_address()
+  job = [meeting(0, 3, address)]
+  until_open(address)
+  job.append(meeting(2, 3, address))
+  time.sleep(1.0)
+  job.append(meeting(process, count, address))
+  for thread, _, end in job:
+    thread.join(30)
+    assert end[0].startswith(problem)
+
+
+def test_a_port_in_use_is_named():
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    address = f"127.0.0.1:{server.getsockname()[1]}"
+    thread, _, end = meeting(0, 2, address)
+    thread.join(30)
+  assert f"cannot listen at {address}: Address already in use" in end[0]
 
 
 RAISES = """

@@ -25,7 +25,6 @@ from r1jax.hf.architectures import (
   MODEL,
   ROPES,
   YARN,
-  Family,
   Settings,
 )
 from r1jax.models.config import (
@@ -113,15 +112,10 @@ def float8_block(folder: pathlib.Path) -> tuple[int, int] | None:
     return None
   try:
     found = reader.part("quantization_config")
-    for key, value in (("quant_method", "fp8"), ("fmt", "e4m3")):
-      if found.settings.get(key) not in (None, value):
-        raise found.refusal(key, repr(value))
+    found.expect({"quant_method": "fp8", "fmt": "e4m3"})
     block = found.settings.get("weight_block_size")
-    if not (
-      isinstance(block, list)
-      and len(block) == 2
-      and all(type(n) is int and n > 0 for n in block)
-    ):
+    known = isinstance(block, list) and len(block) == 2
+    if not known or not all(type(n) is int and n > 0 for n in block):
       raise found.refusal("weight_block_size", "rows and columns of a block")
   except ValueError as error:
     raise ValueError(f"{folder / 'config.json'}: {error}") from None
@@ -141,6 +135,12 @@ class _Reader:
     return ValueError(
       f"{self._within}{key} is {found!r}; this reader takes {wanted}"
     )
+
+  def expect(self, values: Settings) -> None:
+    """Raises ValueError for a key that is there and has another value."""
+    for key, value in values.items():
+      if self.settings.get(key) not in (None, value):
+        raise self.refusal(key, repr(value))
 
   def part(self, key: str) -> "_Reader":
     """A reader of the object under `key`."""
@@ -178,52 +178,37 @@ def _parse(reader: _Reader) -> ModelConfig:
   if not isinstance(named, list) or len(named) != 1 or named[0] not in FAMILIES:
     raise reader.refusal("architectures", f"one of {', '.join(FAMILIES)}")
   family = FAMILIES[named[0]]
-  for key, value in (FOREIGN | family.fixed).items():
-    if reader.settings.get(key) not in (None, value):
-      raise reader.refusal(key, repr(value))
+  reader.expect(FOREIGN | family.fixed)
   if {*(reader.settings.get("layer_types") or ())} - {"full_attention"}:
     raise reader.refusal("layer_types", "'full_attention' everywhere")
-  deepseek = family.model_type.startswith("deepseek")
-  defaults = DEFAULTS | {"max_position_embeddings": family.default_length}
+  defaults = DEFAULTS | family.fixed
+  defaults["max_position_embeddings"] = family.default_length
   sizes = reader.fields(ModelConfig, MODEL, defaults)
   sizes["scan"] = sizes["num_layers"] >= DEPTH_OF_SCAN
   sizes["remat"] = "block" if sizes["scan"] else "none"
-  sizes["rope_theta"], sizes["rope_scaling"] = _read_rope(reader, deepseek)
+  heads = reader.value("num_attention_heads", int)
+  deepseek = family.model_type.startswith("deepseek")
   if deepseek:
-    sizes["attention"] = _read_latent(reader)
-    sizes["experts"] = _read_experts(reader, family)
+    reader.expect({"num_key_value_heads": heads})
+    sizes["attention"] = Latent(**reader.fields(Latent, LATENT, defaults))
+    experts = reader.fields(Experts, EXPERTS, defaults)
+    if family.model_type == "deepseek_v2":
+      method = reader.settings.get("topk_method") or "greedy"
+      if method not in ("greedy", "group_limited_greedy"):
+        raise reader.refusal("topk_method", "'greedy', 'group_limited_greedy'")
+      if method == "greedy":
+        experts |= dict(num_groups=1, groups_per_token=1)
+    sizes["experts"] = Experts(scores=family.fixed["scoring_func"], **experts)
   else:
-    sizes["attention"] = _read_grouped(reader, family)
+    defaults["num_key_value_heads"] = heads
+    defaults["head_dim"] = sizes["width"] // heads
+    attention = reader.fields(Grouped, GROUPED, defaults)
+    bias = family.model_type == "qwen2"
+    sizes["attention"] = Grouped(bias=bias, **attention)
   if family.model_type == "deepseek_v3":
     sizes["mtp_depth"] = reader.value("num_nextn_predict_layers", int, 0)
-  return ModelConfig(**sizes)
-
-
-def _read_latent(reader: _Reader) -> Latent:
-  attention = reader.fields(Latent, LATENT, {})
-  heads = attention["num_heads"]
-  if reader.settings.get("num_key_value_heads") not in (None, heads):
-    raise reader.refusal("num_key_value_heads", f"num_attention_heads, {heads}")
-  return Latent(**attention)
-
-
-def _read_grouped(reader: _Reader, family: Family) -> Grouped:
-  heads = reader.value("num_attention_heads", int)
-  size = reader.value("hidden_size", int) // heads
-  defaults = {"num_key_value_heads": heads, "head_dim": size}
-  attention = reader.fields(Grouped, GROUPED, defaults)
-  return Grouped(bias=family.model_type == "qwen2", **attention)
-
-
-def _read_experts(reader: _Reader, family: Family) -> Experts:
-  fields = reader.fields(Experts, EXPERTS, DEFAULTS | family.fixed)
-  if family.model_type == "deepseek_v2":
-    method = reader.settings.get("topk_method") or "greedy"
-    if method not in ("greedy", "group_limited_greedy"):
-      raise reader.refusal("topk_method", "'greedy', 'group_limited_greedy'")
-    if method == "greedy":
-      fields |= dict(num_groups=1, groups_per_token=1)
-  return Experts(scores=family.fixed["scoring_func"], **fields)
+  theta, scaling = _read_rope(reader, deepseek)
+  return ModelConfig(rope_theta=theta, rope_scaling=scaling, **sizes)
 
 
 def _read_rope(reader: _Reader, deepseek: bool):

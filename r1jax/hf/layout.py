@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from r1jax.models.config import Experts, Grouped, Latent, ModelConfig
-from r1jax.models.weights import is_weight, weights
+from r1jax.models.weights import weights
 
 Box = tuple[slice, ...]  # A start and a stop for each dimension.
 Place = str | tuple[str, Any]  # An array, or an array and a part of it.
@@ -28,22 +28,25 @@ Table = dict[str, Place | list[Place]]
 
 def latent_attention(a: Latent) -> Table:
   """DeepSeek-V2 and DeepSeek-V3."""
-  rank = a.q_rank or 0
-  queries: Table = {"self_attn.q_proj.weight": "q"}
+  rank, down = a.q_rank or 0, "attention.qkv_down"
+  queries: Table = {"self_attn.q_proj.weight": "attention.q"}
   if a.q_rank is not None:
     queries = {
-      "self_attn.q_a_proj.weight": ("qkv_down", np.s_[:, :rank]),
-      "self_attn.q_a_layernorm.weight": "q_norm",
-      "self_attn.q_b_proj.weight": "q_up",
+      "self_attn.q_a_proj.weight": (down, np.s_[:, :rank]),
+      "self_attn.q_a_layernorm.weight": "attention.q_norm.scale",
+      "self_attn.q_b_proj.weight": "attention.q_up",
     }
   return {
-    "input_layernorm.weight": "attention_norm",
+    "input_layernorm.weight": "attention_norm.scale",
     **queries,
-    "self_attn.kv_a_proj_with_mqa.weight": ("qkv_down", np.s_[:, rank:]),
-    "self_attn.kv_a_layernorm.weight": "kv_norm",
-    "self_attn.kv_b_proj.weight": "kv_up",
-    "self_attn.o_proj.weight": "out",
-    "post_attention_layernorm.weight": "feed_forward_norm",
+    "self_attn.kv_a_proj_with_mqa.weight": (
+      "attention.qkv_down",
+      np.s_[:, rank:],
+    ),
+    "self_attn.kv_a_layernorm.weight": "attention.kv_norm.scale",
+    "self_attn.kv_b_proj.weight": "attention.kv_up",
+    "self_attn.o_proj.weight": "attention.out",
+    "post_attention_layernorm.weight": "feed_forward_norm.scale",
   }
 
 
@@ -51,18 +54,24 @@ def grouped_attention(a: Grouped) -> Table:
   """Qwen2 and Llama; the third axis of `qkv` holds queries, key and value."""
   group = a.num_heads // a.num_kv_heads
   parts = {"q": np.s_[:group], "k": np.s_[-2:-1], "v": np.s_[-1:]}
-  table: Table = {"input_layernorm.weight": "attention_norm"}
+  table: Table = {"input_layernorm.weight": "attention_norm.scale"}
   for name, part in parts.items():
-    table[f"self_attn.{name}_proj.weight"] = ("qkv", np.s_[:, :, part])
+    table[f"self_attn.{name}_proj.weight"] = (
+      "attention.qkv",
+      np.s_[:, :, part],
+    )
     if a.bias:
-      table[f"self_attn.{name}_proj.bias"] = ("qkv_bias", np.s_[:, part])
+      table[f"self_attn.{name}_proj.bias"] = (
+        "attention.qkv_bias",
+        np.s_[:, part],
+      )
   return table | {
-    "self_attn.o_proj.weight": "out",
-    "post_attention_layernorm.weight": "feed_forward_norm",
+    "self_attn.o_proj.weight": "attention.out",
+    "post_attention_layernorm.weight": "feed_forward_norm.scale",
   }
 
 
-def feed_forward(released: str, ours: str = "") -> Table:
+def feed_forward(released: str, ours: str = "feed_forward.") -> Table:
   """SwiGLU in every architecture."""
   return {
     f"{released}.gate_proj.weight": (f"{ours}gate_up", np.s_[:, 0:1]),
@@ -73,11 +82,11 @@ def feed_forward(released: str, ours: str = "") -> Table:
 
 def routing(e: Experts) -> Table:
   """DeepSeek-V2 and DeepSeek-V3: all of a layer but its routed experts."""
-  table: Table = {"mlp.gate.weight": "router"}
+  table: Table = {"mlp.gate.weight": "feed_forward.router.weight"}
   if e.biased:
-    table["mlp.gate.e_score_correction_bias"] = "router_bias"
+    table["mlp.gate.e_score_correction_bias"] = "feed_forward.router.bias"
   if e.num_shared:
-    table |= feed_forward("mlp.shared_experts", "shared_")
+    table |= feed_forward("mlp.shared_experts", "feed_forward.shared.")
   return table
 
 
@@ -87,13 +96,13 @@ def mtp_module(width: int) -> Table:
   Theirs projects [embedding; hidden state], ours [hidden state; embedding].
   """
   return {
-    "enorm.weight": "embed_norm",
-    "hnorm.weight": "hidden_norm",
+    "enorm.weight": "embed_norm.scale",
+    "hnorm.weight": "hidden_norm.scale",
     "eh_proj.weight": [
       ("project", np.s_[width:]),
       ("project", np.s_[:width]),
     ],
-    "shared_head.norm.weight": "final_norm",
+    "shared_head.norm.weight": "final_norm.scale",
   }
 
 
@@ -114,7 +123,7 @@ def model(config: ModelConfig) -> Iterator[Section]:
     index = layer - c.num_dense_layers
     place = ("dense.", layer) if index < 0 else ("moe.", index)
     yield from block(c, f"model.layers.{layer}.", *place, sparse=index >= 0)
-  yield Section("model.", "", (), {"norm.weight": "final_norm"})
+  yield Section("model.", "", (), {"norm.weight": "final_norm.scale"})
   if not c.tied:
     yield Section("", "", (), {"lm_head.weight": "unembed"})
   for depth, name in enumerate(mtp_layers(c)):
@@ -133,7 +142,7 @@ def block(
   own = routing(e) if sparse else feed_forward("mlp")
   yield Section(name, path, (index,), attention | own)
   for expert in range(e.num_routed if sparse else 0):
-    table = feed_forward(f"mlp.experts.{expert}", "expert_")
+    table = feed_forward(f"mlp.experts.{expert}", "feed_forward.expert_")
     yield Section(name, path, (index, expert), table)
 
 
@@ -157,7 +166,7 @@ class Piece(NamedTuple):
   tensor: str  # "model.layers.3.self_attn.o_proj.weight"
   shape: tuple[int, ...]  # Of the whole tensor.
   columns: slice  # Of the tensor: all but in MTP's projection.
-  path: str  # Of our array: "moe.out".
+  path: str  # Of our array: "moe.attention.out".
   lead: tuple[int, ...]  # Its layer, and expert, within the array.
   box: Box  # Of array[lead].
   axes: tuple[tuple[int, ...], ...]  # See `released_axes`.
@@ -171,7 +180,7 @@ def released_axes(path: str, ndim: int) -> tuple[tuple[int, ...], ...]:
   name, axes = path.split(".")[-1], tuple(range(ndim))
   if name == "embed":
     return (0,), (1,)  # [V, D] on both sides.
-  if name.endswith(("norm", "bias")):
+  if name.endswith(("scale", "bias")):
     return (axes,)
   inputs = ndim - 1 if name == "out" else 1
   return axes[inputs:], axes[:inputs]
@@ -225,12 +234,12 @@ def by_tensor(config: ModelConfig) -> dict[str, list[Piece]]:
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
   """The shape of each of our arrays by its path."""
-  leaves = jax.tree.leaves_with_path(weights(config), is_leaf=is_weight)
+  leaves = jax.tree.leaves_with_path(weights(config))
   return {path_name(path): weight.shape for path, weight in leaves}
 
 
 def path_name(path) -> str:
-  """A path in our tree as one word: "mtp.block.out"."""
+  """A path in our tree as one word: "mtp.block.attention.out"."""
   return jax.tree_util.keystr(path, simple=True, separator=".")
 
 

@@ -17,12 +17,12 @@ from r1jax.hf.arrays import LazyArray
 from r1jax.hf.layout import Piece, boxed, sizes
 from r1jax.hf.tensors import NamedTensors, open_folder
 from r1jax.models.config import ModelConfig, float_name, replace
-from r1jax.models.weights import is_weight, weights
+from r1jax.models.weights import is_router_bias, weights
 from r1jax.types import Params
 
 Path = str | os.PathLike
 Progress = Callable[[int, int], None]  # Bytes that are done, and all.
-BIAS = "router_bias"  # float32 whatever the dtype of the others.
+BIAS = ".router.bias"  # float32 whatever the dtype of the others.
 # Buffers that older checkpoints hold, and that are computed from the config.
 RECOMPUTED = ".rotary_emb."
 
@@ -109,11 +109,10 @@ def open_model(
     lambda path, weight: LazyArray(
       tensors,
       weight.shape,
-      jnp.dtype("float32") if path[-1].key == BIAS else dtype,
+      jnp.dtype("float32") if is_router_bias(path) else dtype,
       places[layout.path_name(path)],
     ),
     weights(config),
-    is_leaf=is_weight,
   )
 
 

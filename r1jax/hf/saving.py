@@ -21,9 +21,9 @@ import numpy as np
 from r1jax.hf import config as configs
 from r1jax.hf import layout, tokenizer_files, transpose
 from r1jax.hf.arrays import arranged
-from r1jax.hf.layout import Piece, boxed
+from r1jax.hf.layout import Piece, boxed, sizes
 from r1jax.hf.loading import BIAS, Path, Progress
-from r1jax.hf.tensors import Plan, write
+from r1jax.hf.tensors import write
 from r1jax.models.config import ModelConfig, float_name
 from r1jax.types import Params
 
@@ -71,19 +71,19 @@ def save(
     for path, array in arrays.items()
   }
   pieces = layout.by_tensor(config)
-  plans = [
-    Plan(name, group[0].shape, dtypes[group[0].path])
+  tensors = {
+    name: jax.ShapeDtypeStruct(group[0].shape, dtypes[group[0].path])
     for name, group in pieces.items()
-  ]
+  }
   # Pieces of one layer are parts of a few arrays: each is gathered once.
   block = functools.lru_cache(maxsize=4)(
     lambda path, lead: on_host(arrays[path], lead)
   )
-  make = lambda plan: _gather(plan, pieces[plan.name], block)
+  make = lambda name: _gather(tensors[name], pieces[name], block)
   settings = configs.released(config, dtype=dtypes["embed"])
   if jax.process_index():
-    for plan in plans:
-      make(plan)
+    for name in tensors:
+      make(name)
     return
   draft = target.with_name(f".{target.name}.draft")
   shutil.rmtree(draft, ignore_errors=True)
@@ -93,7 +93,7 @@ def save(
     if tokenizer is not None:
       ids = tokenizer_files.copy(pathlib.Path(tokenizer), draft)
     configs.write_json(draft / "config.json", settings | ids)
-    write(draft, plans, make, file_bytes=file_bytes, progress=progress)
+    write(draft, tensors, make, file_bytes=file_bytes, progress=progress)
     if provenance is not None:
       digests = {
         f"{file.name} sha256": _digest(file)
@@ -174,15 +174,15 @@ def _slice(array: jax.Array, lead: tuple[int, ...]) -> np.ndarray:
 
 
 def _gather(
-  plan: Plan,
+  like: jax.ShapeDtypeStruct,
   pieces: list[Piece],
   block: Callable[[str, tuple[int, ...]], np.ndarray],
 ) -> np.ndarray:
   """A released tensor, from the places of its pieces."""
-  tensor = np.empty(plan.shape, plan.dtype)
+  tensor = np.empty(like.shape, like.dtype)
   for piece in pieces:
-    whole = tuple(slice(0, span.stop - span.start) for span in piece.box)
-    place = arranged(tensor.__getitem__, piece, whole)
+    whole = boxed((), sizes(piece.box))
     source = block(piece.path, piece.lead)[piece.box]
-    transpose.copy(place, source.astype(plan.dtype, copy=False))
+    place = arranged(tensor.__getitem__, piece, whole)
+    transpose.copy(place, source.astype(like.dtype, copy=False))
   return tensor

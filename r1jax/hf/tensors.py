@@ -11,9 +11,10 @@ from a directory of safetensors; a reader of another format makes the same.
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import jax
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -222,61 +223,40 @@ def _scaled(
   return Scaled(tensor, scales, block)
 
 
-class Plan(NamedTuple):
-  """A tensor to be written."""
-
-  name: str
-  shape: tuple[int, ...]
-  dtype: np.dtype
-
-  @property
-  def nbytes(self) -> int:
-    """Bytes that it takes."""
-    return math.prod(self.shape) * self.dtype.itemsize
-
-
 def write(
   directory: pathlib.Path,
-  plans: Sequence[Plan],
-  make: Callable[[Plan], np.ndarray],
+  tensors: Mapping[str, jax.ShapeDtypeStruct],
+  make: Callable[[str], np.ndarray],
   *,
   file_bytes: int | float,
   progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-  """Writes the tensors that `make` gives.
+  """Writes the tensors that `make` gives by name.
 
   A file holds at most `file_bytes`, unless a single tensor is larger; only one
   file is in memory at a time. Where there are several, an index is written
   beside them.
   """
-  groups = list(_split(plans, file_bytes))
-  total, done, index = sum(plan.nbytes for plan in plans), 0, {}
-  for number, group in enumerate(groups, 1):
-    name = f"model-{number:05}-of-{len(groups):05}.safetensors"
-    name = name if len(groups) > 1 else SINGLE
+  nbytes = {name: t.size * t.dtype.itemsize for name, t in tensors.items()}
+  files, size = [[]], 0
+  for name in tensors:
+    if files[-1] and size + nbytes[name] > file_bytes:
+      files.append([])
+      size = 0
+    files[-1].append(name)
+    size += nbytes[name]
+  done, total, index = 0, sum(nbytes.values()), {}
+  for number, names in enumerate(files, 1):
+    file = f"model-{number:05}-of-{len(files):05}.safetensors"
+    file = file if len(files) > 1 else SINGLE
     arrays = {}
-    for plan in group:
-      arrays[plan.name] = make(plan)
-      done += plan.nbytes
+    for name in names:
+      arrays[name] = make(name)
+      done += nbytes[name]
       progress(done, total)
-    save_file(arrays, directory / name, metadata={"format": "pt"})
-    index |= {plan.name: name for plan in group}
-  if len(groups) > 1:
-    text = json.dumps(
-      {"metadata": {"total_size": total}, "weight_map": index},
-      indent=2,
-      sort_keys=True,
-    )
+    save_file(arrays, directory / file, metadata={"format": "pt"})
+    index |= dict.fromkeys(names, file)
+  if len(files) > 1:
+    content = {"metadata": {"total_size": total}, "weight_map": index}
+    text = json.dumps(content, indent=2, sort_keys=True)
     (directory / INDEX).write_text(text + "\n")
-
-
-def _split(plans: Sequence[Plan], limit: int | float) -> Iterator[list[Plan]]:
-  group: list[Plan] = []
-  size = 0
-  for plan in plans:
-    if group and size + plan.nbytes > limit:
-      yield group
-      group, size = [], 0
-    group.append(plan)
-    size += plan.nbytes
-  yield group

@@ -60,7 +60,6 @@ METRICS: dict[str, tuple[str, str]] = {
   "sampling/is_clipped_frac": ("share", "tokens whose ratio was truncated"),
   "router/load/*": ("share", "of a layer's tokens, by expert: a list"),
   "router/load_cv": ("", "std over mean of that load, mean over layers"),
-  "router/dropped": ("", "choices of experts that found no room, per update"),
   "router/replay_mismatch": (
     "share",
     "of a token's experts, sampler's that are not the trainer's own choice",

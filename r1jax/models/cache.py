@@ -1,182 +1,283 @@
-"""What attention remembers of the tokens seen so far.
+"""The cache of keys and values, or of latents: its interface and its layout.
 
-A token is cached as one array or two (`config.attention.cached`): its latent,
-or its key and its value. Tokens stand last in the first, as scores read it, and
-before the width in the second, as mixing does. Layers that run as a loop have
-one buffer each, layers that run as a scan share one with a leading L; only the
-functions here know all that.
+    cache = empty(config, rows, size)        room for `size` tokens per row
+    cache = append(cache, layer, new)        T tokens after the first `lengths`
+    out = attend(cache, layer, queries, ..)  attention to all that rows hold
+    cache = advance(cache, count)            every layer has appended
+    cache = copy_prompt(cache, row, ..)      a row holds a prompt and no more
+    cache = grow(cache, size)                room for another number of tokens
+
+How many tokens each row holds is in `lengths`; what lies beyond is garbage. No
+other module knows how buffers are laid out, so that another layout, such as
+pages, is another body of these functions.
+
+A token is one array or two (`config.attention.cached`): its latent, or its key
+and its value. Tokens are the last dimension of the first array, as scores read
+it, and the one before the head size in the second, as mixing reads it. Layers
+that run as a loop have buffers of their own, layers that run as a scan share
+one with a leading L.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from r1jax import sharding
+from r1jax import ops, sharding
 from r1jax.models.config import ModelConfig
+from r1jax.ops import Segment
 
-# By layer ([..., K, H, S], maybe [..., K, S, H]); or one such of [L, ...].
+# A tuple by layer of ([..., K, H, S], and for keys and values [..., K, S, H]);
+# in a scan one such pair of [L, ...].
 Buffers = tuple
+LayerIndex = int | Int[Array, ""]  # A scan counts its layers in an array.
 
 
 @chex.dataclass(frozen=True)
 class Shared:
-  """N texts, each of which B / N consecutive rows of a cache go on with."""
+  """M prompts, each of which B / M consecutive rows of a cache continue."""
 
-  rows: Buffers  # [N, K, H, S1], maybe [N, K, S1, H].
-  lengths: Int[Array, "N"]  # Tokens in `rows`; what lies beyond is garbage.
+  rows: Buffers  # [M, K, H, S1], maybe [M, K, S1, H].
+  lengths: Int[Array, "M"]  # Tokens in each.
 
 
 @chex.dataclass(frozen=True)
 class Cache:
-  """Tokens behind a prefix that all rows share, and each row's own."""
+  """Tokens of B rows: a prefix of all rows, shared prompts, and each row's."""
 
   prefix: Buffers  # [K, H, S0], maybe [K, S0, H].
   rows: Buffers  # [B, K, H, S], maybe [B, K, S, H].
-  lengths: Int[Array, "B"]  # Tokens in `rows`; what lies beyond is garbage.
-  shared: Shared | None = None  # What stands between the two, if anything.
+  lengths: Int[Array, "B"]  # Tokens of each row in `rows`.
+  shared: Shared | None = None  # Between the prefix and the rows, if not None.
 
   @property
   def positions(self) -> Int[Array, "B"]:
-    """Of the token that each row goes on with."""
+    """The position of each row's next token."""
     start = self.lengths + jax.tree.leaves(self.prefix)[0].shape[-1]
     if self.shared is None:
       return start
-    rows = len(self.lengths) // len(self.shared.lengths)
-    return start + jnp.repeat(self.shared.lengths, rows)
+    return start + jnp.repeat(self.shared.lengths, self.rows_per_prompt)
+
+  @property
+  def rows_per_prompt(self) -> int:
+    """Rows that continue one shared prompt."""
+    return len(self.lengths) // len(self.shared.lengths)
+
+  @property
+  def size(self) -> int:
+    """Tokens that each row has room for."""
+    return jax.tree.leaves(self.rows)[0].shape[-1]
 
 
-def empty_cache(
-  config: ModelConfig, rows: int, size: int, prefix: Buffers = ()
+def empty(
+  config: ModelConfig,
+  rows: int,
+  size: int,
+  *,
+  prefix: Buffers = (),
+  prompts: int = 0,
+  prompt_size: int = 0,
 ) -> Cache:
-  """Room for `size` tokens in each row, after the `prefix` of another cache."""
+  """A cache of no tokens.
+
+  Args:
+    config: of the model.
+    rows: B
+    size: tokens that each row has room for.
+    prefix: of all rows, from `as_prefix`; () for none.
+    prompts: prompts that rows share; 0 if each row holds its own.
+    prompt_size: tokens that each shared prompt has room for.
+  """
+  shared = None
+  if prompts:
+    shared = Shared(
+      rows=_zeros(config, (prompts,), prompt_size),
+      lengths=jnp.zeros(prompts, jnp.int32),
+    )
   return Cache(
     prefix=prefix or _zeros(config, (), 0),
     rows=_zeros(config, (rows,), size),
     lengths=jnp.zeros(rows, jnp.int32),
+    shared=shared,
   )
 
 
 def as_prefix(cache: Cache) -> Buffers:
-  """What the one row of `cache` holds, for all rows of another to share."""
-  layered = _scanned(cache.rows)
+  """The tokens of a cache of one row, as the prefix of another cache."""
+  layered = _is_stacked(cache.rows)
   return jax.tree.map(lambda x: x[:, 0] if layered else x[0], cache.rows)
 
 
 def append(
-  rows: Buffers,
-  layer: int | Int[Array, ""],
-  new: tuple[Float[Array, "B T K H"], ...],
-  lengths: Int[Array, "B"],
-) -> Buffers:
-  """Writes T tokens of one layer behind the first `lengths` of each row."""
+  cache: Cache, layer: LayerIndex, new: tuple[Float[Array, "B T K H"], ...]
+) -> Cache:
+  """Writes T tokens of one layer after the first `lengths` of each row.
+
+  Tokens for which there is no room are dropped. `lengths` stays: the other
+  layers append theirs at the same place.
+  """
+  rows = cache.rows
   count, tokens, heads = new[0].shape[:3]
-  slots = lengths[:, None, None] + jnp.arange(tokens)[:, None]
+  places = cache.lengths[:, None, None] + jnp.arange(tokens)[:, None]
   row, head = jnp.arange(count)[:, None, None], jnp.arange(heads)
-  scanned = _scanned(rows)
+  stacked = _is_stacked(rows)
+
+  def write(old, new, at):
+    new = new.astype(old.dtype)
+    return old.at[at].set(new, mode="drop", unique_indices=True)
 
   def put(old, new, tokens_last):
-    places = lambda slot: (head, *[slice(None)] * tokens_last, slot)
-    write = lambda old, new, at: old.at[at].set(
-      new.astype(old.dtype), mode="drop", unique_indices=True
-    )
-    if scanned:
-      # An array, for indices on both sides of a slice to come first.
-      return write(old, new, (jnp.asarray(layer), row, *places(slots)))
-    # A mesh that splits the rows has nothing to gather if they are written one
-    # by one. Where layers share a buffer, TPUs would copy it for that.
-    one = lambda old, new, slot: write(old, new, places(slot))
-    return jax.vmap(one)(old, new, slots)
+    index = lambda place: (head, *[slice(None)] * tokens_last, place)
+    if stacked:
+      # An array, so that indices on both sides of a slice come first.
+      return write(old, new, (jnp.asarray(layer), row, *index(places)))
+    # Row by row, a mesh that splits rows has nothing to gather. In a buffer
+    # that layers share, TPUs would copy it for that.
+    one = lambda old, new, place: write(old, new, index(place))
+    return jax.vmap(one)(old, new, places)
 
-  if scanned:
-    return tuple(map(put, rows, new, (True, False)))
+  if stacked:
+    return cache.replace(rows=tuple(map(put, rows, new, (True, False))))
   changed = tuple(map(put, rows[layer], new, (True, False)))
-  return (*rows[:layer], changed, *rows[layer + 1 :])
+  return cache.replace(rows=(*rows[:layer], changed, *rows[layer + 1 :]))
 
 
-def parts(
-  cache: Cache, rows: Buffers, layer: int | Int[Array, ""], tokens: int
-) -> list[tuple[tuple[Float[Array, "..."], ...], Bool[Array, "..."]]]:
-  """All that one layer remembers, as `ops.attention_to_cache` takes it.
+def attend(
+  cache: Cache,
+  layer: LayerIndex,
+  queries: Float[Array, "B T K G H"],
+  *,
+  scale: float,
+) -> Float[Array, "B T K G Hv"]:
+  """Attention of T new tokens, appended already, to all that each row holds.
 
-  `rows` are those of the cache, to which `tokens` new ones have been added.
+  Where a token is one array, a latent, it is key and value at once.
   """
-  places = lambda arrays: jnp.arange(arrays[0].shape[-1])
-  own = read(rows, layer)
-  last = cache.lengths[:, None] + jnp.arange(tokens)
-  found = [(own, (places(own) <= last[..., None])[:, None])]
-  if cache.shared is not None:
-    before = read(cache.shared.rows, layer)
-    inside = places(before) < cache.shared.lengths[:, None]
-    found.append((before, inside[:, None, None]))
+  tokens = jnp.arange(1, queries.shape[1] + 1)
+  segments = [
+    _segment(cache.rows, layer, (cache.lengths[:, None] + tokens)[:, None])
+  ]
+  if (shared := cache.shared) is not None:
+    lengths = shared.lengths[:, None, None]
+    segments.append(_segment(shared.rows, layer, lengths))
   prefix = tuple(x[None] for x in read(cache.prefix, layer))
   if prefix[0].shape[-1]:
-    found.append((prefix, jnp.ones((1, 1, 1, 1), bool)))
-  return found
+    segments.append(_segment(prefix, None, None))
+  return ops.cached_attention(queries, segments, scale=scale)
+
+
+def _segment(buffers, layer, lengths) -> Segment:
+  arrays = buffers if layer is None else read(buffers, layer)
+  keys, values = arrays if len(arrays) == 2 else (*arrays, None)
+  return Segment(keys, values, lengths)
+
+
+def advance(cache: Cache, count: Int[Array, "B"] | int) -> Cache:
+  """The cache with `count` more tokens in each row; all layers hold them."""
+  return cache.replace(lengths=cache.lengths + count)
 
 
 def read(
-  buffers: Buffers, layer: int | Int[Array, ""]
+  buffers: Buffers, layer: LayerIndex
 ) -> tuple[Float[Array, "..."], ...]:
-  """The arrays of one layer: of one latent, or of keys and values."""
-  if _scanned(buffers):
+  """The arrays of one layer: of latents, or of keys and values."""
+  if _is_stacked(buffers):
     return tuple(x[layer] for x in buffers)
   return buffers[layer]
 
 
-def copy(
-  rows: Buffers,
-  target: Int[Array, "M"],
-  others: Buffers,
+def copy_prompt(
+  cache: Cache,
+  row: Int[Array, "M"],
+  prompts: Cache,
   source: Int[Array, "M"],
-) -> Buffers:
-  """Writes rows `source` of `others` into rows `target`, from their start.
+  lengths: Int[Array, "M"],
+) -> Cache:
+  """Each `row` holds nothing but the first `lengths` tokens of a prompt.
 
-  A target beyond the last row is dropped.
+  Args:
+    cache: whose rows begin anew. Where rows share prompts, all rows of a
+      prompt must begin anew together.
+    row: rows of the cache; those beyond the last are dropped.
+    prompts: a cache whose rows are prompts.
+    source: rows of `prompts`.
+    lengths: tokens of each prompt.
   """
+  if cache.shared is None:
+    return cache.replace(
+      rows=_copy_rows(cache.rows, row, prompts.rows, source),
+      lengths=_put(cache.lengths, row, lengths),
+    )
+  # Rows that share a prompt write the same values to the same place.
+  place = row // cache.rows_per_prompt
+  return cache.replace(
+    lengths=_put(cache.lengths, row, 0),
+    shared=Shared(
+      rows=_copy_rows(cache.shared.rows, place, prompts.rows, source),
+      lengths=_put(cache.shared.lengths, place, lengths),
+    ),
+  )
+
+
+def _put(x, at, values):
+  return x.at[at].set(values, mode="drop")
+
+
+def _copy_rows(rows: Buffers, target, others: Buffers, source) -> Buffers:
+  """Rows `source` of `others` at the start of rows `target`."""
 
   def put(old, new):
     at = (target, slice(None), slice(new.shape[-2]), slice(new.shape[-1]))
-    if _scanned(rows):
+    if _is_stacked(rows):
       return old.at[:, *at].set(new[:, source], mode="drop")
     return old.at[at].set(new[source], mode="drop")
 
   return jax.tree.map(put, rows, others)
 
 
-def join(parts: list[Buffers]) -> Buffers:
-  """The rows of several caches as the rows of one."""
-  axis = 1 if _scanned(parts[0]) else 0
-  return jax.tree.map(lambda *x: jnp.concatenate(x, axis), *parts)
+def join(caches: list[Cache]) -> Cache:
+  """One cache with the rows of several, which have one prefix or none."""
+  axis = 1 if _is_stacked(caches[0].rows) else 0
+  rows = jax.tree.map(
+    lambda *x: jnp.concatenate(x, axis), *[cache.rows for cache in caches]
+  )
+  lengths = jnp.concatenate([cache.lengths for cache in caches])
+  return caches[0].replace(rows=rows, lengths=lengths)
 
 
-def size(rows: Buffers) -> int:
-  """Tokens that each row has room for."""
-  return jax.tree.leaves(rows)[0].shape[-1]
+def grow(cache: Cache, size: int) -> Cache:
+  """Room for `size` tokens in each row; tokens beyond it are lost."""
 
-
-def resize(rows: Buffers, size: int) -> Buffers:
-  """Room for `size` tokens in each row; those beyond are lost."""
-
-  def one(array, axis):
+  def one(path, array):
+    axis = (-1, -2)[path[-1].idx]
     change = [(0, 0, 0)] * array.ndim
     change[axis] = (0, size - array.shape[axis], 0)
     return jax.lax.pad(array, jnp.zeros((), array.dtype), change)
 
-  both = lambda arrays: tuple(map(one, arrays, (-1, -2)))
-  return both(rows) if _scanned(rows) else tuple(map(both, rows))
+  return cache.replace(rows=jax.tree.map_with_path(one, cache.rows))
 
 
-def split(rows: Buffers) -> Buffers:
-  """The same on the mesh of the context: rows, heads and tokens over it."""
+def logical_axes(cache: Cache) -> Cache:
+  """The names of the dimensions of every array, in the tree of the cache.
 
-  def one(array, last):
-    layers = ("layers",) * (array.ndim - 4)
-    return sharding.constrain(array, *layers, "rows", "kv_heads", *last)
+  They are tuples where the cache has arrays; see `sharding.LAYOUT`.
+  """
 
-  last = (None, "tokens"), ("tokens", None)
-  both = lambda arrays: tuple(map(one, arrays, last))
-  return both(rows) if _scanned(rows) else tuple(map(both, rows))
+  def names(path, array):
+    if array.ndim == 1:
+      return ("rows",)
+    if path[0].name == "prefix":  # Every device holds it.
+      return (None,) * array.ndim
+    last = ((None, "tokens"), ("tokens", None))[path[-1].idx]
+    return (*("layers",) * (array.ndim - 4), "rows", "kv_heads", *last)
+
+  return jax.tree.map_with_path(names, cache)
+
+
+def shard_constraint(cache: Cache) -> Cache:
+  """The cache split over the mesh of the context as `logical_axes` says."""
+  constrain = lambda x, names: sharding.constrain(x, *names)
+  return jax.tree.map(constrain, cache, logical_axes(cache))
 
 
 def _zeros(config: ModelConfig, rows: tuple[int, ...], size: int) -> Buffers:
@@ -194,5 +295,5 @@ def _zeros(config: ModelConfig, rows: tuple[int, ...], size: int) -> Buffers:
   return make() if config.scan else tuple(make() for _ in range(layers))
 
 
-def _scanned(buffers: Buffers) -> bool:
+def _is_stacked(buffers: Buffers) -> bool:
   return not isinstance(buffers[0], tuple)

@@ -53,6 +53,11 @@ class Grouped:
       )
 
   @property
+  def key_size(self) -> int:
+    """Numbers in a query and in a key of one head."""
+    return self.head_size
+
+  @property
   def rope_size(self) -> int:
     """Head size that carries the position: all of it."""
     return self.head_size
@@ -166,23 +171,17 @@ class ModelConfig:
   mtp_depth: int = 0  # Tokens predicted beyond the next one.
   init_scale: float = 0.02  # Standard deviation of the initial weights.
 
-  # How it runs: none of this changes what is computed, but for rounding. A
-  # dtype is given as `jnp.dtype` takes it, and kept as its name.
+  # How it runs: none of this changes what is computed, up to rounding. A dtype
+  # is given as `jnp.dtype` takes it, and kept as its name.
   compute_dtype: Any = "float32"  # Of activations and matmuls.
-  logits_dtype: Any = "float32"
-  scan: bool = False  # Depth by a scan; else a loop.
-  remat: str = "none"  # What the gradient makes again; see `remat`.
-  moe_chunk: int = 8192  # Tokens of a device whose experts' buffers exist.
-  moe_exchange: str = "ring"  # Or "all_to_all", "ragged": see `exchange`.
-  # Of all_to_all's buffers, over an even spread: what does not fit is dropped,
-  # and this does change what is computed. None drops nothing.
-  moe_capacity: float | None = None
+  scan: bool = False  # Depth is a scan over stacked layers; else a loop.
+  remat: str = "none"  # What the gradient recomputes; see `transformer.remat`.
+  moe_chunk: int = 8192  # Tokens per device whose experts' buffers exist.
 
   def __post_init__(self):
     """Refuses sizes that no model can have."""
-    for name in ("compute_dtype", "logits_dtype"):
-      value = float_name(getattr(self, name), name)
-      object.__setattr__(self, name, value)
+    compute_dtype = float_name(self.compute_dtype, "compute_dtype")
+    object.__setattr__(self, "compute_dtype", compute_dtype)
     if not 0 <= self.num_dense_layers <= self.num_layers:
       raise ValueError(
         f"num_dense_layers {self.num_dense_layers} is not within "
@@ -197,19 +196,6 @@ class ModelConfig:
         f"remat {self.remat!r} is none of 'none', 'block', 'attention' and "
         "'host'"
       )
-    if self.moe_exchange not in ("ring", "all_to_all", "ragged"):
-      raise ValueError(
-        f"moe_exchange {self.moe_exchange!r} is none of 'ring', 'all_to_all' "
-        "and 'ragged'"
-      )
-    if self.moe_capacity is not None:
-      if self.moe_exchange != "all_to_all":
-        raise ValueError(
-          f"moe_exchange {self.moe_exchange!r} drops nothing; moe_capacity "
-          f"{self.moe_capacity} is for 'all_to_all'"
-        )
-      if self.moe_capacity <= 0:
-        raise ValueError(f"moe_capacity {self.moe_capacity} is not above 0")
 
   @property
   def num_dense_layers(self) -> int:

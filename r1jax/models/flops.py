@@ -6,8 +6,10 @@ out, as is what a program computes only to throw it away.
 
 import math
 
+import jax
+
 from r1jax.models.config import Latent, ModelConfig
-from r1jax.models.weights import weights
+from r1jax.models.weights import is_matrix, weights
 
 
 def of_token(config: ModelConfig) -> int:
@@ -17,13 +19,12 @@ def of_token(config: ModelConfig) -> int:
   not in it, see `of_pair`, nor is the unembedding, see `of_logits`.
   """
   tree, used = weights(config), 0
-  for group in ("dense", "moe"):
-    for name, weight in tree.get(group, {}).items():
-      if weight.init != "normal":
-        continue  # Norms and biases.
-      share = 1.0
-      if name.startswith("expert_"):
-        share = config.experts.per_token / config.experts.num_routed
+  layers = {name: tree[name] for name in ("dense", "moe") if name in tree}
+  for path, weight in jax.tree.leaves_with_path(layers):
+    share = 1.0
+    if "expert" in weight.axes:
+      share = config.experts.per_token / config.experts.num_routed
+    if is_matrix(path):
       used += math.prod(weight.shape) * share
   return round(2 * used)
 

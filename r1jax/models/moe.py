@@ -1,82 +1,166 @@
-"""Routed and shared experts (arXiv:2412.19437, sec. 2.1.2).
+"""Feed-forward layers: SwiGLU, and a mixture of routed and shared experts.
 
-V3 balances its experts by a bias on the choice that moves against the load
-(`rebalance`), after every optimizer step. In RL the bias may stay as it is
-(`router_bias_speed` 0, what our experiments do: a policy that is compared with
-an older self should differ from it by its gradient alone) or go on moving.
+DeepSeekMoE as in V3 (arXiv:2412.19437, sec. 2.1.2). V3 balances the load of its
+experts by a bias on their choice, which moves against the load after every
+optimizer step (`rebalance`). In RL the bias may stay as it is, so that a policy
+differs from an older one by its gradient alone (`router_bias_speed` 0, as in
+our experiments), or go on moving.
 """
 
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from r1jax.models.config import Experts, ModelConfig
-from r1jax.models.exchange import NOBODY
+from r1jax import ops, sharding
+from r1jax.models.config import Experts
 from r1jax.models.expert_parallel import routed_experts
-from r1jax.models.layers import swiglu
-from r1jax.types import Ints, Params
+from r1jax.models.layers import Layer
+from r1jax.types import Ints
+
+
+class FeedForward(Layer):
+  """SwiGLU with `hidden` units (arXiv:2002.05202)."""
+
+  hidden: int
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """down(silu(gate(x)) * up(x))."""
+    d, f = x.shape[-1], self.hidden
+    axes = ("width", None, "hidden")
+    gate_up = self.dense_weight("gate_up", (d, 2, f), axes)
+    down = self.dense_weight("down", (f, d), ("hidden", "width"))
+    return ops.swiglu(x, gate_up, down)
 
 
 class Routing(NamedTuple):
-  """Who works on each token, and how much it counts."""
+  """The experts of each token, and their gates."""
 
   indices: Int[Array, "*M k"]
   gates: Float[Array, "*M k"]  # Float32.
-  affinity: Float[Array, "*M E"]  # Scores, made to sum to 1.
-  differ: Bool[Array, "*M"]  # The router would have chosen others.
+  affinity: Float[Array, "*M E"]  # Scores, normalised to sum to 1.
+  mismatch: Bool[Array, "*M"]  # Replayed experts are not the router's choice.
+
+
+class Router(Layer):
+  """Chooses the experts of each token, in float32."""
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "*M D"],
+    replay: Int[Array, "*M k"] | None = None,
+  ) -> Routing:
+    """See `route`; `replay` are experts to use instead of the router's."""
+    e = self.config.experts
+    shape, axes = (x.shape[-1], e.num_routed), ("width", None)
+    weight = sharding.gathered(self.weight("weight", shape, axes), axes)
+    logits = x.astype(jnp.float32) @ weight.astype(jnp.float32)
+    bias = None
+    if e.biased:
+      zeros = nn.initializers.zeros
+      bias = self.weight("bias", (e.num_routed,), (None,), zeros)
+    return route(logits, bias, e, replay)
 
 
 class Load(NamedTuple):
   """What the routing of one layer amounts to."""
 
   tokens: Float[Array, "E"]  # That each expert got.
-  balance: Float[Array, ""]  # sum_e f_e P_e per row, times the row's tokens.
+  balance_loss: Float[Array, ""]  # Eq. 17-20 without alpha, summed over tokens.
   indices: Int[Array, "B T k"]
-  differ: Bool[Array, "B T"]  # The router would have chosen other experts.
-  dropped: Float[Array, ""]  # Choices for which a buffer had no room.
+  mismatch: Bool[Array, "B T"]
+
+
+class MoE(Layer):
+  """A mixture of shared experts and, for each token, a few routed ones."""
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B T D"],
+    is_token: Float[Array, "B T"],
+    replay: Int[Array, "B T k"] | None = None,
+  ) -> tuple[Float[Array, "B T D"], Load]:
+    """The sum of the experts' outputs (eq. 12), and the load of each.
+
+    Args:
+      x: normalised hidden states.
+      is_token: 0 for empty slots, which do not count in the load.
+      replay: experts to use instead of the router's choice.
+    """
+    e, d = self.config.experts, x.shape[-1]
+    routing = Router(self.config, name="router")(x, replay)
+    # Experts stay split over the mesh: `routed_experts` gathers their width.
+    gate_up = self.weight(
+      "expert_gate_up",
+      (e.num_routed, d, 2, e.width),
+      ("expert", "width", None, "hidden"),
+    )
+    down = self.weight(
+      "expert_down", (e.num_routed, e.width, d), ("expert", "hidden", "width")
+    )
+    dtype = self.config.compute_dtype
+    routed = routed_experts(
+      x,
+      routing.gates,
+      routing.indices,
+      gate_up.astype(dtype),
+      down.astype(dtype),
+      chunk=self.config.moe_chunk,
+    )
+    shared = FeedForward(self.config, e.num_shared * e.width, name="shared")
+    return routed + shared(x), load_of(routing, is_token, e)
 
 
 def route(
-  block: Params,
-  x: Float[Array, "*M D"],
+  logits: Float[Array, "*M E"],
+  bias: Float[Array, "E"] | None,
   e: Experts,
-  given: Int[Array, "*M k"] | None = None,
+  replay: Int[Array, "*M k"] | None = None,
 ) -> Routing:
-  """The experts of each token (eq. 12-16), or the gates of `given` ones.
+  """The experts of each token and their gates (eq. 12-16), in float32.
 
-  A token whose `given` ones are below 0 keeps its own choice.
+  s = sigmoid(logits) or softmax(logits). The best groups are found first: those
+  whose two best s + bias sum highest (V3), or whose best s is highest (V2). The
+  top k of s + bias within them are chosen. Their gates are their s, without the
+  bias, normalised to sum to 1 if `renormalise`, times `scale`.
 
-  s = sigmoid(x W) or softmax(x W). The best groups are found first: those whose
-  two best s + bias sum highest (V3), or whose best s is highest (V2). The top k
-  of s + bias within them are chosen; their gates are their s, without the bias,
-  made to sum to 1 if `renormalise`, times `scale`. All in float32.
+  Args:
+    logits: of tokens for each expert.
+    bias: the balancing bias; None for softmax.
+    e: sizes, and which of the two it is.
+    replay: experts to use instead of those; below 0 for the router's choice.
   """
-  logits = x.astype(jnp.float32) @ block["router"].astype(jnp.float32)
-  activate = jax.nn.sigmoid if e.biased else jax.nn.softmax
-  scores = activate(logits)
-  ranked = scores + block["router_bias"] if e.biased else scores
-  indices = own = choose(jax.lax.stop_gradient(ranked), e)
-  if given is not None:
-    indices = jnp.where(given < 0, own, given)
-  chosen = indices[..., None] == jnp.arange(e.num_routed)
-  gates = jnp.sum(
-    jnp.where(chosen, scores[..., None, :], 0), axis=-1
-  )  # No gather.
+  scores = (jax.nn.softmax if bias is None else jax.nn.sigmoid)(logits)
+  ranked = scores if bias is None else scores + bias
+  chosen = choose(jax.lax.stop_gradient(ranked), e)
+  indices = chosen if replay is None else jnp.where(replay < 0, chosen, replay)
+  # A masked sum: its gradient is no scatter.
+  one_hot = indices[..., None] == jnp.arange(e.num_routed)
+  gates = jnp.sum(jnp.where(one_hot, scores[..., None, :], 0), axis=-1)
   if e.renormalise:
     gates /= jnp.sum(gates, axis=-1, keepdims=True) + 1e-20
-  affinity = scores / jnp.sum(scores, axis=-1, keepdims=True)
-  return Routing(indices, gates * e.scale, affinity, differ(own, indices))
+  return Routing(
+    indices=indices,
+    gates=gates * e.scale,
+    affinity=scores / jnp.sum(scores, axis=-1, keepdims=True),
+    mismatch=router_mismatch(chosen, indices),
+  )
 
 
-def differ(own: Int[Array, "*B k"], given: Ints) -> Bool[Array, "*B"]:
-  """True where a token's `own` experts, as a set, are not the `given` ones.
+def router_mismatch(
+  chosen: Int[Array, "*B k"], replayed: Ints
+) -> Bool[Array, "*B"]:
+  """True where a token's chosen experts, as a set, are not the replayed ones.
 
-  Where none are given (below 0) they do not differ.
+  False where nothing was recorded to replay (below 0).
   """
-  same = jnp.any(own[..., None] == given[..., None, :], axis=-1).all(-1)
-  return ~same & (given >= 0).all(-1)
+  same = jnp.any(chosen[..., None] == replayed[..., None, :], axis=-1).all(-1)
+  return ~same & (replayed >= 0).all(-1)
 
 
 def choose(ranked: Float[Array, "*M E"], e: Experts) -> Int[Array, "*M k"]:
@@ -95,69 +179,57 @@ def choose(ranked: Float[Array, "*M E"], e: Experts) -> Int[Array, "*M k"]:
 def largest(
   x: Float[Array, "*M n"], k: int
 ) -> tuple[Float[Array, "*M k"], Int[Array, "*M k"]]:
-  """The k largest numbers, in order, and where they stand; `k` is small.
+  """The k largest numbers in order, and their indices; k is small.
 
-  What `jax.lax.top_k` gives, of equals the first; but that one gathers the rows
-  of all devices.
+  As `jax.lax.top_k`, which takes the first of equals; but on a mesh that one
+  gathers the rows of all devices.
   """
-  found, places = [], jnp.arange(x.shape[-1])
+  values, indices, places = [], [], jnp.arange(x.shape[-1])
   for _ in range(k):
-    at = jnp.argmax(x, axis=-1)
-    found.append((jnp.max(x, axis=-1), at))
-    x = jnp.where(places == at[..., None], -jnp.inf, x)
-  values, indices = (jnp.stack(part, axis=-1) for part in zip(*found))
-  return values, indices
+    index = jnp.argmax(x, axis=-1)
+    values.append(jnp.max(x, axis=-1))
+    indices.append(index)
+    x = jnp.where(places == index[..., None], -jnp.inf, x)
+  return jnp.stack(values, axis=-1), jnp.stack(indices, axis=-1)
 
 
-def moe(
-  block: Params,
-  x: Float[Array, "B T D"],
-  mask: Float[Array, "B T"],
-  config: ModelConfig,
-  given: Int[Array, "B T k"] | None = None,
-) -> tuple[Float[Array, "B T D"], Load]:
-  """Shared experts for all tokens, routed experts for those they chose.
+def load_of(
+  routing: Routing, is_token: Float[Array, "B T"], e: Experts
+) -> Load:
+  """Tokens per expert, and the balance loss, of tokens alone.
 
-  The balance loss is eq. 17-20 without alpha, f_e the share of a row's tokens
-  that expert e got and P_e its mean affinity; it and the load count the tokens
-  that `mask` lets in. `given` experts replace the router's choice.
+  The loss of a row is sum_e f_e P_e (eq. 17-20 without alpha): f_e is the share
+  of its tokens that expert e got, relative to an even load, and P_e its mean
+  affinity. A row counts as much as it has tokens.
   """
-  e = config.experts
-  routing = route(block, x, e, given)
-  indices = routing.indices
-  if config.moe_capacity is not None:  # Room is for tokens alone.
-    indices = jnp.where(mask[..., None] > 0, indices, NOBODY)
-  routed, dropped = routed_experts(
-    x,
-    routing.gates,
-    indices,
-    block["expert_gate_up"],
-    block["expert_down"],
-    config,
-  )
-  out = routed + swiglu(x, block["shared_gate_up"], block["shared_down"])
-
-  by_row = lambda y: jnp.sum(y * mask[..., None], axis=1)
-  chosen = jax.nn.one_hot(routing.indices, e.num_routed).sum(-2)
-  counts, tokens = by_row(chosen), jnp.maximum(mask.sum(1, keepdims=True), 1)
+  by_row = lambda y: jnp.sum(y * is_token[..., None], axis=1)
+  counts = by_row(jax.nn.one_hot(routing.indices, e.num_routed).sum(-2))
+  tokens = jnp.maximum(is_token.sum(1, keepdims=True), 1)
   frequency = counts / tokens * (e.num_routed / e.per_token)
-  balance = jnp.sum(
-    frequency * by_row(routing.affinity)
-  )  # A sum is tokens * P.
-  return out, Load(
+  return Load(
     tokens=counts.sum(0),
-    balance=balance,
+    balance_loss=jnp.sum(frequency * by_row(routing.affinity)),
     indices=routing.indices,
-    differ=routing.differ,
-    dropped=dropped,
+    mismatch=routing.mismatch,
+  )
+
+
+def no_load(batch: int, length: int, e: Experts | None) -> Load:
+  """The stacked load of no layer at all [0, ...]."""
+  experts, k = (e.num_routed, e.per_token) if e else (0, 0)
+  return Load(
+    tokens=jnp.zeros((0, experts)),
+    balance_loss=jnp.zeros(0),
+    indices=jnp.zeros((0, batch, length, k), jnp.int32),
+    mismatch=jnp.zeros((0, batch, length), bool),
   )
 
 
 def rebalance(
   bias: Float[Array, "*L E"], load: Float[Array, "*L E"], speed: float
 ) -> Float[Array, "*L E"]:
-  """Moves the bias by `speed` against the load (sec. 2.1.2).
+  """Moves the balancing bias by `speed` against the load (sec. 2.1.2).
 
-  Experts with more than the mean load lose `speed`, those with less gain it.
+  It falls for experts with more than the mean load, and rises for the others.
   """
   return bias + speed * jnp.sign(load.mean(-1, keepdims=True) - load)

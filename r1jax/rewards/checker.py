@@ -250,14 +250,13 @@ def _blames(error: BaseException, independent: bool) -> bool | None:
   A statement that has nothing to do with the program fails by itself, unless
   for want of what the program may have used up.
   """
-  if isinstance(error, ModuleNotFoundError) and not hasattr(
-    error, "of_program"
-  ):
+  if isinstance(error, Unusable):
     return None
+  if isinstance(error, ModuleNotFoundError):
+    return False if hasattr(error, "of_program") else None
   scarce = isinstance(error, (MemoryError, OSError))
-  if isinstance(error, FileNotFoundError) or not scarce:
-    return None if independent or isinstance(error, Unusable) else False
-  return False
+  scarce = scarce and not isinstance(error, FileNotFoundError)
+  return None if independent and not scarce else False
 
 
 def run_tests(control: int, read, prefix: str, source: str) -> None:

@@ -2,9 +2,10 @@ r"""Formulas evaluated at points, to decide whether two are equal.
 
 What is rational is computed exactly, everything else to 100 digits. Formulas
 without variables are equal if their values are. For others each letter stands
-for a rational number, a different one at each of several points (Schwartz, "Fast
-probabilistic algorithms for verification of polynomial identities", 1980): one
-point where the values differ decides, and agreement at all of them does too.
+for a rational number, a different one at each of several points (Schwartz,
+"Fast probabilistic algorithms for verification of polynomial identities",
+1980): one point where the values differ decides, and agreement at all of them
+does too.
 What has several readings, such as 1/2x or roots of negative numbers, has no
 value here; f(x) is a variable of that name.
 """
@@ -62,8 +63,8 @@ CLOSED_BY = {"(": ")", "[": "]", "{": "}", "|": "|"}
 APPLIED = set("fghFGHP")  # Before a bracket these may be functions.
 
 # Where formulas are compared: the size of the variables, and whether some of
-# them are negative. Identities such as ln(xy) = ln x + ln y, and all that data
-# sets call equal, hold where everything is positive; |x| = x does not elsewhere.
+# them are negative. Identities such as ln(xy) = ln x + ln y hold where all is
+# positive, and decide nothing elsewhere.
 POSITIVE = (1, 40)
 MIXED_SIGNS = (-1, -3, -40, -1000, -100_000)
 
@@ -116,7 +117,7 @@ def proportional(one: str, other: str) -> bool | None:
       return False
     if values[0]:
       ratios.append(_over(*values))
-  if not ratios or not (has_variables(one) and has_variables(other)):
+  if not ratios or not (variables(one) and variables(other)):
     return None
   if all(same(ratio, ratios[0]) for ratio in ratios):
     return True
@@ -128,10 +129,6 @@ def constant(text: str) -> Number | None:
   """The value of a formula without variables; None for any other."""
   number, names = _evaluate(text, 1)
   return None if names else number
-
-
-def has_variables(text: str) -> bool:
-  return bool(_evaluate(text, 1)[1])
 
 
 def variables(text: str) -> set[str]:

@@ -67,7 +67,7 @@ ALL: Pieces = (Piece(-INFINITY, INFINITY, False, False),)
 
 @functools.lru_cache(4096)
 def read(text: str) -> Pieces | None:
-  """The set as disjoint pieces in order; None if a clean text is no such set."""
+  """The set as disjoint pieces in order; None if a clean text is none."""
   if not LIKELY.search(text) or len(text) > latex.MAX_LENGTH:
     return None
   pieces = _read(text)

@@ -263,7 +263,7 @@ def closing(text: str, start: int = 0) -> int:
 
 
 def _join_lines(lines: re.Match) -> str:
-  """The lines of an environment as a list; cases of a function stay as they are."""
+  """The lines of an environment as a list; cases of a function stay."""
   if lines[1] == "cases" and "&" in lines[2]:
     return lines[0]
   rows = re.split(r"\\\\(?:\[[^\]]*\])?", lines[2].replace("&", " "))

@@ -10,6 +10,7 @@ import functools
 import re
 
 from r1jax.rewards import (
+  chains,
   formulas,
   intervals,
   latex,
@@ -30,21 +31,7 @@ MAX_FORMULAS = 8  # Elements of a list that may be compared in any order.
 
 PLAIN = re.compile(r"-?\d{1,18}")
 LETTER = re.compile(r"\W*([A-Z])\W*|\(?([A-Z])[).:](?:\s.*)?", re.DOTALL)
-# What a value is given to: x, f(x), \angle ABC, \overline{AB}, P(A), \cos A.
-LETTERS = r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\w|_\{[^{}]*\}|\^\{-1\})?'?"
-ARGUMENT = r"\([^()+=]*(?:\([^()+]*\))?[^()+]*\)"
-ATOM = (
-  rf"m?\\angle ?\w{{1,3}}|\\overline\{{?[A-Z]{{2}}\}}?|\\triangle ?[A-Z]{{3}}"
-  rf"|[A-Z]{{2}}\^2|\|?[A-Z]{{1,2}}\|?|\|{LETTERS}\||\[[A-Z]{{3,6}}\]"
-  rf"|\\lfloor ?{LETTERS}\\rfloor|\\(?:sin|cos|tan|cot|sec|csc|det|deg) ?{LETTERS}"
-  rf"|[fghFGHPEV]\([^()]*\)|{LETTERS}(?:{ARGUMENT})?"
-)
-FUNCTION = re.compile(
-  rf"(?:{ATOM})(?:[/:](?:{ATOM}))?|\\frac\{{(?:{ATOM})\}}\{{(?:{ATOM})\}}"
-)
 LETTER_ALONE = re.compile(r"\\text\{\W*[a-zA-Z]+\W*\}")
-WORDS = re.compile(r"\\text\{[^{}]*\}")
-EQUALITY = re.compile(r"=|\\(?:approx|simeq|doteq)(?![a-zA-Z])")
 # What says that there is nothing: no solution, no real solutions, none.
 NOTHING = re.compile(
   r"(?:the)?emptyset|none|(?:thereare|thereis|has|have)?no(?:real|integer|valid)?"
@@ -111,7 +98,7 @@ def canonical(text: str) -> str:
   if len(text) > MAX_LENGTH:
     return text
   head, _ = quantity.split_unit(latex.clean(text))
-  values = _values(_sides(head))
+  values = chains.values(chains.sides(head))
   head = values[-1] if values else head
   if number := quantity.read(head):
     return str(number.value) + "%" * number.percent
@@ -245,7 +232,7 @@ def _equal_leaves(gold: str, given: str, trust_strings: bool) -> bool:
     return (gold_letter[1] or gold_letter[2]) == (letter[1] or letter[2])
   if MARKS.fullmatch(gold):
     return {*re.findall(r"\d+", gold)} == {*re.findall(r"\d+", given)}
-  sides = _sides(gold), _sides(given)
+  sides = chains.sides(gold), chains.sides(given)
   if max(map(len, sides)) > 1:
     return _equal_equations(*sides, trust_strings)
   if SHORT.fullmatch(gold) and SHORT.fullmatch(_unwrap(given).strip()):
@@ -301,23 +288,18 @@ def _is_nothing(text: str) -> bool:
   return bool(NOTHING.fullmatch(_fold(text)))
 
 
-def _sides(text: str) -> list[str]:
-  """What stands between signs of equality; one text where there is none."""
-  if not EQUALITY.search(text):
-    return [text]
-  return structure.split(EQUALITY.sub("=", text), "=")
-
-
 def _equal_equations(
   gold: list[str], given: list[str], trust_strings: bool
 ) -> bool:
   """What was asked equals its value; equations equal each other's multiples."""
-  if not (all(gold) and all(given)) or not _is_consistent(given):
+  if not (all(gold) and all(given)) or not chains.is_consistent(given):
     return False
-  wanted = gold if len(gold) == 1 else _named(gold)
-  found = given if len(given) == 1 else _named(given) or _values(given)
+  wanted = gold if len(gold) == 1 else chains.named(gold)
+  found = (
+    given if len(given) == 1 else chains.named(given) or chains.values(given)
+  )
   if len(gold) == 1:
-    found = found + [each for each in _values(given) if each not in found]
+    found = found + [each for each in chains.values(given) if each not in found]
   if any(
     _equal_texts(one, other, trust_strings) for one in wanted for other in found
   ):
@@ -328,49 +310,6 @@ def _equal_equations(
   zeros = [f"({left})-({right})" for left, right in ends]
   equal = formulas.proportional(*zeros)
   return verifier.equivalent(*zeros, True) if equal is None else equal
-
-
-def _named(sides: list[str]) -> list[str]:
-  """What a name, or a ratio of two, is said to equal; nothing otherwise."""
-  first, *_, last = map(squeeze, sides)
-  if FUNCTION.fullmatch(first) or WORDS.fullmatch(sides[0]):
-    return [sides[-1]]
-  return [sides[0]] if FUNCTION.fullmatch(last) else []
-
-
-def _values(sides: list[str]) -> list[str]:
-  """Those sides of a chain that are numbers."""
-  return [side for side in sides if _number(side) is not None]
-
-
-def _number(text: str) -> formulas.Number | None:
-  head, _ = quantity.split_unit(text)
-  if number := quantity.read(head):
-    return number.value / 100 if number.percent else number.value
-  return formulas.constant(head)
-
-
-def _is_consistent(sides: list[str]) -> bool:
-  """Whether the numbers of a chain are one, some of them rounded: 2 = 3 is not."""
-  values = _values(sides)
-  return all(map(_rounds_to, values[1:], values))
-
-
-def _rounds_to(one: str, other: str) -> bool:
-  units = {quantity.split_unit(text)[1] for text in (one, other)}
-  if len(units - {quantity.ANY}) > 1:  # 0.5 m = 50 cm
-    return True
-  numbers = [formulas.inexact(_number(text)) for text in (one, other)]
-  if formulas.same(*numbers):
-    return True
-  step = max(map(_last_digit, (one, other)))
-  return abs(numbers[0] - numbers[1]) <= step / 2
-
-
-def _last_digit(text: str) -> float:
-  """What a 1 in the last place of a decimal number is worth; 0 for others."""
-  match = re.search(r"\d\.(\d+)", text)
-  return 10.0 ** -len(match[1]) if match else 0.0
 
 
 def _is_words(gold: str) -> bool:

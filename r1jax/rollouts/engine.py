@@ -22,7 +22,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from r1jax import hosts, sharding
-from r1jax.models import cache as caches
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import used_axes
 from r1jax.rollouts import slots as programs
@@ -221,17 +220,17 @@ class Engine:
     prefix, experts = programs.read_prefix(
       self.model, params, np.array(self.prefix, np.int32), **record
     )
-    rows, chosen = [], []
+    read, chosen = [], []
     size = -(-PREFILL // self.shards) * self.shards
     for start in range(0, len(own), size):
       part = own[start : start + size]
       part = np.pad(part, ((0, size - len(part)), (0, 0)))
-      of_rows, of_experts = programs.read_prompts(
+      cache, of_experts = programs.read_prompts(
         self.model, params, prefix, part, **record
       )
-      rows.append(of_rows)
+      read.append(cache)
       chosen.append(sharding.local(of_experts))
-    read = programs.join(rows)
+    read = programs.join(read)
     if not self.sampling.record_experts:
       return prefix, read, None
     chosen = np.concatenate(chosen)[: len(own)]
@@ -273,10 +272,9 @@ class Engine:
       return programs.empty(
         self.model, self.num_slots, size, self.slots_per_prompt, prompt
       )
-    if caches.size(slots.cache.rows) == size:
+    if slots.cache.size == size:
       return slots
-    rows = programs.resize(slots.cache.rows, size)
-    return slots.replace(cache=slots.cache.replace(rows=rows))
+    return slots.replace(cache=programs.grow(slots.cache, size))
 
   def _filled(self, slots, read, free, columns, stream) -> Slots:
     """The slots with those `free` filled, `REFILL` at a time.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from r1jax.models.moe import differ
+from r1jax.models.moe import router_mismatch
 from r1jax.types import Ints, Packed, Rollout
 
 
@@ -54,4 +54,4 @@ def differing(own: Int[Array, "L *B k"], recorded: Ints) -> Float[Array, "*B"]:
       repeated nothing.
     recorded: likewise [L, *B, k], -1 where nothing was.
   """
-  return jnp.mean(differ(own, recorded), axis=0)
+  return jnp.mean(router_mismatch(own, recorded), axis=0)

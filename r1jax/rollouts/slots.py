@@ -13,12 +13,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from r1jax import relayout, sharding
+from r1jax import ops, relayout, sharding
 from r1jax.models import cache as caches
 from r1jax.models import transformer
-from r1jax.models.cache import Cache, Shared, empty_cache
+from r1jax.models.cache import Cache
 from r1jax.models.config import ModelConfig
-from r1jax.models.logprobs import mask_padding
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import (
   logical_axes,
@@ -81,14 +80,14 @@ def empty(
 
   Where `slots_per_prompt` of them share a prompt, it has room of its own.
   """
-  cache, shared = empty_cache(model.config, count, size), None
-  if slots_per_prompt > 1:
-    own = empty_cache(model.config, count // slots_per_prompt, prompt_size)
-    shared = Shared(rows=own.rows, lengths=own.lengths)
+  prompts = count // slots_per_prompt if slots_per_prompt > 1 else 0
+  cache = caches.empty(
+    model.config, count, size, prompts=prompts, prompt_size=prompt_size
+  )
   zeros = jnp.zeros(count, jnp.int32)
   return split(
     Slots(
-      cache=cache.replace(prefix=(), shared=shared),
+      cache=cache.replace(prefix=()),
       token=zeros,
       count=zeros,
       limit=zeros,
@@ -104,12 +103,7 @@ def split(slots: Slots) -> Slots:
   keys = jax.random.wrap_key_data(
     sharding.constrain(jax.random.key_data(slots.keys), "rows", None)
   )
-  cached = lambda part: part.replace(
-    rows=caches.split(part.rows), lengths=rows(part.lengths)
-  )
-  cache = cached(slots.cache)
-  if cache.shared is not None:
-    cache = cache.replace(shared=cached(cache.shared))
+  cache = caches.shard_constraint(slots.cache)
   names = ("token", "count", "limit", "finish")
   others = {name: rows(slots[name]) for name in names}
   return slots.replace(cache=cache, keys=keys, **others)
@@ -153,7 +147,7 @@ def read_prefix(
   record_experts: bool,
 ) -> tuple[caches.Buffers, Int[Array, "1 T L k"] | None]:
   """What the tokens that all prompts begin with leave in the cache."""
-  cache = empty_cache(model.config, 1, len(tokens))
+  cache = caches.empty(model.config, 1, len(tokens))
   if not len(tokens):
     return caches.as_prefix(cache), None
   made = transformer.forward(
@@ -170,20 +164,20 @@ def read_prompts(
   own: Int[Array, "B T"],
   *,
   record_experts: bool,
-) -> tuple[caches.Buffers, Int[Array, "B T L k"] | None]:
-  """Cached rows of what follows the prefix in some prompts."""
-  cache = empty_cache(model.config, *own.shape, prefix)
+) -> tuple[Cache, Int[Array, "B T L k"] | None]:
+  """A cache of what follows the prefix in some prompts."""
+  cache = caches.empty(model.config, *own.shape, prefix=prefix)
   made = transformer.forward(
     model, params, transformer.pack_rows(own), cache=cache
   )
-  rows = caches.split(made.cache.rows)
-  return rows, used(made.experts, record_experts)
+  cache = caches.shard_constraint(made.cache.replace(prefix=()))
+  return cache, used(made.experts, record_experts)
 
 
 @jax.jit
-def join(parts: list[caches.Buffers]) -> caches.Buffers:
+def join(parts: list[Cache]) -> Cache:
   """The rows of several caches as those of one."""
-  return caches.split(caches.join(parts))
+  return caches.shard_constraint(caches.join(parts))
 
 
 def used(
@@ -194,9 +188,9 @@ def used(
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def resize(rows: caches.Buffers, size: int) -> caches.Buffers:
-  """`rows` with room for `size` tokens."""
-  return caches.split(caches.resize(rows, size))
+def grow(cache: Cache, size: int) -> Cache:
+  """The cache with room for `size` tokens in each row."""
+  return caches.shard_constraint(caches.grow(cache, size))
 
 
 @functools.partial(
@@ -204,7 +198,7 @@ def resize(rows: caches.Buffers, size: int) -> caches.Buffers:
 )
 def fill(
   slots: Slots,
-  prompts: caches.Buffers,
+  prompts: Cache,
   slot: Int[Array, "M"],
   source: Int[Array, "M"],
   member: Int[Array, "M"],
@@ -221,25 +215,10 @@ def fill(
   It is completion `member` of prompt `source`, whose own part has `lengths`
   tokens and ends with `last`.
   """
-  put = lambda old, new, at=slot: old.at[at].set(new, mode="drop")
+  put = lambda old, new: old.at[slot].set(new, mode="drop")
   keys = completion_keys(seed, round, source, member, evaluation=evaluation)
   keys = put(jax.random.key_data(slots.keys), jax.random.key_data(keys))
-  cache = slots.cache
-  if (shared := cache.shared) is None:
-    cache = cache.replace(
-      rows=caches.copy(cache.rows, slot, prompts, source),
-      lengths=put(cache.lengths, lengths - 1),
-    )
-  else:
-    # A part that is filled in several slots gets the same prompt several times.
-    part = slot // (len(slots.token) // len(shared.lengths))
-    cache = cache.replace(
-      lengths=put(cache.lengths, 0),
-      shared=shared.replace(
-        rows=caches.copy(shared.rows, part, prompts, source),
-        lengths=put(shared.lengths, lengths - 1, part),
-      ),
-    )
+  cache = caches.copy_prompt(slots.cache, slot, prompts, source, lengths - 1)
   return split(
     Slots(
       cache=cache,
@@ -312,11 +291,11 @@ def step(
     transformer.pack_rows(slots.token[:, None]),
     cache=slots.cache.replace(prefix=prefix),
   )
-  logits = transformer.logits(model, params, made.hidden[:, 0])
+  logits = transformer.logits(params, made.hidden[:, 0])
   # From here on each device has whole rows: logits are gathered, no weights.
   logits = sharding.constrain(logits, "rows", "vocab")
   logits = sharding.constrain(logits, "rows", None)
-  logits = mask_padding(logits, sampling.vocab_size)
+  logits = ops.mask_padding(logits, sampling.vocab_size)
   token, logprob = sample(
     logits,
     token_keys(slots.keys, slots.count),
@@ -332,9 +311,7 @@ def step(
   finish = jnp.where(stopped, FINISH_STOP, finish)
   experts = used(made.experts, sampling.record_experts)
   slots = slots.replace(
-    cache=slots.cache.replace(
-      rows=made.cache.rows, lengths=slots.cache.lengths + active
-    ),
+    cache=made.cache.replace(prefix=(), lengths=slots.cache.lengths + active),
     token=jnp.where(active, token, slots.token),
     count=count,
     finish=jnp.where(active, finish, slots.finish),

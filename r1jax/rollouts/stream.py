@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from r1jax import ops
+from r1jax.models import cache as caches
 from r1jax.models import transformer
-from r1jax.models.cache import Cache, empty_cache
-from r1jax.models.logprobs import mask_padding
+from r1jax.models.cache import Cache
 from r1jax.models.transformer import Transformer
 from r1jax.rollouts.sampling import completion_keys, sample, token_keys
 from r1jax.types import Params
@@ -120,7 +121,7 @@ class Stream:
       self._size = SIZE
       while len(known) >= self._size:
         self._size *= GROWTH
-      cache = empty_cache(self._model.config, 1, self._size)
+      cache = caches.empty(self._model.config, 1, self._size)
       self._cache = cache.replace(prefix=())
     else:
       for ours, theirs in zip(self._held, known, strict=False):
@@ -172,8 +173,8 @@ def step(
 ) -> tuple[Int[Array, "1"], Cache]:
   """The token that follows `token`, and the cache that holds the latter."""
   hidden, cache = extend(model, params, cache, token[:, None])
-  logits = transformer.logits(model, params, hidden[:, 0])
-  logits = mask_padding(logits, vocab_size)
+  logits = transformer.logits(params, hidden[:, 0])
+  logits = ops.mask_padding(logits, vocab_size)
   token, _ = sample(
     logits, token_keys(keys, position), temperature=temperature, top_p=top_p
   )
@@ -188,7 +189,7 @@ def extend(
   Outside, the cache goes without its prefix, whose empty arrays nothing could
   take over.
   """
-  prefix = empty_cache(model.config, 1, 1).prefix
+  prefix = caches.empty(model.config, 1, 1).prefix
   hidden, cache = transformer.extend(
     model, params, tokens, cache.replace(prefix=prefix)
   )

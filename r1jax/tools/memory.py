@@ -7,14 +7,14 @@ import pathlib
 import jax
 import ml_collections
 
-from r1jax.models import ops
+from r1jax import ops
 from r1jax.models.config import ModelConfig
-from r1jax.models.weights import is_weight, weights
+from r1jax.models.weights import weights
 
 
 def count(tree) -> int:
   """Numbers in a tree of `models.weights`."""
-  leaves = jax.tree.leaves(tree, is_leaf=is_weight)
+  leaves = jax.tree.leaves(tree)
   return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
@@ -31,10 +31,10 @@ def estimate(
   moving = params - sum(count(tree.get(name, {})) for name in frozen)
   tokens = c.rows.microbatch_rows * c.rows.width
   by_token = 12 * model.width
-  by_token += model.attention.num_heads * min(c.rows.width, ops.NAIVE)
+  by_token += model.attention.num_heads * min(c.rows.width, ops.attention.NAIVE)
   experts = model.experts
   routed = experts.num_routed * experts.width if experts else 0
-  if experts and routed > ops.DENSE:
+  if experts and routed > ops.experts.DENSE:
     routed = experts.per_token * experts.width
   by_token += 4 * max(model.dense_width, routed)
   numbers = {
@@ -42,7 +42,7 @@ def estimate(
     "moments": 2 * moving,
     "gradients": 2 * params,  # A microbatch's, and their sum.
     "activations": tokens * model.num_layers * by_token,
-    "logits": 3 * min(tokens * model.vocab_size, ops.LOGITS),
+    "logits": 3 * min(tokens * model.vocab_size, ops.logprobs.LOGITS),
   }
   if "sampling" in c:
     slots, window = c.sampling.num_slots, c.sampling.prompt_tokens

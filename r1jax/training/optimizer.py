@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from r1jax.models.config import float_name
+from r1jax.models.weights import is_matrix, is_router_bias
 from r1jax.types import Params
 
 
@@ -25,7 +27,7 @@ def make_optimizer(
   restart_rate: float = 0.0,
   restart_steps: int = 0,
   decay: str = "cosine",
-  moments: str = "float32",
+  moments: Any = "float32",
   frozen: Sequence[str] = (),
   apart: Sequence[str] = (),
 ) -> optax.GradientTransformation:
@@ -54,8 +56,9 @@ def make_optimizer(
   The state holds the learning rate of the last step; see `rate_of`.
   Raises ValueError for a value that has no meaning.
   """
-  if moments not in ("float32", "bfloat16"):
+  if float_name(moments, "moments") == "float16":
     raise ValueError(f"moments is {moments!r}, not 'float32' or 'bfloat16'")
+  moments = float_name(moments)
   if not max_grad_norm > 0:
     raise ValueError(f"max_grad_norm is {max_grad_norm}; it must be above 0")
   if not weight_decay >= 0:
@@ -85,7 +88,7 @@ def make_optimizer(
     return jax.tree_util.tree_map_with_path(
       lambda path, _: (
         "frozen"
-        if path[0].key in frozen or path[-1].key == "router_bias"
+        if path[0].key in frozen or is_router_bias(path)
         else "apart"
         if path[0].key in apart
         else "trained"
@@ -211,15 +214,14 @@ def is_zero(tree: Any) -> jax.Array:
   return jnp.all(jnp.array([jnp.all(x == 0) for x in jax.tree.leaves(tree)]))
 
 
-# The last words of the names of weights that do not decay.
-KEPT = ("norm", "bias", "embed", "unembed")
-
-
 def decayed(params: Params) -> Params:
-  """True for the weights that decay: all but norms, biases, the embedding and
-  the unembedding."""
+  """True for the weights that decay: matrices but for the embedding and the
+  unembedding, and neither norms nor biases."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, _: path[-1].key.rpartition("_")[2] not in KEPT, params
+    lambda path, _: (
+      is_matrix(path) and path[-1].key not in ("embed", "unembed")
+    ),
+    params,
   )
 
 

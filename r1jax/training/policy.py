@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, Int
 from r1jax import offload, sharding
 from r1jax.losses.grpo import grpo_loss
 from r1jax.losses.sft import sft_loss
-from r1jax.models import ops, transformer
+from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
+from r1jax.models.rows import mtp_targets
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import to_compute_dtype
 from r1jax.training.batch import AXES, microbatch
@@ -45,20 +46,21 @@ def policy_forward(
   if experts is not None:
     experts = jnp.moveaxis(experts, 2, 0)
   forward = transformer.forward(model, params, packed, experts=experts)
-  logprobs, entropy = ops.linear_logprobs(
+  logprobs, entropy = transformer.logprobs(
+    params,
     forward.hidden,
-    transformer.unembed(params),
     packed.targets,
     temperature=temperature,
     vocab_size=vocab_size,
     counted=packed.origin >= 0,
   )
+  mismatch = forward.router_mismatch
   return PolicyOutput(
     logprobs=logprobs,
     entropy=entropy,
     expert_load=forward.expert_load,
     hidden=forward.hidden,
-    router_mismatch=forward.differ.sum(0) / max(len(forward.differ), 1),
+    router_mismatch=mismatch.sum(0) / max(len(mismatch), 1),
   )
 
 
@@ -161,15 +163,15 @@ def mtp_loss(
   learn from it: the trunk and the embeddings are constants.
   """
   constant = jax.lax.stop_gradient(params) | {"mtp": params["mtp"]}
-  states, _ = transformer.predict_further(
+  states = transformer.mtp_hidden(
     model, constant, jax.lax.stop_gradient(hidden), packed
   )
   losses = []
   for depth, state in enumerate(states, 1):
-    targets, counted = transformer.following(packed, depth)
-    logprobs, _ = ops.linear_logprobs(
+    targets, counted = mtp_targets(packed, depth)
+    logprobs, _ = transformer.logprobs(
+      constant,
       state,
-      transformer.unembed(constant),
       targets,
       vocab_size=vocab_size,
       counted=counted,

@@ -24,8 +24,9 @@ from r1jax import (
 )
 from r1jax.data import packing, tokenizer
 from r1jax.losses.sft import sft_loss
-from r1jax.models import ops, transformer
+from r1jax.models import transformer
 from r1jax.models.presets import preset
+from r1jax.models.rows import mtp_targets
 from r1jax.models.weights import logical_axes
 from r1jax.training import inspection, profiler
 from r1jax.training.batch import microbatches
@@ -138,12 +139,8 @@ def objective(model, vocab_size, params, batch: Batch, *, mtp, balance):
   """
 
   def nll_of(hidden, targets, counted):
-    logprobs, _ = ops.linear_logprobs(
-      hidden,
-      transformer.unembed(params),
-      targets,
-      vocab_size=vocab_size,
-      counted=counted,
+    logprobs, _ = transformer.logprobs(
+      params, hidden, targets, vocab_size=vocab_size, counted=counted
     )
     return sft_loss(logprobs, counted / batch.num_targets)
 
@@ -160,7 +157,7 @@ def objective(model, vocab_size, params, batch: Batch, *, mtp, balance):
   if mtp:
     losses = []
     for depth, hidden in enumerate(forward.mtp_hidden, 1):
-      losses.append(nll_of(hidden, *transformer.following(packed, depth)))
+      losses.append(nll_of(hidden, *mtp_targets(packed, depth)))
     numbers["loss/mtp"] = sum(losses) / len(losses)
     total += mtp * numbers["loss/mtp"]
   return total, numbers

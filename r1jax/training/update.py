@@ -10,6 +10,7 @@ import optax
 
 from r1jax import offload, sharding
 from r1jax.models.moe import rebalance
+from r1jax.models.weights import is_router_bias
 from r1jax.training.batch import microbatch
 from r1jax.training.optimizer import is_zero, rate_of
 from r1jax.types import Batch, Params, TrainState
@@ -124,12 +125,15 @@ def _combine(name: str) -> Callable:
 
 def move_biases(params: Params, load: jax.Array, speed: float) -> Params:
   """The parameters with the balancing biases moved against `load` [L, E]."""
-  layers = params["moe"]["router_bias"].shape[0]
-  bias = rebalance(params["moe"]["router_bias"], load[:layers], speed)
-  params = params | {"moe": params["moe"] | {"router_bias": bias}}
-  if "mtp" in params and load.shape[0] > layers:
-    block = params["mtp"]["block"]
-    bias = rebalance(block["router_bias"], load[layers:], speed)
-    block = block | {"router_bias": bias}
-    params = params | {"mtp": params["mtp"] | {"block": block}}
-  return params
+  first = 0
+
+  def one(path, weight):
+    nonlocal first
+    if not is_router_bias(path) or first == len(load):
+      return weight  # The MTP blocks' load is missing where they did not run.
+    layers = slice(first, first + len(weight))
+    first = layers.stop
+    return rebalance(weight, load[layers], speed)
+
+  # The tree is in the order of `load`: layers of "moe", then those of "mtp".
+  return jax.tree.map_with_path(one, params)

@@ -10,7 +10,7 @@ import pytest
 from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
 from r1jax.models.presets import preset
-from r1jax.models.weights import is_weight, weights
+from r1jax.models.weights import weights
 
 SIZES = dict(
   vocab_size=40,
@@ -37,12 +37,13 @@ def draw_all(config, seed):
   """Random weights: norms that scale, biases that bias."""
   rng = np.random.default_rng(seed)
 
-  def draw(weight):
-    centre = 1.0 if weight.init == "ones" else 0.0
-    spread = 0.1 if weight.init == "zeros" else 0.25
+  def draw(path, weight):
+    name = path[-1].key
+    centre = 1.0 if name == "scale" else 0.0
+    spread = 0.1 if name.endswith("bias") else 0.25
     return rng.normal(centre, spread, weight.shape).astype(np.float32)
 
-  return jax.tree.map(draw, weights(config), is_leaf=is_weight)
+  return jax.tree.map_with_path(draw, weights(config))
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +56,7 @@ def draw_params():
 def toy():
   config = preset("tiny_deepseek", **SIZES)
   model = transformer.Transformer(config)
-  params = draw_all(config, seed=1)
+  params = draw_all(config, seed=7)
   forward = functools.partial(transformer.forward, model, mtp=True)
   extend = functools.partial(transformer.extend, model)
   return Toy(config, model, params, jax.jit(forward), jax.jit(extend))

@@ -10,7 +10,6 @@ import pytest
 from r1jax import sharding
 from r1jax.models import cache as caches
 from r1jax.models import transformer
-from r1jax.models.cache import append, as_prefix, empty_cache
 from r1jax.models.presets import preset
 
 ROWS, LENGTH, ROOM = 3, 9, 12
@@ -36,20 +35,20 @@ def close(got, expected):
 
 
 def test_reading_all_at_once(toy, read, whole):
-  hidden, cache = read(empty_cache(toy.config, ROWS, ROOM), TOKENS)
+  hidden, cache = read(caches.empty(toy.config, ROWS, ROOM), TOKENS)
   close(hidden, whole)
   np.testing.assert_array_equal(cache.lengths, [LENGTH] * ROWS)
 
 
 def test_reading_one_by_one(toy, read, whole):
-  cache = empty_cache(toy.config, ROWS, ROOM)
+  cache = caches.empty(toy.config, ROWS, ROOM)
   for t in range(LENGTH):
     hidden, cache = read(cache, TOKENS[:, t : t + 1])
     close(hidden[:, 0], whole[:, t])
 
 
 def test_reading_many_then_several_then_one(toy, read, whole):
-  cache = empty_cache(toy.config, ROWS, ROOM)
+  cache = caches.empty(toy.config, ROWS, ROOM)
   for start, stop in ((0, 5), (5, 8), (8, 9)):
     hidden, cache = read(cache, TOKENS[:, start:stop])
     close(hidden, whole[:, start:stop])
@@ -59,13 +58,32 @@ def test_reading_after_a_prefix_that_all_rows_share(toy, read):
   prefix = TOKENS[0, :4]
   rows = np.concatenate([np.tile(prefix, (ROWS, 1)), TOKENS[:, 4:]], axis=1)
   expected = toy.forward(toy.params, transformer.pack_rows(rows)).hidden
-  _, alone = read(empty_cache(toy.config, 1, 4), prefix[None])
-  shared = as_prefix(alone)
-  cache = empty_cache(toy.config, ROWS, ROOM, shared)
+  _, alone = read(caches.empty(toy.config, 1, 4), prefix[None])
+  shared = caches.as_prefix(alone)
+  cache = caches.empty(toy.config, ROWS, ROOM, prefix=shared)
   for t in range(4, LENGTH):
     hidden, cache = read(cache, rows[:, t : t + 1])
     close(hidden[:, 0], expected[:, t])
   jax.tree.map(np.testing.assert_array_equal, shared, cache.prefix)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_copied_prompt_continues_like_one_that_was_read(
+  toy, read, whole, shared
+):
+  """Into rows that held something else; also by two rows of each prompt."""
+  _, prompts = read(caches.empty(toy.config, ROWS, 5), TOKENS[:, :5])
+  sizes = dict(prompts=2, prompt_size=5) if shared else {}
+  cache = caches.empty(toy.config, 4, ROOM, **sizes)
+  _, cache = read(cache, TOKENS[[1, 1, 1, 1], :2])
+  row, source, lengths = np.array([[0, 1, 2, 3], [2, 2, 0, 0], [3, 3, 5, 5]])
+  at = source, lengths
+  if not shared:  # A row beyond the last is dropped.
+    row, source, lengths = (np.append(x, 4) for x in (row, source, lengths))
+  arguments = map(jnp.asarray, (source, lengths))
+  cache = caches.copy_prompt(cache, jnp.asarray(row), prompts, *arguments)
+  hidden, _ = read(cache, TOKENS[at][:, None])
+  close(hidden[:, 0], whole[at])
 
 
 LENGTHS = np.array([2, 5, 4], np.int32)  # Of rows that differ.
@@ -74,7 +92,7 @@ LENGTHS = np.array([2, 5, 4], np.int32)  # Of rows that differ.
 @pytest.fixture(scope="module")
 def ragged(toy, read):
   """A cache whose rows hold the first LENGTHS tokens, then garbage."""
-  _, cache = read(empty_cache(toy.config, ROWS, ROOM), TOKENS[:, :5])
+  _, cache = read(caches.empty(toy.config, ROWS, ROOM), TOKENS[:, :5])
   return cache.replace(lengths=jnp.asarray(LENGTHS))
 
 
@@ -114,7 +132,7 @@ def test_a_row_does_not_know_its_neighbours(read, ragged):
 
 def test_other_weights_make_another_cache(toy, ragged):
   other = jax.tree.map(lambda w: w * 1.01, toy.params)
-  cache = empty_cache(toy.config, ROWS, ROOM)
+  cache = caches.empty(toy.config, ROWS, ROOM)
   _, cache = toy.extend(other, jnp.asarray(TOKENS[:, :5]), cache)
   for old, new in zip(*map(jax.tree.leaves, (ragged.rows, cache.rows))):
     assert np.abs(old[..., :5] - new[..., :5]).max() > 1e-3
@@ -126,7 +144,8 @@ def test_append_writes_behind_each_row_and_never_beyond_the_room():
   keys, values = jnp.zeros((3, 1, 2, 4)), jnp.zeros((3, 1, 4, 2))
   expected = [[1, 3, 0, 0], [0, 0, 5, 7], [0, 0, 0, 9]]
   for rows in (((keys, values),), (keys[None], values[None])):
-    got = caches.read(append(rows, 0, (new, new), lengths), 0)
+    cache = caches.Cache(prefix=(), rows=rows, lengths=lengths)
+    got = caches.read(caches.append(cache, 0, (new, new)).rows, 0)
     np.testing.assert_array_equal(got[0][:, 0, 0], expected)
     np.testing.assert_array_equal(got[1][:, 0, :, 0], expected)
     np.testing.assert_array_equal(
@@ -141,20 +160,20 @@ def test_decoding_rows_that_a_mesh_splits_moves_nothing(family, random_params):
 
   @jax.jit
   def step(params, tokens, rows):
-    cache = empty_cache(model.config, 4, ROOM)
-    cache = cache.replace(rows=caches.split(rows))
+    cache = caches.empty(model.config, 4, ROOM).replace(rows=rows)
+    cache = caches.shard_constraint(cache)
     return transformer.extend(model, params, tokens, cache)
 
   with jax.set_mesh(mesh):
     params = sharding.replicate(mesh, random_params(model.config))
-    rows = empty_cache(model.config, 4, ROOM).rows
+    rows = caches.empty(model.config, 4, ROOM).rows
     given = sharding.assemble(mesh, (np.zeros((4, 1), np.int32), rows))
     text = step.lower(params, *given).compile().as_text()
   assert not re.findall(r"(all-\w+|collective-\w+|reduce-scatter)\(", text)
 
 
 def test_the_cache_holds_a_latent_and_one_key_per_token(toy):
-  cache = empty_cache(toy.config, ROWS, ROOM)
+  cache = caches.empty(toy.config, ROWS, ROOM)
   numbers = toy.config.attention.kv_rank + toy.config.attention.rope_size
   shapes = [rows.shape for rows in jax.tree.leaves(cache.rows)]
   assert shapes == 3 * [(ROWS, 1, numbers, ROOM)]

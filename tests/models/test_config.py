@@ -1,13 +1,21 @@
 """Sizes that no model can have are refused; weights begin as they should."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax import sharding
 from r1jax.models import transformer
-from r1jax.models.config import ModelConfig
+from r1jax.models.config import ModelConfig, replace
 from r1jax.models.presets import PRESETS, preset
-from r1jax.models.weights import Weight, initialise, is_weight, sizes, weights
+from r1jax.models.weights import (
+  is_matrix,
+  is_router_bias,
+  sizes,
+  to_compute_dtype,
+  weights,
+)
 
 
 def test_the_tiny_model_has_between_0_4_and_1_million_weights():
@@ -22,37 +30,60 @@ def test_the_tiny_model_has_between_0_4_and_1_million_weights():
   assert counted["total"] + counted["mtp"] + biases == count
 
 
-def test_every_dimension_of_every_weight_has_a_name(toy):
-  for weight in jax.tree.leaves(weights(toy.config), is_leaf=is_weight):
+def test_the_table_of_weights_is_what_init_makes(toy):
+  table, params = (
+    weights(toy.config),
+    transformer.init(toy.model, jax.random.key(0)),
+  )
+  shapes = jax.tree.map(lambda leaf: leaf.shape, params)
+  assert shapes == jax.tree.map(lambda weight: weight.shape, table)
+  for weight in jax.tree.leaves(table):
     assert len(weight.axes) == len(weight.shape)
+    assert {*weight.axes} <= {None, *sharding.LAYOUT}
 
 
-def test_the_parameters_are_those_of_the_table(toy):
-  params = jax.eval_shape(
-    lambda: transformer.init(toy.model, jax.random.key(0))
-  )
-  shapes = jax.tree.map(
-    lambda w: w.shape, weights(toy.config), is_leaf=is_weight
-  )
-  assert jax.tree.map(lambda leaf: leaf.shape, params) == shapes
+def test_the_table_depends_neither_on_how_a_model_runs_nor_on_a_mesh(toy):
+  table = weights(toy.config)
+  how = dict(scan=True, remat="block", compute_dtype="bfloat16")
+  with jax.set_mesh(sharding.make_mesh(fsdp=2, expert=2, tensor=2)):
+    assert weights(replace(toy.config, **how)) == table
+    other = replace(toy.config, **how, dense_width=28)
+    assert weights(other) != table
 
 
-def test_weights_begin_as_their_table_says():
-  table = {
-    "one": Weight((60, 50), (None, None)),
-    "two": Weight((60, 50), (None, None)),
-    "norm": Weight((50,), (None,), "ones"),
-    "bias": Weight((50,), (None,), "zeros"),
-  }
-  begin = lambda seed: initialise(jax.random.key(seed), table, 0.3)
+def test_weights_begin_at_random_norms_at_one_and_biases_at_zero():
+  config = preset("tiny_qwen2", init_scale=0.3)
+  model = transformer.Transformer(config)
+  begin = jax.jit(lambda seed: transformer.init(model, jax.random.key(seed)))
   first, same, other = begin(1), begin(1), begin(2)
-  assert np.all(first["norm"] == 1) and np.all(first["bias"] == 0)
-  for name in ("one", "two"):
-    assert abs(first[name].std() - 0.3) < 0.02
-    assert abs(first[name].mean()) < 0.02
-    np.testing.assert_array_equal(first[name], same[name])
-    assert np.abs(first[name] - other[name]).max() > 0.3
-  assert np.abs(first["one"] - first["two"]).max() > 0.3
+  for path, leaf in jax.tree.leaves_with_path(first):
+    if not is_matrix(path):
+      assert np.all(leaf == (path[-1].key == "scale"))
+      continue
+    assert abs(leaf.std() - 0.3) < 0.02 and abs(leaf.mean()) < 0.02
+  jax.tree.map(np.testing.assert_array_equal, first, same)
+  gap = np.abs(first["embed"] - other["embed"]).max()
+  layers = first["dense"]["feed_forward"]["down"]
+  assert gap > 0.3 and np.abs(layers[0] - layers[1]).max() > 0.3
+
+
+@pytest.mark.parametrize("name", ["tiny_qwen2", "tiny_deepseek"])
+def test_layers_use_weights_in_the_dtypes_of_to_compute_dtype(
+  name, draw_params
+):
+  """In bfloat16, bit for bit: policy, sampler and reference are one."""
+  config = preset(name, compute_dtype="bfloat16", num_layers=2)
+  params = draw_params(config, seed=1)
+  cast = to_compute_dtype(params, config)
+  dtypes = {str(x.dtype) for x in jax.tree.leaves(cast)}
+  assert dtypes == {"float32", "bfloat16"}
+  model = transformer.Transformer(config)
+  packed = transformer.pack_rows(np.arange(12).reshape(2, 6))
+  run = jax.jit(lambda p: transformer.forward(model, p, packed, mtp=True))
+  jax.tree.map(np.testing.assert_array_equal, run(params), run(cast))
+  # Rounding one more weight would show.
+  low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  assert np.any(run(low).hidden != run(params).hidden)
 
 
 PUBLISHED = {  # Parameters, without MTP blocks and balancing biases.
@@ -76,11 +107,13 @@ def test_presets_have_the_published_number_of_parameters(name):
     lambda: transformer.init(transformer.Transformer(config), jax.random.key(0))
   )
   params.pop("mtp", None)
-  biases = params.get("moe", {}).pop("router_bias", None)
-  count = sum(leaf.size for leaf in jax.tree.leaves(params))
+  leaves, biases = jax.tree.leaves_with_path(params), 0
+  for path, leaf in leaves:
+    biases += leaf.size * is_router_bias(path)
+  count = sum(leaf.size for _, leaf in leaves) - biases
   assert count == PUBLISHED.get(name, count) == sizes(config)["total"]
   if name == "deepseek_v3":
-    assert biases.size == 14_848
+    assert biases == 14_848
 
 
 def test_v3_caches_576_numbers_per_token_and_layer():

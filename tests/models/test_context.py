@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import sharding
-from r1jax.models import ops, transformer
-from r1jax.models.attention import attend_packed
+from r1jax import ops, sharding
+from r1jax.models import transformer
+from r1jax.models.attention import LatentAttention
 from r1jax.models.config import replace
-from r1jax.models.layers import rotation_of
 from r1jax.models.presets import preset
-from r1jax.models.weights import attention_weights, logical_axes
+from r1jax.models.rows import row_layout
+from r1jax.models.weights import logical_axes, weights
 from r1jax.types import Packed
 
 B, T = 4, 24
@@ -64,7 +64,7 @@ MODELS = {
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-  monkeypatch.setattr(ops, "LONG_BLOCK", 4)
+  monkeypatch.setattr(ops.attention, "LONG_BLOCK", 4)
 
 
 def outcome(config, params, packed, given=None):
@@ -73,9 +73,9 @@ def outcome(config, params, packed, given=None):
 
   def loss(params):
     made = transformer.forward(model, params, packed, experts=given, mtp=True)
-    numbers = ops.linear_logprobs(
+    numbers = transformer.logprobs(
+      params,
       made.hidden,
-      transformer.unembed(params),
       packed.targets,
       counted=packed.origin >= 0,
       chunk=8,
@@ -121,7 +121,7 @@ def check(name, axes, draw_params, given=False, **overrides):
   jax.tree.map(close, numbers, right_numbers)
   close(made.hidden[filled], right.hidden[filled])
   close(made.balance_loss, right.balance_loss)
-  for field in ("expert_load", "experts", "differ", "dropped"):
+  for field in ("expert_load", "experts", "router_mismatch"):
     np.testing.assert_array_equal(made[field], right[field])
   jax.tree.map(close, gradients, expected)
 
@@ -154,7 +154,7 @@ def test_so_does_every_mesh(name, axes, given, draw_params):
 @pytest.mark.slow
 def test_memory_of_attention_is_linear_in_a_devices_tokens(monkeypatch):
   """Latents of all tokens are there, but neither their keys nor scores."""
-  monkeypatch.setattr(ops, "LONG_BLOCK", 64)
+  monkeypatch.setattr(ops.attention, "LONG_BLOCK", 64)
   config = preset(
     "tiny_deepseek",
     attention=dict(
@@ -170,17 +170,16 @@ def test_memory_of_attention_is_linear_in_a_devices_tokens(monkeypatch):
       return jax.ShapeDtypeStruct(sizes, dtype, sharding=split)
 
     def loss(weights, x, packed):
-      rotation = rotation_of(packed.positions, config)
-      return jnp.sum(attend_packed(weights, x, packed, rotation, config) ** 2)
+      layout = row_layout(packed, None, config)
+      attention = LatentAttention(config)
+      return jnp.sum(attention.apply({"params": weights}, x, layout)[0] ** 2)
 
     numbers = shape(("rows", "tokens"), 1, tokens, dtype=jnp.int32)
-    weights = {
-      name: shape(weight.axes, *weight.shape)
-      for name, weight in attention_weights(config).items()
-    }
+    layer = lambda weight: shape(weight.axes[1:], *weight.shape[1:])
+    params = jax.tree.map(layer, weights(config)["dense"]["attention"])
     with jax.set_mesh(mesh):
       lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(
-        weights,
+        params,
         shape(("rows", "tokens", None), 1, tokens, config.width),
         jax.tree.map(lambda _: numbers, PACKED),
       )

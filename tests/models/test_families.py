@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.models import ops, transformer
-from r1jax.models.cache import as_prefix, empty_cache
+from r1jax import ops
+from r1jax.models import cache as caches
+from r1jax.models import transformer
 from r1jax.models.config import (
   Experts,
   Grouped,
@@ -185,8 +186,8 @@ def test_reading_into_the_cache_is_reading_at_once(config, params, scan):
   whole = run(params, transformer.pack_rows(rows)).hidden
   read = lambda tokens, cache: extend(params, jnp.asarray(tokens), cache)
   extend = jax.jit(functools.partial(transformer.extend, model))
-  _, alone = read(rows[:1, :3], empty_cache(config, 1, 3))
-  cache = empty_cache(config, ROWS, LENGTH, as_prefix(alone))
+  _, alone = read(rows[:1, :3], caches.empty(config, 1, 3))
+  cache = caches.empty(config, ROWS, LENGTH, prefix=caches.as_prefix(alone))
   hidden, cache = read(rows[:, 3:7], cache)
   close(hidden, whole[:, 3:7])
   # Rows at different positions: each goes back by its own number of tokens.
@@ -203,7 +204,7 @@ def test_padding_behind_a_row_counts_for_nothing(config, params):
   lengths = np.array([5, 2, 3])
   unused = np.arange(5) >= lengths[:, None]
   packed = packed.replace(positions=jnp.where(unused, -1, packed.positions))
-  cache = empty_cache(config, ROWS, LENGTH)
+  cache = caches.empty(config, ROWS, LENGTH)
   run = jax.jit(functools.partial(transformer.forward, model))
   made = run(params, packed, cache=cache)
   np.testing.assert_array_equal(made.cache.lengths, lengths)
@@ -244,7 +245,7 @@ def test_chosen_experts_can_be_given_back(config, params):
 def test_narrow_experts_and_wide_ones_run_alike(config, params):
   (_, dense), of_dense = loss_of(config)(params)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(ops, "DENSE", 0)
+    patch.setattr(ops.experts, "DENSE", 0)
     (_, blocked), of_blocked = loss_of(config)(params)
   jax.tree.map(close, dense, blocked)
   jax.tree.map(lambda a, b: close(a, b, 1e-2), of_dense, of_blocked)
@@ -261,8 +262,8 @@ def test_compute_in_bfloat16_stays_near_and_keeps_float32_where_it_matters(toy):
   assert made.hidden.dtype == jnp.bfloat16
   assert made.balance_loss.dtype == made.expert_load.dtype == jnp.float32
   params = jax.tree.map(jnp.asarray, toy.params)
-  assert transformer.logits(model, params, made.hidden).dtype == jnp.float32
+  assert transformer.logits(params, made.hidden).dtype == jnp.float32
   error = np.abs(np.float32(made.hidden) - exact.hidden)
   assert np.median(error) < 0.05
-  cache = empty_cache(low, ROWS, LENGTH)
+  cache = caches.empty(low, ROWS, LENGTH)
   assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(cache.rows))

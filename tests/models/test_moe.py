@@ -7,17 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.models.moe import choose, moe, rebalance, route
+from r1jax.models.moe import MoE, choose, rebalance, route
 from r1jax.models.presets import preset
 
 RNG = np.random.default_rng(0)
+FEED_FORWARD = ("gate_up", "down")
 MASK = np.array([[1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]], np.float32)
 
 
 @pytest.fixture(scope="module")
 def layer(toy):
   """The weights of one layer of experts, in float64."""
-  return jax.tree.map(lambda leaf: np.float64(leaf[0]), toy.params["moe"])
+  moe = toy.params["moe"]["feed_forward"]
+  return jax.tree.map(lambda leaf: np.float64(leaf[0]), moe)
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +33,21 @@ def run(toy):
 
   @jax.jit
   def jitted(w, x):
-    out, load = moe(w, x, jnp.asarray(MASK), toy.config)
-    return out, load.tokens, load.balance
+    out, load = MoE(toy.config).apply({"params": w}, x, jnp.asarray(MASK))
+    return out, load.tokens, load.balance_loss
 
   return lambda w, x: jitted(jax.tree.map(np.float32, w), x)
 
 
+def routed(layer, x, e, replay=None):
+  """`route` of all tokens, by the layer's router."""
+  router = jax.tree.map(jnp.float32, layer["router"])
+  logits = jnp.asarray(x.reshape(-1, x.shape[-1])) @ router["weight"]
+  return route(logits, router["bias"] if e.biased else None, e, replay)
+
+
 def affinity(layer, token):
-  return 1 / (1 + np.exp(-(token @ layer["router"])))
+  return 1 / (1 + np.exp(-(token @ layer["router"]["weight"])))
 
 
 def swiglu(x, gate_up, down):
@@ -53,9 +62,11 @@ def test_each_token_goes_to_its_experts(toy, layer, x, run):
   for b, t in np.ndindex(x.shape[:2]):
     s = affinity(layer, x[b, t])
     # The bias has a say in who is chosen, and none in how much that counts.
-    chosen = np.argsort(-(s + layer["router_bias"]))[: e.per_token]
+    chosen = np.argsort(-(s + layer["router"]["bias"]))[: e.per_token]
     moved += {*chosen} != {*np.argsort(-s)[: e.per_token]}
-    out[b, t] = swiglu(x[b, t], layer["shared_gate_up"], layer["shared_down"])
+    out[b, t] = swiglu(
+      x[b, t], *(layer["shared"][name] for name in FEED_FORWARD)
+    )
     for i in chosen:
       gate = e.scale * s[i] / s[chosen].sum()
       weights = layer["expert_gate_up"][i], layer["expert_down"][i]
@@ -78,7 +89,7 @@ def test_the_balance_loss_is_the_papers(toy, layer, x, run):
     loss = 0.0
     for i in range(e.num_routed):
       chosen = [
-        i in np.argsort(-(s + layer["router_bias"]))[: e.per_token]
+        i in np.argsort(-(s + layer["router"]["bias"]))[: e.per_token]
         for s in scores
       ]
       f = e.num_routed / (e.per_token * len(tokens)) * sum(chosen)
@@ -90,14 +101,14 @@ def test_the_balance_loss_is_the_papers(toy, layer, x, run):
 
 
 def test_equal_affinities_have_a_balance_loss_of_one(layer, x, run):
-  even = layer | {"router": 0 * layer["router"]}
+  router = layer["router"] | {"weight": 0 * layer["router"]["weight"]}
+  even = layer | {"router": router}
   assert run(even, x)[2] == pytest.approx(MASK.sum(), rel=1e-6)
 
 
 def test_gates_of_the_chosen_sum_to_the_routed_scale(toy, layer, x):
-  w = jax.tree.map(jnp.float32, layer)
   e = toy.config.experts
-  made = route(w, jnp.asarray(x.reshape(-1, 32)), e)
+  made = routed(layer, x, e)
   np.testing.assert_allclose(made.gates.sum(1), e.scale, rtol=1e-6)
   assert all(len({*row}) == e.per_token for row in made.indices.tolist())
   np.testing.assert_allclose(made.affinity.sum(1), 1.0, rtol=1e-6)
@@ -105,12 +116,13 @@ def test_gates_of_the_chosen_sum_to_the_routed_scale(toy, layer, x):
 
 def test_no_gradient_reaches_the_bias(toy, layer, x):
   def loss(w):
-    out, load = moe(w, jnp.asarray(x), jnp.asarray(MASK), toy.config)
-    return jnp.sum(out**2) + load.balance
+    tokens, mask = jnp.asarray(x), jnp.asarray(MASK)
+    out, load = MoE(toy.config).apply({"params": w}, tokens, mask)
+    return jnp.sum(out**2) + load.balance_loss
 
   grads = jax.jit(jax.grad(loss))(jax.tree.map(np.float32, layer))
-  np.testing.assert_array_equal(grads["router_bias"], 0)
-  assert np.abs(grads["router"]).max() > 0
+  np.testing.assert_array_equal(grads["router"]["bias"], 0)
+  assert np.abs(grads["router"]["weight"]).max() > 0
 
 
 def test_masked_tokens_are_worked_on_but_not_counted(layer, x, run):
@@ -154,28 +166,26 @@ def test_softmax_scores_are_gates_as_they_are(toy, layer, x):
   e = dataclasses.replace(
     toy.config.experts, scores="softmax", renormalise=False, scale=3.0
   )
-  w = {"router": jnp.float32(layer["router"])}
-  made = route(w, jnp.asarray(x.reshape(-1, 32)), e)
+  made = routed(layer, x, e)
   for token, indices, gates in zip(x.reshape(-1, 32), *made[:2]):
-    logits = token @ layer["router"]
+    logits = token @ layer["router"]["weight"]
     p = np.exp(logits) / np.exp(logits).sum()
     best = np.argsort(-p)[: e.per_token]
     np.testing.assert_array_equal(indices, best)
     np.testing.assert_allclose(gates, 3.0 * p[best], rtol=1e-5)
 
 
-def test_given_experts_replace_the_choice_and_get_the_routers_gates(
+def test_replayed_experts_replace_the_choice_and_get_the_routers_gates(
   toy, layer, x
 ):
-  w, flat = jax.tree.map(jnp.float32, layer), jnp.asarray(x.reshape(-1, 32))
   e = toy.config.experts
-  own = route(w, flat, e)
-  again = route(w, flat, e, own.indices)
+  own = routed(layer, x, e)
+  again = routed(layer, x, e, own.indices)
   np.testing.assert_array_equal(own.gates, again.gates)
   other = (own.indices + 1) % e.num_routed
-  made = route(w, flat, e, other)
+  made = routed(layer, x, e, other)
   np.testing.assert_array_equal(made.indices, other)
-  for token, indices, gates in zip(flat, other, made.gates):
+  for token, indices, gates in zip(x.reshape(-1, 32), other, made.gates):
     s = affinity(layer, np.float64(token))[np.asarray(indices)]
     np.testing.assert_allclose(gates, e.scale * s / s.sum(), rtol=1e-4)
 
@@ -194,17 +204,16 @@ def test_the_bias_rule_balances(toy, layer):
   """A router that prefers one expert is talked out of it."""
   c = toy.config
   tokens = jnp.asarray(RNG.normal(size=(400, c.width)), jnp.float32)
-  w = jax.tree.map(jnp.float32, layer)
-  w["router_bias"] = jnp.asarray([3.0, 0.0, 0.0, 0.0, 0.0])
+  logits = tokens @ jnp.float32(layer["router"]["weight"])
+  bias = jnp.asarray([3.0, 0.0, 0.0, 0.0, 0.0])
 
   @jax.jit
-  def count(w):
-    indices = route(w, tokens, c.experts).indices.ravel()
+  def load(bias):
+    indices = route(logits, bias, c.experts).indices.ravel()
     return jnp.float32(jnp.bincount(indices, length=5))
 
-  spread = lambda load: float(load.std() / load.mean())
-  first = spread(count(w))
+  deviation = lambda load: float(load.std() / load.mean())
+  first = deviation(load(bias))
   for _ in range(80):
-    bias = rebalance(w["router_bias"], count(w), 0.05)
-    w = w | {"router_bias": bias}
-  assert first > 0.5 and spread(count(w)) < 0.2
+    bias = rebalance(bias, load(bias), 0.05)
+  assert first > 0.5 and deviation(load(bias)) < 0.2

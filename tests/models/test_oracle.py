@@ -5,15 +5,17 @@ Attention: arXiv:2405.04434, sec. 2.1 and app. C. Experts and MTP:
 arXiv:2412.19437, sec. 2.1.2 and 2.2.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax.models import cache as caches
 from r1jax.models import transformer
-from r1jax.models.attention import attend_cached, attend_packed, softmax_scale
-from r1jax.models.cache import empty_cache
-from r1jax.models.layers import rotation_of
+from r1jax.models.attention import LatentAttention, softmax_scale
+from r1jax.models.rows import row_layout
 
 TOKENS = np.array([3, 17, 17, 8, 0, 39, 22, 5], np.int32)
 
@@ -46,13 +48,14 @@ def attention(w, x, positions, c):
   """u_t of every token: equations 37 to 47 of app. C, head by head."""
   a, out = c.attention, np.zeros((len(x), c.width))
   q_down, kv_down = np.split(w["qkv_down"], [a.q_rank], axis=1)
-  latents = [norm((t @ kv_down)[: a.kv_rank], w["kv_norm"]) for t in x]
+  kv_norm = w["kv_norm"]["scale"]
+  latents = [norm((t @ kv_down)[: a.kv_rank], kv_norm) for t in x]
   shared = [
     turned((t @ kv_down)[a.kv_rank :], p, c.rope_theta)
     for t, p in zip(x, positions)
   ]
   for t in range(len(x)):
-    query_latent = norm(x[t] @ q_down, w["q_norm"])
+    query_latent = norm(x[t] @ q_down, w["q_norm"]["scale"])
     for head in range(a.num_heads):
       query = query_latent @ w["q_up"][:, head]
       plain, rope = query[: a.nope_size], query[a.nope_size :]
@@ -71,9 +74,9 @@ def attention(w, x, positions, c):
 
 def experts(w, x, c):
   """Shared and routed experts of one token, and which were chosen."""
-  scores = 1 / (1 + np.exp(-(x @ w["router"])))
-  chosen = np.argsort(-(scores + w["router_bias"]))[: c.experts.per_token]
-  out = feed_forward(x, w["shared_gate_up"], w["shared_down"])
+  scores = 1 / (1 + np.exp(-(x @ w["router"]["weight"])))
+  chosen = np.argsort(-(scores + w["router"]["bias"]))[: c.experts.per_token]
+  out = feed_forward(x, w["shared"]["gate_up"], w["shared"]["down"])
   for e in chosen:
     gate = c.experts.scale * scores[e] / sum(scores[chosen])
     out = out + gate * feed_forward(
@@ -83,17 +86,16 @@ def experts(w, x, c):
 
 
 def block(w, x, positions, c, chosen):
-  x = x + attention(
-    w, np.array([norm(t, w["attention_norm"]) for t in x]), positions, c
-  )
+  normed = np.array([norm(t, w["attention_norm"]["scale"]) for t in x])
+  x = x + attention(w["attention"], normed, positions, c)
   rows = []
   for t in x:
-    h = norm(t, w["feed_forward_norm"])
-    if "router" in w:
-      out, experts_of_t = experts(w, h, c)
+    h = norm(t, w["feed_forward_norm"]["scale"])
+    if "router" in w["feed_forward"]:
+      out, experts_of_t = experts(w["feed_forward"], h, c)
       chosen.append(experts_of_t)
     else:
-      out = feed_forward(h, w["gate_up"], w["down"])
+      out = feed_forward(h, **w["feed_forward"])
     rows.append(t + out)
   return np.array(rows)
 
@@ -108,12 +110,17 @@ def run(params, tokens, c):
     for i in range(count):
       w = jax.tree.map(lambda leaf, i=i: leaf[i], params[name])
       x = block(w, x, positions, c, chosen)
-  final = lambda rows, scale: np.array([norm(t, scale) for t in rows])
+  final = lambda rows, w: np.array([norm(t, w["scale"]) for t in rows])
   mtp = jax.tree.map(lambda leaf: leaf[0], params["mtp"])
   x = final(x, params["final_norm"])
   following = params["embed"][np.roll(tokens, -1)]
   joined = [
-    np.concatenate([norm(h, mtp["hidden_norm"]), norm(e, mtp["embed_norm"])])
+    np.concatenate(
+      [
+        norm(h, mtp["hidden_norm"]["scale"]),
+        norm(e, mtp["embed_norm"]["scale"]),
+      ]
+    )
     for h, e in zip(x, following)
   ]
   further = block(
@@ -178,20 +185,24 @@ def test_logprobs_are_those_of_the_logits(toy, oracle):
 def layer(toy):
   """One attention layer: its weights, inputs, and both ways to run it."""
   c = toy.config
-  w = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), toy.params["dense"])
+  w = jax.tree.map(
+    lambda leaf: jnp.asarray(leaf[0]), toy.params["dense"]["attention"]
+  )
   x = np.random.default_rng(1).normal(size=(2, 6, c.width)).astype(np.float32)
+
+  run = functools.partial(LatentAttention(c).apply, {"params": w})
+  packed_at = lambda positions: transformer.pack_rows(
+    jnp.zeros_like(positions)
+  ).replace(positions=positions)
 
   @jax.jit
   def packed(x, positions):
-    packed = transformer.pack_rows(jnp.zeros_like(positions))
-    return attend_packed(w, x, packed, rotation_of(positions, c), c)
+    return run(x, row_layout(packed_at(positions), None, c))[0]
 
   @jax.jit
   def cached(x, positions):
-    empty = empty_cache(c, 2, 9)
-    return attend_cached(
-      w, x, rotation_of(positions, c), empty, empty.rows, 0, c
-    )[0]
+    layout = row_layout(packed_at(positions), None, c)
+    return run(x, layout, 0, caches.empty(c, 2, 9))[0]
 
   return w, jnp.asarray(x), packed, cached
 

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax import ops
 from r1jax.data.packing import Piece, pack
-from r1jax.models import ops, transformer
+from r1jax.models import transformer
+from r1jax.models.rows import mtp_targets
 
 WIDTH, ROWS = 24, 6
 RNG = np.random.default_rng(0)
@@ -40,7 +42,7 @@ def evaluate(toy):
     of = lambda hidden, targets: ops.linear_logprobs(
       hidden.reshape(-1, hidden.shape[-1]), params["unembed"], targets.ravel()
     )[0].reshape(targets.shape)
-    further, follows = transformer.following(packed)
+    further, follows = mtp_targets(packed)
     return (
       of(made.hidden, packed.targets),
       of(made.mtp_hidden[0], further),
@@ -99,7 +101,7 @@ def test_packed_rows_say_what_single_texts_say(evaluate, kind):
     one_grads,
     other_grads,
   )
-  assert np.abs(one_grads["moe"]["kv_up"]).max() > 0.1
+  assert np.abs(one_grads["moe"]["attention"]["kv_up"]).max() > 0.1
 
 
 def test_what_unused_slots_hold_has_no_influence(evaluate):
@@ -151,12 +153,12 @@ def test_unused_rows_and_slots_load_no_expert(toy):
   np.testing.assert_array_equal(load.sum(axis=1), [each] * 3)
 
 
-def test_following_is_the_token_after_the_next_of_the_same_text():
+def test_mtp_targets_are_the_tokens_after_the_next_of_the_same_text():
   full = [draw(4), draw(4)]  # Completions that fill their [P, G, Tc].
   packed = pack([Piece(draw(3), full, [0, 4])], WIDTH, rows=1)
   more = pack(TEXTS, WIDTH, rows=3)
   packed = jax.tree.map(lambda *x: np.concatenate(x), packed, more)
-  targets, follows = map(np.asarray, transformer.following(packed))
+  targets, follows = map(np.asarray, mtp_targets(packed))
   texts = {}  # By row: slots of each text in order.
   for row, slot in np.argwhere(packed.origin >= 0):
     last = texts.get((row, slot - 1))

@@ -1,4 +1,4 @@
-"""Formulas at points: equal values decide, exactly where numbers are rational."""
+"""Formulas at points: equal values decide, exactly for rational numbers."""
 
 import time
 from fractions import Fraction

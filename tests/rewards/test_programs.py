@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from r1jax.rewards import code, sandbox
+from r1jax import rewards
+from r1jax.rewards import bubblewrap, code, sandbox
 from r1jax.types import Completion, Example
 
 
@@ -244,3 +245,41 @@ def test_a_package_that_needs_another_names_it(bwrap):
     ValueError, match="name what it needs(.|\n)*No module named"
   ):
     code.check(packages=["optax"])
+
+
+def test_accuracy_takes_the_arguments_of_code():
+  tests = [dict(input="1 2", output="3"), dict(input="1 3", output="4")]
+  example = Example("", "", "code", "", dict(tests=tests))
+  fenced = lambda program: Completion(f"</think>\n```py\n{program}\n```")
+  written = fenced("a, b = map(int, input().split())\nprint(3)")
+  spec = dict(weight=1.0, sandbox="none")
+  score = lambda **more: rewards.score(
+    [example], [written], accuracy=spec | more
+  )
+  assert score().total == [0.0]
+  assert score(partial=True).total == [0.5]
+  written = fenced("while True: pass")
+  assert score(seconds=0.5).feedback == ["case 1: out of time"]
+
+
+@pytest.mark.parametrize("name", ["accuracy", "code", "cosine", "length"])
+def test_programs_without_a_sandbox_are_refused_at_the_start(name, monkeypatch):
+  monkeypatch.setenv("PATH", "/nonexistent")
+  sandbox.check.cache_clear()
+  bubblewrap._command.cache_clear()
+  of_math, of_code = Example("", "7", "math"), Example("", "", "code/x")
+  try:
+    if name != "code":
+      rewards.check([of_math], **{name: 1.0})
+    with pytest.raises(
+      ValueError, match=f"rewards.{name}: .*install bubblewrap"
+    ):
+      rewards.check([of_math, of_code], **{name: 1.0})
+    with pytest.raises(ValueError, match="install bubblewrap"):
+      rewards.submit([of_code], ["x"], **{name: 1.0})
+    if name in ("accuracy", "code"):
+      spec = dict(weight=1.0, sandbox="none")
+      rewards.check([of_math, of_code], **{name: spec})
+  finally:
+    sandbox.check.cache_clear()
+    bubblewrap._command.cache_clear()

@@ -90,3 +90,30 @@ def test_programs_are_held_to_every_case(bwrap):
       program = f"import sys\nprint({known}.get(sys.stdin.read(), 'x'))"
       text = Completion(f"</think>\n```python\n{program}\n```")
       assert code.reward(example, text, seconds=60.0) == score
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  not (ROOT / "../shared/cases").exists(), reason="there is no ../shared/cases"
+)
+def test_known_faults_are_graded_as_they_should_be(bwrap):
+  mistakes = []
+  lines = (ROOT / "../shared/cases/code.jsonl").read_text().splitlines()
+  for number, case in enumerate(map(json.loads, lines)):
+    for test in case["tests"]:
+      if isinstance(test, dict) and "times" in test:
+        test["input"] *= test["times"]
+    prompt = case.get("prompt", "")
+    example = Example(prompt, "", "code", f"case {number}", case)
+    text = Completion(
+      f"</think>\n```{case['language']}\n{case['program']}\n```"
+    )
+    seconds = case.get("timeout", 31.0) - 1.0
+    try:
+      score = code.reward(example, text, seconds=seconds)
+    except ValueError as error:
+      assert f"case {number}" in str(error)
+      score = None
+    wanted = case["want"] if isinstance(case["want"], list) else [case["want"]]
+    mistakes += [(case["kind"], score)] if score not in wanted else []
+  assert mistakes == []

@@ -57,6 +57,7 @@ def test_one_that_does_not_hold_is_refused(fresh, monkeypatch, tmp_path):
   )
   fake.chmod(0o755)
   monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+  monkeypatch.chdir(tmp_path)  # It starts where it is, and writes there.
   monkeypatch.setattr(os, "geteuid", lambda: 1000)
   # Its attempts are few: no more of them than it is stopped from here.
   monkeypatch.setattr(

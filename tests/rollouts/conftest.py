@@ -8,7 +8,7 @@ import pytest
 
 from r1jax.models import transformer
 from r1jax.models.presets import preset
-from r1jax.models.weights import is_weight, weights
+from r1jax.models.weights import weights
 
 
 class Words:
@@ -51,11 +51,11 @@ def toy():
   )
   rng = np.random.default_rng(2)
 
-  def draw(weight):
-    centre = 1.0 if weight.init == "ones" else 0.0
+  def draw(path, weight):
+    centre = 1.0 if path[-1].key == "scale" else 0.0
     return rng.normal(centre, 0.25, weight.shape).astype(np.float32)
 
-  params = jax.tree.map(draw, weights(config), is_leaf=is_weight)
+  params = jax.tree.map_with_path(draw, weights(config))
   return Toy(transformer.Transformer(config), params, Words())
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from r1jax import sharding
 from r1jax.data.packing import pack_rollout
+from r1jax.models import cache as caches
 from r1jax.models import transformer
-from r1jax.models.cache import empty_cache
 from r1jax.rollouts import slots
 from r1jax.rollouts.engine import make_engine
 from r1jax.rollouts.sampling import completion_keys, token_keys
@@ -44,7 +44,7 @@ def logits(toy):
   @jax.jit
   def jitted(params, packed):
     hidden = transformer.forward(toy.model, params, packed).hidden
-    return transformer.logits(toy.model, params, hidden)
+    return transformer.logits(params, hidden)
 
   def logits(rollout):
     packed = pack_rollout(rollout, 48, chosen=range(5), rows=16)
@@ -141,7 +141,7 @@ def test_no_array_holds_a_distribution_per_token(toy, record_experts):
     steps=steps, record_experts=record_experts
   )
   state = jax.eval_shape(lambda: slots.empty(toy.model, count, size))
-  prefix = empty_cache(toy.model.config, 1, 1).prefix
+  prefix = caches.empty(toy.model.config, 1, 1).prefix
   decode = jax.make_jaxpr(functools.partial(slots.decode, toy.model, sampling))(
     toy.params, prefix, state
   )

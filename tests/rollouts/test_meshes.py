@@ -156,8 +156,9 @@ def test_a_device_gets_the_bytes_that_it_lacks(policy, toy):
   assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(prepared))
   split = make(sharding.reshaped(mesh, tensor=8))
   assert 0 < split.moved(params) < 0.6 * lacking
-  block, on = split.prepare(params)["dense"][0], split.sampling.mesh
+  block, on = split.prepare(params)["dense_0"], split.sampling.mesh
   split = dict(gate_up=P(None, None, "tensor"), down=P("tensor"))
   for name, spec in split.items():
-    wanted, got = NamedSharding(on, spec), block[name].sharding
-    assert got.is_equivalent_to(wanted, block[name].ndim), name
+    weight = block["feed_forward"][name]
+    wanted, got = NamedSharding(on, spec), weight.sharding
+    assert got.is_equivalent_to(wanted, weight.ndim), name

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import sharding
+from r1jax import ops, sharding
 from r1jax.data.packing import pack_rollout, unpack
-from r1jax.models import ops, transformer
+from r1jax.models import transformer
 from r1jax.rollouts.engine import make_engine
 from r1jax.rollouts.replay import differing, lay_out
 from r1jax.types import Rollout, within_lengths
@@ -70,11 +70,13 @@ def none_of(experts):
 
 
 def perturbed(params, name, size):
-  """The same weights but for one, in the layers of experts."""
-  weight = params["moe"][name]
+  """The same weights but for one of the routers."""
+  moe = params["moe"]["feed_forward"]
+  weight = moe["router"][name]
   noise = np.random.default_rng(0).normal(0, size, weight.shape)
-  changed = {name: np.float32(weight + noise)}
-  return params | {"moe": params["moe"] | changed}
+  router = moe["router"] | {name: np.float32(weight + noise)}
+  layers = params["moe"] | {"feed_forward": moe | {"router": router}}
+  return params | {"moe": layers}
 
 
 def test_experts_come_to_the_tokens_that_they_read():
@@ -143,7 +145,7 @@ def test_replay_pins_the_choice_of_a_router_that_went_elsewhere(
 ):
   """The bias has a say in the choice alone: with it repeated, nothing is left
   of the change."""
-  changed = perturbed(toy.params, "router_bias", 0.2)
+  changed = perturbed(toy.params, "bias", 0.2)
   recorded = lay_out(rollout, packed_rows(rollout))
   replayed, _ = ask(changed, rollout, recorded)
   np.testing.assert_allclose(replayed, rollout.logprobs, atol=1e-5)
@@ -157,7 +159,7 @@ def test_replay_pins_the_choice_of_a_router_that_went_elsewhere(
 
 def test_gates_are_still_the_routers(toy, rollout, ask):
   recorded = lay_out(rollout, packed_rows(rollout))
-  slightly = perturbed(toy.params, "router", 0.05)
+  slightly = perturbed(toy.params, "weight", 0.05)
   replayed, used = ask(slightly, rollout, recorded)
   gap = np.abs(replayed - rollout.logprobs).max()
   assert 1e-3 < gap

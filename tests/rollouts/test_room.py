@@ -9,7 +9,6 @@ import pytest
 
 from r1jax import sharding
 from r1jax.models import cache as caches
-from r1jax.models.cache import empty_cache
 from r1jax.rollouts import slots
 from r1jax.rollouts.engine import make_engine, room
 
@@ -40,8 +39,8 @@ def seen(monkeypatch):
   seen, decode = [], slots.decode
 
   def watched(model, sampling, params, prefix, slots):
-    rows = slots.cache.rows
-    seen.append((caches.size(rows), sum(x.size for x in jax.tree.leaves(rows))))
+    cache = slots.cache
+    seen.append((cache.size, sum(x.size for x in jax.tree.leaves(cache.rows))))
     return decode(model, sampling, params, prefix, slots)
 
   monkeypatch.setattr(slots, "decode", watched)
@@ -81,7 +80,7 @@ def test_long_limits_cost_nothing_until_they_are_reached(toy, seen):
   rollout = engine(toy.params, PROMPTS, 2, seed=0, round=0, max_tokens=12)
   assert rollout.lengths.max() == 12
   assert rollout.prompts.shape == (5, 16)
-  whole = empty_cache(toy.model.config, 4, 64 + 32_768).rows
+  whole = caches.empty(toy.model.config, 4, 64 + 32_768).rows
   numbers = sum(x.size for x in jax.tree.leaves(whole))
   for size, held in seen:
     assert size == 17
@@ -117,8 +116,10 @@ def test_resizing_keeps_what_there_is_room_for(size):
   keys = jnp.swapaxes(values, -1, -2)
   kept = min(size, 5)
   for rows in ((keys, values), tuple(zip(keys, values))):
-    got = jax.jit(caches.resize, static_argnums=1)(rows, size)
-    assert caches.size(got) == size
+    cache = caches.Cache(prefix=(), rows=rows, lengths=jnp.zeros(3, int))
+    grown = jax.jit(caches.grow, static_argnums=1)(cache, size)
+    assert grown.size == size
+    got = grown.rows
     assert jax.tree.structure(got) == jax.tree.structure(rows)
     for old, new in zip(jax.tree.leaves(rows)[::2], jax.tree.leaves(got)[::2]):
       np.testing.assert_array_equal(new[..., :kept], old[..., :kept])

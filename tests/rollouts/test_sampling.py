@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.models.logprobs import mask_padding
+from r1jax.ops import mask_padding
 from r1jax.rollouts.sampling import (
   completion_keys,
   inverse_cdf,

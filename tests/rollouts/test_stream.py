@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from r1jax.models import transformer
-from r1jax.models.logprobs import mask_padding
 from r1jax.models.presets import preset
+from r1jax.ops import mask_padding
 from r1jax.rollouts import stream
 
 PROMPT = [7, 1, 30, 12, 12, 4]
@@ -36,7 +36,7 @@ def most_probable(model, params, prompt, count):
   def predict(params, tokens):
     rows = transformer.pack_rows(tokens)
     hidden = transformer.forward(model, params, rows).hidden
-    logits = transformer.logits(model, params, hidden)
+    logits = transformer.logits(params, hidden)
     return jnp.argmax(mask_padding(logits, 37), axis=-1)
 
   ids = list(prompt)

@@ -262,10 +262,10 @@ def test_pressed_once_it_stops_and_twice_it_leaves():
   assert signal.getsignal(signal.SIGINT) is before
 
 
-def options():
+def options(bos=None):
   given = flags.FlagValues()
   defaults = dict(model=BASE, template="auto", system="", max_tokens=9)
-  sampling = dict(temperature=0.6, top_p=0.95, seed=0, bos=None)
+  sampling = dict(temperature=0.6, top_p=0.95, seed=0, bos=bos)
   for name, value in (defaults | sampling).items():
     flags.DEFINE_string(name, None, "", flag_values=given)
     given[name].value = value
@@ -300,10 +300,7 @@ def test_a_large_model_is_loaded_beside_the_answer(
   monkeypatch.setattr(runtime, "start", lambda: None)
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
   monkeypatch.setattr(stream, "Stream", opened)
-  given = options()
-  given["bos"].value = True
-  begun = chat.open_conversation(given)
-  assert begun.words.prefix_ids == (begun.words.bos_id,)
+  assert chat.open_conversation(options(bos=True)).words.prefix_ids == (1,)
   assert used == [dtype, dtype]
   printed = capsys.readouterr()
   assert printed.out == "" and "MB" in printed.err

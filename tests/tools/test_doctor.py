@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -125,6 +126,7 @@ def test_nothing_is_wrong_with_a_healthy_run(path, python):
     "8 steps = 4 rounds = 16 prompts, 1.78 of 9 problems",
     "train.jsonl:3: ",
     "EOS is 0 '<eos>'",
+    "prompts begin with no BOS",
     "13 of 13 reference answers verify themselves",
     "0 arrays moved at learning rate 0",
     "nats between sampler and trainer",
@@ -195,6 +197,16 @@ def test_an_eos_that_stands_in_the_prompt_is_noticed(
   lines = wrong(path, {"tokenizer.path": str(folder)}, until="problems")
   assert len(lines) == 4 and "'t') stands in the prompt" in lines[0]
   assert "EOS is 0 in the model's config.json" in lines[3]
+
+
+def test_it_is_said_with_what_prompts_begin(path, tmp_path, write_tokenizer):
+  folder = write_tokenizer(tmp_path)
+  names = dict(eos_token="<eos>", bos_token="!", add_bos_token=True)
+  (folder / "tokenizer_config.json").write_text(json.dumps(names))
+  lines = findings(path, {"tokenizer.path": str(folder)}, until="problems")
+  (text,) = [text for *_, text in lines if "prompts begin" in text]
+  assert re.fullmatch(r"prompts begin with \d+ '!' \(tokenizer.bos\)", text)
+  assert not any(verdict == checks.WRONG for _, verdict, _ in lines)
 
 
 def test_an_eos_that_the_model_does_not_know_is_noticed(path, tmp_path):

@@ -10,7 +10,7 @@ from r1jax.data import tokenizer
 from r1jax.losses.presets import PRESETS
 from r1jax.models import transformer
 from r1jax.models.presets import preset
-from r1jax.models.weights import is_weight, weights
+from r1jax.models.weights import weights
 from r1jax.types import Example
 
 UNLIKE = ("dapo", "gspo", "r1")  # Recipes; the others wait for `make soak`.
@@ -21,11 +21,11 @@ def draw(config, scale=0.1, seed=0):
   """Parameters from NumPy: nothing to compile."""
   rng = np.random.default_rng(seed)
 
-  def one(weight):
-    centre = 1.0 if weight.init == "ones" else 0.0
+  def one(path, weight):
+    centre = 1.0 if path[-1].key == "scale" else 0.0
     return rng.normal(centre, scale, weight.shape).astype(np.float32)
 
-  return jax.tree.map(one, weights(config), is_leaf=is_weight)
+  return jax.tree.map_with_path(one, weights(config))
 
 
 @pytest.fixture(

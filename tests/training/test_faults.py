@@ -255,23 +255,3 @@ def test_a_port_in_use_is_one_line(command, tmp_path):
   assert codes == [2]
   assert f"cannot listen at 127.0.0.1:{port}: Address already in use" in line
   assert "choose another --coordinator_address" in line
-
-
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_host_that_dies_or_stands_still_is_named(
-  begin, tmp_path, signum, victim
-):
-  processes = begin(2, tmp_path, "--config.num_steps=2000")
-  wait_for(has_rows(tmp_path, 2))
-  began = time.monotonic()
-  processes[victim].send_signal(signum)
-  try:
-    ((code, _, errors),) = job.finish([processes[1 - victim]])
-  finally:
-    processes[victim].kill()
-  assert code == 1 and time.monotonic() - began < 60
-  assert last_line(errors).startswith(f"error: host {victim} ("), errors
-  assert "stack trace" not in errors and "Traceback" not in errors
-  if signum == signal.SIGSTOP:
-    assert f"waiting for host {victim} (" in errors

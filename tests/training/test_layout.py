@@ -15,7 +15,7 @@ from r1jax.models import cache as caches
 from r1jax.models.config import replace
 from r1jax.models.presets import preset
 from r1jax.models.transformer import Transformer
-from r1jax.models.weights import is_weight, logical_axes, used_axes, weights
+from r1jax.models.weights import logical_axes, used_axes, weights
 from r1jax.rollouts import slots
 from r1jax.rollouts.engine import make_engine
 from r1jax.training import policy
@@ -59,9 +59,7 @@ def sizes(request):
 def shapes(sizes):
   """The parameters, as shapes."""
   return jax.tree.map(
-    lambda w: jax.ShapeDtypeStruct(w.shape, jnp.float32),
-    weights(sizes),
-    is_leaf=is_weight,
+    lambda w: jax.ShapeDtypeStruct(w.shape, jnp.float32), weights(sizes)
   )
 
 
@@ -87,7 +85,7 @@ def arrays(compiled):
 def gathered(sizes):
   """The shapes of large weights of a layer as a device uses them."""
   split = dict(heads=2, kv_heads=2, hidden=2, expert=2)
-  for w in jax.tree.leaves(weights(sizes), is_leaf=is_weight):
+  for w in jax.tree.leaves(weights(sizes)):
     if {"layers", "width"} <= {*w.axes} and len(w.axes) > 2:
       yield tuple(
         size // split.get(name, 1) for size, name in zip(w.shape, w.axes)
@@ -203,7 +201,7 @@ def decode(sizes):
   with jax.set_mesh(mesh):
     empty = slots.empty(model, SLOTS, ROOM)
     state = jax.tree.map(lambda x: struct(x, x.sharding), empty)
-    prefix = caches.empty_cache(sizes, 1, 1).prefix
+    prefix = caches.empty(sizes, 1, 1).prefix
     compiled = slots.decode.lower(
       model, engine.sampling, params, prefix, state
     ).compile()

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from r1jax.losses.presets import PRESETS
+from r1jax.models import cache as caches
 from r1jax.models import transformer
-from r1jax.models.cache import empty_cache
 from r1jax.models.presets import preset
 from r1jax.training import policy
 from r1jax.training.optimizer import make_optimizer
@@ -70,7 +70,7 @@ def test_a_grpo_update_lowers(params):
 
 @pytest.mark.slow
 def test_a_decode_step_lowers(params):
-  cache = jax.eval_shape(lambda: empty_cache(CONFIG, 64, 2048))
+  cache = jax.eval_shape(lambda: caches.empty(CONFIG, 64, 2048))
   assert jax.tree.leaves(cache.rows)[0].shape == (61, 64, 1, 576, 2048)
   step = jax.jit(functools.partial(transformer.extend, MODEL))
   tokens = jax.ShapeDtypeStruct((64, 1), np.int32)

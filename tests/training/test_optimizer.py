@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax.models.presets import PRESETS, preset
-from r1jax.models.weights import is_weight, weights
+from r1jax.models import transformer
+from r1jax.models.presets import preset
 from r1jax.training.optimizer import decayed, make_optimizer, rate_of
 
 OPTIMIZER = dict(learning_rate=0.1)
@@ -17,10 +17,10 @@ TREE = {
   "embed": jnp.ones((4, 3)),
   "unembed": jnp.ones((3, 4)),
   "moe": {
-    "router": jnp.ones((3, 2)),
-    "router_bias": jnp.ones((1, 2)),
-    "q_norm": jnp.ones((1, 3)),
+    "router": {"weight": jnp.ones((3, 2)), "bias": jnp.ones((1, 2))},
+    "q_norm": {"scale": jnp.ones((1, 3))},
     "down": jnp.ones((1, 3, 2)),
+    "qkv_bias": jnp.ones((1, 2, 3)),
   },
   "mtp": {"project": jnp.ones((6, 3)), "block": {"down": jnp.ones((3, 2))}},
 }
@@ -142,7 +142,12 @@ def test_frozen_weights_and_the_routers_bias_do_not_move():
   assert moved == {
     "embed": True,
     "unembed": True,
-    "moe": {"router": True, "router_bias": False, "q_norm": True, "down": True},
+    "moe": {
+      "router": {"weight": True, "bias": False},
+      "q_norm": {"scale": True},
+      "down": True,
+      "qkv_bias": True,
+    },
     "mtp": {"project": False, "block": {"down": False}},
   }
 
@@ -155,24 +160,25 @@ def test_matrices_decay_and_norms_biases_and_embeddings_do_not():
   assert shrunk == {
     "embed": 0,
     "unembed": 0,
-    "moe": {"router": -0.05, "router_bias": 0, "q_norm": 0, "down": -0.05},
+    "moe": {
+      "router": {"weight": -0.05, "bias": 0},
+      "q_norm": {"scale": 0},
+      "down": -0.05,
+      "qkv_bias": 0,
+    },
     "mtp": {"project": -0.05, "block": {"down": -0.05}},
   }
 
 
-def test_of_every_model_the_matrices_between_the_embeddings_decay():
-  """Whose first values are drawn, in the table of weights; no other."""
-  for name in PRESETS:
-    tree = weights(preset(name))
-    drawn = jax.tree_util.tree_map_with_path(
-      lambda path, w: (
-        w.init == "normal" and path[-1].key not in ("embed", "unembed")
-      ),
-      tree,
-      is_leaf=is_weight,
-    )
-    empty = jax.tree.map(lambda w: 0.0, tree, is_leaf=is_weight)
-    assert decayed(empty) == drawn, name
+@pytest.mark.parametrize("name", ["tiny_deepseek", "tiny_qwen2"])
+@pytest.mark.usefixtures("quick_to_compile")
+def test_the_matrices_between_the_embeddings_decay(name):
+  """Weights that begin at random; norms begin at one, biases at zero."""
+  model = transformer.Transformer(preset(name))
+  params = transformer.init(model, jax.random.key(0))
+  drawn = jax.tree.map(lambda x: bool(x.std() > 0), params)
+  drawn |= {name: False for name in ("embed", "unembed") if name in drawn}
+  assert decayed(params) == drawn
 
 
 def test_the_gradient_is_clipped_as_one():
@@ -204,7 +210,7 @@ def test_decay_may_be_linear():
 def test_moments_may_be_kept_in_half_precision():
   """They are read in float32, and what they make is nearly the same."""
   gradient = {"w": jnp.array([[0.5, -0.01]])}
-  low = make_optimizer(**OPTIMIZER, moments="bfloat16")
+  low = make_optimizer(**OPTIMIZER, moments=jnp.bfloat16)
   state = low.init(gradient)
   kinds = {x.dtype for x in jax.tree.leaves(state) if x.ndim}
   assert kinds == {jnp.dtype("bfloat16")}

@@ -9,12 +9,12 @@ import pytest
 
 from r1jax.models.presets import preset
 from r1jax.models.transformer import Transformer, pack_rows
-from r1jax.models.weights import is_weight, weights
+from r1jax.models.weights import weights
 from r1jax.rollouts import slots
 from r1jax.training import policy
 from r1jax.types import Batch
 
-OWN = ("router", "router_bias")  # And every norm: they keep their precision.
+OWN = ("weight", "bias", "scale")  # Of routers and norms: they keep theirs.
 
 
 @pytest.fixture(params=["tiny_qwen2", "tiny_deepseek"])
@@ -26,12 +26,10 @@ def model(request):
 def draw(config):
   """Float32 weights none of which bfloat16 has, norms and biases included."""
   rng = np.random.default_rng(0)
-  return jax.tree.map(
-    lambda w: jnp.float32(
-      rng.normal(1.0 if w.init == "ones" else 0.0, 0.1, w.shape)
-    ),
+  centre = lambda path: float(path[-1].key == "scale")
+  return jax.tree.map_with_path(
+    lambda path, w: jnp.float32(rng.normal(centre(path), 0.1, w.shape)),
     weights(config),
-    is_leaf=is_weight,
   )
 
 
@@ -49,6 +47,16 @@ def test_a_fresh_reference_is_no_nat_away_from_its_policy(model):
   ours, theirs = (np.array(score(x, batch)) for x in (params, reference))
   assert ours.min() < -1
   np.testing.assert_array_equal(ours, theirs)
+  # No forward pass rounds the scales of its norms.
+  for path, _ in jax.tree.leaves_with_path(params):
+    if path[-1].key.endswith("norm") and path[0].key != "mtp":
+      rounded = jax.tree.map_with_path(
+        lambda at, x, path=path: (
+          x.astype(jnp.bfloat16).astype(x.dtype) if at == path else x
+        ),
+        params,
+      )
+      assert np.any(np.array(score(rounded, rows, 1)) != ours), path
 
 
 def test_sampler_and_reference_hold_the_same_weights(model):
@@ -61,7 +69,7 @@ def test_sampler_and_reference_hold_the_same_weights(model):
   leaves = jax.tree.leaves_with_path(reference)
   for (path, x), y in zip(leaves, jax.tree.leaves(sampler), strict=True):
     name = path[-1].key
-    kept = name in OWN or name.endswith("norm")
+    kept = name in OWN
     assert x.dtype == y.dtype == (jnp.float32 if kept else jnp.bfloat16), name
     assert np.array(x).tobytes() == np.array(y).tobytes()
 

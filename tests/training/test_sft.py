@@ -77,6 +77,23 @@ def test_a_text_begins_with_what_the_tokenizer_puts_first():
   assert packed.targets[1, 0][counted].tolist() == [*encode("xyz"), 2]
 
 
+def test_bos_takes_a_place_in_the_window():
+  class Begun(Words):
+    prefix_ids = (1,)
+
+  c = ml_collections.ConfigDict(dict(template="plain", rows=dict(width=12)))
+  c.sampling = dict(prompt_tokens=3, max_tokens=8)
+  check = lambda text: inspection.check_prompts(
+    [Example(text, "", id="x:1")], Begun(), c
+  )
+  check("ab")  # And the line break.
+  with pytest.raises(ValueError, match="x:1: a prompt of 4 tokens beyond"):
+    check("abc")
+  c.sampling.max_tokens = 10
+  with pytest.raises(ValueError, match="prompt of 4 tokens.*; set it to 13"):
+    check("ab")
+
+
 def test_a_document_longer_than_a_row_is_refused():
   with pytest.raises(ValueError, match="9 tokens does not fit rows of 8"):
     sft.batch(
@@ -174,9 +191,9 @@ def test_a_resumed_run_is_the_straight_run_bit_for_bit(runs):
 def test_the_balance_loss_is_a_mean_over_all_tokens_that_are_read(toy):
   """A router without an opinion has 1, however few tokens are imitated."""
   model, params = toy
-  moe = params["moe"]
-  blank = {name: 0 * moe[name] for name in ("router", "router_bias")}
-  params = params | {"moe": moe | blank}
+  moe = params["moe"]["feed_forward"]
+  blank = moe | {"router": jax.tree.map(np.zeros_like, moe["router"])}
+  params = params | {"moe": params["moe"] | {"feed_forward": blank}}
   measure = jax.jit(
     functools.partial(sft.objective, model, 37, mtp=0.0, balance=1.0)
   )
@@ -213,8 +230,8 @@ def test_the_load_of_every_layer_is_told_in_shares(runs):
 
 
 def test_the_balancing_bias_has_moved(runs, toy):
-  before = toy[1]["moe"]["router_bias"]
-  moved = np.abs(runs[0].params["moe"]["router_bias"] - before)
+  bias = lambda params: params["moe"]["feed_forward"]["router"]["bias"]
+  moved = np.abs(bias(runs[0].params) - bias(toy[1]))
   assert 0.01 <= moved.max() <= STEPS * 0.01 + 1e-6
 
 

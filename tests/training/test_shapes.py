@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from r1jax import ops
 from r1jax.losses.presets import PRESETS
-from r1jax.models import ops, transformer
+from r1jax.models import transformer
 from r1jax.models.config import replace
 from r1jax.models.presets import preset
 from r1jax.training import policy
@@ -46,7 +47,7 @@ def check(found):
   for shape in found:
     assert sum(size >= T for size in shape) < 2, shape
     if V in shape:
-      assert math.prod(shape) <= max(ops.LOGITS, 16 * V), shape
+      assert math.prod(shape) <= max(ops.logprobs.LOGITS, 16 * V), shape
     assert math.prod(shape) < ROWS * T * T, shape
 
 

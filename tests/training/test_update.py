@@ -114,15 +114,19 @@ def test_an_empty_batch_changes_nothing_and_is_finite():
   assert all(np.all(np.isfinite(x)) for x in metrics.values())
 
 
+def bias_of(*shape):
+  return {"router": {"bias": jnp.zeros(shape)}}
+
+
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
   optimizer = make_optimizer(**OPTIMIZER)
   packed, count = microbatches(ROWS, 2)
-  params = {"w": jnp.array([[2.0]]), "moe": {"router_bias": jnp.zeros((1, 2))}}
+  params = {"w": jnp.array([[2.0]]), "moe": bias_of(1, 2)}
   update = make_update(linear, optimizer, router_bias_speed=0.1)
   state = fresh(optimizer, params)
   first, _ = update(state, batch_of(packed, count, 0.5))
   kept = jax.tree.map(np.array, (first.params, first.optimizer_state))
-  bias = kept[0]["moe"]["router_bias"]
+  bias = kept[0]["moe"]["router"]["bias"]
   np.testing.assert_allclose(bias, [[-0.1, 0.1]], rtol=1e-6)
   state = first
   for skipped, bad in enumerate((jnp.nan, jnp.inf, -jnp.inf), 1):
@@ -143,7 +147,7 @@ def test_an_update_without_a_gradient_changes_nothing_and_is_counted(moments):
     **OPTIMIZER, weight_decay=0.1, warmup_steps=9, moments=moments
   )
   packed, count = microbatches(ROWS, 2)
-  params = {"w": jnp.array([[2.0]]), "moe": {"router_bias": jnp.zeros((1, 2))}}
+  params = {"w": jnp.array([[2.0]]), "moe": bias_of(1, 2)}
   update = make_update(linear, optimizer, router_bias_speed=0.1)
   state = fresh(optimizer, params)
   for _ in range(2):  # The learning rate begins at 0.
@@ -173,11 +177,10 @@ def test_what_learns_apart_does_not_move_what_has_no_gradient():
 
 def test_the_balancing_biases_move_by_their_own_rule():
   optimizer = make_optimizer(**OPTIMIZER)
-  bias = lambda *shape: {"router_bias": jnp.zeros(shape)}
   params = {
     "w": jnp.ones((1, 1)),
-    "moe": bias(1, 2),
-    "mtp": {"block": bias(1, 2)},
+    "moe": bias_of(1, 2),
+    "mtp": {"block": bias_of(1, 2)},
   }
 
   def loss(params, batch):
@@ -190,10 +193,10 @@ def test_the_balancing_biases_move_by_their_own_rule():
     fresh(optimizer, params), batch_of(packed, count, 1.0)
   )
   np.testing.assert_allclose(
-    state.params["moe"]["router_bias"], [[-0.01, 0.01]]
+    state.params["moe"]["router"]["bias"], [[-0.01, 0.01]]
   )
   np.testing.assert_allclose(
-    state.params["mtp"]["block"]["router_bias"], [[0.01, -0.01]]
+    state.params["mtp"]["block"]["router"]["bias"], [[0.01, -0.01]]
   )
 
 
@@ -314,7 +317,8 @@ def test_in_grpo_the_mtp_block_gets_no_gradient(grpo_step):
   gradient, _ = grpo_step("r1")
   for leaf in jax.tree.leaves(gradient["mtp"]):
     np.testing.assert_array_equal(leaf, 0)
-  np.testing.assert_array_equal(gradient["moe"]["router_bias"], 0)
+  router = gradient["moe"]["feed_forward"]["router"]
+  np.testing.assert_array_equal(router["bias"], 0)
   for name in ("embed", "unembed", "final_norm"):
     assert np.abs(gradient[name]).max() > 0
 

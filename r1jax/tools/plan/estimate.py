@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from r1jax.models import ops
+from r1jax import ops
 from r1jax.models.config import Latent, ModelConfig
-from r1jax.models.weights import is_weight, weights
+from r1jax.models.weights import weights
 from r1jax.tools.plan.bounds import Bounds
 from r1jax.tools.plan.chips import Topology
 
@@ -39,7 +39,7 @@ def sizes_of(config: ModelConfig) -> Sizes:
 def _leaves(config: ModelConfig):
   import jax
 
-  return jax.tree.leaves(weights(config), is_leaf=is_weight)
+  return jax.tree.leaves(weights(config))
 
 
 def temporaries(
@@ -59,7 +59,7 @@ def temporaries(
     "gradients": 2 * F32 * (count.dense + count.routed) / shards,
     "activations": BF16 * tokens * layers * width
     + BF16 * tokens * (3 * heads * per_head + 4 * width + 3 * hidden),
-    "logits": 3 * F32 * min(tokens * config.vocab_size, ops.LOGITS),
+    "logits": 3 * F32 * min(tokens * config.vocab_size, ops.logprobs.LOGITS),
     "gathered weights": 2 * BF16 * count.dense / layers / mesh["tensor"],
   }
   if config.experts:
@@ -118,14 +118,8 @@ def bounds(
     * config.num_layers,
   }
   if config.experts:
-    away_tokens = {
-      "ring": mesh["expert"] - 1,
-    }.get(config.moe_exchange, min(config.experts.per_token, mesh["expert"]))
-    sent["experts"] = (
-      PASSES * 2 * BF16 * tokens * width * away_tokens * config.num_moe_layers
-    )
-    if mesh["expert"] == 1:
-      sent["experts"] = 0
+    sent["experts"] = PASSES * 2 * BF16 * tokens * width
+    sent["experts"] *= (mesh["expert"] - 1) * config.num_moe_layers
   copies = (
     2 * F32 * away(mesh["data"]) * sum(own[kind] / shards[kind] for kind in own)
   )
@@ -169,7 +163,7 @@ def meshes(
       and rows["microbatch_rows"] % (data * fsdp * expert) == 0
       and routed % expert == 0
       and heads % tensor == 0
-      and rows["width"] // context % ops.LONG_BLOCK == 0
+      and rows["width"] // context % ops.attention.LONG_BLOCK == 0
     ):
       yield dict(
         data=data, fsdp=fsdp, expert=expert, context=context, tensor=tensor

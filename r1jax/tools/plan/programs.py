@@ -12,12 +12,12 @@ from jax.sharding import Mesh
 from jax.tree_util import keystr
 from ml_collections import ConfigDict
 
-from r1jax import offload, sharding
-from r1jax.models import flops, ops
+from r1jax import offload, ops, sharding
+from r1jax.models import flops
 from r1jax.models.config import ModelConfig, replace
 from r1jax.models.presets import preset
 from r1jax.models.transformer import Transformer
-from r1jax.models.weights import is_weight, logical_axes, weights
+from r1jax.models.weights import logical_axes, weights
 from r1jax.tools.plan import rollouts
 from r1jax.training import models, policy, sft
 from r1jax.training.optimizer import make_optimizer
@@ -63,9 +63,7 @@ def shaped(tree, shardings):
 def parameters(sizes: ModelConfig, dtype: Any = "float32"):
   """The shapes of a model's parameters."""
   return jax.tree.map(
-    lambda w: jax.ShapeDtypeStruct(w.shape, jnp.dtype(dtype)),
-    weights(sizes),
-    is_leaf=is_weight,
+    lambda w: jax.ShapeDtypeStruct(w.shape, jnp.dtype(dtype)), weights(sizes)
   )
 
 
@@ -128,11 +126,11 @@ def trips_of(
   them. Of devices that share a row, the one with its last tokens sees most.
   """
   width, context = rows["width"], mesh.shape["context"]
-  keys = -(-width // ops.LONG_BLOCK)
-  queries = -(-width // context // ops.LONG_BLOCK)
+  keys = -(-width // ops.attention.LONG_BLOCK)
+  queries = -(-width // context // ops.attention.LONG_BLOCK)
   pairs = queries * (keys - queries) + queries * (queries + 1) / 2
-  chunk = min(4096, ops.LOGITS // sizes.vocab_size)
-  columns = min(max(1, chunk), ops.COLUMNS, width)
+  chunk = min(4096, ops.logprobs.LOGITS // sizes.vocab_size)
+  columns = min(max(1, chunk), ops.logprobs.COLUMNS, width)
   return {
     "experts": (1,),  # Evenly spread, they fit one window.
     "microbatches": (rows["max_rows"] // rows["microbatch_rows"],),

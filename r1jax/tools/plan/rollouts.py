@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from r1jax import sharding
 from r1jax.models import cache as caches
 from r1jax.models import flops, transformer
+from r1jax.models.cache import Cache
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import used_axes
@@ -28,10 +29,10 @@ def weights(mesh: Mesh, sizes: ModelConfig, params):
   used = jax.tree.map(_struct, used, split)
   if sizes.scan:
     return used
-  for group, count in transformer.groups(sizes):
-    if count:
-      one = jax.tree.map(_slice, used[group])
-      used[group] = (one,) * count
+  for name, count in transformer.stacks(sizes).items():
+    if name in used:
+      layer = jax.tree.map(_slice, used.pop(name))
+      used |= {f"{name}_{i}": layer for i in range(count)}
   return used
 
 
@@ -46,18 +47,22 @@ def _slice(leaf):
   return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=lies)
 
 
-def cached(mesh: Mesh, sizes: ModelConfig, count: int, size: int):
-  """The cache of `count` rows with room for `size` tokens each."""
-  made = jax.eval_shape(lambda: caches.empty_cache(sizes, count, size).rows)
+def cached(mesh: Mesh, cache: Cache) -> Cache:
+  """A cache as shapes that know where they are on the mesh."""
 
-  def one(leaf, last):
-    names = ("layers",) * (leaf.ndim - 4) + ("rows", "kv_heads", *last)
+  def one(leaf, names):
     spec = sharding.spec(names, leaf.shape, mesh)
     return _struct(leaf, NamedSharding(mesh, spec))
 
-  last = (None, "tokens"), ("tokens", None)
-  both = lambda arrays: tuple(map(one, arrays, last))
-  return both(made) if sizes.scan else tuple(map(both, made))
+  return jax.tree.map(one, cache, caches.logical_axes(cache))
+
+
+def cached_prompts(
+  mesh: Mesh, sizes: ModelConfig, count: int, size: int
+) -> Cache:
+  """The cache of `count` prompts of `size` tokens each."""
+  empty = functools.partial(caches.empty, sizes, count, size)
+  return cached(mesh, jax.eval_shape(empty).replace(prefix=()))
 
 
 def full_slots(
@@ -68,19 +73,12 @@ def full_slots(
   prompt, size = sampling.prompt_tokens, sampling.max_tokens
   if together == 1:
     size += prompt
-  made = jax.eval_shape(
+  empty = jax.eval_shape(
     functools.partial(slots.empty, model, count, size, together, prompt)
   )
-  of = functools.partial(cached, mesh, model.config)
-  own = iter(jax.tree.leaves(of(count, size)))
-  shared = iter(jax.tree.leaves(of(count // together, prompt)))
-
-  def lies(path, leaf):
-    if leaf.ndim == 1:
-      return _struct(leaf, sharding.rows(mesh))
-    return next(shared if "shared" in jax.tree_util.keystr(path) else own)
-
-  return jax.tree_util.tree_map_with_path(lies, made)
+  on_mesh = lambda leaf: _struct(leaf, sharding.rows(mesh))
+  others = jax.tree.map(on_mesh, empty.replace(cache=None))
+  return others.replace(cache=cached(mesh, empty.cache))
 
 
 def programs(
@@ -107,16 +105,14 @@ def programs(
 
   prefix = jax.tree.map(
     lambda leaf: _struct(leaf, whole),
-    jax.eval_shape(
-      lambda: caches.as_prefix(caches.empty_cache(sizes, 1, TEMPLATE))
-    ),
+    jax.eval_shape(lambda: caches.as_prefix(caches.empty(sizes, 1, TEMPLATE))),
   )
   shards = sharding.row_shards(on)
   count = -(-engine.PREFILL // shards) * shards
   own = jax.ShapeDtypeStruct(
     (count, c.prompt_tokens), jnp.int32, sharding=split
   )
-  prompts = cached(
+  prompts = cached_prompts(
     on, sizes, -(-config.prompts_per_round // count) * count, c.prompt_tokens
   )
 

@@ -1,19 +1,70 @@
-"""Log-probabilities without logits: a few columns of tokens at a time.
+"""Log-probabilities of targets, for a few tokens' logits at a time.
 
-Rows stay whole, so that the axis that a mesh splits is never taken apart. Of
-each row the columns that count come first, and the rest are not computed.
+A chunk is some columns of tokens of all rows: rows are never taken apart, so
+that an axis of a mesh that splits them stays as it is. The tokens of each row
+that count come first, and the others are not computed.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AxisType
 from jaxtyping import Array, Bool, Float, Int
 
-from r1jax import sharding
-from r1jax.models.blockwise import NEVER
+from r1jax.ops.blockwise import NEVER
+
+LOGITS = 2**25  # Logits that exist at once: 128 MiB.
+COLUMNS = 128  # Tokens per row and chunk at most, where some do not count.
+
+
+def linear_logprobs(
+  hidden: Float[Array, "*B T D"],
+  unembed: Float[Array, "D V"],
+  targets: Int[Array, "*B T"],
+  *,
+  temperature: float = 1.0,
+  vocab_size: int | None = None,
+  counted: Bool[Array, "*B T"] | None = None,
+  chunk: int | None = None,
+  axis: str | tuple[str, ...] | None = None,
+) -> tuple[Float[Array, "*B T"], Float[Array, "*B T"]]:
+  """log p(target) and entropy under softmax(hidden @ unembed / temperature).
+
+  Both are in nats and float32.
+
+  Args:
+    hidden: rows of tokens; a single row may come without B.
+    unembed: from hidden states to logits.
+    targets: token ids.
+    temperature: of the policy.
+    vocab_size: token ids from here on are padding of V and have probability 0;
+      None for V.
+    counted: tokens whose values are wanted; those of others are 0 and cost
+      nothing. None for all tokens.
+    chunk: tokens whose logits exist at once, in the gradient too, which
+      computes them again; None for 4096, or as many as LOGITS allows.
+    axis: of the mesh, within `jax.shard_map`, over which V is split.
+  """
+  unembed = unembed.astype(hidden.dtype)
+  fn = functools.partial(whole, temperature, vocab_size, axis)
+  rows = math.prod(targets.shape[:-1])
+  chunk = chunk or min(4096, LOGITS // unembed.shape[1])
+  if counted is None and targets.size <= chunk:
+    return fn(unembed, hidden, targets)
+  if counted is None:
+    counted = jnp.ones(targets.shape, bool)
+    columns = chunk // rows
+  else:
+    columns = min(chunk // rows, COLUMNS)
+  columns = min(max(1, columns), targets.shape[-1])
+  by_row = lambda x, *tail: x.reshape(rows, targets.shape[-1], *tail)
+  out = chunked(
+    fn, columns, unembed, by_row(hidden, -1), by_row(targets), by_row(counted)
+  )
+  return tuple(x.reshape(targets.shape) for x in out)
 
 
 def mask_padding(
@@ -21,54 +72,23 @@ def mask_padding(
   vocab_size: int | None,
   first: int | Int[Array, ""] = 0,
 ) -> Float[Array, "*B V"]:
-  """Logits of ids that no tokenizer makes are out of reach: -1e30.
+  """The logits, with -1e30 for token ids from `vocab_size` on.
 
-  The logits are those of the ids from `first` on.
+  A tokenizer has fewer ids than V where V is padded. The logits are those of
+  the ids from `first` on.
   """
-  whole = isinstance(first, int) and vocab_size == first + logits.shape[-1]
-  if vocab_size is None or whole:
+  unpadded = isinstance(first, int) and vocab_size == first + logits.shape[-1]
+  if vocab_size is None or unpadded:
     return logits
   ids = first + jnp.arange(logits.shape[-1])
   return jnp.where(ids < vocab_size, logits, NEVER)
-
-
-def on_mesh(
-  fn: Callable,
-  mesh: AbstractMesh,
-  unembed: Float[Array, "D V"],
-  hidden: Float[Array, "B T D"],
-  targets: Int[Array, "B T"],
-  counted: Bool[Array, "B T"] | None,
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-  """fn(axis, unembed, hidden, targets, counted), on each device's own tokens.
-
-  V is split over `axis`, if it is not None. The gradient of `unembed` is summed
-  over devices once, when a device has been through its tokens.
-  """
-  tokens = sharding.spec(("rows", "tokens", None), hidden.shape, mesh)
-  weight = sharding.spec(("width", "vocab"), unembed.shape, mesh)
-  width, axis = weight
-
-  def local(unembed, *rest):
-    if width is not None:
-      unembed = jax.lax.all_gather(unembed, width, tiled=True)
-    return fn(axis, unembed, *rest)
-
-  two = PartitionSpec(*tokens[:2])
-  return jax.shard_map(
-    local,
-    mesh=mesh,
-    in_specs=(weight, tokens, two, two),
-    out_specs=(two, two),
-    check_vma=False,
-  )(unembed, hidden, targets, counted)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def whole(temperature, vocab_size, axis, unembed, hidden, targets):
   """(log p(target), entropy), each [*B], of hidden [*B, D]; keeps [*B, V].
 
-  With an `axis` of the mesh, V is this device's part of it.
+  If V is split over an `axis` of the mesh, it is this device's part.
   """
   return _whole_forward(
     temperature, vocab_size, axis, unembed, hidden, targets
@@ -137,9 +157,9 @@ def chunked(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
   """fn(unembed, hidden, targets), `columns` tokens of each row at a time.
 
-  Where `counted` is False the results are 0, and cost nothing: those tokens are
-  never looked at, but to fill up the last chunk. The gradient runs `fn` again,
-  and that of `unembed` adds up in float32.
+  Where `counted` is False the results are 0 and cost nothing: such tokens are
+  read only to fill the last chunk. The gradient runs `fn` again, and that of
+  `unembed` accumulates in float32.
   """
   return _chunked_forward(fn, columns, unembed, hidden, targets, counted)[0]
 
@@ -185,16 +205,25 @@ chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
 def _order(counted, columns):
-  """Each row's tokens, those that count first, in whole chunks; and how many
-  chunks hold any. Beyond the last token stands T, which `_take` reads as 0."""
+  """The order of each row's tokens, those that count first, in whole chunks.
+
+  Also how many chunks hold any. The padding is T, which `_take` reads as 0.
+  """
   length = counted.shape[1]
   order = jnp.argsort(~counted, axis=1, stable=True)
   fill = ((0, 0), (0, -length % columns))
   order = jnp.pad(order, fill, constant_values=length)
   steps = -(-jnp.max(jnp.sum(counted, axis=1)) // columns)
-  if by_hand := sharding.by_hand():  # All devices take equally many.
-    steps = jax.lax.pmax(steps, by_hand)
+  if axes := _manual_axes():  # Devices with fewer steps wait for the others.
+    steps = jax.lax.pmax(steps, axes)
   return order, steps
+
+
+def _manual_axes() -> tuple[str, ...]:
+  """The axes that `jax.shard_map` has split here."""
+  mesh = jax.sharding.get_abstract_mesh()
+  kinds = zip(mesh.axis_names, mesh.axis_types or (), strict=False)
+  return tuple(axis for axis, kind in kinds if kind == AxisType.Manual)
 
 
 def _take(x, order, step, columns):
@@ -211,7 +240,7 @@ def _put(x, part, step):
 
 
 def _restore(x, order, length):
-  """Tokens in their own order again."""
+  """The inverse of the order of `_order`."""
   back = jnp.argsort(order, axis=1, stable=True)[:, :length]
   back = jnp.expand_dims(back, range(2, x.ndim))
   return jnp.take_along_axis(x, back, axis=1)

@@ -1,7 +1,7 @@
-"""Routed experts: each token through the few that it chose, none dropped.
+"""Routed experts: each token through its k experts; no token is dropped.
 
-A choice of no expert (below 0, or E and beyond) adds nothing and costs nothing:
-it belongs to another device, or to no token.
+An index that is no expert of these (below 0, or E and beyond) adds nothing and
+costs nothing: the expert is on another device, or the slot holds no token.
 """
 
 import functools
@@ -12,49 +12,96 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from r1jax.models.layers import activate, linear, of_input, of_weight
+from r1jax.ops.chunks import over_chunks
+from r1jax.ops.linear import (
+  gated_silu,
+  input_gradient,
+  linear,
+  weight_gradient,
+)
+
+DENSE = 512  # Hidden units of all experts up to which `dense` runs,
+FEW = 1024  # and tokens times experts up to which it does.
+
+
+def expert_swiglu(
+  x: Float[Array, "M D"],
+  gates: Float[Array, "M k"],
+  indices: Int[Array, "M k"],
+  gate_up: Float[Array, "E D 2 F"],
+  down: Float[Array, "E F D"],
+  *,
+  chunk: int,
+  window: int | None = None,
+) -> Float[Array, "M D"]:
+  """sum_k gates[:, k] * swiglu of expert indices[:, k].
+
+  Args:
+    x: tokens.
+    gates: factors of the experts' outputs.
+    indices: experts; see above for those that are none.
+    gate_up: and `down`: see `swiglu`.
+    down: likewise.
+    chunk: tokens whose buffers, of the worst case, exist at once.
+    window: choices whose buffers exist at once instead, where few of the
+      indices are experts of these; None if most are.
+  """
+  count, width, _ = down.shape
+  if count * width <= DENSE or count * x.shape[0] <= FEW:
+    fn = dense
+  elif window is not None and window < min(chunk, len(x)) * indices.shape[1]:
+    fn = functools.partial(windowed, _sparse, window)
+  else:
+    fn = _sparse
+  return over_chunks(fn, chunk, (gate_up, down), (x, gates), indices)
+
+
+def _sparse(weights, floats, indices):
+  return jax.lax.platform_dependent(
+    weights, floats, indices, tpu=ragged, default=blocked
+  )
 
 
 def dense(weights, floats, indices) -> Float[Array, "M D"]:
-  """Every expert reads every token; the gates of the others are 0.
+  """Every expert reads every token; gates of experts not chosen are 0.
 
-  Costs E experts per token where the model needs k: right while E * F is no
-  wider than a dense layer. Arguments as in `blocked`.
+  It computes E experts per token where the model needs k, which is fastest as
+  long as E * F is about the width of a dense layer. Arguments as in `blocked`.
   """
   (gate_up, down), (x, gates) = weights, floats
   experts = jnp.arange(gate_up.shape[0])
   chosen = indices[..., None] == experts  # [M, k, E]
-  spread = jnp.sum(jnp.where(chosen, gates[..., None], 0), axis=1)
-  spread = spread.astype(x.dtype)
+  gate_of_expert = jnp.sum(jnp.where(chosen, gates[..., None], 0), axis=1)
+  gate_of_expert = gate_of_expert.astype(x.dtype)
   width, hidden = gate_up.shape[1], gate_up.shape[3]
   if len(x) * (width + hidden) < 2 * width * hidden:
-    # Fewer numbers are copied if every expert has tokens of its own.
-    own = jnp.broadcast_to(x, (len(experts), *x.shape))
-    both = jnp.einsum("EMD,EDcF->EMcF", own, gate_up)
-    gated = activate(both) * spread.T[..., None]
+    # Fewer numbers are copied if every expert has a copy of the tokens.
+    copies = jnp.broadcast_to(x, (len(experts), *x.shape))
+    both = jnp.einsum("EMD,EDcF->EMcF", copies, gate_up)
+    gated = gated_silu(both) * gate_of_expert.T[..., None]
     return jnp.einsum("EMF,EFD->MD", gated, down)
   both = jnp.einsum("MD,EDcF->MEcF", x, gate_up)
-  gated = activate(both) * spread[..., None]
+  gated = gated_silu(both) * gate_of_expert[..., None]
   return jnp.einsum("MEF,EFD->MD", gated, down)
 
 
 def ragged(weights, floats, indices) -> Float[Array, "M D"]:
-  """`blocked` by `jax.lax.ragged_dot`, which TPUs have a kernel for."""
+  """As `blocked`, by `jax.lax.ragged_dot`, for which TPUs have a kernel."""
   (gate_up, down), (x, gates) = weights, floats
   count = gate_up.shape[0]
   choices = _known(indices, count)
   order = jnp.argsort(choices, stable=True)
   counts = jnp.sum(choices[:, None] == jnp.arange(count), 0, dtype=jnp.int32)
-  # Rows behind those of the last expert belong to none: what the kernel leaves
-  # there, forward and backward, is not looked at.
+  # Rows after those of the last expert belong to no expert. The kernel leaves
+  # anything in them, forward and backward, so they are masked.
   used = (jnp.arange(order.size) < jnp.sum(counts))[:, None]
   rows = jnp.where(used, x[order // indices.shape[1]], 0)
   both = jax.lax.ragged_dot(rows, _flat(gate_up), counts)
   hidden = _activate(both)
   out = jax.lax.ragged_dot(hidden, down, counts)
   out = jnp.where(used, out, 0)
-  own = out[jnp.argsort(order)].reshape(*indices.shape, -1)
-  return jnp.einsum("MKD,MK->MD", own, gates.astype(x.dtype))
+  of_choice = out[jnp.argsort(order)].reshape(*indices.shape, -1)
+  return jnp.einsum("MKD,MK->MD", of_choice, gates.astype(x.dtype))
 
 
 @jax.custom_vjp
@@ -65,10 +112,10 @@ def blocked(
 ) -> Float[Array, "M D"]:
   """sum_k gates[:, k] * swiglu of expert indices[:, k], by grouped matmuls.
 
-  Rows are laid out by expert, each expert's padded to whole blocks, and one
-  loop runs over the blocks in use. The buffer holds the worst case, so no token
-  is ever dropped. Gathers move the rows, in the gradient too, which keeps what
-  stands before the silu.
+  Tokens are sorted by expert, each expert's padded to whole blocks, and one
+  loop runs over the blocks in use. The buffer has room for the worst case, so
+  no token is dropped. Tokens are moved by gathers, in the gradient as well; it
+  keeps the values before the silu.
   """
   return _forward(weights, floats, indices)[0]
 
@@ -81,14 +128,13 @@ def _forward(weights, floats, indices):
   def run(b, carry):
     both, out = carry
     e, put = plan.expert[b], functools.partial(_put, b=b, block=plan.block)
-    of_block = linear(_block(rows, b, plan.block), flat[e])
-    made = linear(_activate(of_block), down[e])
-    return put(both, of_block), put(out, made)
+    both_b = linear(_block(rows, b, plan.block), flat[e])
+    return put(both, both_b), put(out, linear(_activate(both_b), down[e]))
 
   both = jnp.zeros((len(rows), flat.shape[-1]), x.dtype)
   both, out = jax.lax.fori_loop(0, plan.used, run, (both, jnp.zeros_like(rows)))
-  own = _take(out, plan.slot)  # [M, k, D]
-  mixed = jnp.einsum("MKD,MK->MD", own, gates.astype(x.dtype))
+  of_choice = _take(out, plan.slot)  # [M, k, D]
+  mixed = jnp.einsum("MKD,MK->MD", of_choice, gates.astype(x.dtype))
   return mixed, (weights, floats, indices, both)
 
 
@@ -102,19 +148,19 @@ def _backward(saved, gradient):
   def run(b, carry):
     d_flat, d_down, d_rows, d_gate = carry
     e, put = plan.expert[b], functools.partial(_put, b=b, block=plan.block)
-    row, own, weight, of_both = (
+    row, d_out_b, gate_b, both_b = (
       _block(y, b, plan.block) for y in (rows, d_out, gate, both)
     )
-    hidden, pull = jax.vjp(_activate, of_both)
-    of_hidden = of_input(own, down[e])  # But for the gate.
-    weight = weight[:, None].astype(own.dtype)
-    (of_both,) = pull(of_hidden * weight)
-    of_gate = jnp.sum(hidden * of_hidden, axis=-1).astype(gate.dtype)
+    hidden, pull = jax.vjp(_activate, both_b)
+    d_hidden = input_gradient(d_out_b, down[e])  # Without the gate's factor.
+    gate_b = gate_b[:, None].astype(d_out_b.dtype)
+    (d_both,) = pull(d_hidden * gate_b)
+    d_gate_b = jnp.sum(hidden * d_hidden, axis=-1).astype(gate.dtype)
     return (
-      d_flat.at[e].add(of_weight(row, of_both)),
-      d_down.at[e].add(of_weight(hidden, own * weight)),
-      put(d_rows, of_input(of_both, flat[e])),
-      put(d_gate, of_gate),
+      d_flat.at[e].add(weight_gradient(row, d_both)),
+      d_down.at[e].add(weight_gradient(hidden, d_out_b * gate_b)),
+      put(d_rows, input_gradient(d_both, flat[e])),
+      put(d_gate, d_gate_b),
     )
 
   d_flat, d_down, d_rows, d_gate = jax.lax.fori_loop(
@@ -132,23 +178,23 @@ blocked.defvjp(_forward, _backward)
 
 
 def _flat(gate_up):
-  """[E, D, 2 F]: one matrix of each expert, for one product."""
+  """[E, D, 2 F]: gate and up of each expert as one matrix."""
   return gate_up.reshape(*gate_up.shape[:2], -1)
 
 
 def _activate(both):
-  """`activate` of [M, 2 F]."""
-  return activate(both.reshape(len(both), 2, -1))
+  """`gated_silu` of [M, 2 F]."""
+  return gated_silu(both.reshape(len(both), 2, -1))
 
 
 class _Plan(NamedTuple):
-  """Where every choice goes, and what each block of rows works with."""
+  """The row of every choice, and the expert of each block of rows."""
 
   block: int  # Rows in a block.
-  slot: Int[Array, "M k"]  # The row of each choice; beyond all for none.
-  source: Int[Array, "rows"]  # The choice in each row; M * k where none is.
+  slot: Int[Array, "M k"]  # The row of each choice; out of range for none.
+  source: Int[Array, "rows"]  # The choice in each row; M * k for an empty row.
   expert: Int[Array, "blocks"]
-  used: Int[Array, ""]  # Blocks; those behind hold nothing.
+  used: Int[Array, ""]  # Blocks in use; those after them are empty.
 
 
 def _plan(indices: Int[Array, "M k"], experts: int) -> _Plan:
@@ -171,15 +217,15 @@ def _plan(indices: Int[Array, "M k"], experts: int) -> _Plan:
   ends = jnp.cumsum(blocks)
   expert = jnp.sum(jnp.arange(worst)[:, None] >= ends, axis=1)
   expert = jnp.minimum(expert, experts - 1)  # Of blocks that are not used.
-  own = jnp.repeat(expert, block)
-  place = jnp.arange(worst * block) - row_start[own]
-  filled = place < counts[own]
-  source = jnp.where(filled, order[jnp.minimum(start[own] + place, n - 1)], n)
+  of_row = jnp.repeat(expert, block)
+  place = jnp.arange(worst * block) - row_start[of_row]
+  choice = order[jnp.minimum(start[of_row] + place, n - 1)]
+  source = jnp.where(place < counts[of_row], choice, n)
   return _Plan(block, slot.reshape(indices.shape), source, expert, ends[-1])
 
 
 def _known(indices, experts):
-  """All choices in one row, those of no expert as the id behind the last."""
+  """All choices [M * k], with E for those of no expert."""
   choices = indices.reshape(-1)
   known = (choices >= 0) & (choices < experts)
   return jnp.where(known, choices, experts)
@@ -202,10 +248,10 @@ def _put(x, part, b, block):
 def windowed(
   fn: Callable, window: int, weights, floats, indices
 ) -> Float[Array, "M D"]:
-  """`blocked`, by `fn` of as few choices as there are, `window` at a time.
+  """As `fn`, one of the functions above, for `window` choices at a time.
 
-  For tokens of which most choices belong to other devices: those are not even
-  laid out. `fn` is one of the functions above.
+  For tokens most of whose experts are on other devices: only the choices of
+  experts that are here take room and time.
   """
   return _windowed_forward(fn, window, weights, floats, indices)[0]
 
@@ -217,8 +263,8 @@ def _windowed_forward(fn, window, weights, floats, indices):
   def step(i, out):
     token, choice, expert = _window(order, indices, i, window)
     part = _parts(floats, token, choice)
-    made = fn(weights, part, expert)
-    return out.at[token].add(made.astype(out.dtype), mode="drop")
+    sums = fn(weights, part, expert)
+    return out.at[token].add(sums.astype(out.dtype), mode="drop")
 
   out = jnp.zeros(floats[0].shape, jnp.float32)
   out = jax.lax.fori_loop(0, steps, step, out).astype(floats[0].dtype)
@@ -255,8 +301,10 @@ windowed.defvjp(_windowed_forward, _windowed_backward)
 
 
 def _by_expert(indices, experts, window):
-  """All choices, those of an expert first, in whole windows; and how many
-  windows hold such. What fills the last window up is beyond all choices."""
+  """The choices in whole windows, those of an expert first.
+
+  Also how many windows hold any of these. The padding is out of range.
+  """
   known = _known(indices, experts)
   fill = -known.size % window
   order = jnp.argsort(known, stable=True)

@@ -1,4 +1,4 @@
-"""A function of many tokens, some of them at a time, forward and backward."""
+"""A function of many tokens, computed for a chunk of them at a time."""
 
 import functools
 from collections.abc import Callable
@@ -11,18 +11,18 @@ def over_chunks(fn: Callable, chunk: int, weights, floats, integers):
   """fn(weights, floats, integers), with buffers of `chunk` tokens at most.
 
   Args:
-    fn: treats tokens alone: row m of its results depends on row m of its
-      inputs and on the weights.
-    chunk: tokens at a time.
-    weights: a tree of arrays, whole in every call.
+    fn: treats tokens independently: row m of its results depends on row m of
+      its inputs and on the weights.
+    chunk: tokens per call.
+    weights: a tree of arrays, the same in every call.
     floats: a tree of arrays [M, ...], differentiable.
-    integers: a tree of arrays [M, ...]; where tokens are missing from the last
-      chunk, they are -1 and the floats are 0.
+    integers: a tree of arrays [M, ...]. The padding of the last chunk is -1,
+      that of `floats` 0.
 
   Returns:
     A tree of arrays [M, ...]. Only inputs are kept for the gradient, which runs
-    `fn` again; that of the weights adds up in float32. Up to `chunk` tokens are
-    one plain call.
+    `fn` again and accumulates that of the weights in float32. Up to `chunk`
+    tokens are one plain call.
   """
   if jax.tree.leaves(floats)[0].shape[0] <= chunk:
     return fn(weights, floats, integers)
@@ -66,7 +66,7 @@ _chunked.defvjp(_forward, _backward)
 
 
 def _split(tree, chunk, fill=0):
-  """[M, ...] as [M / chunk, chunk, ...], `fill` behind the last."""
+  """[M, ...] as [M / chunk, chunk, ...], padded with `fill`."""
 
   def split(x):
     padding = [(0, -x.shape[0] % chunk)] + [(0, 0)] * (x.ndim - 1)

@@ -1,6 +1,4 @@
-"""The plain ops, which are the kernels' specification."""
-
-import functools
+"""Log-probabilities from hidden states, beside `jax.nn.log_softmax`."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from r1jax.models import ops
+from r1jax import ops
 
 RNG = np.random.default_rng(0)
 M, D, V, TRUE_V = 11, 6, 50, 47
@@ -204,130 +202,3 @@ def test_memory_of_logprobs_is_a_small_share_of_the_naive_forms():
   gradient = 4 * width * vocabulary
   ours = temporaries(ops.linear_logprobs) - gradient
   assert ours < temporaries(naive) / 8
-
-
-@pytest.mark.parametrize(
-  "rows, width, k_start, prefix_end",
-  [
-    # A prefix of 4 and three texts that share it; three texts.
-    (
-      2,
-      13,
-      [[0] * 4 + [4] * 3 + [7] * 4 + [11] * 2, [0] * 6 + [6] * 6 + [12]],
-      [[0] * 4 + [4] * 9, [0] * 13],
-    ),
-    (1, 16, [[0] * 16], [[0] * 16]),
-    (1, 8, [[*range(8)]], [[0] * 8]),
-  ],
-)
-@pytest.mark.parametrize("block", [128, 5, "blockwise"])
-def test_attention_sees_its_text_and_the_shared_prefix(
-  monkeypatch, block, rows, width, k_start, prefix_end
-):
-  naive = ops.NAIVE
-  if block == "blockwise":
-    monkeypatch.setattr(ops, "LONG_BLOCK", 4)
-    naive = 0
-  else:
-    monkeypatch.setattr(ops, "BLOCK", block)
-  draw = lambda *s: RNG.normal(size=(rows, width, *s)).astype(np.float32)
-  queries, keys, values = draw(2, 3, 4), draw(2, 4), draw(2, 5)
-  got, lse = ops.attention(
-    *map(jnp.asarray, (queries, keys, values)),
-    scale=0.5,
-    k_start=jnp.asarray(k_start),
-    prefix_end=jnp.asarray(prefix_end),
-    naive=naive,
-  )
-  for b, t, k, g in np.ndindex(rows, width, 2, 3):
-    seen = [
-      s for s in range(width) if k_start[b][t] <= s <= t or s < prefix_end[b][t]
-    ]
-    scores = np.array([queries[b, t, k, g] @ keys[b, s, k] * 0.5 for s in seen])
-    weights = np.exp(scores) / np.exp(scores).sum()
-    expected = weights @ values[b, seen, k]
-    np.testing.assert_allclose(got[b, t, k, g], expected, atol=1e-5)
-    np.testing.assert_allclose(
-      lse[b, t, k, g], np.log(np.exp(scores).sum()), atol=1e-5
-    )
-
-
-WIDTH = 21  # Three blocks of 8, the last one padded.
-
-
-@st.composite
-def packed_rows(draw):
-  """k_start and prefix_end of rows of texts, some of which share a prefix."""
-  k_start, prefix_end = np.zeros((2, 2, WIDTH), np.int32)
-  for row in range(2):
-    prefix = draw(st.integers(0, WIDTH - 1))
-    starts = draw(st.sets(st.integers(prefix, WIDTH - 1)))
-    start = prefix
-    for t in range(prefix, WIDTH):
-      start = t if t in starts else start
-      k_start[row, t], prefix_end[row, t] = start, prefix
-  return k_start, prefix_end
-
-
-@functools.partial(jax.jit, static_argnames="naive")
-def outcome(inputs, weights, k_start, prefix_end, naive):
-  """Gradients of a weighted sum of both outputs, and the outputs."""
-
-  def loss(*inputs):
-    made = ops.attention(
-      *inputs, scale=0.7, k_start=k_start, prefix_end=prefix_end, naive=naive
-    )
-    return sum(jnp.sum(x * w) for x, w in zip(made, weights)), made
-
-  return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*inputs)
-
-
-@settings(max_examples=20, deadline=None)
-@given(packed_rows(), st.integers(0, 2**31))
-def test_blockwise_attention_is_the_naive_one_forward_and_backward(rows, seed):
-  rng = np.random.default_rng(seed)
-  draw = lambda *s: jnp.asarray(rng.normal(size=(2, WIDTH, *s)), jnp.float32)
-  inputs = draw(2, 3, 4), draw(2, 4), draw(2, 5)
-  weights = draw(2, 3, 5), draw(2, 3)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(ops, "LONG_BLOCK", 8)
-    blockwise, naive = (
-      outcome(inputs, weights, *rows, naive=keys) for keys in (0, WIDTH)
-    )
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), blockwise, naive
-  )
-
-
-@pytest.mark.slow
-def test_memory_of_blockwise_attention_is_linear_in_its_tokens():
-  """V3's heads; the naive form would hold 128 x T x T scores."""
-
-  def temporaries(tokens):
-    shape = lambda *s: jax.ShapeDtypeStruct((1, tokens, *s), jnp.bfloat16)
-    numbers = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
-    loss = lambda q, k, v, first, end: jnp.sum(
-      ops.attention(q, k, v, scale=0.1, k_start=first, prefix_end=end)[0]
-    ).astype(jnp.float32)
-    lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(
-      shape(128, 1, 192), shape(128, 192), shape(128, 128), numbers, numbers
-    )
-    return lowered.compile().memory_analysis().temp_size_in_bytes
-
-  small, large = temporaries(4096), temporaries(32_768)
-  assert large < 8.5 * small
-  assert large < 32 * 2**30
-
-
-def test_attention_to_nothing_else_is_attention_to_oneself():
-  x = jnp.asarray(RNG.normal(size=(1, 4, 1, 3)), jnp.float32)
-  slots = jnp.arange(4)[None]
-  got, _ = ops.attention(
-    x[:, :, :, None],
-    x,
-    x,
-    scale=1.0,
-    k_start=slots,
-    prefix_end=jnp.zeros_like(slots),
-  )
-  np.testing.assert_allclose(got[:, :, :, 0], x, rtol=1e-6)

@@ -1,10 +1,9 @@
 """Attention whose memory is linear in the number of tokens.
 
 Softmax over blocks of keys with a running maximum and sum (arXiv:2205.14135);
-the gradient makes the scores again from the log-sum-exp. Keys and values are
-made for one block of keys at a time, of what is cached of them: latents of all
-tokens take less room than their keys. Pairs of blocks of which no query sees a
-key are skipped.
+the gradient computes the scores again from the log-sum-exp. Keys and values
+are expanded from what is stored of them, one block of tokens at a time. Pairs
+of blocks in which no query sees a key are skipped.
 """
 
 import functools
@@ -16,9 +15,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from r1jax.models.remat import ATTENTION
-
-NEVER = -1e30  # The score of a key that a query may not see.
+NEVER = -1e30  # The score of a key that a query does not see.
+OUTPUT = "attention"  # Names the outputs for policies of `jax.checkpoint`.
 
 
 def visible(
@@ -29,16 +27,16 @@ def visible(
 ):
   """True where query t sees key s: k_start <= s <= t, or s < prefix_end."""
   key, query = key[None, None, :], query[None, :, None]
-  own = (key <= query) & (key >= k_start[..., None])
-  return own | (key < prefix_end[..., None])
+  same_text = (key <= query) & (key >= k_start[..., None])
+  return same_text | (key < prefix_end[..., None])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def attention(
-  make: Callable,
+  expand: Callable,
   block: int,
   queries: Float[Array, "B K G T H"],
-  cached: Any,
+  stored: Any,
   weights: Any,
   k_start: Int[Array, "B T"],
   prefix_end: Int[Array, "B T"],
@@ -47,27 +45,29 @@ def attention(
   """Mixed values and the log-sum-exp of the scores, in float32.
 
   Args:
-    make: keys [B, K, s, H] and values [B, K, s, Hv] of s tokens, as
-      `make(weights, cached of those tokens)`.
-    block: of queries, and of keys; divides both T and S.
-    queries: scaled.
-    cached: a tree of arrays [B, S, ...].
+    expand: `expand(weights, stored)` returns keys [B, K, s, H] and values
+      [B, K, s, Hv] of the s tokens that it is given.
+    block: queries and keys per block; divides both T and S.
+    queries: scaled already.
+    stored: a tree of arrays [B, S, ...].
     weights: a tree of arrays.
-    k_start: of each query, a place among the S; so is `prefix_end`.
-    prefix_end: at most the query's own place.
-    start: place of the first query; query t has place start + t.
+    k_start: the first key that a query sees, as a position among the S.
+    prefix_end: end of the prefix that it sees, at most the query's position.
+    start: position of the first query; query t is at start + t.
   """
   return _forward(
-    make, block, queries, cached, weights, k_start, prefix_end, start
+    expand, block, queries, stored, weights, k_start, prefix_end, start
   )[0]
 
 
 @jax.named_scope("attention")
-def _forward(make, block, queries, cached, weights, k_start, prefix_end, start):
-  pairs = _Pairs(block, k_start, prefix_end, start, cached)
+def _forward(
+  expand, block, queries, stored, weights, k_start, prefix_end, start
+):
+  pairs = _Pairs(block, k_start, prefix_end, start, stored)
 
   def of_keys(j, carry):
-    key, value = make(weights, _tokens(cached, j, block))
+    key, value = expand(weights, _tokens(stored, j, block))
 
     def of_queries(i, carry):
       query = _part(queries, i, block)
@@ -90,7 +90,7 @@ def _forward(make, block, queries, cached, weights, k_start, prefix_end, start):
     first = pairs.first_queries(j)
     return jax.lax.fori_loop(first, pairs.count, of_queries, carry)
 
-  shape, size = queries.shape[:-1], _value_size(make, weights, cached)
+  shape, size = queries.shape[:-1], _value_size(expand, weights, stored)
   carry = (
     jnp.full(shape, NEVER, jnp.float32),
     jnp.zeros(shape, jnp.float32),
@@ -99,22 +99,22 @@ def _forward(make, block, queries, cached, weights, k_start, prefix_end, start):
   largest, total, mixed = jax.lax.fori_loop(0, pairs.used, of_keys, carry)
   out = (mixed / total[..., None]).astype(size.dtype)
   lse = largest + jnp.log(total)
-  out, lse = (checkpoint_name(x, ATTENTION) for x in (out, lse))
-  saved = queries, cached, weights, k_start, prefix_end, start, out, lse
+  out, lse = (checkpoint_name(x, OUTPUT) for x in (out, lse))
+  saved = queries, stored, weights, k_start, prefix_end, start, out, lse
   return (out, lse), saved
 
 
 @jax.named_scope("attention")
-def _backward(make, block, saved, gradients):
-  queries, cached, weights, k_start, prefix_end, start, out, lse = saved
+def _backward(expand, block, saved, gradients):
+  queries, stored, weights, k_start, prefix_end, start, out, lse = saved
   d_out, d_lse = gradients
-  pairs = _Pairs(block, k_start, prefix_end, start, cached)
+  pairs = _Pairs(block, k_start, prefix_end, start, stored)
   # Of the softmax: d score = weight * (d weight - sum of weight * d weight).
   delta = jnp.sum(out.astype(jnp.float32) * d_out, axis=-1) - d_lse
 
   def of_keys(j, carry):
-    d_queries, d_cached, d_weights = carry
-    (key, value), pull = jax.vjp(make, weights, _tokens(cached, j, block))
+    d_queries, d_stored, d_weights = carry
+    (key, value), pull = jax.vjp(expand, weights, _tokens(stored, j, block))
 
     def of_queries(i, carry):
       d_queries, d_key, d_value = carry
@@ -147,25 +147,25 @@ def _backward(make, block, saved, gradients):
     d_queries, d_key, d_value = jax.lax.fori_loop(
       pairs.first_queries(j), pairs.count, of_queries, (d_queries, *zeros)
     )
-    of_weights, of_cached = pull(
+    of_weights, of_stored = pull(
       (d_key.astype(key.dtype), d_value.astype(value.dtype))
     )
-    d_cached = jax.tree.map(
-      lambda x, part: _put(x, part, j, 1), d_cached, of_cached
+    d_stored = jax.tree.map(
+      lambda x, part: _put(x, part, j, 1), d_stored, of_stored
     )
-    return d_queries, d_cached, jax.tree.map(jnp.add, d_weights, of_weights)
+    return d_queries, d_stored, jax.tree.map(jnp.add, d_weights, of_weights)
 
   float32 = lambda x: jnp.zeros(x.shape, jnp.float32)
   carry = (
     float32(queries),
-    jax.tree.map(jnp.zeros_like, cached),
+    jax.tree.map(jnp.zeros_like, stored),
     jax.tree.map(float32, weights),
   )
-  d_queries, d_cached, d_weights = jax.lax.fori_loop(
+  d_queries, d_stored, d_weights = jax.lax.fori_loop(
     0, pairs.used, of_keys, carry
   )
   d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
-  return d_queries.astype(queries.dtype), d_cached, d_weights, None, None, None
+  return d_queries.astype(queries.dtype), d_stored, d_weights, None, None, None
 
 
 attention.defvjp(_forward, _backward)
@@ -175,34 +175,34 @@ product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 class _Pairs:
   """Which blocks of queries see which blocks of keys."""
 
-  def __init__(self, block, k_start, prefix_end, start, cached):
+  def __init__(self, block, k_start, prefix_end, start, stored):
     self.block, self.start = block, start
     self.k_start, self.prefix_end = k_start, prefix_end
     self.count = k_start.shape[1] // block  # Of blocks of queries.
     by_block = lambda x: x.reshape(len(x), -1, block).swapaxes(0, 1)
-    own, shared = by_block(k_start), by_block(prefix_end)
-    lowest = own.min((1, 2)) // block
+    starts, prefixes = by_block(k_start), by_block(prefix_end)
+    lowest = starts.min((1, 2)) // block
     # The first and the last block of keys that any query of a block sees.
-    self.first = jnp.where(jnp.any(shared > 0, (1, 2)), 0, lowest)
+    self.first = jnp.where(jnp.any(prefixes > 0, (1, 2)), 0, lowest)
     self.last = (start + jnp.arange(1, self.count + 1) * block - 1) // block
-    blocks = jax.tree.leaves(cached)[0].shape[1] // block
+    blocks = jax.tree.leaves(stored)[0].shape[1] // block
     self.used = jnp.minimum(self.last[-1] + 1, blocks)  # Of keys.
 
   def meet(self, i, j):
     return (self.first[i] <= j) & (j <= self.last[i])
 
   def first_queries(self, j):
-    """The first block of queries that stands at or behind keys j."""
+    """The first block of queries that is not before block j of keys."""
     return jnp.clip((j * self.block - self.start) // self.block, 0)
 
   def mask(self, i, j):
     at = i * self.block + jnp.arange(self.block)
-    first, shared = (
+    first, prefix = (
       jax.lax.dynamic_slice_in_dim(x, i * self.block, self.block, 1)
       for x in (self.k_start, self.prefix_end)
     )
     keys = j * self.block + jnp.arange(self.block)
-    return visible(self.start + at, keys, first, shared)
+    return visible(self.start + at, keys, first, prefix)
 
 
 def _scores(query, key, mask):
@@ -210,13 +210,13 @@ def _scores(query, key, mask):
   return jnp.where(mask[:, None, None], scores, NEVER)
 
 
-def _tokens(cached, j, block):
-  return jax.tree.map(lambda x: _part(x, j, block, 1), cached)
+def _tokens(stored, j, block):
+  return jax.tree.map(lambda x: _part(x, j, block, 1), stored)
 
 
-def _value_size(make, weights, cached):
-  """Of the values of all tokens: their shape and dtype."""
-  return jax.eval_shape(make, weights, cached)[1]
+def _value_size(expand, weights, stored):
+  """Shape and dtype of the values of all tokens."""
+  return jax.eval_shape(expand, weights, stored)[1]
 
 
 def _part(x, i, block, axis=3):

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.models import experts, ops
-from r1jax.models.chunks import over_chunks
+from r1jax import ops
+from r1jax.ops import experts
+from r1jax.ops.chunks import over_chunks
 
 D, F = 6, 5
 
@@ -89,7 +90,9 @@ def test_experts_that_are_not_chosen_do_not_matter():
   rng = np.random.default_rng(3)
   (gate_up, down), (x, gates), indices = draw(rng, 20, 5, 2)
   indices = jnp.where(indices == 1, 0, indices)
-  run = lambda down: ops.experts(x, gates, indices, gate_up, down, chunk=8)
+  run = lambda down: ops.expert_swiglu(
+    x, gates, indices, gate_up, down, chunk=8
+  )
   spoiled = down.at[1].set(100.0)
   np.testing.assert_array_equal(run(down), run(spoiled))
 
@@ -132,7 +135,7 @@ def test_memory_is_bounded_by_the_chunk():
   def temporaries(tokens):
     shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
     loss = lambda x, gates, indices, gate_up, down: jnp.sum(
-      ops.experts(x, gates, indices, gate_up, down, chunk=1024)
+      ops.expert_swiglu(x, gates, indices, gate_up, down, chunk=1024)
     )
     lowered = jax.jit(jax.grad(loss, argnums=(0, 3, 4))).lower(
       shape(tokens, 64),

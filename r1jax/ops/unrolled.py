@@ -1,7 +1,7 @@
 """Attention of short rows: whole rows of scores, a block of queries at a time.
 
-The blocks are unrolled, so that each skips the keys after it. The gradient
-makes the scores again from the log-sum-exp.
+The loop over blocks is unrolled, so that each block skips the keys after it.
+The gradient computes the scores again from the log-sum-exp.
 """
 
 import functools
@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from r1jax.models.blockwise import NEVER, visible
-from r1jax.models.remat import ATTENTION
+from r1jax.ops.blockwise import NEVER, OUTPUT, visible
 
 product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -43,7 +42,7 @@ def _forward(queries, keys, values, k_start, prefix_end, block):
     outs.append((mixed / total).astype(values.dtype))
     sums.append((largest + jnp.log(total))[..., 0])
   out, lse = (jnp.concatenate(x, axis=3) for x in (outs, sums))
-  out, lse = (checkpoint_name(x, ATTENTION) for x in (out, lse))
+  out, lse = (checkpoint_name(x, OUTPUT) for x in (out, lse))
   return (out, lse), (queries, keys, values, k_start, prefix_end, out, lse)
 
 
@@ -97,8 +96,8 @@ def _scores(queries, keys, k_start, prefix_end, at):
 def _over_queries(x, scores):
   """sum_t scores[t, s] x[t] as [B, K, S, H].
 
-  The product copies its left side, which is therefore the narrow one; the
-  barrier keeps XLA from turning that round.
+  A CPU copies the left operand of the product, so the narrower one goes there;
+  the barrier keeps XLA from swapping them.
   """
   out = product("BKGTH,BKGTS->BKHS", x, scores)
   return jnp.swapaxes(jax.lax.optimization_barrier(out), 2, 3)

@@ -1,0 +1,235 @@
+"""Softmax attention, in packed rows and to a cache.
+
+In a packed row, query t sees key s when k_start[t] <= s <= t, or when
+s < prefix_end[t] <= t. These two integers per query describe packed texts and
+completions that share a prompt. Rows of up to NAIVE keys hold whole rows of
+scores (`unrolled`); beyond that, memory is linear in T (`blockwise`).
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from r1jax.ops import blockwise, unrolled
+from r1jax.ops.blockwise import NEVER
+from r1jax.ops.linear import linear
+
+NAIVE = 1024  # Keys per row up to which whole rows of scores are held.
+BLOCK = 128  # Queries per block there.
+LONG_BLOCK = 512  # Queries and keys per block in longer rows.
+
+Output = tuple[Float[Array, "B T K G Hv"], Float[Array, "B T K G"]]
+
+
+def packed_attention(
+  queries: Float[Array, "B T K G H"],
+  keys: Float[Array, "B S K H"],
+  values: Float[Array, "B S K Hv"],
+  *,
+  scale: float,
+  k_start: Int[Array, "B T"],
+  prefix_end: Int[Array, "B T"],
+  start: int | Int[Array, ""] | None = None,
+) -> Output:
+  """Attention within packed rows, and the log-sum-exp of its scores in float32.
+
+  Each of the K key/value heads serves G query heads.
+
+  Args:
+    queries: of T tokens of each row.
+    keys: of the S tokens of each row; head sizes of values may differ.
+    values: likewise.
+    scale: factor of the scores.
+    k_start: first key that a query sees, as a position among the S.
+    prefix_end: end of the shared prefix that a query sees as well; 0 for none.
+    start: position of the first query among the S, for a device that has a
+      part of each row's queries; None if T is S.
+  """
+  if start is None and queries.shape[1] <= NAIVE:
+    return _unrolled(queries, keys, values, scale, k_start, prefix_end)
+  return _blockwise(
+    _as_they_are,
+    queries,
+    (keys, values),
+    (),
+    scale=scale,
+    k_start=k_start,
+    prefix_end=prefix_end,
+    start=start or 0,
+  )
+
+
+def latent_attention(
+  queries: Float[Array, "B T N H"],
+  latents: Float[Array, "B S C"],
+  kv_up: Float[Array, "R N H2"],
+  *,
+  scale: float,
+  k_start: Int[Array, "B T"],
+  prefix_end: Int[Array, "B T"],
+  start: int | Int[Array, ""] | None = None,
+) -> tuple[Float[Array, "B T N Hv"], Float[Array, "B T N"]]:
+  """Multi-head latent attention within packed rows (arXiv:2405.04434, 2.1).
+
+  Keys and values are made from the latents, in long rows for one block of
+  tokens at a time: all keys at once take far more memory than the latents.
+
+  Args:
+    queries: the part without position, then the rotated part.
+    latents: the normalised latent of R numbers, then the C - R numbers of the
+      rotated key that all heads share.
+    kv_up: from the latent to each head's key without position and its value.
+    scale: and the rest: see `packed_attention`.
+  """
+  rank = kv_up.shape[0]
+  nope_size = queries.shape[-1] - (latents.shape[-1] - rank)
+  expand = functools.partial(latent_keys_values, nope_size)
+  queries = queries[:, :, :, None]
+  if start is None and queries.shape[1] <= NAIVE:
+    keys, values = expand(kv_up, latents)
+    out, lse = _unrolled(queries, keys, values, scale, k_start, prefix_end)
+  else:
+    out, lse = _blockwise(
+      expand,
+      queries,
+      latents,
+      kv_up,
+      scale=scale,
+      k_start=k_start,
+      prefix_end=prefix_end,
+      start=start or 0,
+    )
+  return out[:, :, :, 0], lse[..., 0]
+
+
+def latent_keys_values(
+  nope_size: int,
+  kv_up: Float[Array, "R N H2"],
+  latents: Float[Array, "B T C"],
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N Hv"]]:
+  """The keys and values that latents stand for; see `latent_attention`."""
+  latent, rotated_key = jnp.split(latents, [kv_up.shape[0]], axis=-1)
+  both = linear(latent, kv_up)
+  keys, values = jnp.split(both, [nope_size], axis=-1)
+  shape = (*keys.shape[:3], rotated_key.shape[-1])
+  rotated_key = jnp.broadcast_to(rotated_key[:, :, None], shape)
+  return jnp.concatenate([keys, rotated_key], axis=-1), values
+
+
+def _as_they_are(weights, stored):
+  """Keys and values that are stored as such."""
+  return stored
+
+
+def _unrolled(queries, keys, values, scale, k_start, prefix_end) -> Output:
+  queries = jnp.moveaxis(queries * scale, 1, 3)
+  keys, values = (jnp.swapaxes(x, 1, 2) for x in (keys, values))
+  length = queries.shape[3]
+  block = -(-length // -(-length // BLOCK))  # Blocks as even as can be.
+  out, lse = unrolled.attention(
+    queries, keys, values, k_start, prefix_end, block
+  )
+  return jnp.moveaxis(out, 3, 1), jnp.moveaxis(lse, 3, 1)
+
+
+def _blockwise(
+  expand: Callable,
+  queries: Float[Array, "B T K G H"],
+  stored: Any,
+  weights: Any,
+  *,
+  scale: float,
+  k_start: Int[Array, "B T"],
+  prefix_end: Int[Array, "B T"],
+  start: int | Int[Array, ""],
+) -> Output:
+  """Attention to the keys and values `expand(weights, stored)` [B, S, K, H]."""
+  heads_first = lambda weights, stored: tuple(
+    jnp.swapaxes(x, 1, 2) for x in expand(weights, stored)
+  )
+  length = queries.shape[1]
+  block = min(LONG_BLOCK, length)
+  pad = functools.partial(_pad_to_blocks, block)
+  queries = pad(jnp.moveaxis(queries * scale, 1, 3), 3)
+  stored = jax.tree.map(lambda x: pad(x, 1), stored)
+  # Padding queries see what the last query sees.
+  k_start, prefix_end = (pad(x, 1, "edge") for x in (k_start, prefix_end))
+  out, lse = blockwise.attention(
+    heads_first,
+    block,
+    queries,
+    stored,
+    weights,
+    k_start,
+    prefix_end,
+    jnp.asarray(start),
+  )
+  out, lse = out[..., :length, :], lse[..., :length]
+  return jnp.moveaxis(out, 3, 1), jnp.moveaxis(lse, 3, 1)
+
+
+def _pad_to_blocks(block, x, axis, mode="constant"):
+  padding = [(0, 0)] * x.ndim
+  padding[axis] = (0, -x.shape[axis] % block)
+  return jnp.pad(x, padding, mode=mode)
+
+
+class Segment(NamedTuple):
+  """Cached tokens that B / M consecutive rows of queries see together."""
+
+  keys: Float[Array, "M K H S"]
+  values: Float[Array, "M K S Hv"] | None  # None: the keys are the values.
+  # Query t of a row sees the first lengths[t] of the S tokens. The last two
+  # dimensions may be 1. None: all queries see all S tokens.
+  lengths: Int[Array, "M rows T"] | None
+
+
+def cached_attention(
+  queries: Float[Array, "B T K G H"],
+  segments: Sequence[Segment],
+  *,
+  scale: float,
+) -> Float[Array, "B T K G Hv"]:
+  """Attention of T new tokens per row to cached tokens, their own included.
+
+  One softmax runs over all segments, which are never joined: each is read once
+  for all rows that share it.
+  """
+  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  queries *= scale
+
+  def by_segment(x, count):  # [B, T, K, ...] to [M, K, B/M, T, ...].
+    return jnp.moveaxis(x.reshape(count, -1, *x.shape[1:]), 3, 1)
+
+  def by_row(x):  # And back.
+    x = jnp.moveaxis(x, 1, 3)
+    return x.reshape(-1, *x.shape[2:])
+
+  scores = []
+  for keys, _, lengths in segments:
+    x = product("MKRTGH,MKHS->MKRTGS", by_segment(queries, len(keys)), keys)
+    if lengths is not None:
+      seen = jnp.arange(keys.shape[-1]) < lengths[..., None]
+      x = jnp.where(seen[:, None, :, :, None], x, NEVER)
+    scores.append(x)
+  largest = functools.reduce(
+    jnp.maximum, [by_row(x.max(-1, keepdims=True)) for x in scores]
+  )
+  mixed, total = 0.0, 0.0
+  for x, (keys, values, _) in zip(scores, segments, strict=True):
+    weights = jnp.exp(x - by_segment(largest, len(x)))
+    total += by_row(weights.sum(-1, keepdims=True))
+    weights = weights.astype(keys.dtype)
+    if values is not None:
+      out = product("MKRTGS,MKSH->MKRTGH", weights, values)
+    else:
+      # The barrier keeps XLA from swapping the operands, which makes a CPU
+      # slower by half.
+      out = product("MKHS,MKRTGS->MKHRTG", keys, weights)
+      out = jnp.moveaxis(jax.lax.optimization_barrier(out), 2, 5)
+    mixed += by_row(out)
+  return (mixed / total).astype(queries.dtype)

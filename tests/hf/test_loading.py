@@ -1,0 +1,232 @@
+"""A directory becomes a model: dtypes, slices, shardings, what is refused."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.sharding import SingleDeviceSharding
+from safetensors.numpy import load_file, save_file
+
+from r1jax import hf, sharding
+from r1jax.hf import config as configs
+from r1jax.hf import loading
+from r1jax.hf.tensors import Stored
+from r1jax.models.config import replace
+from r1jax.models.presets import preset
+from r1jax.models.weights import logical_axes
+from r1jax.tools import convert
+from r1jax.training import models
+
+RELEASED = "model.safetensors"
+CONFIG = preset("tiny_deepseek", num_layers=3)
+
+
+@pytest.fixture
+def v3(tmp_path, random_params):
+  """A directory with a DeepSeek-V3 in it."""
+  hf.save(tmp_path / "model", CONFIG, random_params(CONFIG))
+  return tmp_path / "model"
+
+
+def assert_same(one, other):
+  """Trees of the same bits."""
+  assert jax.tree.structure(one) == jax.tree.structure(other)
+
+  def same(a, b):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+  jax.tree.map(same, one, other)
+
+
+def edit(directory, change, file=RELEASED):
+  tensors = load_file(directory / file)
+  change(tensors)
+  save_file(tensors, directory / file)
+
+
+SPELLINGS = [
+  ("bfloat16", jnp.bfloat16),
+  ("bfloat16", ml_dtypes.bfloat16),
+  ("bfloat16", jnp.dtype("bfloat16")),
+  ("float32", jnp.float32),
+  ("float32", np.float32),
+  ("float32", "f4"),
+  ("float16", np.dtype(np.float16)),
+]
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "model.layers.2.self_attn.rotary_emb.inv_freq",
+    "model.layers.3.self_attn.rotary_emb.inv_freq",  # Of the MTP layer.
+    "model.rotary_emb.inv_freq",
+    "model.layers.0.self_attn.rotary_emb.cos_cached",
+  ],
+)
+@pytest.mark.parametrize("mtp", [True, False])
+def test_buffers_of_older_checkpoints_are_ignored(v3, name, mtp):
+  expected = hf.load(v3, mtp=mtp)
+  for dtype in (np.float32, np.int64):
+    buffer = np.ones(2, dtype)
+    edit(v3, lambda t, buffer=buffer: t.update({name: buffer}))
+    config, params = hf.load(v3, mtp=mtp)
+    assert config == expected[0]
+    assert_same(params, expected[1])
+  edit(v3, lambda t: t.update({name.replace("rotary", "other"): buffer}))
+  with pytest.raises(ValueError, match="unknown tensor .*other_emb"):
+    hf.load(v3)
+
+
+def test_mtp_layers_are_dropped_on_request(v3):
+  config, params = hf.load(v3)
+  short, rest = hf.load(v3, mtp=False)
+  assert short == replace(config, mtp_depth=0)
+  assert_same(rest, {k: v for k, v in params.items() if k != "mtp"})
+
+
+def test_a_promised_mtp_layer_that_is_not_there_at_all_is_none(v3):
+  drop = lambda tensors: [
+    tensors.pop(n) for n in [*tensors] if n.startswith("model.layers.3.")
+  ]
+  edit(v3, drop)
+  config, params = hf.load(v3)
+  assert config.mtp_depth == 0 and "mtp" not in params
+
+
+def test_half_an_mtp_layer_is_an_error(v3):
+  edit(v3, lambda tensors: tensors.pop("model.layers.3.hnorm.weight"))
+  with pytest.raises(ValueError, match=r"layers\.3\.hnorm\.weight is missing"):
+    hf.load(v3)
+
+
+def test_progress_ends_where_all_is_done(v3, tmp_path):
+  seen = []
+  tell = lambda done, total: seen.append((done, total))
+  for place in (None, SingleDeviceSharding(jax.devices()[0])):
+    seen.clear()
+    config, params = hf.load(v3, sharding=place, progress=tell)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert seen == sorted(seen) and seen[-1] == (size, size)
+  seen.clear()
+  hf.save(tmp_path / "b", config, params, progress=tell)
+  assert seen == sorted(seen) and seen[-1][0] == seen[-1][1] > size
+
+
+@pytest.mark.parametrize(("name", "dtype"), SPELLINGS)
+def test_a_dtype_is_whatever_jax_takes_for_one(v3, tmp_path, name, dtype):
+  config, params = hf.load(v3, dtype=dtype)
+  assert params["embed"].dtype.name == name
+  assert hf.open_model(v3, dtype=dtype)[1]["embed"].dtype.name == name
+  hf.save(tmp_path / "b", config, params, dtype=dtype)
+  assert configs.released(config, dtype=dtype)["torch_dtype"] == name
+  settings = json.loads((tmp_path / "b/config.json").read_text())
+  assert settings["torch_dtype"] == name
+  begun, _ = models.load(
+    "pretrained", path=str(v3), dtype=dtype, compute_dtype=dtype
+  )
+  assert begun.compute_dtype == name
+  assert begun == replace(config, compute_dtype=name)
+
+
+@pytest.mark.parametrize(
+  "dtype", ["float8_e4m3fn", "float64", "int8", jnp.int32, None, "nonsense"]
+)
+def test_parameters_are_of_no_other_dtype(v3, dtype):
+  with pytest.raises(ValueError, match="compute_dtype .* is none of float32"):
+    preset("tiny_llama", compute_dtype=dtype)
+  with pytest.raises(ValueError, match="dtype .* is none of float32"):
+    hf.load(v3, dtype=dtype)
+
+
+def test_a_file_is_converted_without_being_loaded(v3, tmp_path):
+  hf.save(tmp_path / "b", *hf.open_model(v3, dtype="bfloat16"))
+  config, params = hf.load(v3)
+  hf.save(tmp_path / "c", config, params, dtype="bfloat16")
+  one, other = (tmp_path / name / RELEASED for name in "bc")
+  assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(
+  ("path", "command"),
+  [
+    ("DeepSeek-R1-Distill-Qwen-1.5B", "hf download OWNER/DeepSeek-R1-Distill"),
+    ("Qwen/Qwen2.5-Math-7B", "hf download Qwen/Qwen2.5-Math-7B --local-dir"),
+    ("/nowhere/models/mine", "hf download OWNER/mine --local-dir /nowhere"),
+  ],
+)
+@pytest.mark.parametrize(
+  "read",
+  [
+    configs.read,
+    hf.load,
+    hf.open_model,
+    lambda path: models.load("pretrained", path=path),
+    lambda path: models.architecture("pretrained", path=path),
+    lambda path: convert.find(pathlib.Path(path), dtype=None, mtp=True),
+  ],
+)
+def test_a_name_that_is_no_directory_says_how_to_download_it(
+  read, path, command
+):
+  with pytest.raises(ValueError, match=f"{path} is no directory") as error:
+    read(path)
+  assert command in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_is_not_a_directory(tmp_path):
+  (tmp_path / "model.safetensors").write_bytes(b"")
+  with pytest.raises(ValueError, match=r"model\.safetensors is a file"):
+    hf.load(tmp_path / "model.safetensors")
+
+
+def test_a_process_reads_what_its_devices_hold_once(v3, monkeypatch):
+  """However many devices hold a part, and however the array is split."""
+  read, sizes = Stored.read, []
+
+  def spy(self, index=()):
+    part = read(self, index)
+    sizes.append(part.size)
+    return part
+
+  monkeypatch.setattr(Stored, "read", spy)
+  _, whole = hf.load(v3)
+  once = sum(sizes)
+  assert once == sum(leaf.size for leaf in jax.tree.leaves(whole))
+  mesh = sharding.make_mesh(data=2, fsdp=2, expert=2)
+  split = sharding.shardings(mesh, logical_axes(CONFIG), whole)
+  sizes.clear()
+  _, params = hf.load(v3, sharding=split)
+  jax.tree.map(np.testing.assert_array_equal, params, whole)
+  assert sum(sizes) == once
+  assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s, params, split))
+  assert not params["embed"].is_fully_replicated
+
+
+class InMemory:
+  """A tensor of another source than files."""
+
+  file = pathlib.Path("memory")
+
+  def __init__(self, array):
+    self.shape, self.dtype, self._array = array.shape, array.dtype, array
+
+  def read(self, index):
+    return self._array[index]
+
+
+def test_any_source_of_named_tensors_can_be_read(v3, monkeypatch):
+  expected = hf.load(v3)
+  source = {
+    name: InMemory(array) for name, array in load_file(v3 / RELEASED).items()
+  }
+  (v3 / RELEASED).unlink()
+  monkeypatch.setattr(loading, "open_folder", lambda folder, block: source)
+  config, params = hf.load(v3)
+  assert config == expected[0]
+  assert_same(params, expected[1])
