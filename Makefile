@@ -12,6 +12,8 @@ CONFIG ?= experiments/r1_zero.py
 TOPOLOGY ?= v5p:8x8x8
 FLAGS ?=
 TPU_VENV ?= .venvtpu
+TESTS ?= tests
+PART ?=
 
 RUN = "$(VENV)/bin/python"
 RUN_TPU = "$(TPU_VENV)/bin/python"
@@ -21,7 +23,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-base test lint soak report clean venv
+.PHONY: help demo demo-base golden test lint soak soak-list report clean venv
 .PHONY: plan plans test-cluster test-tpu venv-tpu
 
 help:
@@ -29,7 +31,9 @@ help:
 	@echo "make demo-base  that base model, from nothing"
 	@echo "make test       the tests"
 	@echo "make lint       style"
-	@echo "make soak       the tests that take long"
+	@echo "make golden     writes the numbers of the demo's first round anew"
+	@echo "make soak       the tests that take long, or PART of them, as far as"
+	@echo "                they have not passed; make soak-list: the parts"
 	@echo "make report     compare the runs in WORKDIRS ($(WORKDIRS))"
 	@echo "make plan       what CONFIG would take of TOPOLOGY, with any FLAGS"
 	@echo "make plans      plans of the large runs, as tables; takes hours"
@@ -38,24 +42,31 @@ help:
 	@echo "make clean      remove environments and caches; runs/ stays"
 
 demo: venv
-	@$(RUN) -m r1jax.main --config=experiments/demo.py --workdir=runs/demo
+	@$(RUN) -m r1jax train --config=experiments/demo.py --workdir=runs/demo
 
 demo-base: venv
-	@$(RUN) -m r1jax.main --config=experiments/demo_base.py \
+	@$(RUN) -m r1jax train --config=experiments/demo_base.py \
 	  --workdir=runs/demo_base
 	@cp runs/demo_base/model/* r1jax/base/
 	@echo "it is what r1jax/base ships now"
 
 test: venv
-	@$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	@$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+	  $(TESTS)
+
+golden: venv
+	@$(RUN) tests/test_golden.py
 
 lint: venv
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
-	@"$(VENV)/bin/shellcheck" launch/*.sh .ci/run
+	@"$(VENV)/bin/shellcheck" launch/*.sh .ci/run .ci/soak
 
 soak: venv
-	@$(RUN) -m pytest -q -n 2 -m soak
+	@VENV="$(VENV)" .ci/soak $(PART)
+
+soak-list:
+	@.ci/soak --list
 
 report: venv
 	@$(RUN) -m r1jax report $(WORKDIRS)

@@ -227,9 +227,7 @@ def train(sizes: ModelConfig, size: Size, rows: dict) -> Iterator[dict]:
   engine = make_engine(model, words, mesh, (), **config.sampling)
   optimizer, score, update = make_steps(config, model, words)
   params = transformer.init(model, jax.random.key(0))
-  reference = sharding.replicate(
-    mesh, reference_copy(sizes.compute_dtype, params)
-  )
+  reference = sharding.replicate(mesh, reference_copy(sizes, params))
   state = sharding.replicate(mesh, init_state(params, optimizer))
   everyone = np.arange(size.prompts)
 

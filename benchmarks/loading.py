@@ -19,7 +19,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from r1jax.models import convert, shards
+from r1jax import hf
+from r1jax.hf.tensors import open_folder
 from r1jax.models.config import ModelConfig
 from r1jax.models.presets import preset
 from r1jax.models.weights import is_weight, weights
@@ -52,13 +53,13 @@ def load_rate(config: ModelConfig, *, repeats: int = 3) -> dict[str, Any]:
   """Both rates, the best of `repeats` each, and the memory of loading."""
   with tempfile.TemporaryDirectory() as folder:
     directory = pathlib.Path(folder) / "model"
-    convert.save(directory, config, _random(config), shard_bytes=5e8)
+    hf.save(directory, config, _random(config), file_bytes=5e8)
     size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
     copied, loaded, peaks = [], [], []
     for _ in range(repeats):  # In turns, so that both meet the same machine.
       copied.append(_seconds(lambda: _copy(directory)))
       before = _reset_peak()
-      loaded.append(_seconds(lambda: convert.load(directory, dtype="bfloat16")))
+      loaded.append(_seconds(lambda: hf.load(directory, dtype="bfloat16")))
       peaks.append(_memory("VmHWM") - before)
   return {
     "bytes": size,
@@ -84,10 +85,9 @@ def _random(config: ModelConfig):
 
 def _copy(directory: pathlib.Path) -> dict[str, np.ndarray]:
   """Every tensor in memory of its own."""
-  reader = shards.Reader(directory)
   return {
-    name: np.array(reader.view(name).view(f"u{stored.dtype.itemsize}"))
-    for name, stored in reader.tensors.items()
+    name: np.array(tensor.read().view(f"u{tensor.dtype.itemsize}"))
+    for name, tensor in open_folder(directory).items()
   }
 
 

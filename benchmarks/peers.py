@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from r1jax.models import convert
+from r1jax import hf
 from r1jax.models.config import ModelConfig
 from r1jax.types import Params
 
@@ -36,7 +36,7 @@ def build(config: ModelConfig, params: Params) -> Peer:
   transformers.logging.set_verbosity_error()
   transformers.logging.disable_progress_bar()
   with tempfile.TemporaryDirectory() as folder:
-    convert.save(pathlib.Path(folder) / "model", config, params)
+    hf.save(pathlib.Path(folder) / "model", config, params)
     network = transformers.AutoModelForCausalLM.from_pretrained(
       pathlib.Path(folder) / "model", dtype=torch.float32
     )

@@ -1,6 +1,6 @@
 r"""R1-Zero in ten minutes on two CPU cores: `make demo`.
 
-    python -m r1jax.main --config=experiments/demo.py --workdir=runs/demo
+    python -m r1jax train --config=experiments/demo.py --workdir=runs/demo
 
 Pure reinforcement learning from a base model (arXiv:2501.12948, sec. 2.2): the
 paper's template, accuracy and format rewards with equal weight and nothing

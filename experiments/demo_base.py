@@ -1,6 +1,6 @@
 r"""The base model of the demo, from nothing: `make demo-base`.
 
-    python -m r1jax.main --config=experiments/demo_base.py \
+    python -m r1jax train --config=experiments/demo_base.py \
         --workdir=runs/demo_base
 
 A tiny DeepSeek-V3 learns to predict worked problems (`r1jax/data/worked.py`),

@@ -1,6 +1,6 @@
 r"""R1-Zero on real input: GSM8K's own file, DeepSeek-R1's own tokenizer.
 
-    python -m r1jax.main --config=experiments/gsm8k_zero.py \
+    python -m r1jax train --config=experiments/gsm8k_zero.py \
         --workdir=runs/gsm8k_zero --config.dataset.path=GSM8K.jsonl \
         --config.tokenizer.path=DIRECTORY
 

@@ -1,6 +1,6 @@
 r"""DeepSeek-R1-Zero itself: pure RL on DeepSeek-V3-Base, on a pod.
 
-    python -m r1jax.main --config=experiments/r1_zero.py \
+    python -m r1jax train --config=experiments/r1_zero.py \
         --workdir=gs://BUCKET/r1_zero \
         --config.model.path=DIRECTORY --config.tokenizer.path=DIRECTORY \
         --config.dataset.path=PROBLEMS.jsonl

@@ -29,7 +29,7 @@ quote() {
   printf '"%s"' "${text//\"/\\\"}"
 }
 command=""
-for word in python -m r1jax.main "$@"; do
+for word in python -m r1jax train "$@"; do
   command+="${command:+, }$(quote "$word")"
 done
 

@@ -28,4 +28,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 read -ra more <<<"${MPIRUN_FLAGS:-}"
 "${run[@]}" mpirun -np "$processes" --bind-to none --tag-output \
   --mca odls_base_sigkill_timeout 600 "${more[@]}" \
-  "${PYTHON:-.venv/bin/python}" -m r1jax.main "$@"
+  "${PYTHON:-.venv/bin/python}" -m r1jax train "$@"

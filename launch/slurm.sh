@@ -51,7 +51,7 @@ $resources
 #SBATCH --open-mode=append
 cd ${PWD@Q}
 status=0
-srun --kill-on-bad-exit=1 --label $python -m r1jax.main$flags || status=\$?
+srun --kill-on-bad-exit=1 --label $python -m r1jax train$flags || status=\$?
 if ((status == 143)); then  # Stopped by the signal, and saved.
   scontrol requeue "\$SLURM_JOB_ID"
 fi

@@ -27,4 +27,4 @@ shift 2
 
 printf -v flags ' %q' "$@"
 "${run[@]}" gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all \
-  --command="cd r1jax && exec .venv/bin/python -m r1jax.main$flags"
+  --command="cd r1jax && exec .venv/bin/python -m r1jax train$flags"

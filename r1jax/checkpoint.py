@@ -1,14 +1,16 @@
 """Saving and resuming a run: one tree per step, the newest readable one wins.
 
     WORKDIR/checkpoints/40/state    the tree, by dotted names
-    WORKDIR/checkpoints/40/about    its step, and how long the metrics were
-    WORKDIR/checkpoints.at          where they are instead, if not there
+    WORKDIR/checkpoints/40/about    its step, checksums of the tree, and how
+                                    long the metrics were
+    WORKDIR/checkpoints/scores.json {"40": 0.75, ...}: every step evaluated
 
 A checkpoint is written in the background, beside its place, and renamed into
 it, and older ones go only after that: a process killed at any moment leaves one
-that can be read. Any number of hosts can write one, each its part, and any
-other number can read it. Orbax does that; it is imported on first use, since
-that takes half a second.
+that can be read. Signals wait until a save has begun. A checkpoint whose
+numbers are not those that were saved is passed over. Any number of hosts can
+write one, each its part, and any other number can read it. Orbax does that; it
+is imported on first use, since that takes half a second.
 """
 
 import contextlib
@@ -17,20 +19,22 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from absl import logging
 
-from r1jax import hosts
+from r1jax import hosts, interrupt, leaves, scores
+from r1jax.checksums import checksums
+from r1jax.workdir import checkpoints as _folder
+from r1jax.workdir import is_remote as _is_remote
+from r1jax.workdir import remedy, require_space
 
 Path = str | os.PathLike
 Tree = TypeVar("Tree")
 
-FOLDER = "checkpoints"  # Of a workdir.
-_ELSEWHERE = "checkpoints.at"
 _ROWS = ("metrics.jsonl", "completions.jsonl")
 _WRITERS: dict[str, list] = {}  # Managers that may be writing, by folder.
 
@@ -41,37 +45,84 @@ def save(
   tree: Any,
   *,
   keep: int = 2,
-  score: float | None = None,
   wait: bool = False,
 ) -> None:
   """Writes `tree` as the checkpoint of `step`, in the background.
 
   When this returns, the buffers of `tree` may be donated and the checkpoint
   before is durable; with `wait` this one is. Then all go but the `keep` last
-  and the one with the highest `score`. A step that is there already is left as
-  it is.
-  """
-  import orbax.checkpoint as ocp
+  and the one with the highest score, which `write_score` may add at any time. A
+  step that is there already is left as it is.
 
-  manager = _manager(_folder(workdir), keep)
-  manager.wait_until_finished()
-  if step not in manager.all_steps():
-    manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(_named(tree)),
-        about=ocp.args.JsonSave(_signed(_about(workdir, step, score))),
-      ),
-      force=True,
-    )
-  if wait:
+  Raises OSError that says what to do when this one, or the one before, cannot
+  be written.
+  """
+  with interrupt.deferred(), _writing(workdir):
+    import orbax.checkpoint as ocp
+
+    manager = _manager(_folder(workdir), keep)
     manager.wait_until_finished()
+    if step not in manager.all_steps():
+      named = leaves.named(tree)
+      about = _about(workdir, step) | {"checksums": checksums(named)}
+      manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(named),
+          about=ocp.args.JsonSave(_signed(about)),
+        ),
+        force=True,
+      )
+    if wait:
+      manager.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _writing(workdir: Path) -> Iterator[None]:
+  """Says in one line what went wrong with writing a checkpoint."""
+  try:
+    yield
+  except (OSError, ValueError, RuntimeError) as error:  # Of Orbax's layers.
+    _WRITERS.clear()  # What failed once must not be waited for again.
+    _manager.cache_clear()
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno:
+      text = remedy(error)
+    raise OSError(
+      f"a checkpoint could not be written to {_folder(workdir)}: {text[:500]}"
+    ) from error
+
+
+def write_score(workdir: Path, step: int, score: float) -> None:
+  """Writes that `step` was evaluated, and how well it did; all hosts call it.
+
+  The step need not have a checkpoint: that of the base has none.
+  """
+  _change_scores(workdir, lambda known: {**known, step: score})
+
+
+def drop_scores(workdir: Path, step: int | None) -> None:
+  """Drops the scores beyond `step`, None all, as metrics do their rows."""
+  within = lambda at: step is not None and at <= step
+  kept = lambda known: {at: x for at, x in known.items() if within(at)}
+  _change_scores(workdir, kept)
+
+
+def read_scores(workdir: Path) -> dict[int, float]:
+  """The score of every step that was evaluated, as the first host reads it."""
+  read = lambda: [*scores.read(_folder(workdir)).items()]
+  return {step: score for step, score in hosts.from_first(read)}
+
+
+def _change_scores(workdir: Path, how: Callable[[dict], dict]) -> None:
+  hosts.from_first(lambda: scores.change(_folder(workdir), how))
 
 
 def _settle(workdir: Path) -> None:
   """Waits until what was saved is durable."""
-  for manager in _WRITERS.get(_folder(workdir), ()):
-    manager.wait_until_finished()
+  with _writing(workdir):
+    for manager in _WRITERS.get(_folder(workdir), ()):
+      manager.wait_until_finished()
 
 
 def restore(workdir: Path, like: Tree) -> Tree | None:
@@ -82,29 +133,30 @@ def restore(workdir: Path, like: Tree) -> Tree | None:
   their steps can be saved again. All hosts restore the same one.
 
   Raises ValueError when the checkpoint is a tree of other names, shapes or
-  dtypes, and when there are checkpoints but none can be read.
+  dtypes, when there are checkpoints but none can be read, and when there is no
+  space for those to come.
   """
   import orbax.checkpoint as ocp
 
-  names = _named(like)
+  if hosts.is_first():
+    present = len(_steps(workdir))
+    require_space(_folder(workdir), leaves.size(like), present)
+  names = leaves.named(like)
   unreadable: list[int] = []
   for step in hosts.from_first(lambda: sorted(_steps(workdir), reverse=True)):
     error = difference = read = None
     try:
       about, found = _metadata(workdir, step)
-      if not (difference := _compare(found, names)):
-        wanted = ocp.args.StandardRestore(jax.tree.map(_abstract, names))
+      if not (difference := leaves.difference(found, names)):
+        wanted = ocp.args.StandardRestore(jax.tree.map(leaves.abstract, names))
         args = ocp.args.Composite(state=wanted)
         read = _reader(workdir).restore(step, args=args).state
     except Exception as raised:  # Orbax raises what its layers raise.
       error = raised
-    if not hosts.all_gather(np.bool_(error is None)).all():
-      logging.warning(
-        "the checkpoint of step %d in %s cannot be read (%s)",
-        step,
-        workdir,
-        str(error)[:100],
-      )
+    if _all_hosts(error is None) and read is not None:  # They sum together.
+      error = _damage(about, read)
+    if not _all_hosts(error is None):
+      _warn(workdir, step, error)
       unreadable.append(step)
       continue
     if difference:
@@ -112,7 +164,10 @@ def restore(workdir: Path, like: Tree) -> Tree | None:
     _set_aside(workdir, unreadable)
     _check_rows(workdir, about)
     return jax.tree_util.tree_map_with_path(
-      lambda path, leaf, read=read: _place(read.get(_name(path)), leaf), like
+      lambda path, leaf, read=read: leaves.place(
+        read.get(leaves.name(path)), leaf
+      ),
+      like,
     )
   if unreadable:
     raise ValueError(
@@ -129,27 +184,39 @@ def latest_step(workdir: Path) -> int | None:
 
 def best_step(workdir: Path) -> int | None:
   """The step of the kept checkpoint with the highest score, or None."""
-  return _best(_folder(workdir), _steps(workdir))
+  return scores.best(_folder(workdir), _steps(workdir))
 
 
 def load_params(path: Path, prefix: str = "train.params") -> Any:
-  """The parameters in the newest checkpoint of a workdir, as nested dicts.
+  """The parameters in the newest whole checkpoint of a workdir, nested dicts.
 
   For programs that only read a run: they need not build its optimizer. The
-  arrays are NumPy's. Raises FileNotFoundError when there is no checkpoint.
+  arrays are NumPy's. Raises FileNotFoundError when there is no checkpoint, and
+  ValueError when none can be read, or none has the prefix.
   """
+  steps = sorted(_steps(path), reverse=True)
+  if not steps:
+    raise FileNotFoundError(f"no checkpoint in {path}")
+  for step in steps:
+    try:
+      found = _read_leaves(path, step, prefix)
+    except Exception as error:  # Orbax raises what its layers raise.
+      _warn(path, step, error)
+      continue
+    if not found:
+      raise ValueError(f"the checkpoint in {path} holds no {prefix!r}")
+    return leaves.nested(found)
+  raise ValueError(f"no checkpoint in {_folder(path)} can be read")
+
+
+def _read_leaves(path: Path, step: int, prefix: str) -> dict[str, np.ndarray]:
+  """The leaves below a prefix by the rest of their names, if any."""
   import orbax.checkpoint as ocp
 
-  step = latest_step(path)
-  if step is None:
-    raise FileNotFoundError(f"no checkpoint in {path}")
-  wanted = {
-    name: leaf
-    for name, leaf in _metadata(path, step)[1].items()
-    if name.startswith(prefix + ".")
-  }
+  about, found = _metadata(path, step)
+  wanted = {k: v for k, v in found.items() if k.startswith(prefix + ".")}
   if not wanted:
-    raise ValueError(f"the checkpoint in {path} holds no {prefix!r}")
+    return {}
   as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     read = checkpointer.restore(
@@ -160,44 +227,18 @@ def load_params(path: Path, prefix: str = "train.params") -> Any:
         partial_restore=True,
       ),
     )
-  tree: dict = {}
-  for name, leaf in read.items():
-    *parents, last = name.removeprefix(prefix + ".").split(".")
-    functools.reduce(lambda d, k: d.setdefault(k, {}), parents, tree)[last] = (
-      np.asarray(leaf)
-    )
-  return tree
+  if error := _damage(about, read):
+    raise error
+  return {k.removeprefix(prefix + "."): np.asarray(v) for k, v in read.items()}
 
 
-def keep_at(workdir: Path, place: str) -> None:
-  """Keeps the checkpoints of `workdir` elsewhere: gs://bucket/run, s3://...
-
-  Then the workdir, with the reports, may be a folder of the first host's own.
-  """
-  path = pathlib.Path(workdir)
-  path.mkdir(parents=True, exist_ok=True)
-  if _is_remote(place):
-    from etils import epath
-
-    try:
-      epath.Path(place).exists()
-    except ImportError as error:
-      raise ValueError(
-        f"{place} needs a package for its kind of bucket: pip install "
-        f"{'gcsfs' if place.startswith('gs') else 's3fs'}"
-      ) from error
-  (path / _ELSEWHERE).write_text(place.rstrip("/") + "\n")
-
-
-def _folder(workdir: Path) -> str:
-  path = pathlib.Path(workdir).absolute()
-  if (path / _ELSEWHERE).exists():
-    return (path / _ELSEWHERE).read_text().strip() + f"/{FOLDER}"
-  return str(path / FOLDER)
-
-
-def _is_remote(folder: str) -> bool:
-  return "://" in folder
+def _warn(workdir: Path, step: int, error: Exception | None) -> None:
+  logging.warning(
+    "the checkpoint of step %d in %s cannot be read (%s)",
+    step,
+    workdir,
+    " ".join(str(error).split())[:100],
+  )
 
 
 def _steps(workdir: Path) -> list[int]:
@@ -211,12 +252,11 @@ def _steps(workdir: Path) -> list[int]:
   return [int(name) for name in names if name.isdigit()]
 
 
-def _about(workdir: Path, step: int, score: float | None) -> dict[str, Any]:
+def _about(workdir: Path, step: int) -> dict[str, Any]:
   """What a checkpoint says of its run: also how long its files are."""
   files = {name: pathlib.Path(workdir) / name for name in _ROWS}
   sizes = {k: file.stat().st_size for k, file in files.items() if file.exists()}
-  score = None if score is None else float(score)
-  return {"step": int(step), "score": score, "rows": sizes}
+  return {"step": int(step), "rows": sizes}
 
 
 def _signed(about: dict[str, Any]) -> dict[str, Any]:
@@ -231,16 +271,6 @@ def _read_about(folder: str, step: int) -> dict[str, Any]:
   return json.loads(file.read_text())
 
 
-def _best(folder: str, steps: Sequence[int]) -> int | None:
-  """The step with the highest score; none of those still being written."""
-  scores = {}
-  for step in steps:
-    with contextlib.suppress(OSError, ValueError):
-      scores[step] = _read_about(folder, step)["score"]
-  scores = {step: score for step, score in scores.items() if score is not None}
-  return max(scores, key=lambda step: scores[step], default=None)
-
-
 class _LastAndBest:
   """Orbax's question which checkpoints stay, answered."""
 
@@ -251,7 +281,7 @@ class _LastAndBest:
     """Of checkpoints in the order of their steps."""
     del context
     steps = [checkpoint.step for checkpoint in checkpoints]
-    kept = {*steps[-(self._keep or 0) :], _best(self._folder, steps)}
+    kept = {*steps[-(self._keep or 0) :], scores.best(self._folder, steps)}
     return [step in kept for step in steps]
 
 
@@ -267,9 +297,25 @@ def _metadata(workdir: Path, step: int) -> tuple[dict, dict]:
   return about, dict(_reader(workdir).item_metadata(step).state.items())
 
 
+def _damage(about: Mapping[str, Any], read: Mapping) -> ValueError | None:
+  """What is wrong if a leaf is not what was saved.
+
+  Runs from before there were checksums are believed.
+  """
+  expected = about.get("checksums", {})
+  for name, found in checksums(read).items():
+    if expected.get(name, found) != found:
+      return ValueError(f"the checksum of {name} is wrong")
+  return None
+
+
+def _all_hosts(well: bool) -> bool:
+  return bool(hosts.all_gather(np.bool_(well)).all())
+
+
 def _check_rows(workdir: Path, about: Mapping[str, Any]) -> None:
   """Says what is missing of the metrics that were there already."""
-  now = _about(workdir, about["step"], None)["rows"]
+  now = _about(workdir, about["step"])["rows"]
   for name, size in about["rows"].items():
     if hosts.is_first() and now.get(name, 0) < size:
       logging.warning(
@@ -305,56 +351,6 @@ def _manager(folder: str, keep: int | None):
 
 def _reader(workdir: Path):
   return _manager(_folder(workdir), None)
-
-
-def _name(path) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def _named(tree: Any) -> dict[str, Any]:
-  """The leaves of a tree by dotted path.
-
-  None and empty states vanish; so do arrays of no elements, which Orbax
-  refuses. The tree that they are restored into brings them back.
-  """
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {_name(path): leaf for path, leaf in leaves if np.size(leaf)}
-
-
-def _abstract(leaf):
-  if isinstance(leaf, jax.Array):
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-  if isinstance(leaf, jax.ShapeDtypeStruct):
-    return leaf
-  return np.asarray(leaf)
-
-
-def _place(value, leaf):
-  """A restored value as `leaf` is: on its devices, or as NumPy."""
-  on_device = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
-  if value is None:
-    value = np.zeros(leaf.shape, leaf.dtype)
-    return jax.device_put(value, leaf.sharding) if on_device else value
-  return value if on_device else np.asarray(value)
-
-
-def _compare(found: Mapping[str, Any], names: Mapping[str, Any]) -> str | None:
-  """The first difference in words, or None."""
-  for name in sorted(found.keys() | names.keys()):
-    was = _describe(found[name]) if name in found else "nothing"
-    now = _describe(names[name]) if name in names else "nothing"
-    if was != now:
-      return (
-        f"{name}: checkpoint has {was}, this config wants {now}; use another "
-        "--workdir"
-      )
-  return None
-
-
-def _describe(leaf) -> str:
-  if not hasattr(leaf, "dtype"):
-    leaf = np.asarray(leaf)
-  return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
 
 def _set_aside(workdir: Path, steps: list[int]) -> None:

@@ -13,6 +13,7 @@ values that the loop reads, and `check(config)` its rules across sections.
 
 import dataclasses
 import difflib
+import errno
 import importlib
 import importlib.util
 import inspect
@@ -167,7 +168,9 @@ def unknown(kind: str, name: Any, known: Iterable[str], prefix="") -> str:
 def one_line(error: BaseException) -> str:
   """What an exception says, without its line breaks."""
   if isinstance(error, FileNotFoundError) and error.filename is not None:
-    return f"no file {os.fspath(error.filename)!r}"
+    if error.strerror == os.strerror(errno.ENOENT):
+      return f"no file {os.fspath(error.filename)!r}"
+    return f"{os.fspath(error.filename)}: {error.strerror}"
   return " ".join(str(error).split())
 
 

@@ -2,7 +2,8 @@
 
 On a terminal the line is redrawn in place; elsewhere (a file, a pipe) plain
 lines come at most every two seconds. Text that a model wrote is shown as it is:
-never as markup, never as a terminal's control codes.
+never as markup, never as a terminal's control codes. A run goes on without
+those who look at it: what is written to a closed pipe or terminal is dropped.
 """
 
 import contextlib
@@ -16,6 +17,58 @@ from typing import Any
 PERIOD = 2.0  # Seconds between plain progress lines.
 LIMIT = 2000  # Characters of a completion that are shown.
 MEGABYTE = 1_000_000
+
+
+class Lasting:
+  """A text stream that writes to nowhere once its reader is gone."""
+
+  def __init__(self, stream: Any):
+    self._stream = stream
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
+
+  def write(self, text: str) -> int:
+    """`write` of the stream, or nothing."""
+    try:
+      return self._stream.write(text)
+    except OSError:
+      self._give_up()
+      return len(text)
+
+  def flush(self) -> None:
+    """`flush` of the stream, or nothing."""
+    try:
+      self._stream.flush()
+    except OSError:
+      self._give_up()
+
+  def _give_up(self) -> None:
+    """Sends what the process writes there, libraries included, to nowhere."""
+    _open_null(self._stream.fileno())
+
+
+def outlive_streams() -> None:
+  """Lets the process go on when its standard streams are closed, or will be.
+
+  The number of a stream that was closed before the start would be given to the
+  next file that is opened, and be written to by mistake.
+  """
+  for number, name in enumerate(("stdin", "stdout", "stderr")):
+    try:
+      os.fstat(number)
+    except OSError:
+      _open_null(number)
+    if getattr(sys, name) is None:
+      setattr(sys, name, open(number, "w" if number else "r", closefd=False))
+  sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
+
+
+def _open_null(number: int) -> None:
+  null = os.open(os.devnull, os.O_RDWR)
+  if null != number:
+    os.dup2(null, number)
+    os.close(null)
 
 
 class Console:

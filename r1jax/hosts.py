@@ -3,7 +3,7 @@
 Every host runs the same command, and all do the same things in the same order.
 What they tell each other outside XLA's programs goes through the coordination
 service of `jax.distributed`, which host 0 keeps: who is alive, what went wrong,
-and the few things that host 0 alone can know.
+and the few things that host 0 alone can know. Whoever waits says for whom.
 
     with hosts.job():   # Joins; a host that fails in here ends all of them.
       while ...:
@@ -13,6 +13,7 @@ A host here is one process of the job; a machine may run several.
 """
 
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -20,21 +21,22 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 
-from r1jax import interrupt
+from r1jax import interrupt, rendezvous, service
 
 Value = TypeVar("Value")
 
-MEETING = 300  # Seconds that the first host waits for the last.
+MEETING = 300.0  # Seconds that the first host waits for the last.
+PERIOD = 5.0  # Seconds between two words on what is awaited.
 BEAT = 1.0  # Seconds between two signs of life.
 SILENCE = 25.0  # Seconds without one after which a host is taken for dead.
 WAIT = 3600.0  # Seconds that a host waits for what the others bring.
-_FAILURE, _BEATS, _NAMES, _VALUES = (
-  f"r1jax/{kind}" for kind in ("failure", "beats", "names", "values")
+_FAILURE, _BEATS, _NAMES, _VALUES, _FACTS = (
+  f"r1jax/{kind}" for kind in ("failure", "beats", "names", "values", "facts")
 )
 
 
@@ -44,6 +46,9 @@ class _State:
   joined = False
   failing = False  # This host has an error of its own.
   shared = 0  # Values that host 0 has told.
+  compared = 0  # Times that facts were compared.
+  answered = 0.0  # When the service, which host 0 keeps, last did.
+  keeper = "host 0"  # With its name, once it is known.
   watch: threading.Thread
 
 
@@ -136,6 +141,34 @@ def all_gather(array: np.ndarray | np.generic) -> np.ndarray:
   return gathered.view(array.dtype).reshape(-1, *array.shape)
 
 
+def compare(facts: Mapping[str, Any]) -> None:
+  """Raises ValueError that names the first fact that is not host 0's.
+
+  All hosts must call it, at the same places of their programs. What only looks
+  alike, a list and a tuple, is the same.
+  """
+  if not _State.joined:
+    return
+  import jax
+
+  _State.compared += 1
+  own = json.loads(json.dumps(dict(facts), default=str))
+  key = f"{_FACTS}/{_State.compared}"
+  if is_first():
+    service.client().key_value_set(key, json.dumps(own))
+    return
+  first = json.loads(_get(key, "its config, code and data"))
+  for name in sorted(own.keys() | first.keys()):
+    if (here := own.get(name, "absent")) != (
+      there := first.get(name, "absent")
+    ):
+      raise ValueError(
+        f"the hosts differ in {name}: it is {here!r:.200} on "
+        f"{_who(jax.process_index())} and {there!r:.200} on {_State.keeper}; "
+        "start all with the same command, code and data"
+      )
+
+
 def from_first(make: Callable[[], Value]) -> Value:
   """What `make` gives on host 0, as JSON has it, on every host.
 
@@ -146,9 +179,19 @@ def from_first(make: Callable[[], Value]) -> Value:
   _State.shared += 1
   key = f"{_VALUES}/{_State.shared}"
   if is_first():
-    _client().key_value_set(key, json.dumps(make()))
-  text = _client().blocking_key_value_get(key, int(WAIT * 1000))
-  return json.loads(text)
+    service.client().key_value_set(key, json.dumps(make()))
+  return json.loads(_get(key, "what it alone knows"))
+
+
+def _get(key: str, what: str) -> str:
+  """What host 0 sets; a wait for it says so, and can be interrupted."""
+  began = time.monotonic()
+  while (value := service.get(key, PERIOD)) is None:
+    spent = time.monotonic() - began
+    if spent > WAIT:
+      raise ValueError(f"waited {WAIT:.0f} s for {_State.keeper}: {what}")
+    _say(f"waiting for {_State.keeper}: {what}, {spent:.0f} s")
+  return value
 
 
 def leave(code: Any) -> None:
@@ -166,11 +209,25 @@ def _join(arguments: dict[str, Any]) -> None:
   # It would take SIGTERM away from `interrupt`.
   jax.config.update("jax_enable_preemption_service", False)
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  address, count, own, devices = service.place(arguments, MEETING)
+  if count > 1:
+    rendezvous.meet(
+      address,
+      count,
+      own,
+      say=_say,
+      bind=os.environ.get("JAX_COORDINATOR_BIND_ADDRESS"),
+      seconds=MEETING,
+    )
+  service.on_loss(functools.partial(_lose, address))
   try:
     # JAX's own heartbeats name a host by its number alone; ours come first.
     jax.distributed.initialize(
-      **arguments,
-      initialization_timeout=MEETING,
+      address,
+      count,
+      own,
+      devices,
+      initialization_timeout=int(MEETING),
       heartbeat_timeout_seconds=4 * int(SILENCE),
     )
   except (RuntimeError, ValueError) as error:
@@ -183,11 +240,22 @@ def _join(arguments: dict[str, Any]) -> None:
   if not _State.joined:
     return
   name = f"{socket.gethostname()}, process {os.getpid()}"
-  _client().key_value_set(f"{_NAMES}/{jax.process_index()}", name)
+  service.client().key_value_set(f"{_NAMES}/{own}", name)
+  _get(f"{_NAMES}/0", "its name")
+  _State.keeper, _State.answered = _who(0), time.monotonic()
   _State.watch = threading.Thread(
     target=_watch, args=(jax.process_index(), jax.process_count()), daemon=True
   )
   _State.watch.start()
+  if own:
+    threading.Thread(target=_await_service, daemon=True).start()
+
+
+def _lose(address: str) -> None:
+  """Ends this process in one line when JAX's service would abort it."""
+  if service.is_there(address):
+    _fall(f"JAX's coordination service, on {_State.keeper}, gave this host up")
+  _fall(f"{_State.keeper} is gone, and the job with it")
 
 
 def _part() -> None:
@@ -200,66 +268,66 @@ def _part() -> None:
   _State.watch.join()  # Python must not end while it is in a call.
 
 
-def _client() -> Any:
-  """The coordination service; JAX has no public way to its messages."""
-  from jax._src import distributed
-
-  return distributed.global_state.client
-
-
 def _watch(own: int, count: int) -> None:
   """Gives signs of life, looks for those of others, and for bad news."""
-  client = _client()
+  client = service.client()
   heard = {host: ("", time.monotonic()) for host in range(count)}
-  lost, beats = None, 0
+  beats = 0
   while _State.joined:
     time.sleep(BEAT)
     beats += 1
-    try:
+    with contextlib.suppress(Exception):  # `_await_service` deals with it.
       client.key_value_set(f"{_BEATS}/{own}", str(beats), allow_overwrite=True)
-      if (failure := _failure(client)) and not _State.failing:
+      if (failure := service.try_get(_FAILURE)) and not _State.failing:
         _outlive(own)
         _fall(failure)
       if own == 0:
         _listen(client, heard)
-      lost = None
-    except Exception as error:  # Host 0 keeps the service; JAX aborts then.
-      lost = lost or time.monotonic()
-      if _State.joined and time.monotonic() - lost > SILENCE / 2:
-        _fall(f"host 0 is gone: {str(error)[:100]}")
+      _State.answered = time.monotonic()
+
+
+def _await_service() -> None:
+  """Notices when host 0, which keeps the service, does not answer.
+
+  A question to a process that stands still is never answered, so that it must
+  be another thread than the one that asks.
+  """
+  while _State.joined:
+    time.sleep(PERIOD)
+    silent = time.monotonic() - _State.answered
+    if _State.joined and silent > SILENCE:
+      _fall(f"{_State.keeper}: no answer for {silent:.0f} s")
+    if _State.joined and silent > PERIOD:
+      _say(f"waiting for {_State.keeper}: no answer for {silent:.0f} s")
 
 
 def _listen(client, heard: dict[int, tuple[str, float]]) -> None:
   """Notes who gave a sign of life, and reports who has not for too long."""
+  now = time.monotonic()
   for key, beat in client.key_value_dir_get(_BEATS):
     host = int(key.rpartition("/")[2])
     if heard[host][0] != beat:
-      heard[host] = beat, time.monotonic()
+      heard[host] = beat, now
   for host, (_, last) in heard.items():
-    if time.monotonic() - last > SILENCE:
-      _report(f"{_who(host)}: no sign of life for {SILENCE:.0f} s")
-
-
-def _failure(client) -> str | None:
-  """What the first host that failed has said."""
-  try:
-    return client.key_value_try_get(_FAILURE)
-  except Exception as error:
-    if "NOT_FOUND" in str(error):
-      return None
-    raise
+    silent = now - last
+    if silent > SILENCE:
+      _report(f"{_who(host)}: no sign of life for {silent:.0f} s")
+    elif silent > PERIOD and silent % PERIOD < BEAT:
+      _say(f"waiting for {_who(host)}: no sign of life for {silent:.0f} s")
 
 
 def _report(text: str) -> None:
   """Tells all hosts what went wrong; the first to tell is believed."""
   with contextlib.suppress(Exception):
-    _client().key_value_set(_FAILURE, text)
+    service.client().key_value_set(_FAILURE, text)
 
 
 def _who(host: int) -> str:
   try:
-    name = _client().key_value_try_get(f"{_NAMES}/{host}")
-  except Exception:  # It died before it said its name.
+    name = service.try_get(f"{_NAMES}/{host}")
+  except Exception:  # The service does not answer.
+    name = None
+  if name is None:  # It died before it said its name.
     return f"host {host}"
   return f"host {host} ({name})"
 
@@ -288,18 +356,26 @@ def _outlive(own: int) -> None:
 
 @contextlib.contextmanager
 def _limit(what: str) -> Iterator[None]:
-  """A wait for the other hosts that does not last for ever."""
+  """A wait for the other hosts that says so, and does not last for ever."""
+  done = threading.Event()
 
-  def expire():
-    _fall(f"waited {WAIT:.0f} s for {what}")
+  def watch():
+    began = time.monotonic()
+    while not done.wait(2 * PERIOD):
+      spent = time.monotonic() - began
+      if spent > WAIT:
+        _fall(f"waited {WAIT:.0f} s for {what}")
+      _say(f"waiting for {what}, {spent:.0f} s")
 
-  timer = threading.Timer(WAIT, expire)
-  timer.daemon = True
-  timer.start()
+  threading.Thread(target=watch, daemon=True).start()
   try:
     yield
   finally:
-    timer.cancel()
+    done.set()
+
+
+def _say(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
 
 
 def _fall(reason: str) -> None:

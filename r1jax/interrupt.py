@@ -11,8 +11,10 @@
           checkpoint.save(...)
         raise
 
-A second signal, while the first is still being dealt with, ends the process at
-once: what was done since the last checkpoint is lost, and it says so.
+A second SIGINT or SIGTERM, while the first is still being dealt with, ends the
+process at once, even one that is waiting in a library's own code: what was done
+since the last checkpoint is lost, and it says so. A second SIGHUP does not: the
+shell and the system may both send one when a terminal is closed.
 """
 
 import contextlib
@@ -22,11 +24,11 @@ import sys
 import threading
 from collections.abc import Iterator
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-  """Raised by SIGINT or SIGTERM under `guard`.
+  """Raised by a signal under `guard`.
 
   Like KeyboardInterrupt it is no Exception, so that no library swallows it.
   """
@@ -48,41 +50,74 @@ class _State:
 def _handle(signum, frame):
   del frame
   if _State.received is not None:
-    os.write(
-      2,
-      b"\nstopped at once, before a checkpoint could be written: "
-      b"the work since the last one is lost\n",
-    )
-    os._exit(128 + signum)
+    return  # `_watch` deals with it.
   _State.received = signum
   if _State.held:
-    os.write(2, b"\nstopping together with the other hosts ...\n")
+    _say("stopping together with the other hosts ...")
   elif _State.depth:
-    os.write(2, b"\nstopping as soon as this update is saved ...\n")
+    _say("stopping as soon as this update is saved ...")
   else:
     raise Interrupted(signum)
 
 
+def _watch(pipe: int) -> None:
+  """Reads which signals arrive, and ends the process on the second.
+
+  Python's own handlers must wait for the main thread, which may be in a
+  library's code for long.
+  """
+  stops = 0
+  while byte := os.read(pipe, 1):
+    stops += byte[0] in (signal.SIGINT, signal.SIGTERM)
+    if stops > 1:
+      _say(
+        "stopped at once, before a checkpoint could be written: the work since "
+        "the last one is lost"
+      )
+      os._exit(128 + byte[0])
+  os.close(pipe)
+
+
+def _say(text: str) -> None:
+  with contextlib.suppress(OSError):  # A terminal that is gone.
+    os.write(2, f"\n{text}\n".encode())
+
+
 @contextlib.contextmanager
 def guard() -> Iterator[None]:
-  """Turns SIGINT and SIGTERM into `Interrupted`, in the main thread.
+  """Turns SIGINT, SIGTERM and SIGHUP into `Interrupted`, in the main thread.
 
-  Nested guards are one guard; the old handlers return when it ends.
+  Nested guards are one guard; the old handlers return when it ends. A SIGHUP
+  that is ignored, as under nohup, stays so.
   """
   main = threading.current_thread() is threading.main_thread()
   if _State.guarded or not main:
     yield
     return
   old = {signum: signal.getsignal(signum) for signum in SIGNALS}
+  if old[signal.SIGHUP] == signal.SIG_IGN:
+    del old[signal.SIGHUP]
   _State.guarded, _State.depth, _State.received = True, 0, None
+  arrivals, arrived = os.pipe()
+  os.set_blocking(arrived, False)
+  wakeup = signal.set_wakeup_fd(arrived, warn_on_full_buffer=False)
+  threading.Thread(target=_watch, args=(arrivals,), daemon=True).start()
   try:
-    for signum in SIGNALS:
+    for signum in old:
       signal.signal(signum, _handle)
     yield
   finally:
     for signum, handler in old.items():
       signal.signal(signum, handler)
+    signal.set_wakeup_fd(wakeup)
+    os.close(arrived)
     _State.guarded = False
+
+
+def give_up() -> None:
+  """From here on, nothing is left to save: a signal ends the process."""
+  for signum in SIGNALS:
+    signal.signal(signum, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -110,8 +145,8 @@ def deferred() -> Iterator[None]:
   An exception of the block's own goes first. Outside `guard` it does nothing.
   """
   _raise_swallowed()
+  before = _State.received  # Read first: from the next line on, it may change.
   _State.depth += 1
-  before = _State.received
   try:
     yield
   finally:

@@ -1,9 +1,11 @@
 """What every command sets up in its process before it computes."""
 
 import ctypes
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import pathlib
 
 # Of glibc's <malloc.h>, and what each is set to.
 KEEPING = {
@@ -36,6 +38,17 @@ def enable_compilation_cache() -> None:
   jax.config.update("jax_compilation_cache_dir", folder)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def versions() -> dict[str, str]:
+  """What computes: JAX, and a checksum of this package's own files."""
+  import jax
+
+  digest = hashlib.sha256()
+  folder = pathlib.Path(__file__).parent
+  for file in sorted(folder.rglob("*.py")):
+    digest.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
+  return {"r1jax": digest.hexdigest()[:12], "jax": jax.__version__}
 
 
 def has_accelerator() -> bool:

@@ -290,6 +290,16 @@ def make(mesh: Mesh, axes: Any, fn: Callable, *args: Any) -> Any:
     return jax.jit(fn, out_shardings=split)(*args)
 
 
+def shapes(mesh: Mesh, axes: Any, fn: Callable, *args: Any) -> Any:
+  """What `make` makes of the same arguments, as shapes: nothing is computed."""
+  made = jax.eval_shape(fn, *args)
+  return jax.tree.map(
+    lambda x, split: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split),
+    made,
+    shardings(mesh, axes, made),
+  )
+
+
 def place(tree: Tree, shardings: Any) -> Tree:
   """`tree` on the devices; every leaf as its sharding says.
 

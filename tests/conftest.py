@@ -32,6 +32,14 @@ def quick_to_compile():
   jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture(scope="module")
+def module_quick_to_compile():
+  """The same for all of a module, the fixtures that it shares included."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def random_params():
   """`random_params(sizes)`: a model's first parameters, without compiling."""
@@ -92,7 +100,7 @@ def write_tokenizer():
 
 @pytest.fixture
 def python():
-  """Runs Python in the repository: `python("-m", "r1jax.main", ...)`."""
+  """Runs Python in the repository: `python("-m", "r1jax", "train", ...)`."""
 
   def run(*arguments, env=None, timeout=120, cwd=ROOT):
     return subprocess.run(

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax import checkpoint
+from r1jax import checkpoint, workdir
 from r1jax.types import RLState, TrainState
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -101,17 +101,59 @@ def test_the_newest_wins_and_old_ones_go(tmp_path):
   assert folders == ["10", "11"]
 
 
+def save_scored(workdir, scores):
+  """Checkpoints of these steps, each evaluated once it was saved."""
+  for step, score in scores:
+    checkpoint.save(workdir, step, {"x": np.ones(3)})
+    if score is not None:
+      checkpoint.write_score(workdir, step, score)
+
+
+def kept(workdir):
+  return sorted(p.name for p in (workdir / "checkpoints").glob("[0-9]*"))
+
+
 def test_the_best_stays(tmp_path):
-  for step, score in ((1, 0.2), (2, 0.7), (3, None), (4, 0.5), (5, 0.1)):
-    checkpoint.save(tmp_path, step, {"x": np.ones(3)}, score=score)
+  scores = (1, 0.2), (2, 0.7), (3, None), (4, 0.5), (5, math.nan)
+  save_scored(tmp_path, scores)
   assert checkpoint.best_step(tmp_path) == 2
-  folders = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-  assert folders == ["2", "4", "5"]
-  for step, score in ((6, 0.9), (7, None), (8, 0.3)):
-    checkpoint.save(tmp_path, step, {"x": np.ones(3)}, score=score)
+  assert kept(tmp_path) == ["2", "4", "5"]
+  save_scored(tmp_path, [(6, 0.9), (7, None), (8, 0.3)])
   assert checkpoint.best_step(tmp_path) == 6
-  folders = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-  assert folders == ["6", "7", "8"]
+  assert kept(tmp_path) == ["6", "7", "8"]
+
+
+def test_a_score_may_come_long_after_its_checkpoint(tmp_path):
+  """Also from another process, for a step that was saved before."""
+  save_scored(tmp_path, [(1, 0.1), (2, None), (3, None)])
+  checkpoint.write_score(tmp_path, 2, 0.8)
+  save_scored(tmp_path, [(4, 0.2), (5, 0.3)])
+  assert checkpoint.best_step(tmp_path) == 2
+  assert kept(tmp_path) == ["2", "4", "5"]
+
+
+def test_scores_outlive_checkpoints_and_go_back_with_the_run(tmp_path):
+  assert checkpoint.read_scores(tmp_path) == {}
+  checkpoint.drop_scores(tmp_path, None)
+  assert not (tmp_path / "checkpoints").exists()
+  checkpoint.write_score(tmp_path, 0, 0.25)  # The base has no checkpoint.
+  save_scored(tmp_path, [(2, 0.5), (4, 1.0), (6, 0.0), (8, 0.0)])
+  scores = {0: 0.25, 2: 0.5, 4: 1.0, 6: 0.0, 8: 0.0}
+  assert checkpoint.read_scores(tmp_path) == scores
+  checkpoint.drop_scores(tmp_path, 4)
+  assert checkpoint.read_scores(tmp_path) == {0: 0.25, 2: 0.5, 4: 1.0}
+  like = {"x": np.zeros(3)}
+  assert checkpoint.restore(tmp_path, like)["x"].tolist() == [1, 1, 1]
+  checkpoint.drop_scores(tmp_path, None)
+  assert checkpoint.read_scores(tmp_path) == {}
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"2": [1]}', '{"two": 1}'])
+def test_a_damaged_file_of_scores_is_one_line(tmp_path, text):
+  checkpoint.write_score(tmp_path, 2, 0.5)
+  (tmp_path / "checkpoints" / "scores.json").write_text(text)
+  with pytest.raises(ValueError, match=r"scores.json is damaged .*delete it"):
+    checkpoint.read_scores(tmp_path)
 
 
 def test_what_was_tampered_with_is_not_believed(tmp_path, caplog):
@@ -136,20 +178,14 @@ def test_lost_rows_of_metrics_are_told(tmp_path, caplog):
   assert "metrics.jsonl" in caplog.text and "step 2" in caplog.text
 
 
-def test_checkpoints_may_lie_elsewhere(tmp_path):
+def test_checkpoints_may_be_elsewhere(tmp_path):
   here, there = tmp_path / "run", tmp_path / "bucket"
-  checkpoint.keep_at(here, str(there))
+  workdir.prepare(here, str(there))
   checkpoint.save(here, 3, {"train": {"params": {"w": np.ones(3)}}})
   assert checkpoint.latest_step(here) == 3
   assert (there / "checkpoints" / "3").is_dir()
   assert not (here / "checkpoints").exists()
   assert checkpoint.load_params(here)["w"].tolist() == [1, 1, 1]
-
-
-def test_a_bucket_without_its_package_is_one_line(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, "gcsfs", None)
-  with pytest.raises(ValueError, match="gs://bucket/run needs .* gcsfs"):
-    checkpoint.keep_at(tmp_path, "gs://bucket/run")
 
 
 def test_another_mesh_reads_it(tmp_path):
@@ -192,7 +228,7 @@ def test_saved_buffers_may_be_donated(tmp_path):
 
 RESTORES = """
   import sys, numpy as np
-  from r1jax import checkpoint
+  from r1jax import checkpoint, workdir
   like = {"x": np.zeros((40, 50), np.float32), "y": np.zeros(3, np.float32)}
   try:
     print(checkpoint.restore(sys.argv[1], like)["x"].max())
@@ -282,7 +318,7 @@ def test_params_alone(tmp_path):
 
 SAVES = """
   import sys, numpy as np
-  from r1jax import checkpoint
+  from r1jax import checkpoint, workdir
   step = checkpoint.latest_step(sys.argv[1]) or 0
   while True:
     step += 1

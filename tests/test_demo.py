@@ -32,7 +32,8 @@ def command(workdir, overrides, variant=""):
   return [
     sys.executable,
     "-m",
-    "r1jax.main",
+    "r1jax",
+    "train",
     f"--config=experiments/demo.py{variant}",
     f"--workdir={workdir}",
     *(f"--config.{key}={value}" for key, value in overrides.items()),
@@ -62,6 +63,21 @@ def rows_without_times(workdir):
     for row in metrics.read(str(workdir))
   ]
   return sorted(rows, key=lambda row: (row["step"], "round" in row))
+
+
+@pytest.mark.demo
+def test_half_of_the_demo_learns(tmp_path):
+  """The command of `make demo`, with fewer updates and a smaller exam."""
+  half = {
+    "num_steps": 44,
+    "evaluation.every": 44,
+    "evaluation.problems": 64,
+    "evaluation.samples": 4,
+  }
+  summary = run(tmp_path, half)
+  assert summary["zero_pass_at_1"] >= summary["base_pass_at_1"] + 0.15
+  assert summary["zero_mean_length"] > summary["base_mean_length"]
+  assert (tmp_path / "report.html").exists()
 
 
 @pytest.mark.soak

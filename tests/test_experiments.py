@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from r1jax import config, models
+from r1jax import config
 from r1jax.models import transformer
+from r1jax.training import models
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "experiments").rglob("*.py"))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import config, data, metrics, models, rewards, sharding
+from r1jax import config, data, metrics, rewards, sharding
 from r1jax.data import templates, tokenizer
 from r1jax.data.packing import unpack
 from r1jax.data.split import in_test
@@ -15,7 +15,7 @@ from r1jax.losses.aggregation import completion_mean
 from r1jax.models import transformer
 from r1jax.models.presets import PRESETS, preset
 from r1jax.rollouts.engine import Engine, make_engine
-from r1jax.training import evaluate, grpo
+from r1jax.training import evaluate, grpo, models
 from r1jax.training.evaluate import completions
 from r1jax.training.experience import pack_minibatch
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Rollout

@@ -140,6 +140,84 @@ def test_the_second_signal_ends_it_at_once():
     assert "work since the last one is lost" in process.stderr.read()
 
 
+STUCK = """
+  import ctypes
+  from r1jax import interrupt
+  lock = ctypes.create_string_buffer(64)  # A mutex of the C library.
+  libc = ctypes.CDLL(None)
+  libc.pthread_mutex_lock(lock)
+  with interrupt.guard(), interrupt.held():
+    print("ready", flush=True)
+    libc.pthread_mutex_lock(lock)  # For ever.
+"""
+
+
+def test_the_second_signal_ends_what_hangs_in_a_library():
+  with subprocess.Popen(
+    [sys.executable, "-c", textwrap.dedent(STUCK)],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
+    assert process.stdout.readline().strip() == "ready"
+    time.sleep(0.5)  # It is in the call by then, or about to be.
+    for _ in range(2):
+      process.send_signal(signal.SIGTERM)
+      time.sleep(0.2)
+    assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert "work since the last one is lost" in process.stderr.read()
+
+
+def test_a_terminal_that_closes_twice_interrupts_once():
+  with pytest.raises(interrupt.Interrupted) as stop:
+    with interrupt.guard():
+      try:
+        send(signal.SIGHUP)
+      except interrupt.Interrupted:
+        send(signal.SIGHUP)
+        send(signal.SIGTERM)  # The first of its kind.
+        raise
+  assert stop.value.signum == signal.SIGHUP
+
+
+def test_nohup_is_respected():
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with interrupt.guard():
+      send(signal.SIGHUP)
+  finally:
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_that_comes_as_a_block_begins_is_not_lost():
+  """At every line of `deferred`, and of the block."""
+  code = interrupt.deferred.__wrapped__.__code__
+  lines = {line for *_, line in code.co_lines() if line}
+  for moment in sorted(lines - {code.co_firstlineno}):
+
+    def trace(frame, event, _, moment=moment):
+      if frame.f_code is code:
+        if event == "line" and frame.f_lineno == moment:
+          sys.settrace(None)
+          frame.f_trace = None
+          send()
+        return trace
+
+    reached = []
+    with pytest.raises(interrupt.Interrupted):
+      with interrupt.guard():
+        sys.settrace(trace)
+        try:
+          with interrupt.deferred():
+            pass
+        finally:
+          reached.append(sys.gettrace() is None)
+          sys.settrace(None)
+        if not reached[-1]:
+          raise interrupt.Interrupted  # A line that is not on this path.
+
+
 def test_held_a_signal_is_only_noted():
   with interrupt.guard():
     with interrupt.held():

@@ -45,13 +45,13 @@ def test_a_dry_run_shows_the_one_command(script):
     (line,) = (x for x in shown.splitlines() if "command:" in x)
     words = json.loads(line.partition(":")[2])
   else:
-    (line,) = (x for x in shown.splitlines() if "r1jax.main" in x)
+    (line,) = (x for x in shown.splitlines() if "r1jax train" in x)
     if script == "tpu.sh":
       line = shlex.split(line)[-1].removeprefix("--command=")
     words = shlex.split(line.partition(" ||")[0])
   at = words.index("-m")
   assert words[at - 1].endswith("python")
-  assert words[at:] == ["-m", "r1jax.main", *FLAGS]
+  assert words[at:] == ["-m", "r1jax", "train", *FLAGS]
 
 
 @pytest.mark.parametrize("script", sorted(ARGUMENTS))

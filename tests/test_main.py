@@ -33,6 +33,8 @@ def train(config, workdir, *, profile=None, sinks=(), replay=None):
     raise ValueError("line one\\n line two")
   if config.mode == "file":
     open("/nowhere/data.jsonl")
+  if config.mode == "full":
+    raise OSError(28, "No space left on device")
   if config.mode == "cache":
     import jax
     print(jax.config.jax_compilation_cache_dir)
@@ -70,9 +72,10 @@ def sweep():
 """
 
 DRIVER = """
-from r1jax import config, main
+from r1jax import config
+from r1jax.tools import train
 config.LOOPS["fake"] = "fake_loop"
-main.run()
+train.run("python -m r1jax train")
 """
 
 
@@ -159,6 +162,23 @@ def command(tmp_path, python):
     ),
     (["--config=c.py:input", "--workdir=w"], "line one line two"),
     (["--config=c.py:file", "--workdir=w"], "no file '/nowhere/data.jsonl'"),
+    (
+      ["--config=c.py:full", "--workdir=w"],
+      "w: No space left on device; free some space, then run the same command",
+    ),
+    (
+      ["--config=c.py", "--workdir=c.py"],
+      "cannot write to --workdir: c.py: File exists; a file is in its place",
+    ),
+    (
+      ["--config=c.py", "--workdir=w", "--bucket=c.py/bucket"],
+      "cannot write to c.py/bucket: ",
+    ),
+    (
+      ["--config=c.py", "--num_processes=2", "--process_id=2"]
+      + ["--coordinator_address=localhost:1"],
+      "--process_id is 2, but with --num_processes=2 it is one of 0 to 1",
+    ),
   ],
   ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -228,7 +248,7 @@ def test_a_stopped_run_says_how_to_go_on(command, name, code):
   last = done.stderr.strip().splitlines()[-1]
   assert last.startswith("stopped at step 7; to go on, run the same command: ")
   assert last.endswith(
-    "python -m r1jax.main --config=c.py:stop '--workdir=a b'"
+    "python -m r1jax train --config=c.py:stop '--workdir=a b'"
   )
   assert "Traceback" not in done.stderr
 
@@ -243,7 +263,7 @@ def test_a_run_stopped_early_says_so(command):
 
 def test_help_is_not_an_error_report():
   done = subprocess.run(
-    [sys.executable, "-m", "r1jax.main", "--help"],
+    [sys.executable, "-m", "r1jax", "train", "--help"],
     cwd=ROOT,
     capture_output=True,
     text=True,

@@ -3,7 +3,10 @@
 To add a dataset: write a module with `load`, and name it in DATASETS.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from r1jax.data import mixture, order, problems, reasoning_gym, worked
 from r1jax.types import Example
@@ -16,6 +19,8 @@ DATASETS: dict[str, Callable | Mapping[str, Callable]] = {
 DATASETS["mixture"] = {
   name: mixture.of_mixture(load) for name, load in DATASETS.items()
 }
+
+PROBES = 16
 
 
 def load(name: str = "", **section) -> Sequence[Example]:
@@ -41,6 +46,29 @@ def load(name: str = "", **section) -> Sequence[Example]:
     except ValueError as error:
       raise ValueError(f"dataset.mixture.{label}: {error}") from error
   return mixture.Mixture(parts)
+
+
+def content_hash(dataset: Sequence[Example]) -> str:
+  """A checksum of the examples, of all that are in memory.
+
+  Of a dataset that makes them when they are read it is of its length and of
+  PROBES of them: its arguments, which the config holds, say what they are.
+  """
+  if isinstance(dataset, mixture.Mixture):
+    parts = {
+      label: [content_hash(part.dataset), [*part.kept]]
+      for label, part in dataset.parts.items()
+    }
+    return _sha256(parts)
+  whole = isinstance(dataset, list | tuple)
+  stride = 1 if whole else max(len(dataset) // PROBES, 1)
+  read = [dataset[i]._asdict() for i in range(0, len(dataset), stride)]
+  return _sha256([len(dataset), read])
+
+
+def _sha256(value: Any) -> str:
+  text = json.dumps(value, sort_keys=True, default=repr)
+  return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def draw(

@@ -9,6 +9,7 @@ from step s drops the rows beyond s, so no step is ever there twice. What each
 name means is in METRICS.
 """
 
+import math
 import os
 import pathlib
 import time
@@ -21,6 +22,7 @@ from r1jax.console import Console
 from r1jax.metrics import rows
 from r1jax.metrics.names import METRICS as METRICS
 from r1jax.metrics.names import describe as describe
+from r1jax.metrics.names import pattern_of as pattern_of
 from r1jax.metrics.performance import machine as machine
 from r1jax.metrics.performance import throughput as throughput
 from r1jax.metrics.reduce import by_domain as by_domain
@@ -67,7 +69,7 @@ class Writer:
       if not update_rows:
         del self._files["updates"]
       self._sinks = [SINKS[name](folder, step) for name in names]
-      past = max((row["time"] for row in read(workdir)), default=0.0)
+      past = max((_time(row) for row in read(workdir)), default=0.0)
     self._began = time.monotonic() - past
     machine()  # Compiling is counted from here on.
     self.console = console or Console(quiet=not self._first)
@@ -112,9 +114,15 @@ class Writer:
 
 
 def read(workdir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-  """The rows of a run so far; a last line cut short by a crash is left out."""
+  """The rows of a run so far; a line that is none of them is left out."""
   path = pathlib.Path(workdir) / name
   return [row for row, _ in rows.lines(path)] if path.exists() else []
+
+
+def _time(row: Mapping[str, Any]) -> float:
+  """Seconds into the run; 0 if the row does not say."""
+  time = row.get("time")
+  return time if isinstance(time, int | float) and math.isfinite(time) else 0.0
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import fnmatch
 # the run's own: a reward, a task, a layer, k.
 METRICS: dict[str, tuple[str, str]] = {
   "reward/mean": ("", "weighted sum of the rewards, mean over completions"),
-  "reward/std": ("", "its standard deviation within a group, mean over groups"),
+  "reward/std": ("", "its standard deviation in a group, mean over groups"),
   "reward/frac_zero_std": ("share", "groups whose rewards are all equal"),
   "reward/frac_all_correct": ("share", "groups that are right every time"),
   "reward/frac_all_wrong": ("share", "groups that are wrong every time"),
@@ -24,7 +24,10 @@ METRICS: dict[str, tuple[str, str]] = {
   "loss/entropy": ("nats", "the entropy bonus times its coefficient, negated"),
   "loss/nll": ("nats", "next-token loss, mean over the tokens it counts"),
   "loss/mtp": ("nats", "the same for the token after, by the MTP block"),
-  "loss/balance": ("", "sequence-wise balance of the experts, unweighted"),
+  "loss/balance": (
+    "",
+    "balance of the experts, mean over tokens; 1 is even",
+  ),
   "kl/ref": ("nats", "k3 against the reference policy, token mean"),
   "kl/old": ("nats", "k3 against the old policy, token mean"),
   "kl/old_k1": ("nats", "k1 against the old policy, token mean; may be < 0"),
@@ -43,7 +46,6 @@ METRICS: dict[str, tuple[str, str]] = {
   "completions/terminated_max_length": ("tokens", "of those with an EOS"),
   "completions/clipped_ratio": ("share", "cut at the token limit"),
   "completions/eos_frac": ("share", "ended by the policy itself"),
-  "completions/lang_consistency": ("share", "words in the prompt's language"),
   "completions/tasks/*/accuracy": ("share", "completions of a task, if right"),
   "domain/*/reward": ("", "weighted sum of the rewards in a domain, mean"),
   "domain/*/accuracy": ("share", "right completions of a domain, of graded"),
@@ -66,11 +68,11 @@ METRICS: dict[str, tuple[str, str]] = {
   "gen/num_gen_batches": ("", "batches sampled to fill the round"),
   "gen/discarded_samples": ("", "completions sampled but not learned from"),
   "gen/idle_frac": ("share", "of the sampler, waiting for the longest shard"),
-  "gen/staleness_mean": ("steps", "age of the policy that sampled"),
   "optim/grad_norm": ("", "global norm of the gradient before clipping"),
-  "optim/lr": ("", "learning rate"),
+  "optim/lr": ("", "learning rate of the update"),
   "optim/update_norm": ("", "global norm of the change of the parameters"),
-  "optim/skipped": ("steps", "skipped in a row: the gradient was not finite"),
+  "optim/idle": ("", "updates without a token that teaches: nothing moved"),
+  "optim/skipped": ("share", "updates skipped: the gradient was not finite"),
   "perf/tokens_per_s": ("tokens/s", "sampled tokens over the round's time"),
   "perf/tokens_per_s_per_device": ("tokens/s", "the same, per device"),
   "perf/mfu": ("share", "model FLOPs over what the devices could do"),
@@ -95,18 +97,10 @@ METRICS: dict[str, tuple[str, str]] = {
   "data/epoch/*": ("", "passes over a part of the mixture so far"),
   "data/tokens": ("tokens", "sampled in the round"),
   "data/pack_fill": ("share", "slots of the packed rows that hold a token"),
-  "data/pack_spread": (
-    "",
-    "tokens of the fullest microbatch of a device over the mean, less 1",
-  ),
-  "data/round": ("", "rounds so far"),
-  "data/prompts_seen": ("", "prompts drawn so far, discarded ones included"),
-  "data/tokens_seen": ("tokens", "sampled, or read, so far"),
+  "data/pack_spread": ("", "tokens of the fullest packed row over the mean"),
+  "data/prompts_seen": ("", "prompts learned from so far, repeats included"),
   "reward_infra/timeout_count": ("", "grades that ran out of time"),
-  "reward_infra/error_count": ("", "grades that raised"),
   "reward_infra/crash_count": ("", "grades that raised, or died"),
-  "reward_infra/none_count": ("", "completions without a grade"),
-  "eval/nll": ("nats", "next-token loss on held-out documents"),
   "eval/*/pass@1": ("share", "mean over problems of the share that is right"),
   "eval/*/pass@1_stderr": ("share", "its standard error, over problems"),
   "eval/*/pass@*": ("share", "unbiased estimate of one of k being right"),
@@ -114,12 +108,19 @@ METRICS: dict[str, tuple[str, str]] = {
   "eval/*/mean_length": ("tokens", "sampled tokens, EOS included"),
   "eval/*/truncated": ("share", "cut at the token limit"),
   "eval/*/unparsed": ("share", "no answer could be read"),
+  "eval/*/format": ("share", "in the template's format"),
+  "eval/*/guess_share": ("share", "bare guesses, without a step"),
+  "eval/*/best_style_pass@1": ("share", "pass@1 of the best style of working"),
 }
+
+
+def pattern_of(name: str) -> str | None:
+  """The key of METRICS that stands for a metric; None if there is none."""
+  if name in METRICS:
+    return name
+  return next((p for p in METRICS if fnmatch.fnmatchcase(name, p)), None)
 
 
 def describe(name: str) -> tuple[str, str] | None:
   """Unit and definition of a metric; None if METRICS does not know it."""
-  if name in METRICS:
-    return METRICS[name]
-  patterns = (p for p in METRICS if fnmatch.fnmatchcase(name, p))
-  return METRICS.get(next(patterns, ""))
+  return METRICS.get(pattern_of(name) or "")

@@ -1,5 +1,10 @@
-"""Files of JSON rows, each with its step, that a run can go back in."""
+"""Files of JSON rows, each with its step, that a run can go back in.
 
+A line that is no such row, whoever wrote it, is left out with a warning; what
+follows it counts. A last line that a crash cut short is left out in silence.
+"""
+
+import errno
 import json
 import math
 import numbers
@@ -9,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 
 class Rows:
@@ -23,13 +29,31 @@ class Rows:
     self._path, self._file = path, None
 
   def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Adds rows; what JSON has no number for becomes null."""
+    """Adds rows; what JSON has no number for becomes null.
+
+    Raises FileNotFoundError if the file is not where it was: nothing that is
+    written from then on would be found.
+    """
     if self._file is None:
       self._file = open(self._path, "a", encoding="utf-8")
+    elif not self._is_in_place():
+      raise FileNotFoundError(
+        errno.ENOENT,
+        "removed or replaced while the run was writing to it; run the command "
+        "again, with another --workdir if this one is no longer wanted",
+        str(self._path),
+      )
     for row in rows:
       row = {name: finite(value) for name, value in row.items()}
       self._file.write(json.dumps(row) + "\n")
     self._file.flush()
+
+  def _is_in_place(self) -> bool:
+    try:
+      there = os.stat(self._path)
+    except OSError:
+      return False
+    return os.path.samestat(there, os.fstat(self._file.fileno()))
 
   def close(self) -> None:
     """Closes the file, if any row was added."""
@@ -39,16 +63,26 @@ class Rows:
 
 
 def lines(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-  """Whole rows of a file, with their bytes, up to the first broken line."""
+  """The rows of a file, with their bytes."""
   with open(path, "rb") as file:
-    for line in file:
+    for number, line in enumerate(file, 1):
       if not line.endswith(b"\n"):
         return
-      try:
-        row = json.loads(line)
-      except ValueError:
-        return
-      yield row, line
+      if (row := _row(line)) is None:
+        logging.warning("%s:%d: no row of a run; left out", path, number)
+      else:
+        yield row, line
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+  """What the line holds, if that is an object with a step."""
+  try:
+    row = json.loads(line)
+  except (ValueError, RecursionError):
+    return None
+  step = row.get("step") if isinstance(row, dict) else None
+  is_step = isinstance(step, int) and not isinstance(step, bool)
+  return row if is_step else None
 
 
 def truncate(path: pathlib.Path, step: int | None) -> None:

@@ -3,6 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Iterable
+from typing import Any
+
+import jax.numpy as jnp
+
+FLOATS = ("float32", "bfloat16", "float16")  # Of weights and activations.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,9 +166,10 @@ class ModelConfig:
   mtp_depth: int = 0  # Tokens predicted beyond the next one.
   init_scale: float = 0.02  # Standard deviation of the initial weights.
 
-  # How it runs: none of this changes what is computed, but for rounding.
-  compute_dtype: str = "float32"  # Of activations and matmuls.
-  logits_dtype: str = "float32"
+  # How it runs: none of this changes what is computed, but for rounding. A
+  # dtype is given as `jnp.dtype` takes it, and kept as its name.
+  compute_dtype: Any = "float32"  # Of activations and matmuls.
+  logits_dtype: Any = "float32"
   scan: bool = False  # Depth by a scan; else a loop.
   remat: str = "none"  # What the gradient makes again; see `remat`.
   moe_chunk: int = 8192  # Tokens of a device whose experts' buffers exist.
@@ -174,6 +180,9 @@ class ModelConfig:
 
   def __post_init__(self):
     """Refuses sizes that no model can have."""
+    for name in ("compute_dtype", "logits_dtype"):
+      value = float_name(getattr(self, name), name)
+      object.__setattr__(self, name, value)
     if not 0 <= self.num_dense_layers <= self.num_layers:
       raise ValueError(
         f"num_dense_layers {self.num_dense_layers} is not within "
@@ -221,6 +230,24 @@ class ModelConfig:
 _FIELDS = [field.name for field in dataclasses.fields(ModelConfig)]
 # The fields that say how a model runs, not what it is.
 HOW = tuple(_FIELDS[_FIELDS.index("compute_dtype") :])
+
+
+def float_name(dtype: Any, name: str = "dtype") -> str:
+  """The name of a dtype of parameters or activations.
+
+  Args:
+    dtype: whatever `jnp.dtype` takes: "bfloat16", `jnp.bfloat16`, ...
+    name: of the argument, for the message.
+
+  Raises ValueError unless it is one of FLOATS.
+  """
+  try:
+    found = jnp.dtype(dtype).name
+  except TypeError:
+    found = None
+  if found not in FLOATS:
+    raise ValueError(f"{name} {dtype!r} is none of {', '.join(FLOATS)}")
+  return found
 
 
 def _even(name: str, size: int) -> None:

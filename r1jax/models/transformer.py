@@ -24,8 +24,6 @@ from r1jax.models.moe import Load, moe
 from r1jax.models.remat import rematerialised
 from r1jax.types import Ints, Packed, Params
 
-FLOAT32 = ("router", "router_bias")  # Weights that keep their precision.
-
 
 @chex.dataclass(frozen=True)
 class Forward:
@@ -94,7 +92,7 @@ def _whole(block: Params, config: ModelConfig) -> Params:
   sizes = weights.block_weights(config, sparse="router" in block)
 
   def one(name, weight):
-    if name not in FLOAT32:
+    if name not in weights.FLOAT32:
       weight = weight.astype(config.compute_dtype)
     if "expert" in sizes[name].axes:
       return weight

@@ -10,6 +10,14 @@ from r1jax import sharding
 from r1jax.models.config import Experts, Latent, ModelConfig
 from r1jax.types import Params
 
+# Weights that keep their own precision whatever the compute dtype is: scales
+# of norms, and what routes tokens.
+FLOAT32 = (
+  *("attention_norm", "feed_forward_norm", "q_norm", "kv_norm"),
+  *("hidden_norm", "embed_norm", "final_norm"),
+  *("router", "router_bias"),
+)
+
 
 class Weight(NamedTuple):
   """One array of the parameter tree."""
@@ -163,6 +171,22 @@ def initialise(key: jax.Array, tree: dict, scale: float) -> Params:
     for k, w in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
   ]
   return jax.tree.unflatten(treedef, arrays)
+
+
+def to_compute_dtype(params: Params, config: ModelConfig) -> Params:
+  """The weights as layers compute with them: cast, but for those in `FLOAT32`.
+
+  For every copy of a policy that only computes (the sampler's, the reference).
+  A forward pass casts by the same list, so that such a copy gives the policy's
+  log-probabilities bit for bit.
+  """
+
+  def cast(path, weight):
+    if path[-1].key in FLOAT32:
+      return weight
+    return weight.astype(config.compute_dtype)
+
+  return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def logical_axes(config: ModelConfig) -> dict:

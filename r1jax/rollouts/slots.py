@@ -20,11 +20,13 @@ from r1jax.models.cache import Cache, Shared, empty_cache
 from r1jax.models.config import ModelConfig
 from r1jax.models.logprobs import mask_padding
 from r1jax.models.transformer import Transformer
-from r1jax.models.weights import logical_axes, used_axes
+from r1jax.models.weights import (
+  logical_axes,
+  to_compute_dtype,
+  used_axes,
+)
 from r1jax.rollouts.sampling import completion_keys, sample, token_keys
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Params
-
-KEPT = (*transformer.FLOAT32, "final_norm")  # In the precision they have.
 
 
 @chex.dataclass(frozen=True)
@@ -115,14 +117,8 @@ def split(slots: Slots) -> Slots:
 
 def cast(config: ModelConfig, params: Params) -> Params:
   """The weights that decoding reads, in the compute dtype."""
-
-  def one(path, weight):
-    if path[-1].key in KEPT:
-      return weight
-    return weight.astype(config.compute_dtype)
-
   used = {name: w for name, w in params.items() if name != "mtp"}
-  return jax.tree_util.tree_map_with_path(one, used)
+  return to_compute_dtype(used, config)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "before", "after"))

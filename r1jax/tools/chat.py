@@ -190,9 +190,9 @@ def open_conversation(options: flags.FlagValues) -> Conversation:
 
   import jax  # A wrong command need not wait for it.
 
-  from r1jax import models
   from r1jax.models.transformer import Transformer
   from r1jax.rollouts.stream import Stream
+  from r1jax.training import models
 
   runtime.start()
   dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -223,7 +223,9 @@ def model_directory(options: flags.FlagValues) -> str:
   if options.model is None:
     raise ValueError("no --model; name the directory of a model")
   if not pathlib.Path(options.model).is_dir():
-    raise ValueError(f"--model={options.model} is no directory")
+    from r1jax import hf  # It imports JAX, which takes a second.
+
+    hf.directory(options.model)
   return options.model
 
 

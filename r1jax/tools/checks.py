@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from r1jax import config as configs
-from r1jax import data, metrics, models, rewards, sharding
+from r1jax import data, metrics, rewards, sharding
 from r1jax.data import templates, tokenizer
 from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
@@ -32,6 +32,7 @@ from r1jax.training import (
   grpo,
   inspection,
   measurements,
+  models,
   sft,
 )
 
@@ -206,8 +207,8 @@ def problems(context: Context) -> Iterator[Line]:
     f"{len(sizes):,} prompts have {min(sizes)} to {max(sizes)} tokens beyond "
     f"the shared {len(context.shared)}; the window has {window}",
   )
-  whole = inspection.in_memory(context.dataset)
-  longest = len(context.shared) + (max(sizes) if whole else window)
+  known = inspection.is_in_memory(context.dataset)
+  longest = len(context.shared) + (max(sizes) if known else window)
   needed = inspection.rows_needed(c, longest)
   size = c.minibatches * c.rows.max_rows * c.rows.width * 6 * 4 / 2**20
   enough = 0 < needed <= c.rows.max_rows

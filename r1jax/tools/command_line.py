@@ -34,23 +34,8 @@ def run(
     define_flags: defines its flags.
     text: what `--help` prints before the flags.
   """
-  if set(HELP) & set(sys.argv[1:]):
-    define_flags()
-    print(inspect.cleandoc(text), "", *describe_flags(define_flags), sep="\n")
-    sys.exit(0)
   try:
-    define_flags()
-    flags.DEFINE_bool("debug", False, "Show stack traces and library logs.")
-    arguments = parse([command, *sys.argv[1:]])
-    takes = inspect.signature(main).parameters
-    if arguments and not takes:
-      raise ValueError(
-        f"unknown argument {arguments[0]!r}; flags start with --"
-      )
-    logging.use_absl_handler()
-    level = logging.INFO if flags.FLAGS.debug else logging.ERROR
-    logging.set_verbosity(level)
-    sys.exit(main(arguments) if takes else main())
+    call(command, main, define_flags, text)
   except KeyboardInterrupt:
     sys.exit(130)
   except Exception as error:
@@ -58,9 +43,27 @@ def run(
     if is_debugging():
       traceback.print_exc()
     kind = "" if expected else f"{type(error).__name__}: "
-    text = f"error: {kind}{configs.one_line(error)}"
-    print(text, file=sys.stderr, flush=True)
+    line = f"error: {kind}{configs.one_line(error)}"
+    print(line, file=sys.stderr, flush=True)
     sys.exit(2 if expected else 1)
+
+
+def call(
+  command: str, main: Callable, define_flags: Callable[[], None], text: str
+) -> None:
+  """As `run`, but that errors are raised."""
+  define_flags()
+  if set(HELP) & set(sys.argv[1:]):
+    print(inspect.cleandoc(text), "", *describe_flags(define_flags), sep="\n")
+    sys.exit(0)
+  flags.DEFINE_bool("debug", False, "Show stack traces and library logs.")
+  arguments = parse([command, *sys.argv[1:]])
+  takes = inspect.signature(main).parameters
+  if arguments and not takes:
+    raise ValueError(f"unknown argument {arguments[0]!r}; flags start with --")
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO if flags.FLAGS.debug else logging.ERROR)
+  sys.exit(main(arguments) if takes else main())
 
 
 def is_debugging() -> bool:

@@ -7,7 +7,8 @@
 A source is the workdir of a run, whose newest checkpoint is taken, or a
 directory in Hugging Face layout, float8 too. What is written is in that layout,
 with the source's tokenizer, and loads in r1jax, transformers and servers. Of a
-directory only one tensor at a time is in memory; of a run all parameters are.
+directory only one file's tensors are in memory at a time; of a run all
+parameters are.
 """
 
 import pathlib
@@ -17,9 +18,10 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from r1jax import checkpoint
+from r1jax import checkpoint, hf
 from r1jax.console import Console
-from r1jax.models import companions, convert, hf_config
+from r1jax.hf import config as configs
+from r1jax.hf import tokenizer_files
 from r1jax.models.config import ModelConfig, replace
 from r1jax.models.presets import preset
 from r1jax.models.weights import sizes
@@ -43,7 +45,7 @@ def find(path: pathlib.Path, *, dtype: str | None, mtp: bool) -> Source:
 
   Raises ValueError if `path` is neither.
   """
-  settings = companions.read_json(path / "config.json")
+  settings = configs.read_json(hf.directory(path) / "config.json")
   if "architectures" in settings:
     return in_directory(path, settings, dtype=dtype, mtp=mtp)
   if (path / checkpoint.FOLDER).is_dir() and "loop" in settings:
@@ -63,8 +65,8 @@ def in_directory(
 ) -> Source:
   """A model in Hugging Face layout; in the dtype it says it has."""
   said = settings.get("dtype") or settings.get("torch_dtype") or "float32"
-  config, arrays = convert.find(path, dtype=dtype or said, mtp=mtp)
-  provenance = companions.read_json(path / "provenance.json")
+  config, arrays = hf.open_model(path, dtype=dtype or said, mtp=mtp)
+  provenance = configs.read_json(path / "provenance.json")
   digests = [key for key in provenance if key.endswith(" sha256")]
   for key in digests:
     del provenance[key]
@@ -99,7 +101,7 @@ def in_workdir(
 def architecture(section: Mapping[str, Any]) -> ModelConfig:
   """What kind of model the section `model` of a run's config names."""
   if "path" in section:
-    return convert.find(section["path"])[0]
+    return hf.open_model(section["path"])[0]
   if "preset_name" in section:
     return preset(section["preset_name"], vocab_size=section["vocab_size"])
   return preset(**section)
@@ -116,9 +118,10 @@ def main() -> None:
   source = find(path, dtype=options.dtype, mtp=options.mtp)
   named = pathlib.Path(options.tokenizer) if options.tokenizer else None
   tokenizer = named or source.tokenizer
-  if named is None and tokenizer and not companions.holds_tokenizer(tokenizer):
+  holds = tokenizer_files.holds_tokenizer
+  if named is None and tokenizer and not holds(tokenizer):
     tokenizer = None
-  name = hf_config.architecture(source.config)
+  name = configs.architecture(source.config)
   counts = sizes(source.config)
   print(
     f"{path}: {name}, {counts['total']:,} parameters"
@@ -127,20 +130,20 @@ def main() -> None:
   )
   console = Console()
   try:
-    convert.save(
+    hf.save(
       target,
       source.config,
       source.params,
       tokenizer=tokenizer,
       provenance=source.provenance,
       dtype=options.dtype,
-      shard_bytes=options.shard_gigabytes * 1e9,
+      file_bytes=options.shard_gigabytes * 1e9,
       progress=console.megabytes,
     )
   finally:
     console.close()
   size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
-  kind = companions.read_json(target / "config.json")["torch_dtype"]
+  kind = configs.read_json(target / "config.json")["torch_dtype"]
   print(
     f"{target}: {size:,} bytes of {kind}, "
     f"{'with' if tokenizer else 'WITHOUT'} a tokenizer, in "

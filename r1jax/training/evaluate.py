@@ -187,13 +187,23 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 def summarise(rows: Sequence[dict], **totals) -> dict:
   """The demo's summary.json from the rows of metrics.jsonl.
 
-  The first evaluation is the base's, the last R1-Zero's. Sets whose name ends
-  in "+1" are larger problems than any trained on, and stand apart.
+  The evaluation of step 0 is the base's, that of the last step R1-Zero's,
+  whenever they took place. Sets whose name ends in "+1" are larger problems
+  than any trained on, and stand apart.
+
+  Raises ValueError if the base was not evaluated.
   """
-  evaluations = [
-    row for row in rows if any(key.startswith("eval/") for key in row)
-  ]
-  base, zero = evaluations[0], evaluations[-1]
+  evaluations = {
+    row["step"]: row
+    for row in rows
+    if any(key.startswith("eval/") for key in row)
+  }
+  if 0 not in evaluations:
+    raise ValueError(
+      "metrics.jsonl has no evaluation of step 0, the base's; delete "
+      "checkpoints/scores.json and run again: the base is then evaluated"
+    )
+  base, zero = evaluations[0], evaluations[max(evaluations)]
   names = [key.split("/")[1] for key in zero if key.endswith("/pass@1")]
   tasks, larger = {}, {}
   for name in names:

@@ -14,14 +14,21 @@ from r1jax.types import FINISH_LENGTH, Experience, Packed, Params, Rollout
 
 
 def minibatches(
-  count: int, prompts: int, *, seed: int, round: int
+  count: int, teaches: np.ndarray, *, seed: int, round: int
 ) -> list[np.ndarray]:
   """`count` random, disjoint, equal sets of the round's prompts.
 
-  Whole groups move together. A function of (seed, round).
+  Whole groups move together. Those that teach [P] are dealt evenly: two sets
+  differ by one at most. A function of `teaches` and (seed, round).
   """
-  order = np.random.default_rng((seed, round)).permutation(prompts)
-  return np.split(order, count)
+  order = np.random.default_rng((seed, round)).permutation(len(teaches))
+  order = order[np.argsort(~teaches[order], kind="stable")]
+  return [order[i::count] for i in range(count)]
+
+
+def which_teach(advantages: np.ndarray, counted: np.ndarray) -> np.ndarray:
+  """True for groups [P] with a completion that moves the policy."""
+  return np.any(counted & (advantages != 0), axis=1)
 
 
 def pack_minibatch(

@@ -17,6 +17,8 @@ from r1jax.training.grading import Grading
 from r1jax.training.records import Record
 from r1jax.types import Completion, Example, Params, Rollout
 
+BARREN = 3  # Rounds in a row without a group that teaches end a run.
+
 
 class Sampled(NamedTuple):
   """P groups, and the way to their scores."""
@@ -95,12 +97,37 @@ def dynamic_sampling(*, rounds: int) -> None:
 
 def check_limits(max_tokens: Sequence, *, most: int) -> None:
   """Raises ValueError for a schedule of lengths that is none."""
+  before = -1
   for entry in max_tokens:
     if len(entry) != 2 or not 0 < entry[1] <= most:
       raise ValueError(
         f"max_tokens has {entry}: each entry is (first step, tokens), and the "
         f"tokens are at most sampling.max_tokens {most}"
       )
+    if not before < entry[0]:
+      raise ValueError(
+        f"max_tokens has {entry} after step {before}: first steps begin at 0 "
+        "or later, and each is above the one before it"
+      )
+    before = entry[0]
+
+
+def explain_nothing(scores: Scores, config: ml_collections.ConfigDict) -> str:
+  """What to do when `BARREN` rounds had no group that teaches; the last one's
+  scores tell whether its problems were too hard or too easy."""
+  rounds = config.dynamic_sampling.rounds
+  task = scores.parts.get("accuracy", scores.total)
+  task = task[np.isfinite(task)]
+  if not task.size:
+    found, advice = "nothing could be graded", "look at the grader's errors"
+  else:
+    found = f"all rewards of a group were equal (mean {task.mean():.3g})"
+    advice = "take problems that the model solves sometimes, or a larger group"
+  return (
+    f"no group of the last {BARREN} rounds teaches anything, though each was "
+    f"sampled {1 + rounds} times (dynamic_sampling.rounds {rounds}): {found}; "
+    f"{advice}"
+  )
 
 
 def explore(

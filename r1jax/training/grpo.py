@@ -18,7 +18,6 @@ from r1jax import (
   hosts,
   interrupt,
   metrics,
-  models,
   offload,
   rewards,
   sharding,
@@ -36,6 +35,7 @@ from r1jax.rollouts.engine import make_engine
 from r1jax.training import (
   inspection,
   measurements,
+  models,
   objective,
   profiler,
   records,
@@ -46,11 +46,14 @@ from r1jax.training.experience import (
   score_round,
   token_arrays,
   which_count,
+  which_teach,
   within,
 )
 from r1jax.training.exploration import (
+  BARREN,
   check_limits,
   dynamic_sampling,
+  explain_nothing,
   explore,
   make_sample,
   recorded,
@@ -86,12 +89,13 @@ def train(
   """
   mesh = sharding.make_mesh(**config.mesh)
   inspection.check_rows(config.rows, mesh)
-  dataset = data.load(**config.dataset)
+  dataset = data.load(**config.dataset.to_dict())
   words = tokenizer.load(**config.tokenizer)
-  model, params = load_model(config)
+  inspection.check_dataset(dataset, words, config)
+  model, base = load_model(config)
   inspection.check_vocabulary(words, model.config)
-  inspection.check_prompts(inspection.in_memory(dataset), words, config)
-  claim(workdir, config.to_dict(), ignore=CHANGEABLE)
+  contents = {"dataset": data.content_hash(dataset)}
+  claim(workdir, config.to_dict(), contents, ignore=CHANGEABLE)
   engine = make_engine(
     model,
     words,
@@ -101,28 +105,27 @@ def train(
   )
   optimizer, score, update = make_steps(config, model, words)
   refers = config.loss.kl_coefficient or config.kl_reward.coefficient
-  as_reference = functools.partial(
-    objective.reference_copy, model.config.compute_dtype
-  )
+  as_reference = functools.partial(objective.reference_copy, model.config)
   begin = functools.partial(
     objective.first_state, optimizer, as_reference if refers else None
   )
   axes = logical_axes(model.config)
-  base = lambda: sharding.place(params, sharding.shardings(mesh, axes, params))
-  state = sharding.make(mesh, axes, begin, base())
+  to_device = lambda tree: sharding.place(
+    tree, sharding.shardings(mesh, axes, tree)
+  )
+  state = checkpoint.restore(workdir, sharding.shapes(mesh, axes, begin, base))
+  restored = None if state is None else int(state.train.step)
+  if state is None:
+    state = sharding.make(mesh, axes, begin, to_device(base))
   state = offload.park(state, config.offload)
-  restored = checkpoint.restore(workdir, state)
-  state = state if restored is None else restored
+  checkpoint.drop_scores(workdir, restored)
   step, rounds = int(state.train.step), config.num_steps // config.minibatches
 
   with (
     jax.set_mesh(mesh),
     GraderPool(**config.grader) as pool,
     metrics.Writer(
-      workdir,
-      step=None if restored is None else step,
-      sinks=sinks,
-      update_rows=update_rows,
+      workdir, step=restored, sinks=sinks, update_rows=update_rows
     ) as writer,
     profiler.Profiler(workdir, profile, say=writer.console.note) as tracer,
   ):
@@ -133,14 +136,25 @@ def train(
     inspection.report_golds(dataset, writer.console)
 
     sample = make_sample(config, engine, dataset, words, pool, observer)
+    barren = 0  # Rounds in a row that had no group to learn from.
     try:
-      while step < config.num_steps:
+      while True:
         hosts.stop_if_told()
+        # The base is measured once a first round has shown that all is well.
+        if step and base is not None:
+          if observer.is_due(0):
+            observer.evaluate(0, to_device(base))
+          base = None  # Nothing reads it any more.
+        # A checkpoint comes first: whatever ends an evaluation, it is there.
+        due = step and observer.is_due(step)
+        if due or (step and step % config.checkpoint_every == 0):
+          with interrupt.deferred():
+            checkpoint.save(workdir, step, state)
+        if due:
+          observer.evaluate(step, state.train.params)
+        if step >= config.num_steps:
+          break
         round = step // config.minibatches
-        if step:
-          quality = observer.evaluate_if_due(step, state.train.params)
-          if quality is not None or step % config.checkpoint_every == 0:
-            checkpoint.save(workdir, step, state, score=quality)
         tracer.begin(round)
 
         # Sample from the policy; DAPO goes on until enough groups teach.
@@ -158,14 +172,27 @@ def train(
           sampled = recorded(records.load(replay, round, size=size))
         rollout, mask = sampled.rollout, sampled.rollout.sampled_mask
 
-        # What other policies say of it, while it is being graded.
+        # Grade it, and deal what teaches evenly to the updates.
+        with observer.phase("grading"):
+          scores = sampled.scores()
+        total = scores.total.reshape(rollout.lengths.shape)
+        counted = which_count(
+          rollout, total, mask_truncated=config.mask_truncated
+        )
+        if sampled.teaching is not None:
+          counted[sampled.teaching :] = False
+        advantages = make_advantages(total, **config.advantage)
         parts = minibatches(
-          config.minibatches, len(mask), seed=config.seed, round=round
+          config.minibatches,
+          which_teach(advantages, counted),
+          seed=config.seed,
+          round=round,
         )
         batches = [
           pack_minibatch(rollout, part, **config.rows) for part in parts
         ]
 
+        # What other policies say of it.
         score_all = functools.partial(
           score_round, score, mesh, rollout, batches
         )
@@ -176,21 +203,11 @@ def train(
               old_logprobs = score_all(state.train.params)
             if refers:
               reference_logprobs = score_all(state.reference)
-
-        # Compare each completion with its own group.
-        with observer.phase("grading"):
-          scores = sampled.scores()
-          total = scores.total.reshape(rollout.lengths.shape)
-          if config.kl_reward.coefficient:
-            total = total - kl_penalties(
-              old_logprobs, reference_logprobs, mask, **config.kl_reward
-            )
-          advantages = make_advantages(total, **config.advantage)
-          counted = which_count(
-            rollout, total, mask_truncated=config.mask_truncated
+        if config.kl_reward.coefficient:
+          penalties = kl_penalties(
+            old_logprobs, reference_logprobs, mask, **config.kl_reward
           )
-          if sampled.teaching is not None:
-            counted[sampled.teaching :] = False
+          advantages = make_advantages(total - penalties, **config.advantage)
 
         # Learn from each completion once.
         with interrupt.deferred():
@@ -241,15 +258,17 @@ def train(
               f"{config.max_skipped} updates in a row had a gradient that is "
               f"not finite, the last at step {step}; lower the learning rate"
             )
-        # The base is measured once a first round has shown that all is well.
-        observer.evaluate_if_due(0, base())
-      quality = observer.evaluate_if_due(step, state.train.params)
+        barren = barren + 1 if sampled.teaching == 0 else 0
+        if barren == BARREN:
+          with interrupt.deferred():
+            checkpoint.save(workdir, step, state, wait=True)
+          raise ValueError(explain_nothing(scores, config))
     except interrupt.Interrupted:
       with interrupt.deferred():
         checkpoint.save(workdir, step, state, wait=True)
       raise
     with interrupt.deferred():
-      checkpoint.save(workdir, step, state, score=quality, wait=True)
+      checkpoint.save(workdir, step, state, wait=True)
     observer.summarise(workdir, step)
   return state
 
@@ -258,7 +277,7 @@ def load_model(
   config: ml_collections.ConfigDict,
 ) -> tuple[transformer.Transformer, Params]:
   """The architecture and the weights to begin with, those on the host."""
-  sizes, params = models.load(**config.model)
+  sizes, params = models.load(**config.model.to_dict())
   if config.mtp == "drop":
     sizes = replace(sizes, mtp_depth=0)
     params = {name: x for name, x in params.items() if name != "mtp"}
@@ -310,9 +329,11 @@ def check(config: ml_collections.ConfigDict) -> None:
   for name, known in (("mtp", MTP), ("old", OLD)):
     if config[name] not in known:
       raise ValueError(f"{name} is {config[name]!r}; there is {known}")
+  inspection.check_packing(config, longest=1)  # Whatever the prompts are.
   check_limits(config.max_tokens, most=config.sampling.max_tokens)
   dynamic_sampling(**config.dynamic_sampling)
   losses.check(**config.loss.to_dict())
+  make_optimizer(**config.optimizer)
   shape = (1, config.group_size)
   make_advantages(np.zeros(shape), **config.advantage)
   token_weights(
@@ -325,28 +346,8 @@ def check(config: ml_collections.ConfigDict) -> None:
       "loss.correction is for old = 'trainer': with 'sampler' there is nothing "
       "to correct"
     )
-  for name in ("num_steps", "reference_every", "checkpoint_every"):
-    if config[name] % config.minibatches:
-      raise ValueError(
-        f"{name} {config[name]} is not a multiple of minibatches "
-        f"{config.minibatches}, the updates of a round"
-      )
-  if config.evaluation.every % config.minibatches:
-    raise ValueError(
-      f"evaluation.every {config.evaluation.every} is not a multiple of "
-      f"minibatches {config.minibatches}, the updates of a round"
-    )
-  for name, all_tokens in (("top_p", 1.0), ("top_k", 0)):
-    if config.sampling.get(name, all_tokens) != all_tokens:
-      raise ValueError(
-        f"sampling.{name} is {config.sampling[name]}: what is learned from "
-        "must be sampled from the whole distribution, or the ratios are wrong"
-      )
-  if not config.sampling.temperature > 0:
-    raise ValueError(
-      f"sampling.temperature is {config.sampling.temperature}: a policy that "
-      "does not vary cannot be compared with itself"
-    )
+  inspection.check_steps(config)
+  inspection.check_sampling(config.sampling)
   if config.template not in templates.TEMPLATES:
     raise ValueError(
       f"unknown template {config.template!r}; there is "

@@ -31,6 +31,13 @@ def in_memory(dataset: Sequence[Example]) -> Sequence[Example]:
   return dataset if isinstance(dataset, list) else ()
 
 
+def is_in_memory(dataset: Sequence[Example]) -> bool:
+  """Whether `in_memory` gives all examples that the dataset can have."""
+  if isinstance(dataset, Mixture):
+    return all(is_in_memory(part.dataset) for part in dataset.parts.values())
+  return isinstance(dataset, list)
+
+
 def check_rows(
   rows: ml_collections.ConfigDict, mesh: Mesh | None = None
 ) -> None:
@@ -53,6 +60,49 @@ def check_rows(
     )
 
 
+def check_packing(config: ml_collections.ConfigDict, longest: int) -> None:
+  """Raises ValueError if the rows of an update could turn out too few.
+
+  `longest` is the tokens of the longest prompt, its template included. The
+  worst case is that all prompts have it and all completions `max_tokens`.
+  """
+  rows, limit = config.rows, config.sampling.max_tokens
+  needed = rows_needed(config, longest)
+  if not needed:
+    raise ValueError(
+      f"a prompt of up to {longest} tokens and a completion of "
+      f"sampling.max_tokens {limit} do not fit rows.width {rows.width}; set it "
+      f"to {longest - 1 + limit}"
+    )
+  if needed > rows.max_rows:
+    prompts = config.prompts_per_round // config.minibatches
+    enough = -(-needed // rows.microbatch_rows) * rows.microbatch_rows
+    raise ValueError(
+      f"rows.max_rows is {rows.max_rows}, but an update of {prompts} prompts "
+      f"of up to {longest} tokens, each with {config.group_size} completions "
+      f"of up to {limit}, can need {needed} rows of {rows.width}; set it to "
+      f"{enough}: unused rows cost nothing"
+    )
+
+
+def check_dataset(
+  dataset: Sequence[Example],
+  words: Tokenizer,
+  config: ml_collections.ConfigDict,
+) -> None:
+  """Raises ValueError for prompts that are too long for their window or row,
+  and for rows that the longest of them could turn out too few for.
+
+  Prompts that are made when they are read can be as long as their window.
+  """
+  examples = in_memory(dataset)
+  longest = check_prompts(examples, words, config)
+  if not is_in_memory(dataset):
+    shared = templates.shared_tokens(config.template, words)
+    longest = max(longest, len(shared) + config.sampling.prompt_tokens)
+  check_packing(config, longest)
+
+
 def check_vocabulary(words: Tokenizer, model: ModelConfig) -> None:
   """Raises ValueError if the tokenizer makes ids that the model lacks."""
   if max(words.vocab_size - 1, *words.eos_ids) >= model.vocab_size:
@@ -66,13 +116,14 @@ def check_prompts(
   examples: Sequence[Example],
   words: Tokenizer,
   config: ml_collections.ConfigDict,
-) -> None:
-  """Raises ValueError if a prompt is too long for its window, or for its row.
+) -> int:
+  """The tokens of the longest prompt, its template included; 0 without any.
 
-  It names the first such example and what all of them need.
+  Raises ValueError if a prompt is too long for its window, or for its row: it
+  names the first such example and what all of them need.
   """
   if not examples:
-    return
+    return 0
   shared = len(templates.shared_tokens(config.template, words))
   prompts = (
     templates.encode(config.template, example.prompt, words)
@@ -95,17 +146,50 @@ def check_prompts(
       f"{config.sampling.max_tokens} do not fit rows.width "
       f"{config.rows.width}; set it to {row}"
     )
+  return shared + longest
 
 
 def rows_needed(config: ml_collections.ConfigDict, longest: int) -> int:
-  """Rows for an update of prompts of `longest` tokens and completions of
-  `max_tokens`; 0 if not even one such completion fits a row."""
+  """Rows that are enough for any update; 0 if one completion fits no row.
+
+  With prompts of `longest` tokens a row has room for k completions of
+  `max_tokens`. Whatever their lengths are, `pack_rollout` opens a further row
+  for a group only after k of them.
+  """
   room = config.rows.width - (longest - 1)
   in_row = room // config.sampling.max_tokens
   if in_row < 1:
     return 0
   prompts = config.prompts_per_round // config.minibatches
   return prompts * -(-config.group_size // in_row)
+
+
+def check_steps(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for steps at which no round ends."""
+  names = ("num_steps", "reference_every", "checkpoint_every")
+  steps_of = {name: config[name] for name in names}
+  steps_of["evaluation.every"] = config.evaluation.every
+  for name, steps in steps_of.items():
+    if steps % config.minibatches:
+      raise ValueError(
+        f"{name} {steps} is not a multiple of minibatches "
+        f"{config.minibatches}, the updates of a round"
+      )
+
+
+def check_sampling(sampling: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for a sampler that is not the policy."""
+  for name, all_tokens in (("top_p", 1.0), ("top_k", 0)):
+    if sampling.get(name, all_tokens) != all_tokens:
+      raise ValueError(
+        f"sampling.{name} is {sampling[name]}: what is learned from "
+        "must be sampled from the whole distribution, or the ratios are wrong"
+      )
+  if not sampling.temperature > 0:
+    raise ValueError(
+      f"sampling.temperature is {sampling.temperature}: a policy that "
+      "does not vary cannot be compared with itself"
+    )
 
 
 def report_mixture(dataset: Sequence[Example], console: Console) -> None:

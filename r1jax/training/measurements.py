@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from r1jax import data, hosts, metrics, rewards
+from r1jax import checkpoint, data, hosts, interrupt, metrics, rewards
 from r1jax.training import evaluate, inspection, round_numbers
 from r1jax.training.exploration import Sampled
 from r1jax.types import Example, Packed
@@ -81,13 +81,9 @@ class Observer:
     self._config, self._writer, self._engine = config, writer, engine
     self._words, self._pool, self._rounds = words, pool, rounds
     self._sets = None
-    self._evaluated = set(
-      hosts.from_first(
-        lambda: [row["step"] for row in self._rows() if "perf/eval_time" in row]
-      )
-    )
+    self._evaluated = {*checkpoint.read_scores(writer.workdir)}
     self._seconds = collections.Counter()
-    self._tokens_seen, self._moved = 0, None
+    self._moved = None
     self._warm, self._warned = set(), set()
     self._round_began = time.monotonic()
 
@@ -116,20 +112,24 @@ class Observer:
     """Shows how far the sampling of a round is."""
     self._writer.console.phase(f"sampling, {done} done, {tokens:,} tokens")
 
-  def evaluate_if_due(self, step: int, params) -> float | None:
-    """Measures the policy at the start, every `evaluation.every`, and at the
-    end, once each; returns the mean pass@1 of the tasks, if it did."""
+  def is_due(self, step: int) -> bool:
+    """Whether to measure the policy of `step`: at the start, at the end, and
+    every `evaluation.every` steps, once each."""
+    every = self._config.evaluation.every
+    planned = step == self._config.num_steps or step % every == 0
+    return planned and step not in self._evaluated
+
+  def evaluate(self, step: int, params) -> None:
+    """Measures the policy of `step`, and writes a row and its score.
+
+    The score is the mean pass@1 of the tasks.
+    """
     config = self._config
-    last = step == config.num_steps
-    whole = step == 0 or last
-    if not (whole or step % config.evaluation.every == 0):
-      return None
-    if step in self._evaluated:
-      return None
     if self._sets is None:
       self._sets = evaluation(**config.evaluation.to_dict())
       for problems in self._sets["whole"]:
         inspection.check_prompts(problems.examples, self._words, config)
+    whole = step in (0, config.num_steps)
     problems = self._sets["whole" if whole else "between"]
     console, began = self._writer.console, time.monotonic()
     total = sum(len(p.examples) * p.samples for p in problems)
@@ -149,22 +149,19 @@ class Observer:
         f"evaluating, {done} completions, {tokens:,} tokens"
       ),
     )
-    self._evaluated.add(step)
-    score = hosts.from_first(
-      lambda: float(
-        np.mean(
-          [
-            numbers[f"eval/{p.name}/pass@1"]
-            for p in problems
-            if not p.name.endswith("+1")
-          ]
-        )
-      )
-    )
-    if not hosts.is_first():
-      return score
     numbers["perf/eval_time"] = time.monotonic() - began
-    self._writer.write(step, **numbers)
+    tasks = [p.name for p in problems if not p.name.endswith("+1")]
+    with interrupt.deferred():
+      self._writer.write(step, **numbers)
+      checkpoint.write_score(
+        self._writer.workdir,
+        step,
+        np.mean([numbers.get(f"eval/{name}/pass@1", 0.0) for name in tasks]),
+      )
+      self._evaluated.add(step)
+    self._round_began = time.monotonic()
+    if not hosts.is_first():
+      return
     for problem in problems:
       of = lambda key, name=problem.name: numbers[f"eval/{name}/{key}"]
       console.note(
@@ -174,8 +171,6 @@ class Observer:
         f"length {of('mean_length'):.1f}  truncated {of('truncated'):.3f}"
       )
     console.note(f"  in {numbers['perf/eval_time']:.1f} s")
-    self._round_began = time.monotonic()
-    return score
 
   def write(
     self,

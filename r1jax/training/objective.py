@@ -10,7 +10,9 @@ from r1jax import offload, sharding
 from r1jax.losses.grpo import grpo_loss
 from r1jax.losses.sft import sft_loss
 from r1jax.models import ops, transformer
+from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer
+from r1jax.models.weights import to_compute_dtype
 from r1jax.training.update import init_state
 from r1jax.types import Packed, Params, RLState
 
@@ -199,11 +201,7 @@ def refer(as_reference, parked, state: RLState) -> RLState:
   return offload.park(state, parked)
 
 
-def reference_copy(dtype: str, params: Params) -> Params:
-  """A hard copy of the policy, in the dtype that it computes with."""
-
-  def copy(path, x):
-    router = path[-1].key in transformer.FLOAT32
-    return jnp.array(x, x.dtype if router else dtype, copy=True)
-
-  return jax.tree_util.tree_map_with_path(copy, params)
+def reference_copy(config: ModelConfig, params: Params) -> Params:
+  """A hard copy of the policy, in the dtypes that it computes with."""
+  copied = to_compute_dtype(params, config)
+  return jax.tree.map(lambda x: jnp.array(x, copy=True), copied)

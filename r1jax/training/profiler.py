@@ -1,6 +1,6 @@
 """What the devices did in a few rounds: a trace for XProf or Perfetto.
 
-    python -m r1jax.main --config=... --workdir=... --profile=3:2
+    python -m r1jax train --config=... --workdir=... --profile=3:2
 
 traces rounds 3 and 4, counted from 0 and from the beginning of the run, however
 often it resumed. Each round is a step of the trace, and the loop's phases

@@ -49,7 +49,7 @@ def of_rewards(scores, advantages: np.ndarray, examples) -> dict:
   total = scores.total.reshape(advantages.shape)
   numbers = {
     "reward/mean": of_known(np.mean, total),
-    "reward/std": of_known(np.std, total),
+    "reward/std": of_known(np.mean, by_group(np.std, total)),
     "reward/frac_zero_std": np.mean(np.all(advantages == 0, axis=1)),
     "reward/none_count": int(np.isnan(total).sum()),
     "advantage/mean": advantages.mean(),
@@ -76,6 +76,11 @@ def of_rewards(scores, advantages: np.ndarray, examples) -> dict:
   return numbers
 
 
+def by_group(statistic: Callable, values: np.ndarray) -> np.ndarray:
+  """`of_known` of each group of [P, G]."""
+  return np.array([of_known(statistic, group) for group in values])
+
+
 def of_known(statistic: Callable, values: np.ndarray) -> float:
   """A statistic of the values that are not NaN; NaN if there is none."""
   known = values[~np.isnan(values)]
@@ -96,15 +101,16 @@ def of_lengths(rollout: Rollout) -> dict:
   """Lengths in tokens, EOS included."""
   lengths = rollout.lengths.reshape(-1)
   stopped = rollout.finish.reshape(-1) == FINISH_STOP
+  ended = lengths[stopped].astype(float) if stopped.any() else np.array(np.nan)
   return {
     "completions/mean_length": lengths.mean(),
     "completions/min_length": lengths.min(),
     "completions/max_length": lengths.max(),
     "completions/clipped_ratio": np.mean(~stopped),
     "completions/eos_frac": np.mean(stopped),
-    "completions/terminated_mean_length": lengths[stopped].mean()
-    if stopped.any()
-    else np.nan,
+    "completions/terminated_mean_length": ended.mean(),
+    "completions/terminated_min_length": ended.min(),
+    "completions/terminated_max_length": ended.max(),
   }
 
 

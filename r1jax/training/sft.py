@@ -6,6 +6,7 @@ import functools
 import pathlib
 import subprocess
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -14,6 +15,7 @@ import numpy as np
 from r1jax import (
   checkpoint,
   data,
+  hf,
   hosts,
   interrupt,
   metrics,
@@ -22,7 +24,7 @@ from r1jax import (
 )
 from r1jax.data import packing, tokenizer
 from r1jax.losses.sft import sft_loss
-from r1jax.models import convert, ops, transformer
+from r1jax.models import ops, transformer
 from r1jax.models.presets import preset
 from r1jax.models.weights import logical_axes
 from r1jax.training import inspection, profiler
@@ -54,8 +56,9 @@ def train(
   """
   mesh = sharding.make_mesh(**config.mesh)
   inspection.check_rows(config.rows, mesh)
-  claim(workdir, config.to_dict(), ignore=CHANGEABLE)
-  dataset = data.load(**config.dataset)
+  dataset = data.load(**config.dataset.to_dict())
+  contents = {"dataset": data.content_hash(dataset)}
+  claim(workdir, config.to_dict(), contents, ignore=CHANGEABLE)
   load = lambda: tokenizer.fit_once(
     (example.answer for example in dataset),
     pathlib.Path(workdir) / "tokenizer",
@@ -96,7 +99,7 @@ def train(
         packed, count, tokens = batch(examples, words, **config.rows)
         with interrupt.deferred():
           packed = sharding.assemble(mesh, packed)
-          state, numbers = update(state, packed, count, 1.0 / tokens)
+          state, numbers = update(state, packed, count, tokens)
           step += 1
           if step % config.metrics_every == 0:
             report(writer, step, numbers, config.num_steps)
@@ -110,7 +113,7 @@ def train(
       checkpoint.save(workdir, int(state.step), state, wait=True)
       trained = sharding.local(state.params)
       if hosts.is_first():
-        convert.save(
+        hf.save(
           pathlib.Path(workdir) / "model",
           model.config,
           trained,
@@ -123,8 +126,15 @@ def train(
   return state
 
 
+class Tokens(NamedTuple):
+  """Of a whole batch, at least 1 of each: what its means divide by."""
+
+  imitated: int  # Whose log-probabilities the loss counts.
+  read: int  # All that the model reads, prompts included.
+
+
 def objective(
-  model, vocab_size, params, packed: Packed, token_weight, *, mtp, balance
+  model, vocab_size, params, packed: Packed, tokens, *, mtp, balance
 ):
   """Next-token loss, the MTP block's, and the experts' balance, weighted.
 
@@ -133,11 +143,12 @@ def objective(
     vocab_size: of the tokenizer; the model's may be padded.
     params: of the model.
     packed: one microbatch.
-    token_weight: 1 / number of tokens of the whole batch.
+    tokens: `Tokens` of the whole batch.
     mtp: weight of the mean loss on tokens t + 2 and on, as far as the model
       predicts (arXiv:2412.19437, eq. 25).
-    balance: weight of the sequence-wise balance loss (eq. 17), where a row
-      counts as much as its tokens.
+    balance: weight of the sequence-wise balance loss (eq. 17): the mean over
+      all tokens that the model reads, so that a row counts as much as its
+      tokens; even experts have 1.
   """
 
   def nll_of(hidden, targets, counted):
@@ -148,11 +159,11 @@ def objective(
       vocab_size=vocab_size,
       counted=counted,
     )
-    return sft_loss(logprobs, counted * token_weight)
+    return sft_loss(logprobs, counted / tokens.imitated)
 
   forward = transformer.forward(model, params, packed, mtp=mtp > 0)
   nll = nll_of(forward.hidden, packed.targets, packed.origin >= 0)
-  balance_loss = token_weight * forward.balance_loss
+  balance_loss = forward.balance_loss / tokens.read
   total = nll + balance * balance_loss
   numbers = {
     "loss/nll": nll,
@@ -171,7 +182,7 @@ def objective(
 
 
 def batch(examples, words, *, width: int, max_rows: int, microbatch_rows: int):
-  """Packed microbatches [B, M, T], how many are used, and their token count.
+  """Packed microbatches [B, M, T], how many are used, and their `Tokens`.
 
   Args:
     examples: prompts, which are read, and answers, which are imitated.
@@ -187,7 +198,10 @@ def batch(examples, words, *, width: int, max_rows: int, microbatch_rows: int):
     answer = [*words.encode(example.answer), words.eos_ids[0]]
     pieces.append(packing.Piece(prompt, [answer], [i * width]))
   packed = packing.pack(pieces, width, rows=max_rows)
-  tokens = int(np.sum(packed.origin >= 0))
+  tokens = Tokens(
+    imitated=np.int32(max(np.sum(packed.origin >= 0), 1)),
+    read=np.int32(max(np.sum(packed.positions >= 0), 1)),
+  )
   packed, count = microbatches(packed, microbatch_rows)
   return packed, count, tokens
 
@@ -220,6 +234,7 @@ def commit() -> str | None:
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for settings that cannot go together."""
   inspection.check_rows(config.rows)
+  make_optimizer(**config.optimizer)
   offload.check(config.offload)
 
 

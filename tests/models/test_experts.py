@@ -117,11 +117,11 @@ def test_choices_of_no_expert_add_nothing(way):
     return jnp.sum(experts.dense(weights, floats_of(*floats), indices) * of_out)
 
   with jax.debug_nans(True):
-    got = jax.value_and_grad(held, argnums=(0, 1))(weights, floats)
+    got = jax.jit(jax.value_and_grad(held, argnums=(0, 1)))(weights, floats)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4),
     got,
-    jax.value_and_grad(all_of_them, argnums=(0, 1))(weights, floats),
+    jax.jit(jax.value_and_grad(all_of_them, argnums=(0, 1)))(weights, floats),
   )
 
 

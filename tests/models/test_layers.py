@@ -87,7 +87,7 @@ def test_sines_are_made_once_for_all_layers_and_heads():
     text = jax.jit(jax.grad(loss)).lower(params, tokens).compile().as_text()
     return text.count(" sine(")
 
-  assert 1 <= sines(3) == sines(1)
+  assert 1 <= sines(2) == sines(1)
 
 
 def test_swiglu_is_down_of_silu_gate_times_up():

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.models import convert, transformer
+from r1jax import hf
+from r1jax.models import transformer
 from r1jax.models.cache import empty_cache
 
 torch = pytest.importorskip("torch")
@@ -160,7 +161,7 @@ def pair(request, tmp_path_factory):
         tensor.normal_(0, 0.3)
   folder = tmp_path_factory.mktemp(request.param)
   theirs.save_pretrained(folder)
-  ours, params = convert.load(folder)
+  ours, params = hf.load(folder)
   return (
     theirs,
     transformer.Transformer(ours),
@@ -199,7 +200,7 @@ def test_gradients_agree(pair, tmp_path):
     for buffer in copy.buffers():
       buffer.zero_()
   copy.save_pretrained(tmp_path)
-  _, expected = convert.load(tmp_path)
+  _, expected = hf.load(tmp_path)
 
   @jax.jit
   @jax.grad

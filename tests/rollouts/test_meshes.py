@@ -16,7 +16,6 @@ from r1jax.models.transformer import Transformer
 from r1jax.models.weights import logical_axes
 from r1jax.rollouts.engine import make_engine
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 PREFIX = (7, 30, 7, 9)
 RNG = np.random.default_rng(0)
 PROMPTS = [
@@ -122,6 +121,7 @@ def test_all_meshes_of_eight_sample_what_one_device_samples(
   same(sample(name, frozen(sizes)), sample(name, ONE))
 
 
+@pytest.mark.slow
 def test_weights_come_from_the_mesh_that_they_are_learned_on(sample):
   learned_on = frozen(dict(fsdp=4, tensor=2))
   rollout = sample("dense", frozen(dict(data=4, tensor=2)), learned_on)

@@ -30,7 +30,7 @@ def distributions(rows, size, zeros=0.5):
   return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
-@pytest.mark.parametrize("size", [1, 5, 32, 33, 191])
+@pytest.mark.parametrize("size", [1, 33, 191])
 def test_inverse_cdf_is_a_search_in_the_cumulative_sum(size):
   probabilities = distributions(500, size)
   uniform = RNG.uniform(size=500).astype(np.float32)

@@ -41,8 +41,16 @@ def sample(toy, engine, prompts=PROMPTS, group_size=GROUP):
   return engine(toy.params, prompts, group_size, seed=3, round=2)
 
 
-@pytest.mark.parametrize("prefix", [PREFIX, ()])
-@pytest.mark.parametrize("slots_per_prompt", [2, 4, 8])
+@pytest.mark.parametrize(
+  "slots_per_prompt, prefix",
+  [
+    (4, PREFIX),
+    *(
+      pytest.param(*pair, marks=pytest.mark.slow)
+      for pair in [(2, PREFIX), (8, PREFIX), (2, ()), (4, ()), (8, ())]
+    ),
+  ],
+)
 def test_sharing_samples_what_copies_do(toy, engine, slots_per_prompt, prefix):
   """Lengths differ, so that slots are filled again while neighbours go on."""
   copies = sample(toy, engine(1, prefix))

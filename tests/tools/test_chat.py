@@ -17,7 +17,7 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax import models, runtime
+from r1jax import runtime
 from r1jax.data import chat as chats
 from r1jax.data import tokenizer
 from r1jax.rollouts import stream
@@ -296,7 +296,7 @@ def test_a_large_model_is_loaded_beside_the_answer(
     used.extend([params["embed"].dtype.name, model.config.compute_dtype])
     return types.SimpleNamespace(complete=iter)
 
-  monkeypatch.setattr(models, "LARGE", 0)
+  monkeypatch.setattr("r1jax.training.models.LARGE", 0)
   monkeypatch.setattr(runtime, "start", lambda: None)
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
   monkeypatch.setattr(stream, "Stream", opened)
@@ -314,7 +314,7 @@ def run(python, *arguments, **kwargs):
   ("arguments", "message"),
   [
     ([], "no --model; name the directory of a model"),
-    (["--model=nope"], "--model=nope is no directory"),
+    (["--model=nope"], "nope is no directory; to download a model"),
     (["--model=tests", "--prompt=a"], "tests holds no tokenizer.model"),
     ([f"--model={BASE}"], "the question is empty; give it by --prompt"),
     ([f"--model={BASE}", "--prompt= "], "the question is empty"),

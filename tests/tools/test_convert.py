@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import loading
-from r1jax import checkpoint
-from r1jax.models import convert as checkpoints
+from r1jax import checkpoint, hf
 from r1jax.models.presets import preset
 from r1jax.tools import convert
 from r1jax.workdir import claim
@@ -35,7 +34,7 @@ def run_of(tmp_path, loop, tree, **config):
 
 
 def assert_same(directory, config, params):
-  found, read = checkpoints.load(directory)
+  found, read = hf.load(directory)
   assert found == config
   jax.tree.map(np.testing.assert_array_equal, read, params)
   assert jax.tree.structure(read) == jax.tree.structure(params)
@@ -49,9 +48,7 @@ def test_a_directory_becomes_one_of_another_dtype(
   tmp_path, params, words, python
 ):
   source, target = tmp_path / "a", tmp_path / "b"
-  checkpoints.save(
-    source, CONFIG, params, tokenizer=words, provenance=dict(step=3)
-  )
+  hf.save(source, CONFIG, params, tokenizer=words, provenance=dict(step=3))
   done = python(
     "-m",
     "r1jax",
@@ -70,7 +67,7 @@ def test_a_directory_becomes_one_of_another_dtype(
   assert (target / "model.safetensors.index.json").exists()
   assert provenance(target)["step"] == 3
   assert len(provenance(target)) == 1 + len([*target.glob("*.safetensors")])
-  config, read = checkpoints.load(target, dtype="bfloat16")
+  config, read = hf.load(target, dtype="bfloat16")
   assert config.mtp_depth == 0
   np.testing.assert_array_equal(
     read["moe"]["out"], params["moe"]["out"].astype(read["embed"].dtype)
@@ -81,7 +78,7 @@ def test_the_dtype_is_that_of_the_source_unless_another_is_asked(
   tmp_path, params
 ):
   for dtype in ("float32", "bfloat16"):
-    checkpoints.save(tmp_path / "a", CONFIG, params, dtype=dtype)
+    hf.save(tmp_path / "a", CONFIG, params, dtype=dtype)
     source = convert.find(tmp_path / "a", dtype=None, mtp=True)
     assert source.params["embed"].dtype.name == dtype
 
@@ -98,7 +95,7 @@ def test_a_supervised_run_becomes_a_directory(tmp_path, params, words):
   assert source.tokenizer == workdir / "tokenizer"
   assert source.provenance["step"] == 7
   assert source.provenance["config"]["loop"] == "sft"
-  checkpoints.save(tmp_path / "model", source.config, source.params)
+  hf.save(tmp_path / "model", source.config, source.params)
   assert_same(tmp_path / "model", CONFIG, params)
 
 
@@ -106,7 +103,7 @@ def test_a_supervised_run_becomes_a_directory(tmp_path, params, words):
 def test_a_run_of_reinforcement_becomes_a_directory(
   begun, tmp_path, params, words, python
 ):
-  checkpoints.save(tmp_path / "base", CONFIG, params)
+  hf.save(tmp_path / "base", CONFIG, params)
   model = dict(
     pretrained=dict(path=str(tmp_path / "base")),
     fresh=dict(preset_name="tiny_deepseek", vocab_size=480, seed=0),
@@ -133,7 +130,7 @@ def test_a_run_of_reinforcement_becomes_a_directory(
 
 
 def test_what_cannot_be_converted_is_said(tmp_path, params):
-  checkpoints.save(tmp_path / "model", CONFIG, params)
+  hf.save(tmp_path / "model", CONFIG, params)
   (tmp_path / "model/model.safetensors").write_bytes(b"short")
   (tmp_path / "empty").mkdir()
   run_of(tmp_path, "measure", dict(params=params))

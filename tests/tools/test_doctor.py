@@ -6,9 +6,8 @@ import re
 
 import pytest
 
-from r1jax import config
+from r1jax import config, hf
 from r1jax.data import tokenizer
-from r1jax.models import convert
 from r1jax.models.presets import preset
 from r1jax.tools import checks, doctor
 from r1jax.training import objective
@@ -88,7 +87,7 @@ def path(tmp_path_factory, write_tokenizer, random_params):
   tmp = tmp_path_factory.mktemp("doctor")
   words = write_tokenizer(tmp / "tokenizer")
   params = random_params(SIZES)
-  convert.save(tmp / "model", SIZES, params, tokenizer=words, provenance={})
+  hf.save(tmp / "model", SIZES, params, tokenizer=words, provenance={})
   paths = dict(
     folder=tmp / "model",
     train=write_problems(tmp / "train.jsonl", range(9)),
@@ -237,7 +236,7 @@ def test_a_model_of_another_vocabulary_is_noticed(
   sizes = dataclasses.replace(SIZES, vocab_size=300)
   params = random_params(sizes)
   words = path.parent / "tokenizer"
-  convert.save(tmp_path, sizes, params, tokenizer=words, provenance={})
+  hf.save(tmp_path, sizes, params, tokenizer=words, provenance={})
   (line,) = wrong(path, {"model.path": str(tmp_path)}, until="problems")
   assert "ids and the model 300" in line
 

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import config, models, sharding
+from r1jax import config, sharding
 from r1jax.models.presets import preset
 from r1jax.tools.plan import bounds, command, estimate, programs
 from r1jax.tools.plan import chips as plan_chips
 from r1jax.tools.plan.costs import Collective, Costs
+from r1jax.training import models
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 LINK, GIB = 100e9, 2**30

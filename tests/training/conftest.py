@@ -1,14 +1,17 @@
 """A toy base model in a directory, and tasks that it can learn in seconds."""
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
+from r1jax import data, hf, rewards
 from r1jax.data import tokenizer
 from r1jax.losses.presets import PRESETS
-from r1jax.models import convert, transformer
+from r1jax.models import transformer
 from r1jax.models.presets import preset
 from r1jax.models.weights import is_weight, weights
+from r1jax.types import Example
 
 UNLIKE = ("dapo", "gspo", "r1")  # Recipes; the others wait for `make soak`.
 LETTERS = "abcdefgh 0123456789+=?\n"
@@ -63,7 +66,7 @@ def base(toy_config, tmp_path_factory):
   folder = tmp_path_factory.mktemp("toy")
   path = folder / "words" / "tokenizer.model"
   tokenizer.fit([LETTERS] * 3, path, word_share=1.0)
-  convert.save(
+  hf.save(
     folder / "base",
     toy_config,
     draw(toy_config),
@@ -92,3 +95,99 @@ def compiled_once(tmp_path_factory):
   for name, value in zip(names, before):
     jax.config.update(name, value)
   compilation_cache.reset_cache()
+
+
+def load_letters(*, size):
+  """Problems that ask for letters; there are two kinds."""
+  return [
+    Example(f"{'abcdefgh'[i % 8]} {i} ?", "a", f"toy/{'xy'[i % 2]}", str(i))
+    for i in range(size)
+  ]
+
+
+def praise(example, completion):
+  """The share of the letter a among the tokens: easy to find, easy to earn."""
+  return completion.text.count("a") / max(completion.num_tokens, 1)
+
+
+@pytest.fixture(scope="module")
+def toy_task():
+  """The dataset "letters" and the reward "praise", by name."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(data.DATASETS, "letters", load_letters)
+    patch.setitem(rewards.REWARDS, "praise", praise)
+    yield
+
+
+@pytest.fixture(scope="module")
+def make_config(base, toy_task):
+  """`make_config(**changes)`: 24 updates on the toy task, 2 a round."""
+
+  def make(**changes):
+    c = ml_collections.ConfigDict()
+    c.loop = "grpo"
+    c.seed = 3
+    c.num_steps = 24
+    c.template = "plain"
+    c.mesh = dict(data=1)
+    c.rollout_mesh = dict(data=1)
+    c.model = dict(name="pretrained", path=base)
+    c.tokenizer = dict(path=base)
+    c.dataset = dict(name="letters", size=40)
+    c.rewards = dict(praise=1.0, format=0.0)
+    c.grader = dict(
+      num_workers=1, timeout=60.0, preload=("r1jax.rewards",), canaries=()
+    )
+    c.prompts_per_round = 4
+    c.group_size = 8
+    c.minibatches = 2
+    c.sampling = dict(
+      num_slots=16,
+      decode_steps=4,
+      prompt_tokens=8,
+      max_tokens=8,
+      temperature=1.0,
+    )
+    c.rows = dict(width=48, max_rows=8, microbatch_rows=4)
+    c.advantage = dict(name="group_std")
+    c.aggregation = dict(name="completion_mean")
+    c.loss = dict(
+      ratio="token",
+      clip=dict(name="symmetric", epsilon=0.2),
+      kl="k3",
+      kl_coefficient=0.001,
+      entropy_coefficient=0.0,
+      correction=None,
+    )
+    c.kl_reward = dict(name="k1", coefficient=0.0)
+    c.mask_truncated = False
+    c.max_tokens = ()
+    c.dynamic_sampling = dict(rounds=0)
+    c.old = "sampler"
+    c.mtp = "frozen"
+    c.reference_every = 16
+    c.router_bias_speed = 0.0
+    c.offload = ("reference",)
+    c.peak_flops = None
+    c.cpu_devices = 1
+    c.optimizer = dict(
+      learning_rate=0.03,
+      warmup_steps=2,
+      weight_decay=0.01,
+    )
+    c.max_skipped = 3
+    c.checkpoint_every = 8
+    c.evaluation = dict(
+      every=1000,
+      seed=5,
+      problems=2,
+      samples=2,
+      problems_between=2,
+      samples_between=2,
+      test=dict(name="letters", size=8),
+      larger=None,
+    )
+    c.update_from_flattened_dict(changes)
+    return c
+
+  return make

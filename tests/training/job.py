@@ -9,17 +9,19 @@ import sys
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# `python -m r1jax.main`, with a task and a reward that a toy learns in seconds.
+# `r1jax train`, with a task and a reward that a toy learns in seconds.
 DRIVER = """
 import os, random, signal, sys, threading
 import jax
-from r1jax import checkpoint, data, interrupt, main, rewards
+from r1jax import checkpoint, data, interrupt, rewards
+from r1jax.tools import train
 from r1jax.training.measurements import Observer
 from r1jax.types import Example
 
 def letters(*, size):
+  answer = os.environ.get("LETTER", "a")
   return [
-    Example(f"{'abcdefgh'[i % 8]} {i} ?", "a", f"toy/{'xy'[i % 2]}", str(i))
+    Example(f"{'abcdefgh'[i % 8]} {i} ?", answer, f"toy/{'xy'[i % 2]}", str(i))
     for i in range(size)
   ]
 
@@ -57,7 +59,7 @@ Observer.phase = deadly(Observer.phase)
 checkpoint.save = deadly(checkpoint.save, "saving")
 data.DATASETS["letters"] = letters
 rewards.REWARDS["praise"] = praise
-main.run()
+train.run("python -m r1jax train")
 """
 
 CONFIG = """

@@ -205,3 +205,7 @@ def test_the_summary_compares_first_and_last():
   }
   assert needed <= got["tasks"]["a"].keys()
   assert needed <= got.keys()
+  # A base that was measured late is the base.
+  assert summarise([*rows[1:], rows[0]], rl_steps=8) == got
+  with pytest.raises(ValueError, match="no evaluation of step 0.*run again"):
+    summarise(rows[1:], rl_steps=8)

@@ -1,5 +1,6 @@
 """Groups move whole, and every token's share is fixed before the update."""
 
+import ml_collections
 import numpy as np
 import pytest
 
@@ -10,8 +11,10 @@ from r1jax.training.experience import (
   spread,
   token_arrays,
   which_count,
+  which_teach,
   within,
 )
+from r1jax.training.inspection import rows_needed
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Experience, Rollout
 
 P, G, T = 6, 3, 5
@@ -28,17 +31,42 @@ ROLLOUT = Rollout(
 
 
 def test_minibatches_are_disjoint_equal_and_all():
-  parts = minibatches(3, P, seed=1, round=2)
+  parts = minibatches(3, np.ones(P, bool), seed=1, round=2)
   assert [len(part) for part in parts] == [2, 2, 2]
   assert sorted(np.concatenate(parts)) == [*range(P)]
 
 
 def test_minibatches_are_functions_of_seed_and_round():
   draw = lambda seed, round: np.concatenate(
-    minibatches(2, 100, seed=seed, round=round)
+    minibatches(2, np.ones(100, bool), seed=seed, round=round)
   ).tolist()
   assert draw(1, 2) == draw(1, 2)
   assert len({tuple(draw(s, r)) for s in range(3) for r in range(3)}) == 9
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_groups_that_teach_are_dealt_evenly(count):
+  """Wherever they are, as DAPO's are: at the front."""
+  for teaching in range(17):
+    first = np.arange(16) < teaching
+    anywhere = np.random.default_rng(teaching).permutation(first)
+    for teach in (first, anywhere):
+      parts = minibatches(count, teach, seed=0, round=teaching)
+      assert sorted(np.concatenate(parts)) == [*range(16)]
+      assert {len(part) for part in parts} == {16 // count}
+      dealt = [teach[part].sum() for part in parts]
+      assert max(dealt) - min(dealt) <= 1
+
+
+def test_a_group_teaches_by_what_counts_and_moves():
+  advantages = np.array([[0.0, 0, 0], [1, -1, 0], [1, -1, 0], [1, 0, 0]])
+  counted = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 1], [0, 0, 0]], bool)
+  assert which_teach(advantages, counted).tolist() == [
+    False,
+    True,
+    False,
+    False,
+  ]
 
 
 def test_what_is_not_graded_is_not_learned_from():
@@ -65,6 +93,38 @@ def test_a_minibatch_holds_all_completions_of_its_prompts():
   assert sorted(origins) == np.flatnonzero(mask).tolist()
   used = (packed.positions >= 0).any(axis=(0, 2))
   assert count == used.sum() and used[:count].all()
+
+
+@pytest.mark.parametrize("width", [10, 12, 16, 23, 40])
+def test_rows_for_the_worst_case_are_enough_for_any(width):
+  """And the longest completions need all of them, unless what is left over
+  from several prompts fits one row, as in rows of 16."""
+  config = ml_collections.ConfigDict(
+    dict(
+      rows=dict(width=width),
+      sampling=dict(max_tokens=T),
+      prompts_per_round=2 * P,
+      minibatches=2,
+      group_size=G,
+    )
+  )
+  needed = rows_needed(config, 4)
+  fill = lambda lengths, rows: pack_minibatch(
+    ROLLOUT.replace(lengths=lengths),
+    range(P),
+    width=width,
+    max_rows=rows,
+    microbatch_rows=1,
+  )
+  for seed in range(50):
+    draw = np.random.default_rng(seed).integers
+    fill(draw(draw(1, T + 1), T + 1, (P, G)), needed)
+  longest = np.full((P, G), T)
+  fill(longest, needed)
+  if width != 16:
+    with pytest.raises(ValueError, match=f"{needed} rows of {width} are need"):
+      fill(longest, needed - 1)
+  assert rows_needed(config, width - T + 2) == 0
 
 
 @pytest.mark.parametrize("reference", [True, False])

@@ -1,5 +1,6 @@
 """Groups that teach nothing are sampled again, so often and no oftener."""
 
+import re
 import types
 
 import ml_collections
@@ -8,7 +9,12 @@ import pytest
 
 from r1jax import rewards
 from r1jax.rewards import Scores
-from r1jax.training.exploration import Sampled, explore, make_sample
+from r1jax.training.exploration import (
+  Sampled,
+  explain_nothing,
+  explore,
+  make_sample,
+)
 from r1jax.training.grading import Grading
 from r1jax.types import Completion, Example, Rollout
 
@@ -154,6 +160,20 @@ def test_groups_are_graded_as_soon_as_they_are_complete(monkeypatch):
 def test_shaping_does_not_make_a_group_teach(shaping):
   sample, _ = sampler([RIGHT, RIGHT, WRONG], 3 * [RIGHT], shaping=shaping)
   assert explore(sample, rounds=1).teaching == 0
+
+
+@pytest.mark.parametrize(
+  "values, message",
+  [
+    ([0.0, 0.0], r"sampled 4 times .*\(mean 0\); take problems that"),
+    ([1.0, np.nan], r"\(mean 1\); take problems that the model solves someti"),
+    ([np.nan, np.nan], "nothing could be graded; look at the grader's errors"),
+  ],
+)
+def test_rounds_that_teach_nothing_are_explained(values, message):
+  config = ml_collections.ConfigDict(dict(dynamic_sampling=dict(rounds=3)))
+  scores = Scores(np.array([9.0, 9.0]), {"accuracy": np.array(values)}, {})
+  assert re.search(message, explain_nothing(scores, config))
 
 
 def test_a_round_asks_its_own_problems_each_beginning_with_bos():

@@ -4,108 +4,13 @@ import functools
 import json
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 
-from r1jax import checkpoint, data, metrics, rewards
+from r1jax import checkpoint, metrics
 from r1jax.training import exploration, grpo
-from r1jax.types import Example
 
-STEPS, STOP = 24, 16
-
-
-def load_letters(*, size):
-  """Problems that ask for letters; there are two kinds."""
-  return [
-    Example(f"{'abcdefgh'[i % 8]} {i} ?", "a", f"toy/{'xy'[i % 2]}", str(i))
-    for i in range(size)
-  ]
-
-
-def praise(example, completion):
-  """The share of the letter a among the tokens: easy to find, easy to earn."""
-  return completion.text.count("a") / max(completion.num_tokens, 1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def toy_task():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(data.DATASETS, "letters", load_letters)
-    patch.setitem(rewards.REWARDS, "praise", praise)
-    yield
-
-
-@pytest.fixture(scope="module")
-def make_config(base):
-  def make(**changes):
-    c = ml_collections.ConfigDict()
-    c.loop = "grpo"
-    c.seed = 3
-    c.num_steps = STEPS
-    c.template = "plain"
-    c.mesh = dict(data=1)
-    c.rollout_mesh = dict(data=1)
-    c.model = dict(name="pretrained", path=base)
-    c.tokenizer = dict(path=base)
-    c.dataset = dict(name="letters", size=40)
-    c.rewards = dict(praise=1.0, format=0.0)
-    c.grader = dict(
-      num_workers=1, timeout=60.0, preload=("r1jax.rewards",), canaries=()
-    )
-    c.prompts_per_round = 4
-    c.group_size = 8
-    c.minibatches = 2
-    c.sampling = dict(
-      num_slots=16,
-      decode_steps=4,
-      prompt_tokens=8,
-      max_tokens=8,
-      temperature=1.0,
-    )
-    c.rows = dict(width=48, max_rows=8, microbatch_rows=4)
-    c.advantage = dict(name="group_std")
-    c.aggregation = dict(name="completion_mean")
-    c.loss = dict(
-      ratio="token",
-      clip=dict(name="symmetric", epsilon=0.2),
-      kl="k3",
-      kl_coefficient=0.001,
-      entropy_coefficient=0.0,
-      correction=None,
-    )
-    c.kl_reward = dict(name="k1", coefficient=0.0)
-    c.mask_truncated = False
-    c.max_tokens = ()
-    c.dynamic_sampling = dict(rounds=0)
-    c.old = "sampler"
-    c.mtp = "frozen"
-    c.reference_every = STOP
-    c.router_bias_speed = 0.0
-    c.offload = ("reference",)
-    c.peak_flops = None
-    c.cpu_devices = 1
-    c.optimizer = dict(
-      learning_rate=0.03,
-      warmup_steps=2,
-      weight_decay=0.01,
-    )
-    c.max_skipped = 3
-    c.checkpoint_every = 8
-    c.evaluation = dict(
-      every=1000,
-      seed=5,
-      problems=2,
-      samples=2,
-      problems_between=2,
-      samples_between=2,
-      test=dict(name="letters", size=8),
-      larger=None,
-    )
-    c.update_from_flattened_dict(changes)
-    return c
-
-  return make
+STEPS, STOP = 24, 16  # As the config of `make_config` has them.
 
 
 def host(state):
@@ -246,21 +151,6 @@ def test_a_run_that_is_done_does_nothing_more(runs, make_config, compiled_once):
   assert metrics.read(runs["straight"]) == before
 
 
-def test_a_round_that_nobody_could_grade_teaches_nothing(
-  make_config, compiled_once, monkeypatch, tmp_path
-):
-  """It does not end the run either."""
-  monkeypatch.setitem(rewards.REWARDS, "praise", lambda *_: None)
-  state = grpo.train(make_config(num_steps=2), str(tmp_path))
-  (row,) = rows_of(tmp_path)
-  assert row["reward/mean"] is None
-  assert row["reward/praise/none_frac"] == 1.0
-  assert row["loss/total"] == row["optim/grad_norm"] == 0.0
-  assert state.train.skipped == 0
-  for leaf in jax.tree.leaves(state.train.params):
-    assert np.all(np.isfinite(leaf))
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_to_compile")
 def test_without_a_kl_there_is_no_reference(make_config, tmp_path):
@@ -271,48 +161,6 @@ def test_without_a_kl_there_is_no_reference(make_config, tmp_path):
   assert state.reference is None
   assert not {"kl/ref", "loss/kl"} & row.keys()
   assert row["loss/total"] == row["loss/policy"]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("quick_to_compile")
-def test_the_first_update_on_policy_has_ratio_one(make_config, tmp_path):
-  """With the trainer's own log-probs; beside all else that can be on."""
-  config = make_config(
-    num_steps=1,
-    minibatches=1,
-    old="trainer",
-    mtp="train",
-    max_tokens=((0, 6),),
-    mask_truncated=True,
-    **{
-      "advantage.name": "leave_one_out",
-      "aggregation.name": "token_mean",
-      "loss.entropy_coefficient": 0.01,
-      "kl_reward.coefficient": 0.01,
-      "dynamic_sampling.rounds": 1,
-      "optimizer.moments": "bfloat16",
-      "optimizer.warmup_steps": 0,
-    },
-  )
-  config.sampling.record_experts = True
-  config.loss.correction = dict(name="truncate", level="token", cap=2.0)
-  start = grpo.load_model(config)[1]
-  state = grpo.train(config, str(tmp_path))
-  (row,) = rows_of(tmp_path)
-  for name in ("ratio/min", "ratio/mean", "ratio/max"):
-    assert row[name] == pytest.approx(1, abs=1e-5)
-  assert 0 <= row["kl/ref"] <= 1e-9
-  assert row["completions/max_length"] <= 6
-  assert row["clip_ratio/region"] == 0
-  assert row["sampling/is_ratio_mean"] == pytest.approx(1, abs=1e-3)
-  assert row["sampling/prob_diff_mean"] < 1e-4
-  assert row["router/replay_mismatch"] <= 0.01
-  assert row["loss/mtp"] > 1 and row["loss/entropy"] < 0
-  assert row["gen/num_gen_batches"] in (1, 2)
-  moved = np.abs(start["mtp"]["project"] - state.train.params["mtp"]["project"])
-  assert moved.max() > 0
-  kept = jax.tree.leaves(state.train.optimizer_state)
-  assert any(x.dtype == np.dtype("bfloat16") for x in kept)
 
 
 @pytest.mark.slow
@@ -342,8 +190,23 @@ def test_completions_may_grow_with_the_steps(make_config):
   limits = [exploration.token_limit(config, step) for step in (0, 3, 4, 9)]
   assert limits == [2, 2, 5, 5]
   assert exploration.token_limit(make_config(), 7) == 8
-  with pytest.raises(ValueError, match="sampling.max_tokens 8"):
-    grpo.check(make_config(max_tokens=((0, 9),)))
+  grpo.check(config)
+
+
+@pytest.mark.parametrize(
+  "schedule, message",
+  [
+    (((0, 9),), "sampling.max_tokens 8"),
+    (((4, 5), (0, 2)), r"max_tokens has \(0, 2\) after step 4"),
+    (((4, 5), (4, 6)), r"max_tokens has \(4, 6\) after step 4"),
+    (((-2, 5),), r"max_tokens has \(-2, 5\)"),
+  ],
+)
+def test_a_schedule_of_lengths_that_is_none_is_refused(
+  make_config, schedule, message
+):
+  with pytest.raises(ValueError, match=message):
+    grpo.check(make_config(max_tokens=schedule))
 
 
 def test_mtp_blocks_can_be_left_out(make_config):
@@ -376,6 +239,7 @@ def test_a_workdir_of_another_config_is_refused(runs, make_config):
     ({"loss.kl": "k4"}, "kl 'k4'; there is k1"),
     ({"kl_reward.name": "k4"}, "kl 'k4'; there is k1"),
     ({"dynamic_sampling.rounds": -1}, "rounds is -1, below 0"),
+    ({"optimizer.learning_rate": -0.1}, "learning_rate is -0.1"),
   ],
 )
 def test_settings_that_do_not_go_together_are_refused(

@@ -11,9 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import checkpoint, data
+from r1jax import checkpoint, data, hf
 from r1jax.data import tokenizer
-from r1jax.models import convert
 from r1jax.models.presets import preset
 from r1jax.types import Example
 
@@ -44,7 +43,7 @@ def command(random_params, tmp_path_factory):
   )
   path = folder / "words" / "tokenizer.model"
   tokenizer.fit(["abcdefgh 0123456789?\n"] * 3, path, word_share=1.0)
-  convert.save(
+  hf.save(
     folder / "base",
     config,
     random_params(config),

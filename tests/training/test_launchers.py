@@ -154,9 +154,9 @@ def test_open_mpi_starts_the_run(command, straight, tmp_path):
   if not shutil.which("mpirun"):
     pytest.skip("no mpirun here")
   (tmp_path / "bin").mkdir()
-  python = tmp_path / "bin" / "python"  # As `python -m r1jax.main`, on the toy.
+  python = tmp_path / "bin" / "python"  # As `r1jax train`, on the toy.
   python.write_text(
-    f'#!/bin/sh\nshift 2\nexec {command[0]} {command[1]} "$@"\n'
+    f'#!/bin/sh\nshift 3\nexec {command[0]} {command[1]} "$@"\n'
   )
   python.chmod(0o755)
   root = "--allow-run-as-root" if os.geteuid() == 0 else ""

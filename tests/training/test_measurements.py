@@ -60,6 +60,22 @@ def test_rewards_are_told_by_rule_and_by_task():
     assert got[name] == pytest.approx(number), name
 
 
+def test_the_deviation_of_rewards_is_that_within_groups():
+  """Of three groups: one varies, one is even, one is graded in part."""
+  nan = math.nan
+  told = scores([1, 0, 0, 1, 1, 1, nan, 1, 0], format=np.zeros(9))
+  groups = [[1, 0, 0], [1, 1, 1], [1, 0]]
+  deviations = []
+  for group in groups:
+    mean = sum(group) / len(group)
+    squares = sum((x - mean) ** 2 for x in group)
+    deviations.append(math.sqrt(squares / len(group)))
+  assert of_rewards(told)["reward/std"] == pytest.approx(sum(deviations) / 3)
+  ungraded = scores([nan] * 3 + [1, 0, 0] + [nan] * 3)
+  assert of_rewards(ungraded)["reward/std"] == pytest.approx(deviations[0])
+  assert math.isnan(of_rewards(scores([nan] * 9))["reward/std"])
+
+
 def test_what_could_not_be_graded_is_counted_and_not_averaged():
   nan = math.nan
   got = of_rewards(scores([1, nan, 0, nan, nan, nan, 1, 1, 1]))
@@ -98,6 +114,8 @@ def test_lengths_are_told_with_and_without_those_cut_short():
     "completions/clipped_ratio": 0.25,
     "completions/eos_frac": 0.75,
     "completions/terminated_mean_length": pytest.approx(16 / 3),
+    "completions/terminated_min_length": 2,
+    "completions/terminated_max_length": 9,
   }
   cut = round_numbers.of_lengths(rollout([[9, 9]], [[FINISH_LENGTH] * 2]))
   assert math.isnan(cut["completions/terminated_mean_length"])

@@ -70,7 +70,7 @@ def model(random_params):
 
 
 def sft_rows():
-  """Two microbatches of eight rows, and what a token counts."""
+  """Two microbatches of eight rows, and their tokens."""
   draw = np.random.default_rng(1)
   texts = draw.integers(3, 15, 20)
   pieces = [
@@ -78,7 +78,8 @@ def sft_rows():
     for i, size in enumerate(texts)
   ]
   packed = pack(pieces, 16, rows=16)
-  return packed, 1.0 / np.sum(packed.origin >= 0)
+  counts = np.sum(packed.origin >= 0), np.sum(packed.positions >= 0)
+  return packed, sft.Tokens(*np.int32(counts))
 
 
 def grpo_rows():
@@ -112,11 +113,11 @@ def update(model, params, sizes, loss, rows, count, batch):
 
 
 def sft_update(model, params, sizes):
-  packed, weight = sft_rows()
+  packed, tokens = sft_rows()
   rows, count = microbatches(packed, 8)
   further = 0.3 if model.config.mtp_depth else 0.0
   loss = functools.partial(sft.objective, model, IDS, mtp=further, balance=0.5)
-  return update(model, params, sizes, loss, rows, count, weight)
+  return update(model, params, sizes, loss, rows, count, tokens)
 
 
 def grpo_update(model, params, sizes):

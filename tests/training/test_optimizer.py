@@ -6,9 +6,24 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax.training.update import decayed, make_optimizer
+from r1jax.models.presets import PRESETS, preset
+from r1jax.models.weights import is_weight, weights
+from r1jax.training.update import decayed, make_optimizer, rate_of
 
 OPTIMIZER = dict(learning_rate=0.1)
+
+
+TREE = {
+  "embed": jnp.ones((4, 3)),
+  "unembed": jnp.ones((3, 4)),
+  "moe": {
+    "router": jnp.ones((3, 2)),
+    "router_bias": jnp.ones((1, 2)),
+    "q_norm": jnp.ones((1, 3)),
+    "down": jnp.ones((1, 3, 2)),
+  },
+  "mtp": {"project": jnp.ones((6, 3)), "block": {"down": jnp.ones((3, 2))}},
+}
 
 
 def steps(gradient, count, **settings):
@@ -16,8 +31,9 @@ def steps(gradient, count, **settings):
   optimizer = make_optimizer(**OPTIMIZER | settings)
   params = jax.tree.map(jnp.zeros_like, gradient)
   state, updates = optimizer.init(params), []
+  step = jax.jit(optimizer.update)
   for _ in range(count):
-    update, state = optimizer.update(gradient, state, params)
+    update, state = step(gradient, state, params)
     updates.append(update)
   return updates
 
@@ -49,24 +65,79 @@ def test_the_learning_rate_warms_up_then_decays(settings, expected):
   np.testing.assert_allclose(rates(6, **settings), expected, atol=1e-6)
 
 
-TREE = {
-  "embed": jnp.ones((4, 3)),
-  "unembed": jnp.ones((3, 4)),
-  "moe": {
-    "router": jnp.ones((3, 2)),
-    "router_bias": jnp.ones((1, 2)),
-    "q_norm": jnp.ones((1, 3)),
-    "down": jnp.ones((1, 3, 2)),
-  },
-  "mtp": {"project": jnp.ones((6, 3)), "block": {"down": jnp.ones((3, 2))}},
-}
+def cosine(peak, end, share):
+  return end + (peak - end) * (1 + np.cos(np.pi * share)) / 2
+
+
+def linear(peak, end, share):
+  return peak + (end - peak) * share
+
+
+@pytest.mark.parametrize("shape", [cosine, linear])
+@pytest.mark.parametrize("peak, warmup", [(0.1, 0), (0.1, 2), (0.0, 2)])
+def test_a_second_decay_begins_where_the_first_ends(shape, peak, warmup):
+  """The rate of every step by the definition; a peak of 0 is one, too."""
+  settings = dict(
+    learning_rate=peak,
+    warmup_steps=warmup,
+    decay_steps=3,
+    final_share=0.5,
+    restart_rate=0.04,
+    restart_steps=2,
+    decay=shape.__name__,
+  )
+  end = 0.5 * peak
+  expected = (
+    [peak * i / warmup for i in range(warmup)]
+    + [shape(peak, end, i / 3) for i in range(3)]
+    + [shape(0.04, end, i / 2) for i in range(2)]
+    + [end] * 3
+  )
+  got = rates(len(expected), **settings)
+  np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-8)
+
+
+def test_a_rate_of_nothing_moves_nothing():
+  for settings in (dict(), dict(warmup_steps=2), dict(decay_steps=2)):
+    assert rates(4, learning_rate=0.0, **settings) == [0.0] * 4
+
+
+@pytest.mark.parametrize(
+  "settings, message",
+  [
+    (dict(restart_steps=5, restart_rate=0.1), "restart_steps is 5 and decay_s"),
+    (dict(decay_steps=5, restart_steps=5), "restart_rate is 0.0 and restart_s"),
+    (dict(decay_steps=5, restart_rate=0.1), "restart_steps 0: a restart needs"),
+    (dict(learning_rate=-1.0), "learning_rate is -1.0"),
+    (dict(learning_rate=float("nan")), "learning_rate is nan"),
+    (dict(learning_rate=float("inf")), "learning_rate is inf"),
+    (dict(warmup_steps=-1), "warmup_steps is -1"),
+    (dict(decay_steps=-1), "decay_steps is -1"),
+    (dict(final_share=-0.1), "final_share is -0.1"),
+    (dict(max_grad_norm=0.0), "max_grad_norm is 0.0; it must be above 0"),
+    (dict(weight_decay=-0.1), "weight_decay is -0.1"),
+  ],
+)
+def test_numbers_without_a_meaning_are_refused(settings, message):
+  with pytest.raises(ValueError, match=message):
+    make_optimizer(**OPTIMIZER | settings)
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(apart=("mtp",))])
+def test_the_rate_of_an_update_is_told(settings):
+  optimizer = make_optimizer(**OPTIMIZER, warmup_steps=4, **settings)
+  state, update = optimizer.init(TREE), jax.jit(optimizer.update)
+  for expected in (0.0, 0.025, 0.05):
+    _, state = update(TREE, state, TREE)
+    assert rate_of(state)["optim/lr"] == pytest.approx(expected)
+  assert rate_of(optax.sgd(0.1).init(TREE)) == {}
 
 
 def test_frozen_weights_and_the_routers_bias_do_not_move():
   gradient = jax.tree.map(jnp.ones_like, TREE)
   settings = dict(frozen=("mtp",), weight_decay=0.5)
   optimizer = make_optimizer(**OPTIMIZER | settings)
-  updates, _ = optimizer.update(gradient, optimizer.init(TREE), TREE)
+  updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(TREE), TREE)
   moved = jax.tree.map(lambda u: bool(jnp.any(u != 0)), updates)
   assert moved == {
     "embed": True,
@@ -79,7 +150,7 @@ def test_frozen_weights_and_the_routers_bias_do_not_move():
 def test_matrices_decay_and_norms_biases_and_embeddings_do_not():
   nothing = jax.tree.map(jnp.zeros_like, TREE)
   optimizer = make_optimizer(**OPTIMIZER | dict(weight_decay=0.5))
-  updates, _ = optimizer.update(nothing, optimizer.init(TREE), TREE)
+  updates, _ = jax.jit(optimizer.update)(nothing, optimizer.init(TREE), TREE)
   shrunk = jax.tree.map(lambda u: round(float(u.ravel()[0]), 6), updates)
   assert shrunk == {
     "embed": 0,
@@ -87,19 +158,37 @@ def test_matrices_decay_and_norms_biases_and_embeddings_do_not():
     "moe": {"router": -0.05, "router_bias": 0, "q_norm": 0, "down": -0.05},
     "mtp": {"project": -0.05, "block": {"down": -0.05}},
   }
-  assert decayed(TREE)["moe"]["down"] and not decayed(TREE)["moe"]["q_norm"]
+
+
+def test_of_every_model_the_matrices_between_the_embeddings_decay():
+  """Whose first values are drawn, in the table of weights; no other."""
+  for name in PRESETS:
+    tree = weights(preset(name))
+    drawn = jax.tree_util.tree_map_with_path(
+      lambda path, w: (
+        w.init == "normal" and path[-1].key not in ("embed", "unembed")
+      ),
+      tree,
+      is_leaf=is_weight,
+    )
+    empty = jax.tree.map(lambda w: 0.0, tree, is_leaf=is_weight)
+    assert decayed(empty) == drawn, name
 
 
 def test_the_gradient_is_clipped_as_one():
   """Two weights of norm 3 and 4 make 5; Adam's memory shows the scale."""
   optimizer = make_optimizer(**OPTIMIZER, max_grad_norm=1.0)
   gradient = {"a": jnp.array([[3.0]]), "b": jnp.array([[4.0]])}
-  _, state = optimizer.update(gradient, optimizer.init(gradient), gradient)
+  _, state = jax.jit(optimizer.update)(
+    gradient, optimizer.init(gradient), gradient
+  )
   mean = optax.tree_utils.tree_get(state, "mu")
   assert float(mean["a"][0, 0]) == pytest.approx(0.1 * 3 / 5)
   assert float(mean["b"][0, 0]) == pytest.approx(0.1 * 4 / 5)
   short = jax.tree.map(lambda g: g / 100, gradient)  # Not made longer.
-  _, state = optimizer.update(short, optimizer.init(gradient), gradient)
+  _, state = jax.jit(optimizer.update)(
+    short, optimizer.init(gradient), gradient
+  )
   mean = optax.tree_utils.tree_get(state, "mu")
   assert float(mean["a"][0, 0]) == pytest.approx(0.1 * 0.03)
 
@@ -119,7 +208,7 @@ def test_moments_may_be_kept_in_half_precision():
   state = low.init(gradient)
   kinds = {x.dtype for x in jax.tree.leaves(state) if x.ndim}
   assert kinds == {jnp.dtype("bfloat16")}
-  update, state = low.update(gradient, state, gradient)
+  update, state = jax.jit(low.update)(gradient, state, gradient)
   assert update["w"].dtype == jnp.float32
   (exact,) = steps(gradient, 1)
   np.testing.assert_allclose(update["w"], exact["w"], rtol=1e-2)
@@ -140,8 +229,9 @@ def test_what_stands_apart_does_not_move_the_others():
   for gradient in (small, large):
     optimizer = make_optimizer(**settings, apart=("mtp",))
     state = optimizer.init(gradient)
+    step = jax.jit(optimizer.update)
     for scale in (1.0, 0.1):
-      update, state = optimizer.update(
+      update, state = step(
         jax.tree.map(lambda g, s=scale: g * s, gradient), state, gradient
       )
     made.append(update)

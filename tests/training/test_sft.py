@@ -1,6 +1,7 @@
 """The loop of imitation: what it counts, and that it resumes."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -8,9 +9,9 @@ import ml_collections
 import numpy as np
 import pytest
 
-from r1jax import checkpoint, data, metrics, sharding
+from r1jax import checkpoint, data, hf, metrics, sharding
 from r1jax.data import tokenizer
-from r1jax.models import convert, transformer
+from r1jax.models import transformer
 from r1jax.training import inspection, sft
 from r1jax.types import Example
 
@@ -52,7 +53,8 @@ def test_prompts_are_read_and_answers_with_their_end_are_imitated():
   counted = packed.origin >= 0
   got = dict(zip(packed.origin[counted].tolist(), packed.targets[counted]))
   assert got == expected
-  assert tokens == len(expected) == 4 + 3 + 2
+  assert tokens.imitated == len(expected) == 4 + 3 + 2
+  assert tokens.read == (2 + 4 - 1) + (4 - 1) + (1 + 2 - 1)
   assert packed.tokens.shape == (2, 3, 8) and count == 1
 
 
@@ -185,6 +187,34 @@ def test_a_resumed_run_is_the_straight_run_bit_for_bit(runs):
   assert [row["step"] for row in rows[0]] == [2, 4, 6]
 
 
+def test_the_balance_loss_is_a_mean_over_all_tokens_that_are_read(toy):
+  """A router without an opinion has 1, however few tokens are imitated."""
+  model, params = toy
+  moe = params["moe"]
+  blank = {name: 0 * moe[name] for name in ("router", "router_bias")}
+  params = params | {"moe": moe | blank}
+  measure = jax.jit(
+    functools.partial(sft.objective, model, 37, mtp=0.0, balance=1.0)
+  )
+  for prompt, answer in (("ab" * 15, "c"), ("", "ab" * 15)):
+    packed, _, tokens = sft.batch(
+      [Example(prompt, answer)] * 3,
+      Words(),
+      width=32,
+      max_rows=4,
+      microbatch_rows=4,
+    )
+    rows = jax.tree.map(lambda x: x[:, 0], packed)
+    _, numbers = measure(params, rows, tokens)
+    assert numbers["loss/balance"] == pytest.approx(1.0, rel=1e-5)
+
+
+def test_every_number_of_a_row_is_in_the_table(runs):
+  names = {*metrics.read(runs[2])[-1]} - {"step", "time"}
+  assert not [name for name in names if metrics.describe(name) is None]
+  assert names >= {"loss/nll", "loss/balance", "loss/mtp", "optim/lr"}
+
+
 def test_the_loss_falls(runs):
   rows = metrics.read(runs[2])
   assert rows[-1]["loss/nll"] < 0.8 * rows[0]["loss/nll"]
@@ -206,7 +236,7 @@ def test_the_balancing_bias_has_moved(runs, toy):
 
 def test_the_model_is_left_in_hugging_face_layout(runs):
   whole, _, straight, _ = runs
-  _, params = convert.load(str(straight / "model"))
+  _, params = hf.load(str(straight / "model"))
   jax.tree.map(np.testing.assert_array_equal, params, whole.params)
   words = tokenizer.load(str(straight / "model"))
   assert words.decode(words.encode("10 ok")) == "10 ok"

@@ -127,6 +127,41 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
   assert state.params["w"] != kept[0]["w"]
 
 
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_an_update_without_a_gradient_changes_nothing_and_is_counted(moments):
+  """Neither momentum, nor decay, nor balance, nor the schedule goes on."""
+  optimizer = make_optimizer(
+    **OPTIMIZER, weight_decay=0.1, warmup_steps=9, moments=moments
+  )
+  packed, count = microbatches(ROWS, 2)
+  params = {"w": jnp.array([[2.0]]), "moe": {"router_bias": jnp.zeros((1, 2))}}
+  update = make_update(linear, optimizer, router_bias_speed=0.1)
+  state = fresh(optimizer, params)
+  for _ in range(2):  # The learning rate begins at 0.
+    state, metrics = update(state, packed, count, 0.5)
+  assert metrics["optim/idle"] == 0 and metrics["optim/update_norm"] > 0
+  kept = jax.tree.map(np.array, (state.params, state.optimizer_state))
+  for step in (3, 4):
+    state, metrics = update(state, packed, count, 0.0)
+    assert metrics["optim/idle"] == 1 and metrics["optim/update_norm"] == 0
+    assert (state.step, state.skipped) == (step, 0)
+    now = (state.params, state.optimizer_state)
+    jax.tree.map(np.testing.assert_array_equal, now, kept)
+
+
+def test_what_learns_apart_does_not_move_what_has_no_gradient():
+  """MTP blocks learn from tokens that teach the policy nothing."""
+  optimizer = make_optimizer(**OPTIMIZER, apart=("mtp",))
+  params = {"w": jnp.ones((2, 2)), "mtp": {"w": jnp.ones((2, 2))}}
+  state = optimizer.init(params)
+  gradient = jax.tree.map(jnp.ones_like, params)
+  _, state = optimizer.update(gradient, state, params)
+  changes, _ = optimizer.update(
+    gradient | {"w": jnp.zeros((2, 2))}, state, params
+  )
+  assert not np.any(changes["w"]) and np.all(changes["mtp"]["w"])
+
+
 def test_the_balancing_biases_move_by_their_own_rule():
   optimizer = make_optimizer(**OPTIMIZER)
   bias = lambda *shape: {"router_bias": jnp.zeros(shape)}
@@ -290,10 +325,10 @@ def test_any_split_of_an_sft_batch_gives_the_same_gradient(layer):
     for i, (head, size) in enumerate([(3, 9), (0, 14), (1, 5), (2, 4), (6, 7)])
   ]
   packed = pack(pieces, 16, rows=8)
-  weight = 1.0 / np.sum(packed.origin >= 0)
+  tokens = sft.Tokens(41, 50)
   loss = functools.partial(sft.objective, model, 37, mtp=0.3, balance=0.5)
-  gradient, metrics = gradient_of(loss, params, packed, 1, weight)
-  other_gradient, other_metrics = gradient_of(loss, params, packed, 4, weight)
+  gradient, metrics = gradient_of(loss, params, packed, 1, tokens)
+  other_gradient, other_metrics = gradient_of(loss, params, packed, 4, tokens)
   assert metrics["loss/mtp"] > 0 and metrics["loss/balance"] > 0
   close(other_metrics, metrics)
   close(other_gradient, gradient)

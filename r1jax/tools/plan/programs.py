@@ -13,14 +13,14 @@ from jax.sharding import Mesh
 from jax.tree_util import keystr
 from ml_collections import ConfigDict
 
-from r1jax import models, offload, sharding
+from r1jax import offload, sharding
 from r1jax.models import flops, ops
 from r1jax.models.config import ModelConfig, replace
 from r1jax.models.presets import preset
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import is_weight, logical_axes, weights
 from r1jax.tools.plan import rollouts
-from r1jax.training import objective, sft
+from r1jax.training import models, objective, sft
 from r1jax.training.grpo import make_steps
 from r1jax.training.update import init_state, make_optimizer, make_update
 from r1jax.types import Packed
@@ -60,7 +60,7 @@ def shaped(tree, shardings):
   return jax.tree.map(struct, tree, shardings)
 
 
-def parameters(sizes: ModelConfig, dtype: str = "float32"):
+def parameters(sizes: ModelConfig, dtype: Any = "float32"):
   """The shapes of a model's parameters."""
   return jax.tree.map(
     lambda w: jax.ShapeDtypeStruct(w.shape, jnp.dtype(dtype)),
@@ -164,7 +164,7 @@ def of_sft(config: ConfigDict, mesh: Mesh) -> list[Program]:
         state,
         tokens,
         scalar(mesh, jnp.int32),
-        scalar(mesh, jnp.float32),
+        sft.Tokens(scalar(mesh, jnp.int32), scalar(mesh, jnp.int32)),
       ),
       parts=_parts(state) | {"batch": tokens},
       beside={},
@@ -188,7 +188,7 @@ def of_grpo(config: ConfigDict, mesh: Mesh) -> list[Program]:
   refers = config.loss.kl_coefficient or config.kl_reward.coefficient
   reference = None
   if refers:
-    copy = functools.partial(objective.reference_copy, sizes.compute_dtype)
+    copy = functools.partial(objective.reference_copy, sizes)
     parked = "" if "reference" in config.offload else None
     copied = jax.eval_shape(copy, state.params)
     reference = placed(mesh, sizes, copied, parked)

@@ -138,7 +138,6 @@ def charts(runs: Runs) -> list[Chart]:
       "What the optimizer sees. " + smooth,
       pick([
         ("loss/nll", "loss, nats per token"),
-        ("eval/nll", "held-out loss, nats per token"),
         ("loss/total", "loss"),
         ("loss/policy", "loss, policy part"),
         ("loss/kl", "loss, KL part"),

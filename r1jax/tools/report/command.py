@@ -162,11 +162,10 @@ def headlines(run: Run) -> list[Change]:
     note = f"vote of {k} samples, {over}"
     result += ends(f"cons_at_{k}", f"Accuracy, cons@{k}", ".1%", note)
   result += ends("mean_length", "Response length", ".0f", "")
-  for key, label in (("loss/nll", "Loss"), ("eval/nll", "Held-out loss")):
-    if key in run.curves:
-      values = run.curves[key].values
-      first, last = f"{values[0]:.3f}", f"{values[-1]:.3f}"
-      result.append(Change(label, first, last, "nats per token"))
+  if "loss/nll" in run.curves:
+    values = run.curves["loss/nll"].values
+    first, last = f"{values[0]:.3f}", f"{values[-1]:.3f}"
+    result.append(Change("Loss", first, last, "nats per token"))
   steps = run.summary.get("rl_steps", _last_step(run))
   seconds = run.summary.get("seconds_rl", _last(run, "time"))
   note = _duration(seconds) if seconds else ""

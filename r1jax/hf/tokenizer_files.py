@@ -1,9 +1,10 @@
 """What lies beside the weights of a released model: its tokenizer's files."""
 
-import json
 import pathlib
 import shutil
 from typing import Any
+
+from r1jax.hf.config import read_json, write_json
 
 TOKENIZER = (
   "tokenizer.json",
@@ -82,22 +83,3 @@ def _named(source: pathlib.Path) -> dict[str, int | None]:
     token = token.get("content") if isinstance(token, dict) else token
     ids[key] = table.get(token)
   return ids
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """The object in a file; an empty one if there is no such file."""
-  if not path.is_file():
-    return {}
-  try:
-    found = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ValueError(f"{path} is no JSON: {error}") from None
-  if not isinstance(found, dict):
-    raise ValueError(f"{path} holds no object")
-  return found
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes `value` for people to read, too."""
-  text = json.dumps(value, indent=2, ensure_ascii=False)
-  path.write_text(text + "\n", encoding="utf-8")

@@ -6,20 +6,13 @@ of transformers 5 (`rope_parameters`). The released one is written.
 
 import dataclasses
 import json
+import os
 import pathlib
 import types
 from collections.abc import Mapping
 from typing import Any
 
-from r1jax.models.config import (
-  Experts,
-  Grouped,
-  Latent,
-  Llama3,
-  ModelConfig,
-  Yarn,
-)
-from r1jax.models.families import (
+from r1jax.hf.architectures import (
   DEFAULTS,
   EXPERTS,
   FAMILIES,
@@ -35,35 +28,71 @@ from r1jax.models.families import (
   Family,
   Settings,
 )
+from r1jax.models.config import (
+  Experts,
+  Grouped,
+  Latent,
+  Llama3,
+  ModelConfig,
+  Yarn,
+  float_name,
+)
 
 # Layers from which on depth is scanned, and blocks made again, as in presets.
 DEPTH_OF_SCAN = 16
 
 
-def read(directory: pathlib.Path) -> ModelConfig:
-  """The model that config.json in `directory` describes.
+def directory(path: str | os.PathLike) -> pathlib.Path:
+  """A path to a directory; raises ValueError, with what to do, for others."""
+  folder = pathlib.Path(path)
+  if folder.is_dir():
+    return folder
+  if folder.exists():
+    raise ValueError(f"{folder} is a file; give the directory of a model")
+  name = folder if len(folder.parts) == 2 else f"OWNER/{folder.name}"
+  raise ValueError(
+    f"{folder} is no directory; to download a model from Hugging Face: "
+    f"hf download {name} --local-dir {folder}"
+  )
 
-  Raises ValueError, with the file, the key and its value, for what we do not
-  have or what is missing.
+
+def read(path: str | os.PathLike) -> ModelConfig:
+  """The model that config.json in a directory describes.
+
+  Raises ValueError, with the file, the key and its value, for what this package
+  does not implement and for what is missing.
   """
-  return parse(settings(directory), str(directory / "config.json"))
+  folder = directory(path)
+  return parse(settings(folder), str(folder / "config.json"))
 
 
-def settings(directory: pathlib.Path) -> dict[str, Any]:
-  """What config.json in `directory` holds."""
-  path = directory / "config.json"
-  if not path.is_file():
+def settings(folder: pathlib.Path) -> dict[str, Any]:
+  """The contents of config.json in a directory."""
+  if not (folder / "config.json").is_file():
     raise ValueError(
-      f"{directory} holds no config.json; give a model's directory in Hugging "
+      f"{folder} holds no config.json; give a model's directory in Hugging "
       "Face layout"
     )
+  return read_json(folder / "config.json")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """The object in a file; an empty one if there is no such file."""
+  if not path.is_file():
+    return {}
   try:
     found = json.loads(path.read_bytes())
   except ValueError as error:
-    raise ValueError(f"{path} is no JSON: {error}") from None
+    raise ValueError(f"{path} is not JSON: {error}") from None
   if not isinstance(found, dict):
-    raise ValueError(f"{path} holds no object")
+    raise ValueError(f"{path} holds no JSON object")
   return found
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes `value`, indented."""
+  text = json.dumps(value, indent=2, ensure_ascii=False)
+  path.write_text(text + "\n", encoding="utf-8")
 
 
 def parse(settings: Settings, path: str = "config.json") -> ModelConfig:
@@ -74,12 +103,12 @@ def parse(settings: Settings, path: str = "config.json") -> ModelConfig:
     raise ValueError(f"{path}: {error}") from None
 
 
-def float8_block(directory: pathlib.Path) -> tuple[int, int] | None:
+def float8_block(folder: pathlib.Path) -> tuple[int, int] | None:
   """Rows and columns that share a scale, where weights are float8; or None.
 
   Raises ValueError for weights that are quantised in another way.
   """
-  reader = _Reader(settings(directory))
+  reader = _Reader(settings(folder))
   if not reader.settings.get("quantization_config"):
     return None
   try:
@@ -95,7 +124,7 @@ def float8_block(directory: pathlib.Path) -> tuple[int, int] | None:
     ):
       raise found.refusal("weight_block_size", "rows and columns of a block")
   except ValueError as error:
-    raise ValueError(f"{directory / 'config.json'}: {error}") from None
+    raise ValueError(f"{folder / 'config.json'}: {error}") from None
   return tuple(block)
 
 
@@ -270,7 +299,7 @@ def architecture(config: ModelConfig) -> str:
   raise ValueError(f"no released architecture has {problem}")
 
 
-def released(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
+def released(config: ModelConfig, *, dtype: Any) -> dict[str, Any]:
   """config.json of `config`, in the released spelling.
 
   Left out are `auto_map`, whose files we do not have, and the tokens, which are
@@ -280,7 +309,8 @@ def released(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
   family, c = FAMILIES[name], config
   latent = isinstance(c.attention, Latent)
   settings = {"architectures": [name], "model_type": family.model_type}
-  settings |= {"torch_dtype": dtype} | family.fixed | family.unread
+  settings |= family.fixed | family.unread
+  settings["torch_dtype"] = float_name(dtype)
   settings |= _write(c, MODEL) | {"rope_theta": c.rope_theta}
   if latent:
     settings |= _write(c.attention, LATENT) | _write(c.experts, EXPERTS)

@@ -1,4 +1,4 @@
-"""Shards that are broken, and shards of float8."""
+"""Files that are broken, and files of float8."""
 
 import json
 import re
@@ -9,7 +9,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from r1jax.models import convert, lazy, shards
+from r1jax import hf
+from r1jax.hf import arrays
+from r1jax.hf.tensors import stored
 from r1jax.models.presets import preset
 
 RELEASED = "model.safetensors"
@@ -21,25 +23,21 @@ EXPERT = "model.layers.1.mlp.experts.4.up_proj.weight"
 @pytest.fixture
 def saved(tmp_path, random_params):
   """A directory with a model in one file."""
-  convert.save(tmp_path / "model", CONFIG, random_params(CONFIG))
+  hf.save(tmp_path / "model", CONFIG, random_params(CONFIG))
   return tmp_path / "model"
 
 
 @pytest.fixture
 def sharded(tmp_path, random_params):
   """A directory with a model in several files."""
-  convert.save(
-    tmp_path / "model", CONFIG, random_params(CONFIG), shard_bytes=500_000
-  )
+  hf.save(tmp_path / "model", CONFIG, random_params(CONFIG), file_bytes=500_000)
   return tmp_path / "model"
 
 
 def edit(directory, change, file=RELEASED):
-  reader = shards.Reader(directory)  # The library's own knows no float8.
-  tensors = {
-    name: np.array(reader.view(name))
-    for name, stored in reader.tensors.items()
-    if stored.file.name == file
+  tensors = {  # The library reads no float8 into NumPy.
+    name: np.array(tensor.read())
+    for name, tensor in stored(directory / file).items()
   }
   change(tensors)
   save_file(tensors, directory / file)
@@ -48,7 +46,7 @@ def edit(directory, change, file=RELEASED):
 def refuses(directory, *texts):
   """Loading fails with one line in which all of `texts` stand."""
   with pytest.raises(ValueError) as error:
-    convert.load(directory)
+    hf.load(directory)
   for text in texts:
     assert text in str(error.value)
   assert "\n" not in str(error.value)
@@ -81,7 +79,7 @@ def test_a_tensor_of_another_shape_is_named(saved):
 def test_a_tensor_that_holds_no_floats_is_named(saved):
   whole = np.zeros((32, 128), np.int32)
   edit(saved, lambda tensors: tensors.update({EXPERT: whole}))
-  refuses(saved, EXPERT, "I32")
+  refuses(saved, EXPERT, "int32")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -1, -1000])
@@ -97,7 +95,7 @@ def test_a_shard_cut_short_is_named(sharded, kept):
 def test_a_shard_with_something_behind_it_is_named(saved):
   with open(saved / RELEASED, "ab") as stream:
     stream.write(b"more")
-  refuses(saved, str(saved / RELEASED), "bytes long")
+  refuses(saved, str(saved / RELEASED), "download it again")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +137,7 @@ def test_an_index_leads_nowhere_else(sharded):
   index = json.loads((sharded / INDEX).read_text())
   index["weight_map"][EXPERT] = "../other/model.safetensors"
   (sharded / INDEX).write_text(json.dumps(index))
-  refuses(sharded, "is no file name")
+  refuses(sharded, "is not a file name")
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"weight_map": 3}'])
@@ -163,11 +161,12 @@ def test_a_directory_without_weights_is_named(saved):
 
 def test_other_readers_read_what_we_write(sharded):
   index = json.loads((sharded / INDEX).read_text())["weight_map"]
-  reader = shards.Reader(sharded)
   for name, file in index.items():
     with safe_open(sharded / file, "numpy") as theirs:
       assert theirs.metadata() == {"format": "pt"}
-      np.testing.assert_array_equal(theirs.get_tensor(name), reader.view(name))
+      np.testing.assert_array_equal(
+        theirs.get_tensor(name), stored(sharded / file)[name].read()
+      )
 
 
 # DeepSeek-V3's README_WEIGHTS.md: a weight is its block's scale times what is
@@ -218,10 +217,9 @@ def float8(saved):
 
 
 def test_float8_is_scaled_by_its_blocks(float8, tmp_path, monkeypatch):
-  monkeypatch.setattr(lazy, "JOB", 700)  # No multiple of a block's rows.
+  monkeypatch.setattr(arrays, "JOB", 700)  # No multiple of a block's rows.
   directory, plain = float8
-  config, arrays = convert.find(directory, dtype="bfloat16")
-  convert.save(tmp_path / "b", config, arrays)
+  hf.save(tmp_path / "b", *hf.open_model(directory, dtype="bfloat16"))
   found = load_file(tmp_path / "b" / RELEASED)
   assert found.keys() == plain.keys()
   assert "quantization_config" not in (tmp_path / "b/config.json").read_text()
@@ -233,16 +231,16 @@ def test_float8_is_scaled_by_its_blocks(float8, tmp_path, monkeypatch):
 
 def test_a_slice_of_float8_is_a_slice_of_the_whole(float8):
   directory, _ = float8
-  _, arrays = convert.find(directory)
-  _, params = convert.load(directory)
+  _, lazy = hf.open_model(directory)
+  _, params = hf.load(directory)
   part = (0, slice(1, 7), slice(5, 90), slice(1, 2), slice(3, 50))
   array, whole = (
-    arrays["moe"]["expert_gate_up"],
+    lazy["moe"]["expert_gate_up"],
     params["moe"]["expert_gate_up"],
   )
   np.testing.assert_array_equal(array[part], whole[part])
   part = (slice(0, 1), slice(1, 3), slice(7, 19), slice(50, 99))
-  array, whole = arrays["moe"]["out"], params["moe"]["out"]
+  array, whole = lazy["moe"]["out"], params["moe"]["out"]
   np.testing.assert_array_equal(array[part], whole[part])
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax.models import transpose
+from r1jax.hf import transpose
 
 
 @settings(deadline=None)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax.models import hf_config
+from r1jax import hf
+from r1jax.hf import config as hf_config
 from r1jax.models.config import (
   Experts,
   Grouped,
@@ -18,6 +19,8 @@ from r1jax.models.config import (
   Yarn,
 )
 from r1jax.models.presets import PRESETS, preset
+from r1jax.tools import convert
+from r1jax.training import models
 
 # As DeepSeek-R1 was released, but for its tokens and its code.
 R1 = json.loads("""{
@@ -276,8 +279,41 @@ def test_a_directory_without_a_config_is_named(tmp_path):
   with pytest.raises(ValueError, match="holds no config.json"):
     hf_config.read(tmp_path)
   (tmp_path / "config.json").write_text("{")
-  with pytest.raises(ValueError, match="is no JSON"):
+  with pytest.raises(ValueError, match="is not JSON"):
     hf_config.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("path", "command"),
+  [
+    ("DeepSeek-R1-Distill-Qwen-1.5B", "hf download OWNER/DeepSeek-R1-Distill"),
+    ("Qwen/Qwen2.5-Math-7B", "hf download Qwen/Qwen2.5-Math-7B --local-dir"),
+    ("/nowhere/models/mine", "hf download OWNER/mine --local-dir /nowhere"),
+  ],
+)
+@pytest.mark.parametrize(
+  "read",
+  [
+    hf_config.read,
+    hf.load,
+    hf.open_model,
+    lambda path: models.load("pretrained", path=path),
+    lambda path: models.architecture("pretrained", path=path),
+    lambda path: convert.find(pathlib.Path(path), dtype=None, mtp=True),
+  ],
+)
+def test_a_name_that_is_no_directory_says_how_to_download_it(
+  read, path, command
+):
+  with pytest.raises(ValueError, match=f"{path} is no directory") as error:
+    read(path)
+  assert command in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_is_not_a_directory(tmp_path):
+  (tmp_path / "model.safetensors").write_bytes(b"")
+  with pytest.raises(ValueError, match=r"model\.safetensors is a file"):
+    hf.load(tmp_path / "model.safetensors")
 
 
 def write(directory: pathlib.Path, **quantization):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from r1jax.models import convert, shards
+from r1jax import hf
+from r1jax.hf.tensors import open_folder
 from r1jax.models.presets import preset
 
 pytestmark = pytest.mark.reference
@@ -134,19 +135,19 @@ def test_there_and_back_and_into_transformers(name, dtype, tmp_path):
   kind = getattr(torch, dtype)
   theirs = random_model(name, kind)
   theirs.save_pretrained(tmp_path / "theirs")
-  config, params = convert.load(tmp_path / "theirs", dtype=dtype)
+  config, params = hf.load(tmp_path / "theirs", dtype=dtype)
   assert config.mtp_depth == 0  # transformers keeps no such layers.
-  convert.save(tmp_path / "ours", config, params, shard_bytes=30_000)
+  hf.save(tmp_path / "ours", config, params, file_bytes=30_000)
 
   model, amiss = loaded(tmp_path / "ours", kind)
   assert not amiss
   same_tensors(theirs.state_dict(), model.state_dict())
   # In the files, too: transformers may fuse what it loads.
   released = load_file(tmp_path / "theirs/model.safetensors")
-  reader = shards.Reader(tmp_path / "ours")
-  assert released.keys() == reader.tensors.keys()
-  for tensor, array in released.items():
-    found = reader.view(tensor)
+  ours = open_folder(tmp_path / "ours")
+  assert released.keys() == ours.keys()
+  for name, array in released.items():
+    found = ours[name].read()
     assert found.dtype == array.dtype
     np.testing.assert_array_equal(found, array)
   # And what either config says is the same model.
@@ -173,7 +174,7 @@ def test_mtp_layers_are_all_that_transformers_does_not_know(
 ):
   config = preset("tiny_deepseek")
   params = random_params(config)
-  convert.save(tmp_path / "ours", config, params)
+  hf.save(tmp_path / "ours", config, params)
   _, amiss = loaded(tmp_path / "ours", "float32")
   assert amiss.keys() <= {"unexpected_keys"}
   assert all(n.startswith("model.layers.4.") for n in amiss["unexpected_keys"])
@@ -184,7 +185,7 @@ def test_transformers_keeps_the_balancing_bias_in_float32(
 ):
   config = preset("tiny_deepseek", mtp_depth=0)
   params = random_params(config)
-  convert.save(tmp_path / "ours", config, params, dtype="bfloat16")
+  hf.save(tmp_path / "ours", config, params, dtype="bfloat16")
   model, amiss = loaded(tmp_path / "ours", "auto")
   assert not amiss
   kinds = {
@@ -208,7 +209,7 @@ def test_a_tokenizer_goes_along(tmp_path, random_params, write_tokenizer):
   )
   config = preset("tiny_llama")
   params = random_params(config)
-  convert.save(tmp_path / "ours", config, params, tokenizer=words)
+  hf.save(tmp_path / "ours", config, params, tokenizer=words)
   tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
   text = "A conversation between User and Assistant."
   assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -228,7 +229,7 @@ def test_the_shipped_model_loads_in_transformers():
   base = importlib.resources.files("r1jax") / "base"
   model, amiss = loaded(str(base), "float32")
   assert amiss.keys() <= {"unexpected_keys"}
-  _, params = convert.load(str(base))
+  _, params = hf.load(str(base))
   theirs = model.state_dict()["model.norm.weight"].numpy()
   np.testing.assert_array_equal(theirs, params["final_norm"])
   assert jax.tree.all(jax.tree.map(lambda x: np.isfinite(x).all(), params))

@@ -4,15 +4,19 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from r1jax.models import convert, layout, lazy
+from r1jax import hf
+from r1jax.hf import arrays, layout
+from r1jax.hf import config as configs
 from r1jax.models.config import replace
 from r1jax.models.presets import preset
 from r1jax.models.weights import is_weight, weights
+from r1jax.training import models
 
 # Every size different; V2 and V3 with and without a query latent.
 SIZES = dict(vocab_size=40, width=32, num_layers=3, dense_width=24)
@@ -73,8 +77,31 @@ def assert_same(one, other):
 def v3(tmp_path):
   """A directory with a DeepSeek-V3 in it."""
   config = MODELS["v3"]
-  convert.save(tmp_path / "model", config, draw(config))
+  hf.save(tmp_path / "model", config, draw(config))
   return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "model.layers.2.self_attn.rotary_emb.inv_freq",
+    "model.layers.3.self_attn.rotary_emb.inv_freq",  # Of the MTP layer.
+    "model.rotary_emb.inv_freq",
+    "model.layers.0.self_attn.rotary_emb.cos_cached",
+  ],
+)
+@pytest.mark.parametrize("mtp", [True, False])
+def test_buffers_of_older_checkpoints_are_ignored(v3, name, mtp):
+  expected = hf.load(v3, mtp=mtp)
+  for dtype in (np.float32, np.int64):
+    buffer = np.ones(2, dtype)
+    edit(v3, lambda t, buffer=buffer: t.update({name: buffer}))
+    config, params = hf.load(v3, mtp=mtp)
+    assert config == expected[0]
+    assert_same(params, expected[1])
+  edit(v3, lambda t: t.update({name.replace("rotary", "other"): buffer}))
+  with pytest.raises(ValueError, match="unknown tensor .*other_emb"):
+    hf.load(v3)
 
 
 def edit(directory, change, file=RELEASED):
@@ -139,25 +166,27 @@ def test_names_and_shapes_are_those_of_the_release(v3):
 
 def test_v3_has_as_many_numbers_as_were_released():
   config = preset("deepseek_v3")
-  sizes = [math.prod(g[0].shape) for g in layout.by_tensor(config)]
+  count = lambda config: sum(
+    math.prod(group[0].shape) for group in layout.by_tensor(config).values()
+  )
   # The published 671B without MTP, the biases of 58 layers, and layer 61.
-  copied = [math.prod(piece.shape) for piece in layout.copies(config)]
+  copies = layout.pieces(config, layout.mtp_copies(config))
+  copied = [math.prod(piece.shape) for piece in copies]
   assert copied == [129_280 * 7168] * 2
   alone = replace(config, mtp_depth=0)
-  sizes_alone = [math.prod(g[0].shape) for g in layout.by_tensor(alone)]
-  assert sum(sizes_alone) == 671_026_404_352 + 58 * 256
-  assert sum(sizes) > sum(sizes_alone) + sum(copied)
+  assert count(alone) == 671_026_404_352 + 58 * 256
+  assert count(config) > count(alone) + sum(copied)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_comes_back_bit_for_bit(name, dtype, tmp_path):
   config, params = MODELS[name], draw(MODELS[name], dtype)
-  convert.save(tmp_path / "a", config, params, shard_bytes=20_000)
-  found, read = convert.load(tmp_path / "a", dtype=dtype)
+  hf.save(tmp_path / "a", config, params, file_bytes=20_000)
+  found, read = hf.load(tmp_path / "a", dtype=dtype)
   assert found == config
   assert_same(read, params)
-  convert.save(tmp_path / "b", config, read, shard_bytes=20_000)
+  hf.save(tmp_path / "b", config, read, file_bytes=20_000)
   names = sorted(path.name for path in (tmp_path / "a").iterdir())
   assert len(names) > 3
   assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
@@ -176,7 +205,7 @@ def close(one, other):
 
 
 def test_latent_attention_lies_as_released(v3):
-  tensors, (_, params) = load_file(v3 / RELEASED), convert.load(v3)
+  tensors, (_, params) = load_file(v3 / RELEASED), hf.load(v3)
   block = jax.tree.map(lambda leaf: leaf[1], params["moe"])
   x = np.random.default_rng(1).normal(size=32).astype(np.float32)
   name = "model.layers.2.self_attn"
@@ -197,7 +226,7 @@ def test_latent_attention_lies_as_released(v3):
 def test_grouped_attention_lies_by_key_value_head(tmp_path):
   config = MODELS["qwen2"]
   params = draw(config)
-  convert.save(tmp_path / "model", config, params)
+  hf.save(tmp_path / "model", config, params)
   tensors = load_file(tmp_path / "model" / RELEASED)
   block = jax.tree.map(lambda leaf: leaf[2], params["dense"])
   x = np.random.default_rng(1).normal(size=32).astype(np.float32)
@@ -216,7 +245,7 @@ def test_grouped_attention_lies_by_key_value_head(tmp_path):
 
 
 def test_feed_forwards_lie_as_released(v3):
-  tensors, (_, params) = load_file(v3 / RELEASED), convert.load(v3)
+  tensors, (_, params) = load_file(v3 / RELEASED), hf.load(v3)
   x = np.random.default_rng(1).normal(size=32).astype(np.float32)
   moe, dense = params["moe"], params["dense"]
   for name, gate_up, down in (
@@ -248,7 +277,7 @@ def test_feed_forwards_lie_as_released(v3):
 
 def test_the_mtp_projection_reads_the_embedding_first(v3):
   """As released: eh_proj([enorm(embedding); hnorm(hidden)])."""
-  tensors, (_, params) = load_file(v3 / RELEASED), convert.load(v3)
+  tensors, (_, params) = load_file(v3 / RELEASED), hf.load(v3)
   released = tensors["model.layers.3.eh_proj.weight"]
   ours = params["mtp"]["project"][0]  # [hidden; embedding]
   np.testing.assert_array_equal(released[:, :32], ours[32:].T)
@@ -265,12 +294,12 @@ def test_mtp_layers_repeat_embedding_and_head(v3):
       tensors.pop(f"model.layers.3.{own}"), tensors[shared]
     )
   save_file(tensors, v3 / RELEASED)
-  convert.load(v3)  # Neither of them is needed.
+  hf.load(v3)  # Neither of them is needed.
 
 
 def test_mtp_layers_are_dropped_on_request(v3):
-  config, params = convert.load(v3)
-  short, rest = convert.load(v3, mtp=False)
+  config, params = hf.load(v3)
+  short, rest = hf.load(v3, mtp=False)
   assert short == replace(config, mtp_depth=0)
   assert_same(rest, {k: v for k, v in params.items() if k != "mtp"})
 
@@ -280,33 +309,33 @@ def test_a_promised_mtp_layer_that_is_not_there_at_all_is_none(v3):
     tensors.pop(n) for n in [*tensors] if n.startswith("model.layers.3.")
   ]
   edit(v3, drop)
-  config, params = convert.load(v3)
+  config, params = hf.load(v3)
   assert config.mtp_depth == 0 and "mtp" not in params
 
 
 def test_half_an_mtp_layer_is_an_error(v3):
   edit(v3, lambda tensors: tensors.pop("model.layers.3.hnorm.weight"))
   with pytest.raises(ValueError, match=r"layers\.3\.hnorm\.weight is missing"):
-    convert.load(v3)
+    hf.load(v3)
 
 
 def test_a_tied_head_may_be_stored_too(tmp_path):
   config = MODELS["qwen2"]
-  convert.save(tmp_path / "model", config, draw(config))
+  hf.save(tmp_path / "model", config, draw(config))
   edit(
     tmp_path / "model",
     lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}),
   )
-  assert "unembed" not in convert.load(tmp_path / "model")[1]
+  assert "unembed" not in hf.load(tmp_path / "model")[1]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_slice_is_the_slice_of_the_whole(name, tmp_path, monkeypatch):
-  monkeypatch.setattr(lazy, "JOB", 50)  # So that pieces are cut, too.
+  monkeypatch.setattr(arrays, "JOB", 50)  # So that pieces are cut, too.
   config, rng = MODELS[name], np.random.default_rng(0)
-  convert.save(tmp_path / "model", config, draw(config))
-  _, arrays = convert.find(tmp_path / "model")
-  _, params = convert.load(tmp_path / "model")
+  hf.save(tmp_path / "model", config, draw(config))
+  _, lazy = hf.open_model(tmp_path / "model")
+  _, params = hf.load(tmp_path / "model")
 
   def check(array, whole):
     for _ in range(5):
@@ -319,7 +348,7 @@ def test_a_slice_is_the_slice_of_the_whole(name, tmp_path, monkeypatch):
       np.testing.assert_array_equal(array[tuple(index)], whole[tuple(index)])
     np.testing.assert_array_equal(array[()], whole)
 
-  jax.tree.map(check, arrays, params)
+  jax.tree.map(check, lazy, params)
 
 
 def test_progress_ends_where_all_is_done(v3, tmp_path):
@@ -327,18 +356,18 @@ def test_progress_ends_where_all_is_done(v3, tmp_path):
   tell = lambda done, total: seen.append((done, total))
   for sharding in (None, jax.sharding.SingleDeviceSharding(jax.devices()[0])):
     seen.clear()
-    config, params = convert.load(v3, sharding=sharding, progress=tell)
+    config, params = hf.load(v3, sharding=sharding, progress=tell)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     assert seen == sorted(seen) and seen[-1] == (size, size)
   seen.clear()
-  convert.save(tmp_path / "b", config, params, progress=tell)
+  hf.save(tmp_path / "b", config, params, progress=tell)
   assert seen == sorted(seen) and seen[-1][0] == seen[-1][1] > size
 
 
 def test_other_floats_are_rounded_to_the_nearest(tmp_path):
   config = MODELS["v3"]
   params = draw(config)
-  convert.save(tmp_path / "a", config, params, dtype="bfloat16")
+  hf.save(tmp_path / "a", config, params, dtype="bfloat16")
   tensors = load_file(tmp_path / "a" / RELEASED)
   kinds = {name: array.dtype.name for name, array in tensors.items()}
   bias = {name for name in kinds if name.endswith("e_score_correction_bias")}
@@ -347,8 +376,8 @@ def test_other_floats_are_rounded_to_the_nearest(tmp_path):
   assert {*kinds.values()} == {"bfloat16"}
   settings = json.loads((tmp_path / "a/config.json").read_text())
   assert settings["torch_dtype"] == "bfloat16"
-  _, narrow = convert.load(tmp_path / "a", dtype="bfloat16")
-  _, wide = convert.load(tmp_path / "a")
+  _, narrow = hf.load(tmp_path / "a", dtype="bfloat16")
+  _, wide = hf.load(tmp_path / "a")
 
   def check(path, leaf, narrow, wide):
     exact = path[-1].key == "router_bias"
@@ -360,16 +389,46 @@ def test_other_floats_are_rounded_to_the_nearest(tmp_path):
   jax.tree.map_with_path(check, params, narrow, wide)
 
 
-@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float64", "int8"])
+SPELLINGS = [
+  ("bfloat16", jnp.bfloat16),
+  ("bfloat16", ml_dtypes.bfloat16),
+  ("bfloat16", jnp.dtype("bfloat16")),
+  ("float32", jnp.float32),
+  ("float32", np.float32),
+  ("float32", "f4"),
+  ("float16", np.dtype(np.float16)),
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), SPELLINGS)
+def test_a_dtype_is_whatever_jax_takes_for_one(v3, tmp_path, name, dtype):
+  config, params = hf.load(v3, dtype=dtype)
+  assert params["embed"].dtype.name == name
+  assert hf.open_model(v3, dtype=dtype)[1]["embed"].dtype.name == name
+  hf.save(tmp_path / "b", config, params, dtype=dtype)
+  assert configs.released(config, dtype=dtype)["torch_dtype"] == name
+  settings = json.loads((tmp_path / "b/config.json").read_text())
+  assert settings["torch_dtype"] == name
+  begun, _ = models.load(
+    "pretrained", path=str(v3), dtype=dtype, compute_dtype=dtype
+  )
+  assert begun.compute_dtype == name
+  assert begun == replace(config, compute_dtype=name)
+
+
+@pytest.mark.parametrize(
+  "dtype", ["float8_e4m3fn", "float64", "int8", jnp.int32, None, "nonsense"]
+)
 def test_parameters_are_of_no_other_dtype(v3, dtype):
-  with pytest.raises(ValueError, match=f"{dtype}.* is none of float32"):
-    convert.load(v3, dtype=dtype)
+  with pytest.raises(ValueError, match="compute_dtype .* is none of float32"):
+    preset("tiny_llama", compute_dtype=dtype)
+  with pytest.raises(ValueError, match="dtype .* is none of float32"):
+    hf.load(v3, dtype=dtype)
 
 
 def test_a_file_is_converted_without_being_loaded(v3, tmp_path):
-  config, arrays = convert.find(v3, dtype="bfloat16")
-  convert.save(tmp_path / "b", config, arrays)
-  _, params = convert.load(v3)
-  convert.save(tmp_path / "c", config, params, dtype="bfloat16")
+  hf.save(tmp_path / "b", *hf.open_model(v3, dtype="bfloat16"))
+  config, params = hf.load(v3)
+  hf.save(tmp_path / "c", config, params, dtype="bfloat16")
   one, other = (tmp_path / name / RELEASED for name in "bc")
   assert one.read_bytes() == other.read_bytes()

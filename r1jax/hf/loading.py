@@ -1,0 +1,173 @@
+"""A directory in Hugging Face layout as a model: its config and parameters."""
+
+import math
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding, SingleDeviceSharding
+
+from r1jax.hf import config as configs
+from r1jax.hf import layout
+from r1jax.hf.arrays import LazyArray
+from r1jax.hf.layout import Piece, boxed, sizes
+from r1jax.hf.tensors import NamedTensors, open_folder
+from r1jax.models.config import ModelConfig, float_name, replace
+from r1jax.models.weights import is_weight, weights
+from r1jax.types import Params
+
+Path = str | os.PathLike
+Progress = Callable[[int, int], None]  # Bytes that are done, and all.
+BIAS = "router_bias"  # float32 whatever the dtype of the others.
+# Buffers that older checkpoints hold, and that are computed from the config.
+RECOMPUTED = ".rotary_emb."
+
+
+def load(
+  path: Path,
+  *,
+  dtype: Any = "float32",
+  sharding: Any = None,
+  mtp: bool = True,
+  progress: Progress = lambda done, total: None,
+) -> tuple[ModelConfig, Params]:
+  """The config and the parameters in a directory of Hugging Face layout.
+
+  Args:
+    path: the directory of a DeepSeek-V3, DeepSeek-V2, Qwen2 or Llama.
+    dtype: of the parameters, as `jnp.dtype` takes it: float32, bfloat16 or
+      float16. The balancing bias is always float32.
+    sharding: one `jax.sharding.Sharding`, or a tree of them that begins like
+      the parameters: each process then reads what its own devices hold, one
+      device's part of one array at a time. None gives NumPy arrays.
+    mtp: False leaves the MTP layers out.
+    progress: called with the number of bytes that are in place, and of all.
+
+  Raises ValueError, in one line, for a model that is not one of these, and for
+  a tensor that is missing, unknown or of another shape.
+  """
+  config, arrays = open_model(path, dtype=dtype, mtp=mtp)
+  leaves, tree = jax.tree.flatten(arrays)
+  shardings = [None] * len(leaves)
+  if sharding is not None:
+    shardings = jax.tree.leaves(jax.tree.broadcast(sharding, arrays))
+  groups = [_parts(*pair) for pair in zip(leaves, shardings, strict=True)]
+  done, total = (
+    0,
+    sum(
+      array.dtype.itemsize * math.prod(sizes(box))
+      for array, parts in zip(leaves, groups)
+      for box, _ in parts
+    ),
+  )
+
+  def advance(size: int) -> None:
+    nonlocal done
+    done += size
+    progress(done, total)
+
+  read = [_read(*each, advance) for each in zip(leaves, shardings, groups)]
+  return config, jax.tree.unflatten(tree, read)
+
+
+def open_model(
+  path: Path, *, dtype: Any = "float32", mtp: bool = True
+) -> tuple[ModelConfig, Any]:
+  """As `load`, but of `LazyArray`s, which are read when they are sliced.
+
+  A config that promises MTP layers of which there is no tensor at all, as
+  transformers writes it, is taken to have none.
+  """
+  folder = configs.directory(path)
+  dtype = jnp.dtype(float_name(dtype))
+  config = configs.read(folder)
+  tensors = open_folder(folder, configs.float8_block(folder))
+  mtp_layers, known = layout.mtp_layers(config), set()
+  if not mtp or not any(name.startswith(mtp_layers) for name in tensors):
+    known = {name for name in tensors if name.startswith(mtp_layers)}
+    config = replace(config, mtp_depth=0)
+  copies = layout.pieces(config, layout.mtp_copies(config))
+  known |= {piece.tensor for piece in copies}
+  if config.tied:
+    known.add("lm_head.weight")
+  places = layout.by_place(config)
+  for by_lead in places.values():
+    for piece in (piece for pieces in by_lead.values() for piece in pieces):
+      _check_tensor(folder, tensors, piece)
+      known.add(piece.tensor)
+  for name in sorted(tensors.keys() - known):
+    if RECOMPUTED not in name:
+      raise ValueError(
+        f"unknown tensor {name} in {tensors[name].file}; config.json "
+        "describes a model without it"
+      )
+  return config, jax.tree.map_with_path(
+    lambda path, weight: LazyArray(
+      tensors,
+      weight.shape,
+      jnp.dtype("float32") if path[-1].key == BIAS else dtype,
+      places[layout.path_name(path)],
+    ),
+    weights(config),
+    is_leaf=is_weight,
+  )
+
+
+def _check_tensor(
+  folder: pathlib.Path, tensors: NamedTensors, piece: Piece
+) -> None:
+  tensor = tensors.get(piece.tensor)
+  if tensor is None:
+    raise ValueError(
+      f"tensor {piece.tensor} is missing from {folder}; config.json asks for "
+      f"it, with shape {piece.shape}"
+    )
+  if tensor.shape != piece.shape:
+    raise ValueError(
+      f"tensor {piece.tensor} in {tensor.file} is {tensor.shape}, not "
+      f"{piece.shape} as config.json has it"
+    )
+  if not jnp.issubdtype(tensor.dtype, jnp.floating):
+    raise ValueError(
+      f"tensor {piece.tensor} in {tensor.file} is {tensor.dtype}; a weight is "
+      "a floating-point number"
+    )
+
+
+def _parts(array: LazyArray, sharding: Sharding | None):
+  """The parts of an array that this process reads: boxes, and their devices."""
+  if sharding is None:
+    return [(boxed((), array.shape), [])]
+  devices: dict[tuple, list[jax.Device]] = {}
+  indices = sharding.addressable_devices_indices_map(array.shape)
+  for device, index in indices.items():
+    box = boxed(index, array.shape)
+    key = tuple((span.start, span.stop) for span in box)
+    devices.setdefault(key, []).append(device)
+  return [
+    (tuple(slice(*ends) for ends in key), held) for key, held in devices.items()
+  ]
+
+
+def _read(
+  array: LazyArray,
+  sharding: Sharding | None,
+  parts: list,
+  advance: Callable[[int], None],
+) -> np.ndarray | jax.Array:
+  """An array in NumPy, or where its sharding says."""
+  if sharding is None:
+    ((box, _),) = parts
+    return array.read(box, advance)
+  placed = []
+  for box, devices in parts:
+    part = array.read(box, advance)  # Once for all devices that hold it.
+    for device in devices:
+      place = SingleDeviceSharding(device, memory_kind=sharding.memory_kind)
+      placed.append(jax.device_put(part, place))
+    jax.block_until_ready(placed)  # So that no more than one part waits.
+  return jax.make_array_from_single_device_arrays(array.shape, sharding, placed)
