@@ -72,7 +72,7 @@ def test_a_text_begins_with_what_the_tokenizer_puts_first():
   for row, text in zip(packed.tokens[:, 0], texts):
     assert row[: len(text)].tolist() == text
   # All of a document is imitated, its first token too.
-  assert tokens == 4 + 4
+  assert tokens == (4 + 4, 6 + 4)  # Imitated, and read.
   counted = packed.origin[1, 0] >= 0
   assert packed.targets[1, 0][counted].tolist() == [*encode("xyz"), 2]
 
