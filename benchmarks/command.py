@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from r1jax import runtime
+from r1jax.runtime import process
 from r1jax.tools import command_line
 
 
@@ -31,7 +31,7 @@ def run(benchmark: Callable[..., dict]) -> None:
 
 def main(benchmark: Callable[..., dict]) -> None:
   """Prints what a benchmark measures with the arguments that flags gave."""
-  runtime.start(cpu_devices=runtime.cores())
+  process.start(cpu_devices=process.cores())
   names = inspect.signature(benchmark).parameters
   given = {name: flags.FLAGS[name].value for name in names}
   print(json.dumps(benchmark(**given)), flush=True)

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 from benchmarks import command, timing
 from benchmarks import grpo as step
 from benchmarks.grpo import Endless, Size
-from r1jax import sharding
 from r1jax.models import flops, transformer
 from r1jax.models.config import ModelConfig
 from r1jax.models.presets import PRESETS, preset
+from r1jax.parallel import sharding
 from r1jax.rollouts.engine import make_engine
 
 NAME = "qwen2.5-math-1.5b"

@@ -31,12 +31,12 @@ from ml_collections import ConfigDict
 
 from benchmarks import command, peer_scripts, timing
 from benchmarks.model import MODELS, mesh_for
-from r1jax import sharding
 from r1jax.losses.advantages import advantages
 from r1jax.losses.aggregation import token_weights
 from r1jax.losses.presets import PRESETS
 from r1jax.models import flops, transformer
 from r1jax.models.config import ModelConfig, replace
+from r1jax.parallel import sharding
 from r1jax.rollouts.engine import make_engine
 from r1jax.training.batch import add_advantages, make_batch, pack_prompts
 from r1jax.training.policy import reference_copy

@@ -20,11 +20,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from benchmarks import command, peers, timing
-from r1jax import sharding
 from r1jax.models import cache as caches
 from r1jax.models import flops, transformer
 from r1jax.models.config import Experts, Grouped, Latent, ModelConfig
 from r1jax.models.weights import sizes
+from r1jax.parallel import sharding
 
 DECODE = dict(rows=64, prompt_tokens=32, tokens=128)
 TRAIN = dict(rows=8, tokens=256)

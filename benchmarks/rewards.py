@@ -21,8 +21,9 @@ from pathlib import Path
 
 from benchmarks import command
 from r1jax.data import jsonl
-from r1jax.rewards import accuracy, math, verifier
-from r1jax.rewards.grader import Call, GraderPool
+from r1jax.rewards import accuracy
+from r1jax.rewards.maths import answers, verifier
+from r1jax.rewards.pool.pool import Call, GraderPool
 from r1jax.types import Completion, Example
 
 DATA = Path(os.environ.get("R1JAX_DATA", "../shared/data"))
@@ -73,7 +74,7 @@ def rewards() -> dict:
       pool, halves["math"], looped["math"], report["math"]["loop_seconds"]
     )
   report["hostile"] = with_hostile(halves["math"] + halves["gsm8k"])
-  if importlib.util.find_spec("r1jax.rewards.code"):
+  if importlib.util.find_spec("r1jax.rewards.code.programs"):
     report["programs"] = programs()
   return report
 
@@ -131,7 +132,7 @@ def loop(example: Example, completion: Completion) -> float:
 def _same_text(example: Example, completion: Completion) -> bool:
   """Whether an answer is the gold itself, but for spaces and the like."""
   answer = accuracy.extract(completion) or ""
-  return math.normalise(answer) == math.normalise(example.answer)
+  return answers.normalise(answer) == answers.normalise(example.answer)
 
 
 def _loop_over(rows: Sequence[Row]) -> list[float]:
@@ -164,7 +165,7 @@ def without_fast_path(
   """The pool alone: math-verify is asked about every answer."""
   calls = [
     Call(
-      math.grade, (example, accuracy.extract(written) or ""), {"fast": False}
+      answers.grade, (example, accuracy.extract(written) or ""), {"fast": False}
     )
     for example, written in rows
   ]
@@ -198,14 +199,14 @@ def with_hostile(rows: Sequence[Row]) -> dict:
 
 def programs() -> dict:
   """MBPP's reference solutions, in the sandbox."""
-  from r1jax.rewards import code
+  from r1jax.rewards.code import programs
 
   rows = [row for _, row in jsonl.read(DATA / "eval/code_mbpp_test.jsonl")]
   calls = []
   for row in rows[:PROGRAMS]:
     example = Example(row["prompt"], "", "code/mbpp", row["task_id"], row)
     text = f"<think></think>\n```python\n{row['reference_solution']}\n```"
-    calls.append(Call(code.reward, (example, Completion(text))))
+    calls.append(Call(programs.reward, (example, Completion(text))))
   with GraderPool(num_workers=os.cpu_count(), timeout=30.0) as pool:
     pool.warm()
     values, seconds = _timed(lambda: pool.map(calls))

@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks import command, timing
 from benchmarks.model import MODELS
-from r1jax import sharding
 from r1jax.models import transformer
+from r1jax.parallel import sharding
 from r1jax.rollouts.engine import make_engine
 
 

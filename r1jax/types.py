@@ -9,14 +9,17 @@ V vocabulary. Log-probabilities are in nats. Padding is on the right, and what
 is padding is known from lengths, never from comparing with a pad id.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import chex
 import jax
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
+
+from r1jax.text import Completion as Completion
+from r1jax.text import Example as Example
 
 Params = Any  # A nested dict of arrays, as Flax makes it.
 # Of JAX or NumPy, or shapes alone where a program is only compiled.
@@ -26,29 +29,6 @@ Bools = Bool[Array, "..."] | Bool[np.ndarray, "..."] | jax.ShapeDtypeStruct
 Count = Ints | np.integer | int
 
 FINISH_STOP, FINISH_LENGTH = 1, 2  # Values of `Rollout.finish`.
-# The value of a reward for an example that is none of its business; None is
-# that of a completion that it could not grade.
-DOES_NOT_APPLY = "does not apply"
-
-
-class Example(NamedTuple):
-  """A problem and what its grader needs; text, on the host."""
-
-  prompt: str  # The question alone; the template is added when encoding.
-  answer: str  # The reference answer.
-  domain: str = ""  # Picks the grader, and names the task in metrics.
-  id: str = ""  # Unique within its dataset.
-  metadata: Mapping[str, Any] = {}  # What else the domain's grader reads.
-
-
-class Completion(NamedTuple):
-  """What the policy wrote, as rewards see it; text, on the host."""
-
-  text: str  # Whole: a prefilled tag is put back; EOS is not in it.
-  num_tokens: int = 0  # Tokens that the policy chose, EOS included.
-  max_tokens: int = 0  # The limit it ran under; 0 if unknown.
-  finish: str = "stop"  # "stop" (EOS) or "length" (cut at the limit).
-  prefill: str = ""  # The part of `text` that the template had written.
 
 
 @runtime_checkable

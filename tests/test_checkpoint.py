@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax import checkpoint, workdir
+from r1jax.runtime import checkpoint, workdir
 from r1jax.types import RLState, TrainState
 
 ROOT = pathlib.Path(__file__).parent.parent

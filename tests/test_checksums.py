@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from r1jax.checksums import GOLDEN, checksums
+from r1jax.runtime.checksums import GOLDEN, checksums
 
 DTYPES = (np.float32, ml_dtypes.bfloat16, np.int32, np.uint8, bool, np.float64)
 
@@ -58,7 +58,7 @@ def test_moved_and_zeroed_parts_show():
 def test_devices_and_hosts_agree_on_any_mesh(dtype):
   x = example(dtype)
   devices = np.array(jax.devices()[:4])
-  from r1jax.checksums import _on_devices
+  from r1jax.runtime.checksums import _on_devices
 
   for shape, axes in (((4, 1), ("a",)), ((2, 2), ("a", None, "b"))):
     mesh = jax.sharding.Mesh(devices.reshape(shape), ("a", "b"))

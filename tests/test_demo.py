@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from r1jax import checkpoint, metrics
+from r1jax.runtime import checkpoint, metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {

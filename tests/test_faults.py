@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import checkpoint, data, interrupt, metrics, workdir
-from r1jax.metrics.rows import Rows
+from r1jax import data
+from r1jax.runtime import checkpoint, interrupt, metrics, workdir
+from r1jax.runtime.metrics.rows import Rows
 from r1jax.types import Example
 
 ROOT = pathlib.Path(__file__).parent.parent

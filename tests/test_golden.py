@@ -14,8 +14,10 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import config, metrics
-from r1jax.training import grpo, records
+from r1jax import config
+from r1jax.rollouts import records
+from r1jax.runtime import metrics
+from r1jax.training import grpo
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = pathlib.Path(__file__).with_suffix(".json")

@@ -7,14 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import config, data, metrics, rewards, sharding
+from r1jax import config, data, rewards
 from r1jax.data import templates, tokenizer
 from r1jax.data.packing import unpack
 from r1jax.data.split import in_test
 from r1jax.losses.aggregation import completion_mean
 from r1jax.models import transformer
 from r1jax.models.presets import PRESETS, preset
+from r1jax.parallel import sharding
 from r1jax.rollouts.engine import Engine, make_engine
+from r1jax.runtime import metrics
 from r1jax.training import grpo, models
 from r1jax.training.batch import pack_prompts
 from r1jax.training.evaluate import completions

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from r1jax import checkpoint, hosts, rendezvous, service
+from r1jax.runtime import checkpoint, distributed, rendezvous, service
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -291,11 +291,11 @@ def test_what_one_raises_ends_both(tmp_path):
 
 def test_alone_nothing_is_shared():
   value = np.float64(0.1)
-  assert hosts.all_gather(value).tolist() == [0.1]
-  assert hosts.from_first(lambda: (1, 2)) == (1, 2)
-  hosts.stop_if_told()
-  with hosts.job():
-    assert hosts.is_first()
+  assert distributed.all_gather(value).tolist() == [0.1]
+  assert distributed.from_first(lambda: (1, 2)) == (1, 2)
+  distributed.stop_if_told()
+  with distributed.job():
+    assert distributed.is_first()
 
 
 @pytest.mark.parametrize(
@@ -319,12 +319,12 @@ def test_the_environment_says_whether_there_are_several(
       monkeypatch.delenv(name)
   for name, value in env.items():
     monkeypatch.setenv(name, value)
-  assert hosts.expected() == several
+  assert distributed.expected() == several
 
 
 def test_half_an_address_is_refused():
   with pytest.raises(
     ValueError, match="--num_processes needs --coordinator_address beside it"
   ):
-    with hosts.job(num_processes=2):
+    with distributed.job(num_processes=2):
       pass

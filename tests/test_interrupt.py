@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from r1jax import interrupt
+from r1jax.runtime import interrupt
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -5,25 +5,17 @@ import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
-LAYERS = (  # Lowest first. Units of one layer do not import each other, ...
+LAYERS = (  # Lowest first. Rooms of one layer do not import each other, ...
   {"r1jax_kernels"},
-  {
-    *("r1jax.types", "r1jax.console", "r1jax.interrupt", "r1jax.runtime"),
-    *("r1jax.checksums", "r1jax.leaves", "r1jax.rendezvous"),
-    "r1jax.service",
-  },
-  {"r1jax.hosts"},
-  {"r1jax.workdir", "r1jax.scores"},
-  {
-    *("r1jax.sharding", "r1jax.relayout", "r1jax.offload"),
-    *("r1jax.checkpoint", "r1jax.metrics"),
-  },
+  {"r1jax.text"},
+  {"r1jax.types", "r1jax.config"},
+  {"r1jax.runtime"},
   {"r1jax.ops"},
+  {"r1jax.parallel"},
   {"r1jax.models", "r1jax.data", "r1jax.rewards", "r1jax.losses"},
   {"r1jax.hf"},
   {"r1jax.rollouts"},
   {"r1jax.training"},
-  {"r1jax.config"},
   {"r1jax.tools"},
   {"r1jax.__main__"},
 )

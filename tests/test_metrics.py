@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import metrics
-from r1jax.console import Console, duration
+from r1jax.runtime import metrics
+from r1jax.runtime.console import Console, duration
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import checkpoint, offload, sharding
 from r1jax.models.transformer import pack_rows
+from r1jax.parallel import offload, sharding
+from r1jax.runtime import checkpoint
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.update import init_state, make_update
 from r1jax.types import Batch, RLState

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from r1jax import runtime
+from r1jax.runtime import process
 
 FAULTS = """
 import resource, sys
@@ -77,11 +77,11 @@ def test_memory_that_a_program_frees_is_there_for_the_next():
 @pytest.mark.parametrize("has", [True, False])
 def test_freed_memory_is_kept_where_the_cpu_computes(monkeypatch, has):
   done = []
-  monkeypatch.setattr(runtime, "enable_compilation_cache", lambda: None)
-  monkeypatch.setattr(runtime, "has_accelerator", lambda: has)
-  monkeypatch.setattr(runtime, "keep_freed_memory", lambda: done.append(1))
-  monkeypatch.setattr(runtime, "split_cores", done.append)
-  runtime.start(cpu_devices=4)
+  monkeypatch.setattr(process, "enable_compilation_cache", lambda: None)
+  monkeypatch.setattr(process, "has_accelerator", lambda: has)
+  monkeypatch.setattr(process, "keep_freed_memory", lambda: done.append(1))
+  monkeypatch.setattr(process, "split_cores", done.append)
+  process.start(cpu_devices=4)
   assert done == ([] if has else [1, 4])
 
 
@@ -99,13 +99,13 @@ def test_who_says_how_many_devices_there_are_gets_them():
 
 def test_no_device_at_all_is_refused():
   with pytest.raises(ValueError, match="cpu_devices is 0"):
-    runtime.split_cores(0)
+    process.split_cores(0)
 
 
 def test_a_plugin_of_jax_is_an_accelerator(monkeypatch):
-  monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(process.importlib.util, "find_spec", lambda name: None)
   for found in ([], ["cuda"]):
     monkeypatch.setattr(
       importlib.metadata, "entry_points", lambda group, found=found: found
     )
-    assert runtime.has_accelerator() == bool(found)
+    assert process.has_accelerator() == bool(found)

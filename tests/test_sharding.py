@@ -11,7 +11,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from r1jax import sharding
+from r1jax.parallel import sharding
 
 BATCH = {"tokens": np.arange(24, dtype=np.int32).reshape(8, 3)}
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from r1jax.workdir import claim
+from r1jax.runtime.workdir import claim
 
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
@@ -28,6 +28,8 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
 
 def test_a_workdir_has_one_process(tmp_path, python):
   claim(tmp_path, {"seed": 0})
-  code = f"from r1jax.workdir import claim; claim({str(tmp_path)!r}, {{}})"
+  code = (
+    f"from r1jax.runtime.workdir import claim; claim({str(tmp_path)!r}, {{}})"
+  )
   done = python("-c", code)
   assert "is in use by another process" in done.stderr

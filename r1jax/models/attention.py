@@ -6,12 +6,12 @@ from jaxtyping import Array, Float, Int
 
 from r1jax import ops
 from r1jax.models import cache as caches
-from r1jax.models import context
 from r1jax.models.cache import Cache
 from r1jax.models.config import ModelConfig
 from r1jax.models.layers import Layer, RMSNorm
 from r1jax.models.rope import rotate
 from r1jax.models.rows import RowLayout
+from r1jax.parallel import context
 
 LATENT_EPSILON = 1e-6  # Of the norms of latents, in all released models.
 

@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from r1jax import ops, sharding
+from r1jax import ops
 from r1jax.models.config import ModelConfig
 from r1jax.ops import Segment
+from r1jax.parallel import sharding
 
 # A tuple by layer of ([..., K, H, S], and for keys and values [..., K, S, H]);
 # in a scan one such pair of [L, ...].

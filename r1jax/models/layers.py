@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from r1jax import sharding
 from r1jax.models.config import ModelConfig
+from r1jax.parallel import sharding
 
 Axes = tuple[str | None, ...]
 

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from r1jax import ops, sharding
+from r1jax import ops
 from r1jax.models.config import Experts
-from r1jax.models.expert_parallel import routed_experts
 from r1jax.models.layers import Layer
+from r1jax.parallel import sharding
+from r1jax.parallel.experts import routed_experts
 from r1jax.types import Ints
 
 

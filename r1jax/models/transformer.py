@@ -16,9 +16,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from r1jax import sharding
 from r1jax.models import cache as caches
-from r1jax.models import vocab_parallel
 from r1jax.models.attention import GroupedQueryAttention, LatentAttention
 from r1jax.models.cache import Cache
 from r1jax.models.config import Latent, ModelConfig, replace
@@ -26,6 +24,7 @@ from r1jax.models.layers import Layer, RMSNorm
 from r1jax.models.moe import FeedForward, Load, MoE, no_load
 from r1jax.models.rows import RowLayout, pack_rows, row_layout
 from r1jax.ops.blockwise import OUTPUT as ATTENTION_OUTPUT
+from r1jax.parallel import sharding, vocab
 from r1jax.types import Ints, Packed, Params
 
 BLOCK_INPUT = "block_input"  # Names it for policies of `jax.checkpoint`.
@@ -383,9 +382,7 @@ def logprobs(
   **options,
 ) -> tuple[Float[Array, "*B T"], Float[Array, "*B T"]]:
   """log p(target) and the entropy, in nats; see `ops.linear_logprobs`."""
-  return vocab_parallel.linear_logprobs(
-    hidden, unembed(params), targets, **options
-  )
+  return vocab.linear_logprobs(hidden, unembed(params), targets, **options)
 
 
 def token_logprobs(

@@ -7,9 +7,9 @@ import math
 import flax.linen as nn
 import jax
 
-from r1jax import sharding
 from r1jax.models import transformer
 from r1jax.models.config import HOW, ModelConfig
+from r1jax.parallel import sharding
 from r1jax.types import Params
 
 

@@ -28,20 +28,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from r1jax.rewards import (
-  accuracy,
-  code,
-  format,
-  instructions,
-  judge,
-  language,
-  learned,
-  length,
-  random,
-  repetition,
-)
-from r1jax.rewards.grader import Call, GraderPool
-from r1jax.types import DOES_NOT_APPLY, Completion, Example
+from r1jax.rewards import accuracy, format, language, length, random, repetition
+from r1jax.rewards.code import programs
+from r1jax.rewards.judges import judge, learned
+from r1jax.rewards.pool.pool import Call, GraderPool
+from r1jax.rewards.tasks import instructions
+from r1jax.text import DOES_NOT_APPLY, Completion, Example
 
 logger = logging.getLogger(__name__)
 
@@ -83,10 +75,10 @@ REWARDS: dict[str, Reward] = {
   ),
   "answered": Reward(accuracy.answered),
   "code": Reward(
-    code.reward,
+    programs.reward,
     pooled=True,
-    explain=code.judge,
-    check=lambda _, **arguments: code.check(**arguments),
+    explain=programs.judge,
+    check=lambda _, **arguments: programs.check(**arguments),
   ),
   "cosine": Reward(
     length.cosine,

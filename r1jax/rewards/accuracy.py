@@ -11,17 +11,16 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from r1jax.rewards import (
-  arithmetic,
+from r1jax.rewards.code import programs as code
+from r1jax.rewards.maths import answers, arithmetic
+from r1jax.rewards.tasks import (
   choice,
-  code,
   countdown,
   instructions,
   logic,
-  math,
   reasoning_gym,
 )
-from r1jax.types import Completion, Example
+from r1jax.text import Completion, Example
 
 MARKED = re.compile(
   r"^[*_ \t]*(?:####|A:|(?:Final )?Answer:)[*_ \t]*(\S[^\n]*)\s*\Z",
@@ -44,8 +43,8 @@ def extract(completion: Completion | str) -> str | None:
   head, found, tail = text.rpartition("</answer>")
   _, opened, answer = head.rpartition("<answer>")
   if not (found and opened):
-    return math.last_boxed(text) if math.has_box(text) else _marked(text)
-  boxed = math.last_boxed(answer + tail)
+    return answers.last_boxed(text) if answers.has_box(text) else _marked(text)
+  boxed = answers.last_boxed(answer + tail)
   return answer.strip() if boxed is None else boxed
 
 
@@ -118,7 +117,7 @@ GRADERS: dict[str, Callable[[Example, str], float | None]] = {
   "choice": choice.grade,
   "countdown": countdown.grade,
   "logic": logic.grade,
-  "math": math.grade,
+  "math": answers.grade,
   "reasoning_gym": reasoning_gym.grade,
 }
 
@@ -138,7 +137,7 @@ def canonical(example: Example, answer: str) -> str:
   """
   family = _family(example)
   if family == "math":
-    return math.canonical(answer)
+    return answers.canonical(answer)
   if family == "choice":
     choices = example.metadata.get("choices") or ()
     return choice.letters(answer, choices) or _fold(answer)
@@ -157,7 +156,7 @@ def verify_golds(examples: Sequence[Example]) -> list[tuple[str, str]]:
   Examples without an answer of their own have nothing to verify: those that
   are graded whole, and Countdown's.
   """
-  graders = GRADERS | {"math": math.verify_gold}
+  graders = GRADERS | {"math": answers.verify_gold}
   return [
     (example.id, example.answer)
     for example in examples

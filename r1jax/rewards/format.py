@@ -6,7 +6,7 @@ written (`Completion.prefill`) counts as the policy's.
 
 import re
 
-from r1jax.types import Completion, Example
+from r1jax.text import Completion, Example
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 PATTERN = re.compile(

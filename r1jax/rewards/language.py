@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from r1jax.rewards import function_words, words
-from r1jax.types import Completion, Example
+from r1jax.text import Completion, Example
 
 MAX_LENGTH = 300_000  # Characters that are read of a text.
 MAX_SENTENCE = 1000  # Characters that tell a sentence's language.

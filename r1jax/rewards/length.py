@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from r1jax.rewards import accuracy
-from r1jax.types import Completion, Example
+from r1jax.text import Completion, Example
 
 
 def overlong(

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from r1jax.types import Completion, Example
+from r1jax.text import Completion, Example
 
 
 def reward(

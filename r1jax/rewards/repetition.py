@@ -2,7 +2,7 @@
 
 from r1jax.rewards import words
 from r1jax.rewards.format import whole
-from r1jax.types import Completion, Example
+from r1jax.text import Completion, Example
 
 
 def reward(example: Example, completion: Completion, *, size: int = 3) -> float:

@@ -21,13 +21,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from r1jax import hosts, sharding
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import used_axes
+from r1jax.parallel import sharding, traffic
 from r1jax.rollouts import slots as programs
-from r1jax.rollouts import traffic
 from r1jax.rollouts.queues import Queues
 from r1jax.rollouts.slots import Sampling, Slots
+from r1jax.runtime import distributed
 from r1jax.types import Ints, Params, Rollout, Tokenizer
 
 PREFILL = 8  # Prompts that are read at once, or as many as rows have parts.
@@ -124,7 +124,7 @@ class Engine:
     )
     slots, done, tokens, steps, idle = None, 0, 0, 0, 0.0
     while True:
-      hosts.stop_if_told()
+      distributed.stop_if_told()
       # Free slots take the next completions.
       free, prompt, place = queues.take(np.flatnonzero(source < 0))
       source[free], member[free], count[free] = prompt, place, 0

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from r1jax import hosts, rewards
+from r1jax import rewards
 from r1jax.rewards import Scores
-from r1jax.rewards.grader import GraderPool
+from r1jax.rewards.pool.pool import GraderPool
+from r1jax.runtime import distributed
 from r1jax.types import FINISH_STOP, Completion, Example, Rollout, Tokenizer
 
 MAX_FEEDBACK = 400  # Bytes of it that are kept.
@@ -74,7 +75,7 @@ class GroupGrader:
     """
     written = []
     for p in range(len(self._examples)):
-      known = p in self._written or hosts.is_first()
+      known = p in self._written or distributed.is_first()
       written += self._read(rollout, p) if known else [None] * self._size
     return [e for e in self._examples for _ in range(self._size)], written
 
@@ -96,13 +97,13 @@ class GroupGrader:
     # From each host the groups that it graded, NaN among them.
     every = np.arange(len(self._examples))
     gather = lambda x: (
-      hosts.all_gather(x)[self._graders, :, every]
+      distributed.all_gather(x)[self._graders, :, every]
       .swapaxes(0, 1)
       .reshape(shape[0], -1)
     )
     grades, applies = gather(grades), gather(applies)
-    counts = hosts.all_gather(counts).sum(axis=0)
-    said = hosts.all_gather(said)[self._graders, every]
+    counts = distributed.all_gather(counts).sum(axis=0)
+    said = distributed.all_gather(said)[self._graders, every]
     return Scores(
       grades[0],
       dict(zip(names, grades[1:])),

@@ -15,7 +15,7 @@ from r1jax import data
 from r1jax.data.templates import encode_prompts
 from r1jax.losses.advantages import zero_signal
 from r1jax.rewards import Scores
-from r1jax.rewards.grader import GraderPool
+from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import Engine
 from r1jax.rollouts.grading import GroupGrader
 from r1jax.types import Completion, Example, Params, Rollout, Tokenizer

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from r1jax import ops, relayout, sharding
+from r1jax import ops
 from r1jax.models import cache as caches
 from r1jax.models import transformer
 from r1jax.models.cache import Cache
@@ -24,6 +24,7 @@ from r1jax.models.weights import (
   to_compute_dtype,
   used_axes,
 )
+from r1jax.parallel import reshard, sharding
 from r1jax.rollouts.sampling import completion_keys, sample, token_keys
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Params
 
@@ -130,7 +131,7 @@ def prepare(
     used = sharding.lay_out(used, used_axes(config))
   else:
     used = jax.tree.map(
-      relayout.moved,
+      reshard.moved,
       used,
       sharding.shardings(before, logical_axes(config), used),
       sharding.shardings(after, used_axes(config), used),

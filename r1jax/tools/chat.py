@@ -27,8 +27,8 @@ from collections.abc import Callable, Iterable, Iterator
 from absl import flags
 
 from r1jax import config as configs
-from r1jax import runtime
 from r1jax.data import chat, templates, tokenizer
+from r1jax.runtime import process
 
 QUESTIONS = {
   name: chat.QuestionOnly(write) for name, write in templates.TEMPLATES.items()
@@ -194,7 +194,7 @@ def open_conversation(options: flags.FlagValues) -> Conversation:
   from r1jax.rollouts.stream import Stream
   from r1jax.training import models
 
-  runtime.start()
+  process.start()
   dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
   sizes, params = models.load(
     "pretrained", path=path, dtype=dtype, compute_dtype=dtype

@@ -17,15 +17,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from r1jax import config as configs
-from r1jax import data, metrics, rewards, sharding
+from r1jax import data, rewards
 from r1jax.data import templates, tokenizer
 from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
 from r1jax.models.presets import preset
 from r1jax.models.weights import weights
+from r1jax.parallel import sharding
 from r1jax.rewards import accuracy
-from r1jax.rewards.grader import GraderPool
+from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import make_engine
+from r1jax.runtime import metrics
 from r1jax.tools import memory
 from r1jax.training import evaluate, grpo, inspection, models, sft
 

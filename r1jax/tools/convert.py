@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from r1jax import checkpoint, hf
-from r1jax.console import Console
+from r1jax import hf
 from r1jax.hf import config as configs
 from r1jax.hf import tokenizer_files
 from r1jax.models.config import ModelConfig, replace
 from r1jax.models.presets import preset
 from r1jax.models.weights import sizes
+from r1jax.runtime import checkpoint
+from r1jax.runtime.console import Console
 from r1jax.types import Params
 
 # Where the checkpoint of a loop holds the parameters.

@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from r1jax import config as configs
-from r1jax import runtime
+from r1jax.runtime import process
 from r1jax.tools import checks, command_line
 from r1jax.tools.checks import NOTE, WRONG, Context, Line
 
@@ -68,7 +68,7 @@ def define_flags() -> None:
 def main() -> int:
   """Prints what `examine` finds; the exit code."""
   settings = command_line.config()
-  runtime.start(settings.cpu_devices)
+  process.start(settings.cpu_devices)
   began, wrong = time.monotonic(), 0
   for name, (verdict, text) in examine(settings, debug=flags.FLAGS.debug):
     print(f"{verdict:5}  {name:9}  {text}", flush=True)

@@ -28,9 +28,16 @@ from typing import Any
 
 from absl import flags, logging
 
-from r1jax import config, console, hosts, interrupt, runtime, workdir
+from r1jax import config
+from r1jax.runtime import (
+  console,
+  distributed,
+  interrupt,
+  process,
+  profiler,
+  workdir,
+)
 from r1jax.tools import command_line
-from r1jax.training import profiler
 
 
 def define_flags() -> None:
@@ -74,7 +81,7 @@ def main() -> None:
   options = flags.FLAGS
   if not options.debug:
     silence_libraries()
-  with hosts.job(
+  with distributed.job(
     options.coordinator_address, options.num_processes, options.process_id
   ):
     train()
@@ -88,16 +95,16 @@ def train() -> None:
   config.check(settings)
   loop = config.loop(settings.loop).train
   check_options(settings.loop, loop, asked)
-  hosts.compare(
+  distributed.compare(
     workdir.flat(
-      {"config": settings.to_dict(), "code": runtime.versions()}
+      {"config": settings.to_dict(), "code": process.versions()}
       | {f"--{name}": value for name, value in asked.items()}
       | {"--bucket": flag.bucket}
     )
   )
   if flag.workdir is None:
     raise ValueError("no --workdir; say where the run's files should go")
-  runtime.start(settings.cpu_devices)
+  process.start(settings.cpu_devices)
   workdir.prepare(
     flag.workdir, flag.bucket, accept_other_data=flag.accept_other_data
   )
@@ -134,7 +141,7 @@ def check_options(loop: str, train, asked: dict[str, Any]) -> None:
   for name in asked.keys() - inspect.signature(train).parameters.keys():
     raise ValueError(f"the loop {loop!r} has no --{name}")
   if sinks := asked.get("sinks"):
-    from r1jax import metrics  # A wrong command need not wait for JAX.
+    from r1jax.runtime import metrics  # A wrong command need not wait for JAX.
 
     metrics.check_sinks(sinks)
   if replay := asked.get("replay"):
@@ -151,7 +158,7 @@ def conclude(place: str) -> None:
     command as report,  # matplotlib takes a second to import.
   )
 
-  if hosts.is_first():
+  if distributed.is_first():
     print(f"report: {report.build([place])}", flush=True)
     summary = pathlib.Path(place) / "summary.json"
     if summary.exists():
@@ -166,21 +173,21 @@ def run(command: str) -> None:
       command_line.call(command, main, define_flags, __doc__)
   except interrupt.Interrupted as stop:
     interrupt.give_up()
-    if hosts.is_first():
+    if distributed.is_first():
       print(f"\n{_farewell(command)}", file=sys.stderr, flush=True)
-    hosts.leave(128 + stop.signum)
+    distributed.leave(128 + stop.signum)
   except KeyboardInterrupt:
     sys.exit(130)
   except (ValueError, OSError, flags.Error) as error:
     if command_line.is_debugging():
       traceback.print_exc()
     print(f"error: {_reason(error)}", file=sys.stderr, flush=True)
-    hosts.leave(2)
+    distributed.leave(2)
   except SystemExit as stop:
-    hosts.leave(stop.code)
+    distributed.leave(stop.code)
   except Exception:
     traceback.print_exc()
-    hosts.leave(1)
+    distributed.leave(1)
 
 
 def _reason(error: Exception) -> str:
@@ -193,7 +200,7 @@ def _reason(error: Exception) -> str:
 
 
 def _farewell(command: str) -> str:
-  from r1jax import checkpoint  # A wrong command need not wait for JAX.
+  from r1jax.runtime import checkpoint  # A wrong command need not wait for JAX.
 
   place = flags.FLAGS.workdir if flags.FLAGS.is_parsed() else None
   step = None if place is None else checkpoint.latest_step(place)

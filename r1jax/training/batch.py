@@ -9,9 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from r1jax import sharding
 from r1jax.data.packing import pack_rollout
 from r1jax.losses.kl import kl_penalties
+from r1jax.parallel import sharding
 from r1jax.rollouts import replay
 from r1jax.types import FINISH_LENGTH, Batch, Packed, Rollout
 

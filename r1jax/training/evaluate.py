@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from r1jax import checkpoint, data, hosts, interrupt, rewards
+from r1jax import data, rewards
 from r1jax.data import worked
 from r1jax.data.templates import encode_prompts
 from r1jax.rewards import accuracy
-from r1jax.rewards.grader import GraderPool
+from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import Engine
 from r1jax.rollouts.grading import GroupGrader, completion
+from r1jax.runtime import checkpoint, distributed, interrupt
 from r1jax.training import inspection
 from r1jax.types import Completion, Example, Params, Rollout, Tokenizer
 
@@ -66,7 +67,7 @@ def evaluate(
       finished=grader.take,
     )
     scores = grader.scores()
-    if not hosts.is_first():
+    if not distributed.is_first():
       continue
     _, written = grader.texts(rollout)
     shape = (len(examples), samples)
@@ -185,7 +186,7 @@ class Evaluator:
         np.mean([numbers.get(f"eval/{name}/pass@1", 0.0) for name in tasks]),
       )
       self._evaluated.add(step)
-    if not hosts.is_first():
+    if not distributed.is_first():
       return
     for problem in problems:
       of = lambda key, name=problem.name: numbers[f"eval/{name}/{key}"]

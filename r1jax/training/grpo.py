@@ -12,37 +12,25 @@ import jax
 import ml_collections
 import numpy as np
 
-from r1jax import (
-  checkpoint,
-  data,
-  hosts,
-  interrupt,
-  metrics,
-  offload,
-  rewards,
-  sharding,
-)
+from r1jax import data, rewards
 from r1jax.data import templates, tokenizer
 from r1jax.losses import grpo as losses
 from r1jax.losses.advantages import advantages as make_advantages
 from r1jax.losses.aggregation import token_weights
 from r1jax.losses.kl import KLS
 from r1jax.losses.tables import choose
-from r1jax.rewards.grader import GraderPool
+from r1jax.parallel import offload, sharding
+from r1jax.rewards.pool.pool import GraderPool
+from r1jax.rollouts import records
 from r1jax.rollouts.engine import make_engine
 from r1jax.rollouts.round import (
   Round,
   dynamic_sampling,
   sample_until_it_teaches,
 )
-from r1jax.training import (
-  evaluate,
-  inspection,
-  models,
-  policy,
-  profiler,
-  records,
-)
+from r1jax.runtime import checkpoint, distributed, interrupt, metrics, profiler
+from r1jax.runtime.workdir import claim
+from r1jax.training import evaluate, inspection, models, policy
 from r1jax.training.batch import (
   add_advantages,
   completion_kl,
@@ -56,7 +44,6 @@ from r1jax.training.log import RunLog
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.run import Run, restore_or_init, set_up, token_limit
 from r1jax.types import Batch, Params, RLState
-from r1jax.workdir import claim
 
 MTP = ("frozen", "train", "drop")  # What RL does to the MTP blocks.
 OLD = ("sampler", "trainer")  # Whose log-probabilities the ratio divides by.
@@ -103,7 +90,7 @@ def train(
     barren = 0  # Rounds in a row without a group that teaches.
     try:
       while True:
-        hosts.stop_if_told()
+        distributed.stop_if_told()
         base = evaluate_and_save(run, workdir, state, base, evaluator, log)
         step = int(state.train.step)
         if step >= config.num_steps:

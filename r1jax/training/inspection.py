@@ -10,12 +10,12 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from r1jax import sharding
-from r1jax.console import Console
 from r1jax.data import templates
 from r1jax.data.mixture import Mixture
 from r1jax.models.config import ModelConfig
+from r1jax.parallel import sharding
 from r1jax.rewards import Scores, accuracy
+from r1jax.runtime.console import Console
 from r1jax.types import Example, Tokenizer
 
 BARREN = 3  # Rounds in a row without a group that teaches end a run.

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from r1jax import data, hosts, metrics, rewards
+from r1jax import data, rewards
 from r1jax.rollouts.round import Round
+from r1jax.runtime import distributed, metrics
 from r1jax.training import evaluate, inspection, round_numbers
 from r1jax.types import Packed, RLState
 
@@ -80,7 +81,7 @@ class RunLog:
       packed: the rows of each update, and its count of microbatches.
       state: after the updates.
     """
-    if not hosts.is_first():
+    if not distributed.is_first():
       return
     config, step = self._config, int(state.train.step)
     rollout, examples, completions = round[:3]
@@ -170,7 +171,7 @@ class RunLog:
 
   def summarise(self, step: int) -> None:
     """Writes summary.json: what the run began with, and what it reached."""
-    if not hosts.is_first():
+    if not distributed.is_first():
       return
     rows = metrics.read(self._writer.workdir)
     rounds = [row for row in rows if "round" in row]

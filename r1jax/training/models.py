@@ -10,11 +10,11 @@ from typing import Any
 import jax
 
 from r1jax import hf
-from r1jax.console import Console
 from r1jax.hf import config as configs
 from r1jax.models import transformer
 from r1jax.models.config import HOW, ModelConfig, replace
 from r1jax.models.presets import preset
+from r1jax.runtime.console import Console
 from r1jax.types import Params
 
 LARGE = 1_000_000_000  # Bytes of parameters whose loading is worth a bar.

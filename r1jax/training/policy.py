@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from r1jax import offload, sharding
 from r1jax.losses.grpo import grpo_loss
 from r1jax.losses.sft import sft_loss
 from r1jax.models import transformer
@@ -15,6 +14,7 @@ from r1jax.models.config import ModelConfig
 from r1jax.models.rows import mtp_targets
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import to_compute_dtype
+from r1jax.parallel import offload, sharding
 from r1jax.training.batch import AXES, microbatch
 from r1jax.training.update import init_state
 from r1jax.types import Batch, Packed, Params, RLState

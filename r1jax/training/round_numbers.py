@@ -1,4 +1,4 @@
-"""The numbers of a round, from its arrays; see `r1jax.metrics.names`."""
+"""The numbers of a round, from its arrays; see `runtime.metrics.names`."""
 
 import collections
 import re

@@ -10,14 +10,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from r1jax import checkpoint, data, offload, rewards, sharding
+from r1jax import data, rewards
 from r1jax.data import templates, tokenizer
 from r1jax.models import transformer
 from r1jax.models.config import replace
 from r1jax.models.weights import logical_axes
-from r1jax.rewards.grader import GraderPool
+from r1jax.parallel import offload, sharding
+from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import Engine, make_engine
 from r1jax.rollouts.round import Round, make_sample
+from r1jax.runtime import checkpoint
 from r1jax.training import inspection, models, policy
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.update import make_update

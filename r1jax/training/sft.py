@@ -12,29 +12,22 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from r1jax import (
-  checkpoint,
-  data,
-  hf,
-  hosts,
-  interrupt,
-  metrics,
-  offload,
-  sharding,
-)
+from r1jax import data, hf
 from r1jax.data import packing, tokenizer
 from r1jax.losses.sft import sft_loss
 from r1jax.models import transformer
 from r1jax.models.presets import preset
 from r1jax.models.rows import mtp_targets
 from r1jax.models.weights import logical_axes
-from r1jax.training import inspection, profiler
+from r1jax.parallel import offload, sharding
+from r1jax.runtime import checkpoint, distributed, interrupt, metrics, profiler
+from r1jax.runtime.workdir import claim
+from r1jax.training import inspection
 from r1jax.training.batch import microbatches
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.round_numbers import of_experts
 from r1jax.training.update import init_state, make_update
 from r1jax.types import Batch, Example, Tokenizer, TrainState
-from r1jax.workdir import claim
 
 
 def train(
@@ -62,7 +55,7 @@ def train(
     pathlib.Path(workdir) / "tokenizer",
     **config.tokenizer,
   )
-  hosts.from_first(lambda: load() and None)  # One host writes, all read.
+  distributed.from_first(lambda: load() and None)  # One host writes, all read.
   words = load()
   model = transformer.Transformer(preset(**config.model))
   inspection.check_vocabulary(words, model.config)
@@ -89,7 +82,7 @@ def train(
     inspection.report_mixture(dataset, writer.console)
     try:
       while (step := int(state.step)) < config.num_steps:
-        hosts.stop_if_told()
+        distributed.stop_if_told()
         tracer.begin(step)
         examples = data.draw(
           dataset, config.batch_examples, seed=config.seed, step=step
@@ -109,7 +102,7 @@ def train(
     with interrupt.deferred():
       checkpoint.save(workdir, int(state.step), state, wait=True)
       trained = sharding.local(state.params)
-      if hosts.is_first():
+      if distributed.is_first():
         hf.save(
           pathlib.Path(workdir) / "model",
           model.config,

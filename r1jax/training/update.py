@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax import offload, sharding
 from r1jax.models.moe import rebalance
 from r1jax.models.weights import is_router_bias
+from r1jax.parallel import offload, sharding
 from r1jax.training.batch import microbatch
 from r1jax.training.optimizer import is_zero, rate_of
 from r1jax.types import Batch, Params, TrainState

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1jax import config, data
-from r1jax.console import Console
 from r1jax.data import mixture, pass_rates
 from r1jax.data.mixture import Mixture, Part
+from r1jax.runtime.console import Console
 from r1jax.training import inspection
 from r1jax.types import Example
 

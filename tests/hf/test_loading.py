@@ -11,13 +11,14 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from safetensors.numpy import load_file, save_file
 
-from r1jax import hf, sharding
+from r1jax import hf
 from r1jax.hf import config as configs
 from r1jax.hf import loading
 from r1jax.hf.tensors import Stored
 from r1jax.models.config import replace
 from r1jax.models.presets import preset
 from r1jax.models.weights import logical_axes
+from r1jax.parallel import sharding
 from r1jax.tools import convert
 from r1jax.training import models
 

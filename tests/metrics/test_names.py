@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from r1jax import metrics
+from r1jax.runtime import metrics
 
 # What users of other frameworks look for.
 EXPECTED = """

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from r1jax import metrics
+from r1jax.runtime import metrics
 
 
 def test_compiling_is_counted():

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax import metrics
-from r1jax.metrics.reduce import Max, Mean, Min, Sum
+from r1jax.runtime import metrics
+from r1jax.runtime.metrics.reduce import Max, Mean, Min, Sum
 
 VALUES = st.lists(
   st.one_of(st.just(math.nan), st.floats(-1e6, 1e6)), min_size=1, max_size=20

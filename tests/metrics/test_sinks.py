@@ -9,9 +9,9 @@ import types
 import pytest
 from tensorboardX import proto
 
-from r1jax import metrics
-from r1jax.console import Console
-from r1jax.metrics import sinks
+from r1jax.runtime import metrics
+from r1jax.runtime.console import Console
+from r1jax.runtime.metrics import sinks
 
 
 @pytest.fixture

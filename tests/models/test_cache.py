@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import sharding
 from r1jax.models import cache as caches
 from r1jax.models import transformer
 from r1jax.models.presets import preset
+from r1jax.parallel import sharding
 
 ROWS, LENGTH, ROOM = 3, 9, 12
 TOKENS = np.random.default_rng(0).integers(0, 40, (ROWS, LENGTH), np.int32)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import sharding
 from r1jax.models import transformer
 from r1jax.models.config import ModelConfig, replace
 from r1jax.models.presets import PRESETS, preset
@@ -16,6 +15,7 @@ from r1jax.models.weights import (
   to_compute_dtype,
   weights,
 )
+from r1jax.parallel import sharding
 
 
 def test_the_tiny_model_has_between_0_4_and_1_million_weights():

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import ops, sharding
+from r1jax import ops
 from r1jax.models import transformer
 from r1jax.models.attention import LatentAttention
 from r1jax.models.config import replace
 from r1jax.models.presets import preset
 from r1jax.models.rows import row_layout
 from r1jax.models.weights import logical_axes, weights
+from r1jax.parallel import sharding
 from r1jax.types import Packed
 
 B, T = 4, 24

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import ops, sharding
-from r1jax.models.expert_parallel import routed_experts
+from r1jax import ops
 from r1jax.models.presets import preset
+from r1jax.parallel import sharding
+from r1jax.parallel.experts import routed_experts
 
 B, T, D, F = 8, 5, 8, 6
 

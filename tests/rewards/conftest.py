@@ -15,7 +15,7 @@ import uuid
 
 import pytest
 
-from r1jax.rewards import bubblewrap, code, sandbox
+from r1jax.rewards.code import bubblewrap, programs, sandbox
 from r1jax.types import Completion, Example
 
 
@@ -198,7 +198,7 @@ def judge_hostile(bwrap, monkeypatch):
     metadata = dict(tests=tests, language=language)
     example = Example("", "", "code", "", metadata)
     text = Completion(f"</think>\n```{language}\n{program}\n```")
-    return code.judge(example, text, seconds=seconds)
+    return programs.judge(example, text, seconds=seconds)
 
   mark = uuid.uuid4().hex
   monkeypatch.setitem(bubblewrap.ENVIRONMENT, "MARK", mark)

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1jax.rewards import accuracy, arithmetic, reasoning_gym
+from r1jax.rewards import accuracy
+from r1jax.rewards.maths import arithmetic
+from r1jax.rewards.tasks import reasoning_gym
 from r1jax.types import Completion, Example
 
 SUM = Example("1 + 11 =", "12", "reasoning_gym/chain_sum")

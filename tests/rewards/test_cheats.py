@@ -30,7 +30,8 @@ CHEATS = {
   "patches the checker": "import sys\nmain = sys.modules['__main__']\n"
   "main.check = lambda *_: [(True, '')]\nmain.describe = lambda *_: None\n"
   "def f(x): return 5",
-  "patches the values": "import sys\nm = sys.modules['r1jax.rewards.values']\n"
+  "patches the values": "import sys\n"
+  "m = sys.modules['r1jax.rewards.code.values']\n"
   "e = m.encode\nm.encode = lambda *_: e((None, True, None))\n"
   "sys.modules['__main__'].encode = m.encode\ndef f(x): return 5",
   "patches marshal": "import marshal\nmarshal.loads = lambda *_: 'True'\n"
@@ -40,12 +41,12 @@ CHEATS = {
   "  frame.f_globals['AssertionError'] = Warning\n  frame = frame.f_back",
   "prints a mark": "def f(x): print('passed', 'True', '1', '[(True, )]')",
   "writes the verdict": "import os, sys\n"
-  "encode = sys.modules['r1jax.rewards.values'].encode\n"
+  "encode = sys.modules['r1jax.rewards.code.values'].encode\n"
   "data = encode((True, ''))\ndata = len(data).to_bytes(8, 'big') + data\n"
   "def f(x):\n  for fd in range(100):\n"
   "    try: os.write(fd, data)\n    except OSError: pass\n  return 5",
   "answers for the tests": "import os, sys\n"
-  "encode = sys.modules['r1jax.rewards.values'].encode\n"
+  "encode = sys.modules['r1jax.rewards.code.values'].encode\n"
   "for value in (None, (None, True, None), (True, '')):\n"
   "  data = encode(value)\n  data = len(data).to_bytes(8, 'big') + data\n"
   "  for fd in range(3, 100):\n"
@@ -76,7 +77,8 @@ CHEATS = {
   "  if libc.ptrace(16, os.getppid(), None, None) == 0: return 6\n"
   "  try: open(f'/proc/{os.getppid()}/mem', 'r+b')\n"
   "  except OSError: return 5\n  return 6",
-  "answers twice": "import os, sys\nm = sys.modules['r1jax.rewards.values']\n"
+  "answers twice": "import os, sys\n"
+  "m = sys.modules['r1jax.rewards.code.values']\n"
   "def f(x):\n  data = m.encode((None, 5, None))\n"
   "  for fd in range(3, 20):\n    try: m.send(fd, data)\n"
   "    except OSError: 0\n  return 5",
@@ -88,7 +90,7 @@ CHEATS = {
   "says more than anyone reads": "class E(Exception):\n"
   "  def __str__(self): return 'a' * 5 * 10**6\ndef f(x): raise E",
   "takes the place of the class": "import sys, builtins\n"
-  "m = sys.modules['r1jax.rewards.values']\n"
+  "m = sys.modules['r1jax.rewards.code.values']\n"
   "m.CLASSES['program.A'] = lambda v: 6\nclass A: 0\ndef f(x): return A()",
   "pretends to be a class": "class A:\n  __eq__ = lambda *_: True\n"
   "A.__module__, A.__qualname__ = 'decimal', 'Decimal'\n"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from r1jax.rewards import choice
+from r1jax.rewards.tasks import choice
 from r1jax.types import Example
 
 EXAMPLE = Example(

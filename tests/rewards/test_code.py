@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1jax import rewards
-from r1jax.rewards import code, sandbox
-from r1jax.rewards.grader import GraderPool
+from r1jax.rewards.code import programs as code
+from r1jax.rewards.code import sandbox
+from r1jax.rewards.pool.pool import GraderPool
 from r1jax.types import Completion, Example
 
 

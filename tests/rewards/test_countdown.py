@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1jax.data import jsonl
-from r1jax.rewards import accuracy, arithmetic, countdown
+from r1jax.rewards import accuracy
+from r1jax.rewards.maths import arithmetic
+from r1jax.rewards.tasks import countdown
 from r1jax.types import Completion, Example
 
 EXAMPLE = Example(

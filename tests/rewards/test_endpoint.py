@@ -14,8 +14,8 @@ import time
 
 import pytest
 
-from r1jax.rewards import endpoint
-from r1jax.rewards.endpoint import Endpoint, Request, ask
+from r1jax.rewards.judges import endpoint
+from r1jax.rewards.judges.endpoint import Endpoint, Request, ask
 
 pytest.importorskip("openai")
 

@@ -8,7 +8,7 @@ import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax.rewards import formulas
+from r1jax.rewards.maths import formulas
 
 LEAVES = st.sampled_from(["1", "2", "3", "x", "y", "5", r"\pi"])
 FORMULAS = st.recursive(

@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1jax import rewards
-from r1jax.rewards import accuracy, grader
-from r1jax.rewards.grader import Call, GraderPool
+from r1jax.rewards import accuracy
+from r1jax.rewards.pool import pool as grader
+from r1jax.rewards.pool.pool import Call, GraderPool
 from r1jax.types import Completion, Example
 
 SUM = Example("1 + 11 =", "12", "reasoning_gym/chain_sum")

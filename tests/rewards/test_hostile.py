@@ -10,7 +10,7 @@ import uuid
 
 import pytest
 
-from r1jax.rewards import bubblewrap, sandbox
+from r1jax.rewards.code import bubblewrap, sandbox
 
 pytestmark = pytest.mark.usefixtures("judge_hostile")
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1jax import rewards
-from r1jax.rewards import endpoint, judge
+from r1jax.rewards.judges import endpoint, judge
 from r1jax.types import Completion, Example
 
 pytest.importorskip("openai")

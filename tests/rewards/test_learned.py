@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from r1jax import rewards
-from r1jax.rewards import learned
+from r1jax.rewards.judges import learned
 from r1jax.types import Completion, Example
 
 HELLO = Example("Hello!", "")

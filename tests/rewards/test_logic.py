@@ -2,7 +2,7 @@
 
 import pytest
 
-from r1jax.rewards import logic
+from r1jax.rewards.tasks import logic
 from r1jax.types import Example
 
 

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from r1jax.data import jsonl
-from r1jax.rewards import accuracy, math
+from r1jax.rewards import accuracy
+from r1jax.rewards.maths import answers
 from r1jax.types import Completion, Example
 
 # Answers as they are written: gold, answer, and whether it is right.
@@ -119,14 +120,16 @@ def test_what_would_take_long_to_compute_is_wrong_in_no_time(gold, answer):
 
 
 def test_the_last_balanced_box_is_found():
-  assert math.last_boxed(r"\boxed{1}. \boxed{\frac{1}{2}} .") == r"\frac{1}{2}"
-  assert math.last_boxed(r"\boxed{1} \boxed{2") is None
-  assert math.last_boxed("1") is None
-  assert math.last_boxed(r"\boxed{1} and $\boxed{2}$") == "1, 2"
-  assert math.last_boxed(r"\boxed{1} or \boxed{2}") == "1 or 2"
-  assert math.last_boxed(r"\boxed{1}, no, \boxed{2}") == "2"
-  assert math.last_boxed(r"\boxed{\boxed{1}}") == "1"
-  assert math.last_boxed(r"\boxed 1") == "1"
+  assert (
+    answers.last_boxed(r"\boxed{1}. \boxed{\frac{1}{2}} .") == r"\frac{1}{2}"
+  )
+  assert answers.last_boxed(r"\boxed{1} \boxed{2") is None
+  assert answers.last_boxed("1") is None
+  assert answers.last_boxed(r"\boxed{1} and $\boxed{2}$") == "1, 2"
+  assert answers.last_boxed(r"\boxed{1} or \boxed{2}") == "1 or 2"
+  assert answers.last_boxed(r"\boxed{1}, no, \boxed{2}") == "2"
+  assert answers.last_boxed(r"\boxed{\boxed{1}}") == "1"
+  assert answers.last_boxed(r"\boxed 1") == "1"
 
 
 def verdict(row: dict) -> float | None:
@@ -143,7 +146,7 @@ def test_answers_are_equal_in_every_way_they_are_written():
     if (
       verdict(row)
       if row.get("text")
-      else math.grade(Example("", row["gold"], "math"), row["answer"])
+      else answers.grade(Example("", row["gold"], "math"), row["answer"])
     )
     != float(row["right"])
   ]
@@ -168,9 +171,9 @@ def test_every_known_case_is_graded_as_it_should_be():
 def test_a_gold_too_large_to_compute_gives_no_verdict_at_once(gold):
   start = time.process_time()
   for answer in ("9^{9}", "7", r"9^{9^{9}}", "x", r"\frac12"):
-    assert math.grade(Example("", gold, "math"), answer) in (0.0, None)
-  assert math.grade(Example("", gold, "math"), gold) == 1.0
-  assert math.verify_gold(Example("", gold, "math"), gold) == 0.0
+    assert answers.grade(Example("", gold, "math"), answer) in (0.0, None)
+  assert answers.grade(Example("", gold, "math"), gold) == 1.0
+  assert answers.verify_gold(Example("", gold, "math"), gold) == 0.0
   assert time.process_time() - start < 4.0  # With all imports.
 
 
@@ -181,11 +184,11 @@ def test_a_power_tower_that_is_small_is_computed():
 
 def test_without_the_fast_path_math_verify_decides_alone():
   example = Example("", r"2\sqrt{3}", "math")
-  assert math.grade(example, r"\sqrt{12}", fast=False) == 1.0
-  assert math.grade(example, r"\sqrt{13}", fast=False) == 0.0
-  assert math.grade(example, "9^{9^{9}}", fast=False) == 0.0
+  assert answers.grade(example, r"\sqrt{12}", fast=False) == 1.0
+  assert answers.grade(example, r"\sqrt{13}", fast=False) == 0.0
+  assert answers.grade(example, "9^{9^{9}}", fast=False) == 0.0
   bad = Example("", r"\mho(a", "math")
-  assert math.grade(bad, "1", fast=False) is None
+  assert answers.grade(bad, "1", fast=False) is None
 
 
 @needs_data
@@ -236,4 +239,4 @@ def test_gold_answers_verify_against_themselves(name, bad):
   ]
   wrong = [answer for _, answer in accuracy.verify_golds(examples)]
   assert [a[: len(b)] for a, b in zip(wrong, bad, strict=True)] == bad
-  assert all(math.grade(e, e.answer) == 1.0 for e in examples)
+  assert all(answers.grade(e, e.answer) == 1.0 for e in examples)

@@ -5,7 +5,8 @@ import time
 import pytest
 
 from r1jax import rewards
-from r1jax.rewards import bubblewrap, code, sandbox
+from r1jax.rewards.code import bubblewrap, sandbox
+from r1jax.rewards.code import programs as code
 from r1jax.types import Completion, Example
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from r1jax.rewards import code
+from r1jax.rewards.code import programs
 from r1jax.types import Completion, Example
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -43,7 +43,7 @@ def broken(row, solution):
 def check_references(path, count):
   def judge(example, program):
     text = Completion(f"</think>\n```python\n{program}\n```")
-    return code.judge(example, text, seconds=60.0)
+    return programs.judge(example, text, seconds=60.0)
 
   def mistakes(example, solution):
     verdict = judge(example, solution)
@@ -89,7 +89,7 @@ def test_programs_are_held_to_every_case(bwrap):
     for known, score in ((answers, 1.0), (all_but_one, 0.0), ({}, 0.0)):
       program = f"import sys\nprint({known}.get(sys.stdin.read(), 'x'))"
       text = Completion(f"</think>\n```python\n{program}\n```")
-      assert code.reward(example, text, seconds=60.0) == score
+      assert programs.reward(example, text, seconds=60.0) == score
 
 
 @pytest.mark.slow
@@ -110,7 +110,7 @@ def test_known_faults_are_graded_as_they_should_be(bwrap):
     )
     seconds = case.get("timeout", 31.0) - 1.0
     try:
-      score = code.reward(example, text, seconds=seconds)
+      score = programs.reward(example, text, seconds=seconds)
     except ValueError as error:
       assert f"case {number}" in str(error)
       score = None

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from r1jax.rewards import bubblewrap, code, sandbox, seccomp
-from r1jax.rewards.sandbox import Ended, Limits
+from r1jax.rewards.code import bubblewrap, programs, sandbox, seccomp
+from r1jax.rewards.code.sandbox import Ended, Limits
 from r1jax.types import Completion, Example
 
 EXAMPLE = Example("", "", "code", "", dict(tests="assert f(3) == 6"))
@@ -35,7 +35,7 @@ def test_without_bubblewrap_it_is_refused(fresh, monkeypatch):
   with pytest.raises(ValueError, match="install bubblewrap.*sandbox='none'"):
     sandbox.check("bwrap")
   with pytest.raises(RuntimeError, match="install bubblewrap"):
-    code.reward(EXAMPLE, RIGHT)
+    programs.reward(EXAMPLE, RIGHT)
 
 
 def test_one_that_does_not_start_is_refused(fresh, monkeypatch, tmp_path):
@@ -47,7 +47,7 @@ def test_one_that_does_not_start_is_refused(fresh, monkeypatch, tmp_path):
     sandbox.check("bwrap")
   # Which is no fault of the program: it is not graded.
   with pytest.raises(RuntimeError, match="cannot start.*no permission"):
-    code.reward(EXAMPLE, RIGHT)
+    programs.reward(EXAMPLE, RIGHT)
 
 
 def test_one_that_does_not_hold_is_refused(fresh, monkeypatch, tmp_path):
@@ -72,10 +72,10 @@ def test_no_isolation_must_be_asked_for_in_so_many_words(fresh, caplog):
     with pytest.raises(ValueError, match="one of .*'bwrap', 'none'"):
       sandbox.check(kind)
     with pytest.raises(ValueError, match="one of .*'bwrap', 'none'"):
-      code.reward(EXAMPLE, RIGHT, sandbox=kind)
+      programs.reward(EXAMPLE, RIGHT, sandbox=kind)
   sandbox.check("none")
   assert "may do all you may" in caplog.text
-  assert code.reward(EXAMPLE, RIGHT, sandbox="none") == 1.0
+  assert programs.reward(EXAMPLE, RIGHT, sandbox="none") == 1.0
 
 
 def test_a_missing_toolchain_is_named(monkeypatch):
@@ -173,7 +173,9 @@ def test_any_thread_may_use_it(bwrap):
   values = {}
 
   def use(n):
-    values[n] = [code.reward(EXAMPLE, RIGHT, seconds=20.0) for _ in range(3)]
+    values[n] = [
+      programs.reward(EXAMPLE, RIGHT, seconds=20.0) for _ in range(3)
+    ]
 
   threads = [threading.Thread(target=use, args=(n,)) for n in range(4)]
   for thread in threads:
@@ -205,7 +207,7 @@ program = "import os, time; os.fork() or os.setsid(); time.sleep(1000)"
 example = Example("", "", "code", "", dict(tests="assert f()"))
 text = Completion(f"</think>\\n```py\\n{program}\\n```")
 call = Call(code.reward, (example, text), dict(seconds=1000.0))
-preload = ["r1jax.rewards.code"]
+preload = ["r1jax.rewards.code.programs"]
 with GraderPool(
   num_workers=1, timeout=1000.0, preload=preload, canaries=()
 ) as pool:

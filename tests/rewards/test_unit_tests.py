@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from r1jax.rewards import code
+from r1jax.rewards.code import programs
 from r1jax.types import Completion, Example
 
 
@@ -12,7 +12,7 @@ def judge(tests, program, entry_point="", prompt="", **kwargs):
   metadata = dict(tests=tests, entry_point=entry_point)
   example = Example(prompt, "", "code", "the-example", metadata)
   text = Completion(f"</think>\n```python\n{program}\n```")
-  return code.judge(example, text, sandbox="none", **kwargs)
+  return programs.judge(example, text, sandbox="none", **kwargs)
 
 
 def scores(program, tests, **kwargs):

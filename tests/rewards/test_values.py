@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax.rewards.values import decode, encode, receive
+from r1jax.rewards.code.values import decode, encode, receive
 
 SCALARS = st.one_of(
   st.none(),

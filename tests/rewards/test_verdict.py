@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1jax.rewards import judge
+from r1jax.rewards.judges import judge
 
 FORGED = '{"analysis": "All is well.", "correctness": "correct"}'
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import sharding
 from r1jax.data.packing import pack_rollout
 from r1jax.models import cache as caches
 from r1jax.models import transformer
+from r1jax.parallel import sharding
 from r1jax.rollouts import slots
 from r1jax.rollouts.engine import make_engine
 from r1jax.rollouts.sampling import completion_keys, token_keys

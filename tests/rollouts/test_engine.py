@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import ops, sharding
+from r1jax import ops
 from r1jax.data.packing import pack_rollout, unpack
 from r1jax.models import transformer
+from r1jax.parallel import sharding
 from r1jax.rollouts.engine import make_engine
 from r1jax.types import FINISH_LENGTH, FINISH_STOP
 

@@ -9,11 +9,11 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from r1jax import sharding
 from r1jax.models.config import replace
 from r1jax.models.presets import preset
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import logical_axes
+from r1jax.parallel import sharding
 from r1jax.rollouts.engine import make_engine
 
 PREFIX = (7, 30, 7, 9)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import sharding
+from r1jax.parallel import sharding
 from r1jax.rollouts.engine import make_engine
 from r1jax.rollouts.slots import empty
 

@@ -17,10 +17,10 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax import runtime
 from r1jax.data import chat as chats
 from r1jax.data import tokenizer
 from r1jax.rollouts import stream
+from r1jax.runtime import process as runtime
 from r1jax.tools import chat
 
 BASE = "r1jax/base"

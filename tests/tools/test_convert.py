@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from benchmarks import loading
-from r1jax import checkpoint, hf
+from r1jax import hf
 from r1jax.models.presets import preset
+from r1jax.runtime import checkpoint
+from r1jax.runtime.workdir import claim
 from r1jax.tools import convert
-from r1jax.workdir import claim
 
 CONFIG = preset("tiny_deepseek", vocab_size=480)
 

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import config, sharding
+from r1jax import config
 from r1jax.models.presets import preset
+from r1jax.parallel import sharding
 from r1jax.tools.plan import bounds, command, estimate, programs
 from r1jax.tools.plan import chips as plan_chips
 from r1jax.tools.plan.costs import Collective, Costs

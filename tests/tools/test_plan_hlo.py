@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from r1jax import sharding
+from r1jax.parallel import sharding
 from r1jax.tools.plan import costs as plan_costs
 from r1jax.tools.plan import hlo
 

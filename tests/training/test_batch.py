@@ -4,8 +4,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from r1jax import sharding
 from r1jax.losses.kl import KLS
+from r1jax.parallel import sharding
 from r1jax.training.batch import (
   add_advantages,
   completion_kl,

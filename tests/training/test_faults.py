@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from r1jax import checkpoint
+from r1jax.runtime import checkpoint
 
 
 def beside(name):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import checkpoint, metrics
+from r1jax.runtime import checkpoint, metrics
 from r1jax.training import grpo, run
 
 STEPS, STOP = 24, 16  # As the config of `make_config` has them.

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import checkpoint, data, hf
+from r1jax import data, hf
 from r1jax.data import tokenizer
 from r1jax.models.presets import preset
+from r1jax.runtime import checkpoint
 from r1jax.types import Example
 
 

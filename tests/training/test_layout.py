@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import sharding
 from r1jax.losses.presets import PRESETS
 from r1jax.models import cache as caches
 from r1jax.models.config import replace
 from r1jax.models.presets import preset
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import logical_axes, used_axes, weights
+from r1jax.parallel import sharding
 from r1jax.rollouts import slots
 from r1jax.rollouts.engine import make_engine
 from r1jax.training import policy

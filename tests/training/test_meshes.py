@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax import sharding
 from r1jax.data.packing import Piece, pack, pack_rollout
 from r1jax.losses.advantages import advantages
 from r1jax.losses.aggregation import token_weights
@@ -17,6 +16,7 @@ from r1jax.models.config import replace
 from r1jax.models.presets import preset
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import logical_axes
+from r1jax.parallel import sharding
 from r1jax.training import policy, sft
 from r1jax.training.batch import add_advantages, make_batch, microbatches
 from r1jax.training.update import init_state, make_update

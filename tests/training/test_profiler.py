@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from r1jax.training import profiler
-from r1jax.training.profiler import Profiler, Window
+from r1jax.runtime import profiler
+from r1jax.runtime.profiler import Profiler, Window
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from r1jax.data import pass_rates
 from r1jax.rewards import Scores
-from r1jax.training import records
+from r1jax.rollouts import records
 from r1jax.types import Completion, Example, Rollout, within_lengths
 
 

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import checkpoint, data, interrupt, metrics, rewards
+from r1jax import data, rewards
 from r1jax.data import tokenizer
 from r1jax.data.mixture import Mixture, Part
+from r1jax.runtime import checkpoint, interrupt, metrics
 from r1jax.training import evaluate, grpo, inspection, run
 
 pytestmark = pytest.mark.usefixtures("compiled_once", "quick_to_compile")

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import config, data, metrics, rewards
+from r1jax import config, data, rewards
 from r1jax.data import mixture
+from r1jax.runtime import metrics
 from r1jax.training import grpo
 from r1jax.training import run as setup
 from r1jax.types import Example

@@ -9,9 +9,11 @@ import ml_collections
 import numpy as np
 import pytest
 
-from r1jax import checkpoint, data, hf, metrics, sharding
+from r1jax import data, hf
 from r1jax.data import tokenizer
 from r1jax.models import transformer
+from r1jax.parallel import sharding
+from r1jax.runtime import checkpoint, metrics
 from r1jax.training import inspection, sft
 from r1jax.training.batch import microbatch
 from r1jax.types import Example

@@ -8,13 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax import sharding
 from r1jax.data.packing import Piece, pack, pack_rollout
 from r1jax.losses.advantages import advantages
 from r1jax.losses.aggregation import token_weights
 from r1jax.losses.presets import PRESETS
 from r1jax.models import transformer
 from r1jax.models.config import replace
+from r1jax.parallel import sharding
 from r1jax.training import policy, sft
 from r1jax.training.batch import add_advantages, make_batch, microbatches
 from r1jax.training.optimizer import make_optimizer

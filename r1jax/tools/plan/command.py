@@ -38,7 +38,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from r1jax import config as configs
-from r1jax import sharding
+from r1jax.parallel import sharding
 from r1jax.tools import command_line
 from r1jax.tools.plan import chips, estimate, hlo, meshes
 from r1jax.tools.plan import costs as plan_costs

@@ -12,12 +12,13 @@ from jax.sharding import Mesh
 from jax.tree_util import keystr
 from ml_collections import ConfigDict
 
-from r1jax import offload, ops, sharding
+from r1jax import ops
 from r1jax.models import flops
 from r1jax.models.config import ModelConfig, replace
 from r1jax.models.presets import preset
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import logical_axes, weights
+from r1jax.parallel import offload, sharding
 from r1jax.tools.plan import rollouts
 from r1jax.training import models, policy, sft
 from r1jax.training.optimizer import make_optimizer

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from r1jax import sharding
 from r1jax.models import cache as caches
 from r1jax.models import flops, transformer
 from r1jax.models.cache import Cache
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import used_axes
+from r1jax.parallel import sharding
 from r1jax.rollouts import engine, slots
 from r1jax.rollouts.slots import Sampling
 

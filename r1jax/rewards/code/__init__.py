@@ -1,0 +1,1 @@
+"""Programs that a policy wrote, run in a sandbox."""

@@ -1,0 +1,325 @@
+"""Code reward: the program passes its tests.
+
+DeepSeek-R1 (arXiv:2501.12948), section 2.2.2: "a compiler can be used to
+generate feedback based on predefined test cases". The program is the last
+fenced block of its language after the last </think>. It runs in a `sandbox`,
+which says what programs find there; the verdict is reached outside of the
+process that runs it. `example.metadata` holds
+
+    tests        a list of {"input", "output"} for a program that reads and
+                 prints, each a text or a list of lines; or Python text, or a
+                 list of such texts, see `unit_tests`
+    entry_point  the function that a `check` is given, or an expression for it:
+                 "Solution().twoSum"
+    language     of the program, a key of `sandbox.LANGUAGES`; "python" if none
+
+A prompt that is itself Python and defines the entry point stands before the
+program (HumanEval).
+
+What a program prints is compared outside of the sandbox, to which the outputs
+never come. Tests in Python run inside, but in a process of their own, which the
+program cannot look into; they come there after the program has been started in
+its own, and get copies of the values that it returns. So there is no verdict
+that it could forge, read or patch. Limits that remain: tests that call several
+of its functions, or look at its objects, trust what these say; objects of its
+classes cannot be compared, nor can tests hand it objects of theirs; and what it
+changes deep inside of its arguments is only seen in those that are containers.
+"""
+
+import ast
+import contextlib
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from r1jax.rewards.code import unit_tests
+from r1jax.rewards.code.sandbox import (
+  KINDS,
+  LANGUAGES,
+  Ended,
+  Limits,
+  run_cases,
+  run_tests,
+)
+from r1jax.rewards.code.sandbox import check as check_sandbox
+from r1jax.text import Completion, Example
+
+MAX_LENGTH = 2**18  # Characters of a program.
+MAX_FENCE = 100  # Characters of a line that opens or closes a block.
+# The indent, the fence, and the language: the first word behind it.
+OPENING = re.compile(
+  r"(\s*)(?:<answer>\s*)?(`{3,}|~{3,})\s*\{?\.?([\w+#-]*)[^`]*"
+)
+CLOSING = re.compile(r"\s*(`{3,}|~{3,})\s*(?:</answer>\s*)?")
+SHOWN = 200  # Characters of an output in the feedback.
+MAX_FEEDBACK = 2000  # Characters of it.
+POINT = re.compile(rb"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?")  # As expected.
+NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # As printed.
+MAX_NUMBER = 400  # Characters of a number that is compared by its value.
+TOLERANCE = 1e-6  # Absolute or relative.
+
+
+class Verdict(NamedTuple):
+  """What a program is worth, and what to tell its author."""
+
+  score: float  # 1 if all tests have run and passed; or the share of them.
+  feedback: str  # The first thing that went wrong; "" if nothing did.
+
+
+class Outcome(NamedTuple):
+  """How one test, or a statement that prepares tests, went."""
+
+  name: str
+  passes: bool
+  message: str
+  counts: bool = True
+
+
+def check_arguments(
+  *,
+  partial: bool = False,
+  seconds: float = 4.0,
+  sandbox: str = "bwrap",
+  packages: Sequence[str] = (),
+) -> None:
+  """Raises ValueError for values that `judge` cannot take anywhere."""
+  del partial
+  if not 0 < seconds < 3600:
+    raise ValueError(f"seconds must be 0 to 3600, got {seconds}")
+  if sandbox not in KINDS:
+    raise ValueError(f"sandbox must be one of {[*KINDS]}, got {sandbox!r}")
+  if isinstance(packages, str):
+    raise ValueError(f"packages must be a list of names, got {packages!r}")
+
+
+def check(
+  *, sandbox: str = "bwrap", packages: Sequence[str] = (), **kwargs
+) -> None:
+  """Raises ValueError if programs cannot be run, and kept in, as asked."""
+  check_arguments(sandbox=sandbox, packages=packages, **kwargs)
+  check_sandbox(sandbox, tuple(packages))
+
+
+def reward(
+  example: Example,
+  completion: Completion,
+  *,
+  partial: bool = False,
+  seconds: float = 4.0,
+  sandbox: str = "bwrap",
+  packages: Sequence[str] = (),
+) -> float:
+  """1 if the program passes all its tests, or 0; see `judge`."""
+  kwargs = dict(
+    partial=partial, seconds=seconds, sandbox=sandbox, packages=packages
+  )
+  return judge(example, completion, **kwargs).score
+
+
+def judge(
+  example: Example,
+  completion: Completion,
+  *,
+  partial: bool = False,
+  seconds: float = 4.0,
+  sandbox: str = "bwrap",
+  packages: Sequence[str] = (),
+) -> Verdict:
+  """What the program that a completion ends with is worth.
+
+  Args:
+    example: see above.
+    completion: what was written.
+    partial: True to score the share of tests that pass; else any failure is 0,
+      and ends the grading.
+    seconds: of wall clock, to build the program and for all tests together,
+      once the sandbox is up. Tests that have not finished by then count as
+      failed, even if the machine was busy: give several times what a good
+      program needs (GCC alone takes one second), and no more workers than
+      cores. To set the sandbox up is not included. Keep it below the grader
+      pool's limit, at which the program is not graded (None).
+    sandbox: "bwrap", or "none" for no isolation at all.
+    packages: names of installed packages that programs and tests in Python can
+      import, beside the standard library; those that these need in turn have to
+      be named, too.
+
+  Raises ValueError, which names the example, if it has no tests that can be
+  run, RuntimeError if the sandbox cannot be started: nothing that a program
+  does leads to these.
+  """
+  limits = Limits(seconds=seconds, packages=tuple(packages))
+  try:
+    return _judge(example, completion.text, partial, sandbox, limits)
+  except ValueError as error:
+    message = " ".join(str(error).split())
+    raise ValueError(f"{example.id}: {message}") from error
+
+
+def _judge(
+  example: Example, text: str, partial: bool, sandbox: str, limits: Limits
+) -> Verdict:
+  language = example.metadata.get("language", "python")
+  if language not in LANGUAGES:
+    raise ValueError(f"unknown language {language!r}; have {[*LANGUAGES]}")
+  tests = _read(example.metadata.get("tests"))
+  if not tests or (isinstance(tests, str) and language != "python"):
+    raise ValueError(f"no tests of {language} are {tests!r:.99}")
+  source = extract(text, LANGUAGES[language].tags)
+  if source is None:
+    return Verdict(0.0, f"no closed block of {language} after </think>")
+  if len(source) > MAX_LENGTH:
+    return Verdict(0.0, f"a program of more than {MAX_LENGTH} characters")
+  if isinstance(tests, str):
+    entry_point = example.metadata.get("entry_point") or ""
+    prefix = _as_prefix(example.prompt, entry_point)
+    prepared, texts = unit_tests.prepare(tests, entry_point, prefix)
+    counts = [each.counts for each in prepared.statements]
+    names = [text for text, counted in zip(texts, counts) if counted]
+    reports = run_tests(prefix, source, prepared, sandbox, limits)
+    outcomes = (
+      Outcome(texts[number], passes, message, counts[number])
+      for number, passes, message in reports
+    )
+  else:
+    names = [f"case {i + 1}" for i in range(len(tests))]
+    runs = run_cases(
+      language, source, [given for given, _ in tests], sandbox, limits
+    )
+    outcomes = _compare(runs, [expected for _, expected in tests])
+  return _count(outcomes, names, partial)
+
+
+def _read(tests) -> str | list[tuple[str, str]]:
+  """Python text, or the input and the output of each case.
+
+  Raises ValueError for any other form.
+  """
+  if isinstance(tests, str) or not tests:
+    return tests or ""
+  if isinstance(tests, Sequence):
+    if all(isinstance(each, str) for each in tests):
+      return "\n".join(tests)
+    if all(isinstance(each, Mapping) for each in tests):
+      return [(_lines(case, "input"), _lines(case, "output")) for case in tests]
+  raise ValueError(
+    "tests must be Python text, a list of such texts, or a list of "
+    f'{{"input", "output"}}, got {tests!r:.99}'
+  )
+
+
+def _lines(case: Mapping, key: str) -> str:
+  """The text under a key of a case, or the lines that are listed there."""
+  value = case.get(key)
+  if isinstance(value, (list, tuple)):
+    if all(isinstance(each, (str, int, float)) for each in value):
+      return "".join(f"{each}\n" for each in value)
+  elif isinstance(value, str):
+    return value
+  raise ValueError(f"no {key} of a test is {value!r:.99} in {case!r:.99}")
+
+
+def extract(text: str, tags: Sequence[str]) -> str | None:
+  """The last fenced block with one of the tags after the last </think>.
+
+  The last without any tag if there is none; None if there is neither. Fences
+  are as in Markdown: ``` or ~~~, or longer, closed by no less of the same.
+  """
+  _, closed, text = text.rpartition("</think>")
+  tagged = untagged = opening = None
+  lines = []
+  for line in text.split("\n") if closed else ():
+    fence = len(line) <= MAX_FENCE and ("```" in line or "~~~" in line)
+    if opening is None:
+      opening = OPENING.fullmatch(line) if fence else None
+      lines = []
+    elif fence and (end := CLOSING.fullmatch(line)) and opening[2] in end[1]:
+      indent, tag = opening[1], opening[3].lower()
+      block = "".join(line.removeprefix(indent) + "\n" for line in lines)
+      if tag in tags:
+        tagged = block
+      elif not tag:
+        untagged = block
+      opening = None
+    else:
+      lines.append(line)
+  return untagged if tagged is None else tagged
+
+
+def _count(
+  outcomes: Iterator[Outcome], names: Sequence[str], partial: bool
+) -> Verdict:
+  """The verdict on tests of these names; those that did not run, failed."""
+  tested = passed = failed = 0  # Of what failed, statements are no test.
+  feedback = ""
+  with contextlib.closing(outcomes):
+    try:
+      for outcome in outcomes:
+        tested += outcome.counts
+        passed += outcome.counts and outcome.passes
+        if not outcome.passes:
+          failed += not outcome.counts
+          feedback = feedback or f"{outcome.name}: {outcome.message}"
+          if not partial:
+            break
+    except Ended as error:
+      failed += tested == len(names)
+      name = names[min(tested, len(names) - 1)]
+      feedback = feedback or f"{name}: {error}"
+  share = passed / (len(names) + failed)
+  score = share if partial else float(share == 1.0)
+  return Verdict(score, feedback[:MAX_FEEDBACK])
+
+
+def _compare(runs: Iterator, expected: Sequence[str]) -> Iterator[Outcome]:
+  """Yields for each case whether the output is right, token by token."""
+  with contextlib.closing(runs):
+    build = next(runs)
+    if build.status:
+      raise Ended(f"cannot be built: {build.errors}")
+    for i, (output, run) in enumerate(zip(expected, runs)):
+      name = f"case {i + 1}"
+      if run.status:
+        message = f"exit status {run.status}: {run.errors}"
+        yield Outcome(name, False, message)
+      else:
+        wanted = output.encode("utf-8", "surrogatepass")
+        message = f"printed {run.output[:SHOWN]!r}, not {output[:SHOWN]!r}"
+        yield Outcome(name, same_output(run.output, wanted), message)
+
+
+def same_output(printed: bytes, expected: bytes) -> bool:
+  """Whether the tokens are the same.
+
+  An expected number with a decimal point equals numbers within TOLERANCE of it;
+  integers and words have to be the same text.
+  """
+  tokens, wanted = printed.split(), expected.split()
+  if len(tokens) != len(wanted):
+    return False
+  return all(x == y or _is_close(x, y) for x, y in zip(tokens, wanted))
+
+
+def _is_close(token: bytes, wanted: bytes) -> bool:
+  if len(token) > MAX_NUMBER or not POINT.fullmatch(wanted):
+    return False
+  if not NUMBER.fullmatch(token):
+    return False
+  value, number = float(token), float(wanted)
+  return math.isclose(value, number, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+
+
+@functools.lru_cache(4096)
+def _as_prefix(prompt: str, entry_point: str) -> str:
+  """The prompt, if it is Python that defines the entry point; or ""."""
+  try:
+    with unit_tests.any_digits():
+      tree = ast.parse(prompt)
+  except (SyntaxError, ValueError, MemoryError, RecursionError):
+    return ""
+  root = re.match(r"\w*", entry_point)[0]
+  defined = [
+    node.name for node in tree.body if isinstance(node, unit_tests.DEFINITIONS)
+  ]
+  return prompt if root in defined else ""

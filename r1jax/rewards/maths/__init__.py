@@ -1,0 +1,1 @@
+"""Answers of mathematics: read, and compared by what they are worth."""

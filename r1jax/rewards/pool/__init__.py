@@ -1,0 +1,1 @@
+"""Processes that grade, each of which may be killed at any moment."""

@@ -1,0 +1,1 @@
+"""Tasks whose rules are code: choice, countdown, logic, instructions."""
