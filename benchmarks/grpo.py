@@ -200,7 +200,6 @@ def settings(size: Size, rows: dict) -> ConfigDict:
         prompt_tokens=size.prompt,
         max_tokens=size.completion,
         temperature=1.0,
-        slots_per_prompt=size.group_size,
       ),
       rows=rows,
       advantage=RECIPE["advantage"],

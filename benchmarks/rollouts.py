@@ -50,7 +50,6 @@ def rollouts(
   prompt: int = 32,
   shortest: int = 13,
   longest: int = 128,
-  kv_bucket: int = 256,
 ) -> dict:
   """Seconds and occupancies of both sides, and how many times one is faster.
 
@@ -62,7 +61,6 @@ def rollouts(
     prompt: tokens of every prompt.
     shortest: tokens of a completion, at least.
     longest: tokens of a completion, at most.
-    kv_bucket: see `make_engine`.
   """
   if requests % slots or slots % group_size:
     raise ValueError(
@@ -82,7 +80,6 @@ def rollouts(
     prompt_tokens=prompt,
     max_tokens=longest,
     temperature=1.0,
-    kv_bucket=kv_bucket,
   )
   params = engine.prepare(params)
   rng = np.random.default_rng(0)

@@ -69,6 +69,13 @@ class Cache:
     """Tokens that each row has room for."""
     return jax.tree.leaves(self.rows)[0].shape[-1]
 
+  @property
+  def prompt_size(self) -> int:
+    """Tokens that each shared prompt has room for; 0 if rows share none."""
+    if self.shared is None:
+      return 0
+    return jax.tree.leaves(self.shared.rows)[0].shape[-1]
+
 
 def empty(
   config: ModelConfig,
@@ -236,26 +243,26 @@ def _copy_rows(rows: Buffers, target, others: Buffers, source) -> Buffers:
   return jax.tree.map(put, rows, others)
 
 
-def join(caches: list[Cache]) -> Cache:
-  """One cache with the rows of several, which have one prefix or none."""
-  axis = 1 if _is_stacked(caches[0].rows) else 0
-  rows = jax.tree.map(
-    lambda *x: jnp.concatenate(x, axis), *[cache.rows for cache in caches]
-  )
-  lengths = jnp.concatenate([cache.lengths for cache in caches])
-  return caches[0].replace(rows=rows, lengths=lengths)
+def grow(cache: Cache, size: int, prompt_size: int = 0) -> Cache:
+  """Room for `size` tokens in each row; tokens beyond it are lost.
 
+  `prompt_size` is the room of each shared prompt; 0 leaves it as it is.
+  """
 
-def grow(cache: Cache, size: int) -> Cache:
-  """Room for `size` tokens in each row; tokens beyond it are lost."""
+  def resize(buffers, size):
+    def one(path, array):
+      axis = (-1, -2)[path[-1].idx]
+      change = [(0, 0, 0)] * array.ndim
+      change[axis] = (0, size - array.shape[axis], 0)
+      return jax.lax.pad(array, jnp.zeros((), array.dtype), change)
 
-  def one(path, array):
-    axis = (-1, -2)[path[-1].idx]
-    change = [(0, 0, 0)] * array.ndim
-    change[axis] = (0, size - array.shape[axis], 0)
-    return jax.lax.pad(array, jnp.zeros((), array.dtype), change)
+    return jax.tree.map_with_path(one, buffers)
 
-  return cache.replace(rows=jax.tree.map_with_path(one, cache.rows))
+  cache = cache.replace(rows=resize(cache.rows, size))
+  if prompt_size and (shared := cache.shared) is not None:
+    shared = shared.replace(rows=resize(shared.rows, prompt_size))
+    cache = cache.replace(shared=shared)
+  return cache
 
 
 def logical_axes(cache: Cache) -> Cache:

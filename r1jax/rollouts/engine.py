@@ -1,21 +1,26 @@
 """The rollout engine: a fixed number of slots, refilled as completions finish.
 
-A prompt is read once and its cache copied into the slots of its G completions,
-or, with `slots_per_prompt`, once for so many neighbouring slots, which then
-read it together; the tokens with which all prompts begin (the template) are
-read once per call and are never copied. Every few tokens the host takes what
-was sampled, fills the slots that have finished with the next completions, and
-gives the cache as much room as the longest needs. What it decides depends on
-lengths and finish flags alone, which all hosts know: they all ask for the same
-programs.
+    state = engine.add(engine.start(params), requests)
+    while not state.done:
+      state, output = engine.step(state)
 
-The mesh splits the slots into shards. Each has its own prompts and their queue,
-so that the completions of a prompt end on one host, which grades them.
+`Engine.__call__` does this for G completions of each of P prompts; a client
+with requests that come and go (a chat, a server) calls the parts by itself.
+
+A prompt is read when the first of its completions begins, together with those
+that come next, and its cache is copied into the slots of its completions. Where
+neighbouring slots share prompts, they read one cache together. The tokens with
+which all prompts begin (the template) are read once and are never copied.
+
+What the host decides depends on requests, lengths and finish flags alone, which
+all hosts know: they all run the same programs. The mesh splits the slots into
+shards, each with its own groups of requests, so that the completions of a
+prompt end on one host, which grades them.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 
 import jax
 import numpy as np
@@ -25,27 +30,49 @@ from r1jax.models.transformer import Transformer
 from r1jax.models.weights import used_axes
 from r1jax.parallel import sharding, traffic
 from r1jax.rollouts import slots as programs
-from r1jax.rollouts.queues import Queues
-from r1jax.rollouts.slots import Sampling, Slots
+from r1jax.rollouts.assembly import Assembly
+from r1jax.rollouts.prompts import (
+  KV_BUCKET,
+  PREFILL,
+  PromptReader,
+  room,
+  slots_per_prompt,
+)
+from r1jax.rollouts.requests import (
+  TOP_LOGPROBS,
+  Output,
+  Request,
+  check,
+  check_ids,
+  check_settings,
+  with_defaults,
+)
+from r1jax.rollouts.sampling import Needs, group_keys
+from r1jax.rollouts.scheduler import Scheduler
+from r1jax.rollouts.slots import Sampling
+from r1jax.rollouts.state import EngineState, idle_slots
 from r1jax.runtime import distributed
-from r1jax.types import Ints, Params, Rollout, Tokenizer
-
-PREFILL = 8  # Prompts that are read at once, or as many as rows have parts.
-REFILL = 32  # Slots that are filled at once.
+from r1jax.types import (
+  FINISH_LENGTH,
+  Ints,
+  Params,
+  Rollout,
+  Tokenizer,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-  """Samples completions; make one with `make_engine`."""
+  """Samples completions; made by `make_engine`."""
 
   model: Transformer
+  tokenizer: Tokenizer
   sampling: Sampling
   prefix: tuple[int, ...]
   num_slots: int
   prompt_tokens: int
   max_tokens: int
-  kv_bucket: int
-  slots_per_prompt: int
+  defaults: Request  # Settings of a request that has none of its own.
 
   def __call__(
     self,
@@ -79,13 +106,165 @@ class Engine:
     begin with the prefix, and for limits beyond the engine's.
     """
     shape = (len(prompts), group_size)
-    limits = self._limits(max_tokens, shape)
-    own, lengths = self._own_tokens(prompts)
-    stream = dict(seed=seed, round=round, evaluation=evaluation)
+    limits = self.max_tokens if max_tokens is None else max_tokens
+    limits = np.broadcast_to(limits, shape)
+    keys = group_keys(seed, round, shape, evaluation=evaluation)
+    state = self.add(
+      self.start(params, self._slots_per_prompt(group_size)),
+      [
+        Request((p, g), prompts[p], int(limits[p, g]), keys[p, g], group=p)
+        for p, g in np.ndindex(shape)
+      ],
+    )
+    longest = max(map(len, prompts)) - len(self.prefix)
+    width = len(self.prefix) + room(longest, self.prompt_tokens, KV_BUCKET)
+    made = Assembly(prompts, width, (*shape, self.max_tokens))
+    while not state.done:
+      distributed.stop_if_told()
+      state, output = self.step(state)
+      ended = made.take(output)
+      if len(ended[0]):
+        finished(made.rollout, ended)
+        progress(made.done, made.tokens)
+    return made.rollout
+
+  def start(self, params: Params, slots_per_prompt: int = 1) -> EngineState:
+    """An engine without requests, which samples from these weights.
+
+    Args:
+      params: as `prepare` has made them.
+      slots_per_prompt: neighbouring slots that read the cache of one prompt
+        together. They turn to another one together, so that a slot waits for
+        the others when no completion of their prompt is left. With 1, each slot
+        has a copy of its prompt's cache, and never waits.
+    """
     with jax.set_mesh(self.sampling.mesh):
-      return self._complete(
-        params, own, lengths, limits, stream, progress, finished
+      prefix, hidden, experts = programs.read_prefix(
+        self.model,
+        params,
+        np.array(self.prefix, np.int32),
+        record_experts=self.sampling.record_experts,
       )
+    return EngineState(
+      params=params,
+      prefix=prefix,
+      prefix_hidden=hidden,
+      prefix_experts=experts,
+      slots_per_prompt=slots_per_prompt,
+      slots=idle_slots(self.num_slots, self.sampling.steps),
+      scheduler=Scheduler(self.shards, self.num_slots, slots_per_prompt),
+      requests=[None] * self.num_slots,
+    )
+
+  def add(self, state: EngineState, requests: Sequence[Request]) -> EngineState:
+    """The requests wait for slots; groups begin in the order they come in.
+
+    Raises ValueError for a request that the engine cannot serve; those before
+    it wait nevertheless.
+    """
+    for request in requests:
+      request = with_defaults(request, self.defaults)
+      check(request, self.prefix, self.prompt_tokens, self.max_tokens)
+      check_ids(request.prompt, self.model.config.vocab_size)
+      slot = state.places.get(request.id)
+      under_way = slot is not None and state.slots.finish[slot] == 0
+      if under_way or request.id in state.scheduler:
+        raise ValueError(f"request {request.id!r} is under way already")
+      others = state.scheduler.requests(request.group)
+      if others and others[0].prompt is not request.prompt:
+        if [*others[0].prompt] != [*request.prompt]:
+          raise ValueError(
+            f"request {request.id!r} is of group {request.group!r}, whose "
+            "prompt is another one"
+          )
+      state.scheduler.add(request)
+    return state
+
+  def step(self, state: EngineState) -> tuple[EngineState, Output]:
+    """Every slot goes on for some tokens, free ones with the next requests."""
+    with jax.set_mesh(self.sampling.mesh):
+      state, prompts = self._begin(state)
+      slots, busy = state.slots, state.busy
+      state.give_forced()
+      settings = jax.tree.map(lambda x: x[busy], slots.settings)
+      wanted = any(state.requests[slot].top_logprobs for slot in busy)
+      needs = Needs.of(settings, TOP_LOGPROBS if wanted else 0)
+      cache, record = programs.decode(
+        self.model,
+        self.sampling._replace(needs=needs),
+        state.params,
+        state.prefix,
+        state.cache,
+        slots,
+      )
+    state = dataclasses.replace(state, cache=cache)
+    record = jax.tree.map(np.array, jax.device_get(record))
+    sampled = np.arange(self.sampling.steps) >= slots.num_forced[:, None]
+    texts = state.cut(record, sampled)
+    output = Output(
+      ids=[state.requests[slot].id for slot in busy],
+      start=slots.count[busy],
+      count=record.count[busy],
+      finish=record.finish[busy],
+      tokens=record.tokens[busy],
+      sampled=sampled[busy],
+      logprobs=np.where(sampled, record.logprobs, 0)[busy],
+      top_ids=record.top_ids[busy],
+      top_logprobs=record.top_logprobs[busy],
+      experts=None if record.experts is None else record.experts[busy],
+      texts=texts,
+      prompts=prompts,
+      steps=int(record.steps),
+      idle=state.scheduler.idle(busy),
+    )
+    state.advance(busy, output)
+    return state, output
+
+  def append(
+    self, state: EngineState, id: Hashable, tokens: Sequence[int]
+  ) -> EngineState:
+    """The completion of request `id` goes on with these tokens.
+
+    They are given, such as a tool's output, and come before anything that is
+    sampled. A completion that has ended in the last step goes on as well.
+
+    Raises ValueError for a request that has no slot any more or yet, and for
+    more tokens than its limit leaves.
+    """
+    slot = state.places.get(id)
+    if slot is None:
+      raise ValueError(
+        f"request {id!r} has no slot: it waits, was removed, or another one "
+        "has its slot now"
+      )
+    check_ids(tokens, self.model.config.vocab_size)
+    slots, queue = state.slots, state.forced.get(slot, [])
+    left = int(slots.limit[slot] - slots.count[slot]) - len(queue)
+    if len(tokens) > left:
+      raise ValueError(
+        f"{len(tokens)} tokens for request {id!r}, whose max_tokens "
+        f"{slots.limit[slot]} leaves {left}"
+      )
+    if len(tokens):
+      state.forced[slot] = [*queue, *tokens]
+      slots.finish[slot] = 0
+    return state
+
+  def remove(
+    self, state: EngineState, ids: Collection[Hashable]
+  ) -> EngineState:
+    """Forgets requests, waiting or under way; their slots are free.
+
+    Those that have ended, or never were, are passed over.
+    """
+    state.scheduler.remove(frozenset(ids))
+    for id in ids:
+      if (slot := state.places.pop(id, None)) is not None:
+        state.slots.finish[slot] = FINISH_LENGTH
+        state.requests[slot] = None
+        state.forced.pop(slot, None)
+        state.watches.pop(slot, None)
+    return state
 
   def prepare(self, params: Params) -> Params:
     """The weights as the engine reads them, on its mesh and in its dtype.
@@ -109,71 +288,6 @@ class Engine:
     )
     return traffic.received({name: params[name] for name in used}, used, of)
 
-  def _complete(
-    self, params, own, lengths, limits, stream, progress, finished
-  ) -> Rollout:
-    """`__call__` on the engine's mesh, its arguments checked."""
-    prefix, read, prompt_experts = self._read(params, own)
-    out = self._empty_rollout(own, lengths, limits.shape[1], prompt_experts)
-
-    # Who is in each slot: a prompt or -1, a member of its group, its length.
-    source = np.full(self.num_slots, -1)
-    member, count = np.zeros((2, self.num_slots), int)
-    queues = Queues(
-      self.shards, self.num_slots, self.slots_per_prompt, limits.shape
-    )
-    slots, done, tokens, steps, idle = None, 0, 0, 0, 0.0
-    while True:
-      distributed.stop_if_told()
-      # Free slots take the next completions.
-      free, prompt, place = queues.take(np.flatnonzero(source < 0))
-      source[free], member[free], count[free] = prompt, place, 0
-      busy = np.flatnonzero(source >= 0)
-      if not len(busy):
-        return out.replace(steps=steps, idle=idle)
-      limit = limits[source, member]  # Of idle slots, anything.
-      final = np.minimum(count + self.sampling.steps, limit)
-      before = 0 if self.shares else lengths[source] - 1
-      longest = np.max((before + final)[busy])
-      slots = self._resized(slots, int(longest), own.shape[1])
-      slots = self._filled(
-        slots,
-        read,
-        free,
-        (source, member, last_of(own, lengths)[source], lengths[source], limit),
-        stream,
-      )
-
-      # They all go on for some tokens, which the host puts in their places.
-      slots, record = programs.decode(
-        self.model, self.sampling, params, prefix, slots
-      )
-      record = jax.device_get(record)
-      new = np.arange(self.sampling.steps) < (record.count - count)[:, None]
-      slot, step = np.nonzero(new)
-      where = source[slot], member[slot], count[slot] + step
-      out.completions[where] = record.tokens[slot, step]
-      out.logprobs[where] = record.logprobs[slot, step]
-      out.sampled_mask[where] = True
-      if out.experts is not None:
-        out.experts[where] = record.experts[slot, step]
-      count, steps = np.array(record.count), steps + int(record.steps)
-      idle += int(record.steps) * queues.idle(busy)
-      ended = busy[record.finish[busy] > 0]
-      if len(ended):
-        where = source[ended], member[ended]
-        out.lengths[where] = count[ended]
-        out.finish[where] = record.finish[ended]
-        source[ended] = -1
-        done, tokens = done + len(ended), tokens + int(count[ended].sum())
-        finished(out, where)
-        progress(done, tokens)
-
-  @property
-  def shares(self) -> bool:
-    """Whether prompts have caches of their own, before those of slots."""
-    return self.slots_per_prompt > 1
-
   @property
   def shards(self) -> int:
     """Parts of the slots; prompt p is with the completions of p % shards."""
@@ -184,128 +298,38 @@ class Engine:
     prompts = np.arange(num_prompts)
     return sharding.row_hosts(self.sampling.mesh)[prompts % self.shards]
 
-  def _limits(self, max_tokens, shape) -> np.ndarray:
-    """Tokens that each completion may have [P, G]."""
-    given = self.max_tokens if max_tokens is None else max_tokens
-    limits = np.broadcast_to(np.asarray(given, np.int32), shape)
-    if limits.size and not 0 < limits.min() <= limits.max() <= self.max_tokens:
-      raise ValueError(
-        f"max_tokens from {limits.min()} to {limits.max()} are not within 1 "
-        f"and the engine's {self.max_tokens}"
-      )
-    return limits
-
-  def _own_tokens(self, prompts) -> tuple[np.ndarray, np.ndarray]:
-    """What follows the prefix in each prompt [P, Tq], and its lengths [P]."""
-    start = len(self.prefix)
-    for row, prompt in enumerate(prompts):
-      if tuple(prompt[:start]) != self.prefix or len(prompt) == start:
-        raise ValueError(f"prompt {row} does not begin with the template")
-      if len(prompt) - start > self.prompt_tokens:
-        raise ValueError(
-          f"prompt {row} has {len(prompt) - start} tokens beyond the template, "
-          f"and the window prompt_tokens is {self.prompt_tokens}; raise it, or "
-          "filter the dataset"
-        )
-    lengths = np.array([len(prompt) - start for prompt in prompts], np.int32)
-    width = room(int(lengths.max()), self.prompt_tokens, self.kv_bucket)
-    own = np.zeros((len(prompts), width), np.int32)
-    for row, prompt in zip(own, prompts):
-      row[: len(prompt) - start] = prompt[start:]
-    return own, lengths
-
-  def _read(self, params, own):
-    """The caches of the prefix and of all prompts, and the prompts' experts."""
-    record = dict(record_experts=self.sampling.record_experts)
-    prefix, experts = programs.read_prefix(
-      self.model, params, np.array(self.prefix, np.int32), **record
-    )
-    read, chosen = [], []
-    size = -(-PREFILL // self.shards) * self.shards
-    for start in range(0, len(own), size):
-      part = own[start : start + size]
-      part = np.pad(part, ((0, size - len(part)), (0, 0)))
-      cache, of_experts = programs.read_prompts(
-        self.model, params, prefix, part, **record
-      )
-      read.append(cache)
-      chosen.append(sharding.local(of_experts))
-    read = programs.join(read)
-    if not self.sampling.record_experts:
-      return prefix, read, None
-    chosen = np.concatenate(chosen)[: len(own)]
-    if experts is not None:
-      experts = sharding.local(experts)
-      before = np.broadcast_to(experts, (len(own), *experts.shape[1:]))
-      chosen = np.concatenate([before, chosen], axis=1)
-    return prefix, read, chosen
-
-  def _empty_rollout(self, own, lengths, group_size, prompt_experts) -> Rollout:
-    """Nothing sampled yet."""
-    start = np.tile(np.int32(self.prefix), (len(own), 1))
-    shape = (len(own), group_size, self.max_tokens)
-    experts = None
-    if prompt_experts is not None:
-      experts = np.zeros((*shape, *prompt_experts.shape[2:]), np.int16)
-    return Rollout(
-      prompts=np.concatenate([start, own], axis=1),
-      prompt_lengths=lengths + len(self.prefix),
-      completions=np.zeros(shape, np.int32),
-      lengths=np.zeros(shape[:2], np.int32),
-      finish=np.zeros(shape[:2], np.int32),
-      sampled_mask=np.zeros(shape, bool),
-      logprobs=np.zeros(shape, np.float32),
-      experts=experts,
-      prompt_experts=prompt_experts,
+  def _slots_per_prompt(self, group_size: int) -> int:
+    return slots_per_prompt(
+      self.prompt_tokens,
+      self.max_tokens,
+      group_size,
+      self.num_slots // self.shards,
     )
 
-  def _resized(self, slots: Slots | None, needed: int, prompt: int) -> Slots:
-    """The slots with room for `needed` tokens each, and not much more.
+  @property
+  def _reader(self) -> PromptReader:
+    rows = min(PREFILL, self.num_slots)
+    return PromptReader(
+      model=self.model,
+      sampling=self.sampling,
+      prefix=self.prefix,
+      rows=-(-rows // self.shards) * self.shards,
+      prompt_tokens=self.prompt_tokens,
+      max_tokens=self.max_tokens,
+    )
 
-    The longest prompt of the round has `prompt` tokens.
-    """
-    limit = self.max_tokens
-    if not self.shares:
-      limit, needed = limit + self.prompt_tokens, max(needed, prompt)
-    size = room(needed, limit, self.kv_bucket)
-    if slots is None:
-      return programs.empty(
-        self.model, self.num_slots, size, self.slots_per_prompt, prompt
-      )
-    if slots.cache.size == size:
-      return slots
-    return slots.replace(cache=programs.grow(slots.cache, size))
-
-  def _filled(self, slots, read, free, columns, stream) -> Slots:
-    """The slots with those `free` filled, `REFILL` at a time.
-
-    `columns` say for every slot what `slots.fill` asks for.
-    """
-    for start in range(0, len(free), REFILL):
-      part = free[start : start + REFILL]
-      # Slots beyond the last are dropped.
-      beyond = (0, REFILL - len(part))
-      slot = np.pad(part, beyond, constant_values=self.num_slots)
-      rest = [np.pad(column[part], beyond) for column in columns]
-      rest = [column.astype(np.int32) for column in (slot, *rest)]
-      slots = programs.fill(slots, read, *rest, **stream)
-    return slots
-
-
-def last_of(own: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-  """The last token of each row."""
-  return own[np.arange(len(own)), lengths - 1]
-
-
-def room(needed: int, limit: int, smallest: int) -> int:
-  """`limit` halved as often as `needed` and `smallest` allow, rounded up.
-
-  A cache comes in these sizes only: every other one is a program to compile.
-  """
-  least, size = max(needed, smallest), limit
-  while size > least and (half := -(-size // 2)) >= least:
-    size = half
-  return size
+  def _begin(self, state: EngineState):
+    """The state with free slots filled, and what was asked of prompts."""
+    slots = zip(state.requests, state.slots.finish)
+    filled = state.scheduler.take(
+      [None if finish else request.group for request, finish in slots]
+    )
+    reader, shares = self._reader, state.slots_per_prompt > 1
+    for slot, request in filled:
+      cached = 0 if shares else reader.length(request) - 1
+      state.place(slot, request, cached, self.tokenizer)
+    cache = reader.resized(state, filled)
+    return reader.fill(state, cache, filled)
 
 
 def make_engine(
@@ -321,11 +345,14 @@ def make_engine(
   temperature: float,
   top_p: float = 1.0,
   top_k: int = 0,
-  kv_bucket: int = 256,
-  slots_per_prompt: int = 1,
   record_experts: bool = False,
 ) -> Engine:
   """An engine for prompts that all begin with `prefix`.
+
+  A cache has room for prompt_tokens + max_tokens in each slot, for half of
+  that, a quarter, and so on, as the longest text under way asks for. In one
+  size a completion is the same bit for bit whatever its neighbours and its
+  slot; another size may show in the last bits.
 
   Args:
     model: its architecture.
@@ -336,32 +363,13 @@ def make_engine(
     decode_steps: tokens between two looks of the host.
     prompt_tokens: window for what follows the prefix in a prompt.
     max_tokens: of a completion, EOS included.
-    temperature: of sampling; 0 takes the most probable token, for evaluation.
-    top_p: see `sampling.sample`; anything below 1 is for evaluation only.
-    top_k: likewise; anything but 0 is for evaluation only.
-    kv_bucket: the cache of a slot has room for prompt_tokens + max_tokens, for
-      half of that, a quarter, and so on, as the longest text under way asks
-      for it, but never for fewer tokens than this. In one size a completion
-      is the same bit for bit whatever its neighbours and its slot; another
-      size may show in the last bits.
-    slots_per_prompt: neighbouring slots that serve one prompt at a time. Its
-      cache is there once for all of them, and read once per step, which pays
-      where prompts are long; but they turn to another prompt together, so that
-      a slot waits for the others when no completion of theirs is left. With 1,
-      each slot has a copy of its prompt's cache, and never waits.
+    temperature: of sampling, where a request has none of its own; 0 takes the
+      most probable token, for evaluation.
+    top_p: likewise; see `sampling.sample`. Below 1 for evaluation only.
+    top_k: likewise. Anything but 0 is for evaluation only.
     record_experts: keeps which experts worked on each token.
   """
-  if temperature < 0:
-    raise ValueError(f"temperature {temperature} is below 0")
-  if not 0 < top_p <= 1:
-    raise ValueError(f"top_p {top_p} is not within (0, 1]")
-  if top_k < 0:
-    raise ValueError(f"top_k {top_k} is below 0; 0 keeps all tokens")
-  for name, value in dict(
-    kv_bucket=kv_bucket, slots_per_prompt=slots_per_prompt
-  ).items():
-    if value < 1:
-      raise ValueError(f"{name} {value} must be at least 1")
+  check_settings(temperature, top_p, top_k)
   if record_experts and not model.config.num_moe_layers:
     raise ValueError("record_experts is set, but the model has no experts")
   if num_slots % sharding.row_shards(mesh):
@@ -370,27 +378,26 @@ def make_engine(
       f"{sharding.row_shards(mesh)} parts of the mesh that split rows; choose "
       "a multiple, or another mesh"
     )
-  if num_slots // sharding.row_shards(mesh) % slots_per_prompt:
-    raise ValueError(
-      f"slots_per_prompt {slots_per_prompt} does not divide the "
-      f"{num_slots // sharding.row_shards(mesh)} slots of a part of the mesh"
-    )
   return Engine(
     model=model,
+    tokenizer=tokenizer,
     sampling=Sampling(
       mesh=mesh,
       vocab_size=tokenizer.vocab_size,
-      eos_ids=tuple(int(i) for i in tokenizer.eos_ids),
       steps=decode_steps,
-      temperature=temperature,
-      top_p=top_p,
-      top_k=top_k,
       record_experts=record_experts,
     ),
     prefix=tuple(int(i) for i in prefix),
     num_slots=num_slots,
     prompt_tokens=prompt_tokens,
     max_tokens=max_tokens,
-    kv_bucket=kv_bucket,
-    slots_per_prompt=slots_per_prompt,
+    defaults=Request(
+      id=None,
+      prompt=(),
+      max_tokens=max_tokens,
+      temperature=temperature,
+      top_p=top_p,
+      top_k=top_k,
+      stop_ids=tuple(int(i) for i in tokenizer.eos_ids),
+    ),
   )

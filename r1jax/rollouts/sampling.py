@@ -5,11 +5,17 @@ alone, so that what is sampled does not depend on who shares the batch.
 """
 
 import functools
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+
+from r1jax.parallel import sharding
+from r1jax.types import Floats, Ints
 
 BLOCK = 32  # Of the two-level cumulative sum.
 EVALUATION = 2**32 - 1  # Begins a stream apart: no round has this number.
@@ -43,36 +49,98 @@ def completion_keys(
   return jax.vmap(fold)(prompts, members)
 
 
+def group_keys(
+  seed: int, round: int, shape: tuple[int, int], *, evaluation: bool = False
+) -> UInt32[np.ndarray, "P G 2"]:
+  """The data of `completion_keys` of P groups of G, on the host."""
+  count = math.prod(shape)
+  prompts, members = np.indices(shape, np.int32).reshape(2, -1)
+  padding = (0, (1 << count.bit_length()) - count)  # Few sizes to compile.
+  prompts, members = np.pad(prompts, padding), np.pad(members, padding)
+  keys = completion_keys(seed, round, prompts, members, evaluation=evaluation)
+  data = sharding.local(jax.random.key_data(keys))
+  return data[:count].reshape(*shape, 2)
+
+
+class Settings(NamedTuple):
+  """How the token of each row is chosen."""
+
+  temperature: Floats  # [B]: 0 takes the most probable token.
+  top_p: Floats  # [B]: 1 for all tokens.
+  top_k: Ints  # [B]: 0 for all tokens.
+
+
+class Needs(NamedTuple):
+  """What any row asks of `sample`: static, as other work is not compiled."""
+
+  draws: bool = True  # A temperature above 0.
+  greedy: bool = False  # A temperature of 0.
+  truncates: bool = False  # A top-p or a top-k.
+  top: int = 0  # The most probable tokens that are returned.
+
+  @classmethod
+  def of(cls, settings: Settings, top: int = 0) -> "Needs":
+    """What rows of these settings, known to the host, ask for."""
+    temperature, top_p, top_k = map(np.asarray, settings)
+    greedy = bool(np.any(temperature == 0))
+    return cls(
+      draws=bool(np.any(temperature > 0)) or not greedy,
+      greedy=greedy,
+      truncates=bool(np.any((top_p < 1) | (top_k > 0))),
+      top=top,
+    )
+
+
+class Choice(NamedTuple):
+  """The token of each row, and log-probabilities in nats."""
+
+  tokens: Int[Array, "B"]
+  logprobs: Float[Array, "B"]
+  top_ids: Int[Array, "B k"]  # The most probable tokens, in order.
+  top_logprobs: Float[Array, "B k"]
+
+
 def sample(
   logits: Float[Array, "B V"],
   keys: Key[Array, "B"],
-  *,
-  temperature: float,
-  top_p: float = 1.0,
-  top_k: int = 0,
-) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+  settings: Settings,
+  needs: Needs,
+) -> Choice:
   """A token per row, and its log-probability under the tempered policy.
 
   The token is where the cumulative distribution passes one uniform draw. With
   `top_k` above 0 only the k most probable tokens are drawn from; with `top_p`
   below 1 only the most probable of these that together reach `top_p` of their
-  sum. The log-probability is still that of the whole distribution. Temperature
-  0 takes the most probable token; its log-probability is that of temperature 1.
+  sum. Log-probabilities are still those of the whole distribution. Those of
+  temperature 0, which takes the most probable token, are of temperature 1.
   """
-  logits = logits.astype(jnp.float32) / (temperature or 1.0)
-  logprobs = jax.nn.log_softmax(logits)
-  if temperature == 0:
-    tokens = jnp.argmax(logprobs, axis=-1).astype(jnp.int32)
-  else:
+  greedy = settings.temperature == 0
+  temperature = jnp.where(greedy, 1.0, settings.temperature)
+  logprobs = jax.nn.log_softmax(
+    logits.astype(jnp.float32) / temperature[:, None]
+  )
+  if needs.draws:
     probabilities = jnp.exp(logprobs)
-    if top_k > 0:
-      probabilities = most_probable(probabilities, top_k)
-    if top_p < 1:
-      probabilities = nucleus(probabilities, top_p)
+    if needs.truncates:
+      probabilities = truncated(probabilities, settings)
     uniform = jax.vmap(jax.random.uniform)(keys)
     tokens = inverse_cdf(probabilities, uniform)
+  if needs.greedy:
+    best = jnp.argmax(logprobs, axis=-1).astype(jnp.int32)
+    tokens = jnp.where(greedy, best, tokens) if needs.draws else best
   chosen = jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
-  return tokens, chosen
+  top, ids = jax.lax.top_k(logprobs, needs.top)
+  return Choice(tokens, chosen, ids, top)
+
+
+def truncated(
+  probabilities: Float[Array, "B V"], settings: Settings
+) -> Float[Array, "B V"]:
+  """Zeroes the tokens that top-k and top-p leave out, in rows that have any."""
+  few = most_probable(probabilities, settings.top_k)
+  few = jnp.where(settings.top_k[:, None] > 0, few, probabilities)
+  inner = nucleus(few, settings.top_p)
+  return jnp.where(settings.top_p[:, None] < 1, inner, few)
 
 
 def inverse_cdf(
@@ -102,7 +170,7 @@ def inverse_cdf(
 
 
 def nucleus(
-  probabilities: Float[Array, "B V"], top_p: float
+  probabilities: Float[Array, "B V"], top_p: Float[Array, "B"] | float
 ) -> Float[Array, "B V"]:
   """Zeroes all but the most probable tokens that reach `top_p` of the sum."""
   wanted = top_p * probabilities.sum(axis=-1)
@@ -113,7 +181,7 @@ def nucleus(
 
 
 def most_probable(
-  probabilities: Float[Array, "B V"], top_k: int
+  probabilities: Float[Array, "B V"], top_k: Int[Array, "B"] | int
 ) -> Float[Array, "B V"]:
   """Zeroes all but the `top_k` most probable tokens; equals stay together."""
   return truncate(probabilities, lambda kept: kept.sum(axis=-1) >= top_k)

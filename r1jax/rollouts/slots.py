@@ -1,7 +1,7 @@
-"""Completions under way, one per slot, and the programs that go on with them.
+"""The device programs of the engine: they read prompts and decode tokens.
 
-Everything here runs on the devices, with the shapes of one engine; what the
-host decides comes in as arguments.
+Only caches stay on the devices between two calls. All else that belongs to a
+slot is a few numbers, which the host keeps (`Slots`) and passes to each call.
 """
 
 import functools
@@ -10,8 +10,9 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, UInt32
 
 from r1jax import ops
 from r1jax.models import cache as caches
@@ -25,32 +26,53 @@ from r1jax.models.weights import (
   used_axes,
 )
 from r1jax.parallel import reshard, sharding
-from r1jax.rollouts.sampling import completion_keys, sample, token_keys
-from r1jax.types import FINISH_LENGTH, FINISH_STOP, Params
+from r1jax.rollouts.sampling import Needs, Settings, sample, token_keys
+from r1jax.types import FINISH_LENGTH, FINISH_STOP, Floats, Ints, Params
+
+Keys = UInt32[Array, "B 2"] | UInt32[np.ndarray, "B 2"] | jax.ShapeDtypeStruct
+
+STOP_IDS = 16  # Ids that may end a completion.
+COLUMNS = 32  # Tokens of each prompt whose logits exist at once.
 
 
 @chex.dataclass(frozen=True)
 class Slots:
-  """Completions under way, one per slot; a slot that has finished is idle."""
+  """The completion in each slot, without its cache; NumPy on the host."""
 
-  cache: Cache  # What follows the common prefix: prompt and completion.
-  token: Int[Array, "B"]  # The last one, not yet in the cache.
-  count: Int[Array, "B"]  # Tokens sampled so far.
-  limit: Int[Array, "B"]  # Tokens that may be sampled.
-  finish: Int[Array, "B"]  # 0 while it goes on.
-  keys: Key[Array, "B"]
+  token: Ints  # [B]: the last one, not yet in the cache.
+  cached: Ints  # [B]: tokens that the slot's row of the cache holds.
+  count: Ints  # [B]: tokens of the completion so far.
+  limit: Ints  # [B]: tokens that it may have.
+  finish: Ints  # [B]: 0 while it goes on.
+  keys: Keys
+  settings: Settings
+  stop_ids: Ints  # [B, STOP_IDS]: padded with -1, which is no id.
+  # Tokens of the next steps that are given instead of sampled.
+  forced: Ints  # [B, n]
+  num_forced: Ints  # [B]
 
 
 @chex.dataclass(frozen=True)
 class Record:
-  """What one call of `decode` sampled; every device holds all of it."""
+  """The result of one call of `decode`; every device holds all of it."""
 
-  tokens: Int[Array, "B n"]  # Of each row the first ones, up to its `count`.
-  logprobs: Float[Array, "B n"]
-  experts: Int[Array, "B n L k"] | None  # That read the token before.
-  count: Int[Array, "B"]  # Of the whole completion.
-  finish: Int[Array, "B"]
-  steps: Int[Array, ""]  # That were taken, `n` unless all slots ended.
+  tokens: Ints  # [B, n]: Of each row the first ones, up to its `count`.
+  logprobs: Floats  # [B, n]: Of forced tokens, anything.
+  top_ids: Ints  # [B, n, k]: The most probable tokens, in order.
+  top_logprobs: Floats  # [B, n, k]
+  experts: Ints | None  # [B, n, L, k]: Used for the token before.
+  count: Ints  # [B]: of the whole completion.
+  finish: Ints  # [B]
+  steps: Ints  # That were taken, `n` unless all slots ended.
+
+
+@chex.dataclass(frozen=True)
+class PromptScores:
+  """log p(token | tokens before), in nats, of every token but the first."""
+
+  logprobs: Floats  # [*B, T]
+  top_ids: Ints  # [*B, T, k]: The most probable tokens, in order.
+  top_logprobs: Floats  # [*B, T, k]
 
 
 class Sampling(NamedTuple):
@@ -58,12 +80,9 @@ class Sampling(NamedTuple):
 
   mesh: Mesh
   vocab_size: int
-  eos_ids: tuple[int, ...]
   steps: int  # Of one call of `decode`.
-  temperature: float
-  top_p: float
-  top_k: int
   record_experts: bool
+  needs: Needs = Needs()
 
 
 @functools.partial(
@@ -76,8 +95,8 @@ def empty(
   size: int,
   slots_per_prompt: int = 1,
   prompt_size: int = 0,
-) -> Slots:
-  """`count` idle slots, with room for `size` tokens.
+) -> Cache:
+  """The cache of `count` slots, with room for `size` tokens in each.
 
   Where `slots_per_prompt` of them share a prompt, it has room of its own.
   """
@@ -85,29 +104,7 @@ def empty(
   cache = caches.empty(
     model.config, count, size, prompts=prompts, prompt_size=prompt_size
   )
-  zeros = jnp.zeros(count, jnp.int32)
-  return split(
-    Slots(
-      cache=cache.replace(prefix=()),
-      token=zeros,
-      count=zeros,
-      limit=zeros,
-      finish=zeros + FINISH_LENGTH,
-      keys=jax.random.wrap_key_data(jnp.zeros((count, 2), jnp.uint32)),
-    )
-  )
-
-
-def split(slots: Slots) -> Slots:
-  """The slots as every program takes and leaves them on the mesh."""
-  rows = lambda x: sharding.constrain(x, "rows")
-  keys = jax.random.wrap_key_data(
-    sharding.constrain(jax.random.key_data(slots.keys), "rows", None)
-  )
-  cache = caches.shard_constraint(slots.cache)
-  names = ("token", "count", "limit", "finish")
-  others = {name: rows(slots[name]) for name in names}
-  return slots.replace(cache=cache, keys=keys, **others)
+  return caches.shard_constraint(cache.replace(prefix=()))
 
 
 def cast(config: ModelConfig, params: Params) -> Params:
@@ -146,18 +143,22 @@ def read_prefix(
   tokens: Int[Array, "T"],
   *,
   record_experts: bool,
-) -> tuple[caches.Buffers, Int[Array, "1 T L k"] | None]:
-  """What the tokens that all prompts begin with leave in the cache."""
+) -> tuple[caches.Buffers, Float[Array, "1 T D"], Int[Array, "1 T L k"] | None]:
+  """The cache of the tokens that all prompts begin with, and their states."""
   cache = caches.empty(model.config, 1, len(tokens))
   if not len(tokens):
-    return caches.as_prefix(cache), None
+    hidden = jnp.zeros((1, 0, model.config.width), model.config.compute_dtype)
+    return caches.as_prefix(cache), hidden, None
   made = transformer.forward(
     model, params, transformer.pack_rows(tokens[None]), cache=cache
   )
-  return caches.as_prefix(made.cache), used(made.experts, record_experts)
+  experts = used(made.experts, record_experts)
+  return caches.as_prefix(made.cache), made.hidden, experts
 
 
-@functools.partial(jax.jit, static_argnames=("model", "record_experts"))
+@functools.partial(
+  jax.jit, static_argnames=("model", "record_experts", "keep_hidden")
+)
 def read_prompts(
   model: Transformer,
   params: Params,
@@ -165,20 +166,66 @@ def read_prompts(
   own: Int[Array, "B T"],
   *,
   record_experts: bool,
-) -> tuple[Cache, Int[Array, "B T L k"] | None]:
-  """A cache of what follows the prefix in some prompts."""
+  keep_hidden: bool = False,
+) -> tuple[Cache, Float[Array, "B T D"] | None, Int[Array, "B T L k"] | None]:
+  """A cache of what follows the prefix in some prompts, and its states.
+
+  The states are for `score_prompts`, and None without `keep_hidden`.
+  """
   cache = caches.empty(model.config, *own.shape, prefix=prefix)
   made = transformer.forward(
     model, params, transformer.pack_rows(own), cache=cache
   )
   cache = caches.shard_constraint(made.cache.replace(prefix=()))
-  return cache, used(made.experts, record_experts)
+  hidden = made.hidden if keep_hidden else None
+  return cache, hidden, used(made.experts, record_experts)
 
 
-@jax.jit
-def join(parts: list[Cache]) -> Cache:
-  """The rows of several caches as those of one."""
-  return caches.shard_constraint(caches.join(parts))
+@functools.partial(jax.jit, static_argnames=("vocab_size", "top"))
+def score_prompts(
+  params: Params,
+  prefix: Float[Array, "1 T0 D"],
+  hidden: Float[Array, "B T1 D"],
+  tokens: Int[Array, "B T"],
+  *,
+  vocab_size: int,
+  top: int,
+) -> PromptScores:
+  """The log-probabilities of prompts at temperature 1, [B, T - 1].
+
+  Args:
+    params: of the model.
+    prefix: states of what all prompts begin with, from `read_prefix`.
+    hidden: states of what follows it, from `read_prompts`.
+    tokens: of both, T = T0 + T1.
+    vocab_size: ids from here on have probability 0.
+    top: the most probable tokens that are returned for each.
+  """
+  rows = len(hidden)
+  prefix = jnp.broadcast_to(prefix, (rows, *prefix.shape[1:]))
+  hidden = jnp.concatenate([prefix, hidden], axis=1)[:, :-1]
+  count = hidden.shape[1]
+  padding = -count % COLUMNS
+
+  def parts(x):
+    x = jnp.pad(x, [(0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)])
+    x = x.reshape(rows, -1, COLUMNS, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)
+
+  def score(part):
+    states, targets = part
+    logits = transformer.logits(params, states)
+    logprobs = jax.nn.log_softmax(ops.mask_padding(logits, vocab_size))
+    chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)
+    best, ids = jax.lax.top_k(logprobs, top)
+    return PromptScores(logprobs=chosen[..., 0], top_ids=ids, top_logprobs=best)
+
+  def whole(x):
+    x = jnp.moveaxis(x, 0, 1).reshape(rows, -1, *x.shape[3:])[:, :count]
+    return sharding.constrain(x, *[None] * x.ndim)
+
+  scores = jax.lax.map(score, (parts(hidden), parts(tokens[:, 1:])))
+  return jax.tree.map(whole, scores)
 
 
 def used(
@@ -188,90 +235,83 @@ def used(
   return jnp.moveaxis(experts, 0, 2).astype(jnp.int16) if record else None
 
 
-@functools.partial(jax.jit, static_argnames="size")
-def grow(cache: Cache, size: int) -> Cache:
-  """The cache with room for `size` tokens in each row."""
-  return caches.shard_constraint(caches.grow(cache, size))
+@functools.partial(jax.jit, static_argnames=("size", "prompt_size"))
+def grow(cache: Cache, size: int, prompt_size: int = 0) -> Cache:
+  """The cache with another room in each row, and in each shared prompt."""
+  return caches.shard_constraint(caches.grow(cache, size, prompt_size))
 
 
-@functools.partial(
-  jax.jit, static_argnames="evaluation", donate_argnames="slots"
-)
+@functools.partial(jax.jit, donate_argnames="cache")
 def fill(
-  slots: Slots,
+  cache: Cache,
   prompts: Cache,
   slot: Int[Array, "M"],
   source: Int[Array, "M"],
-  member: Int[Array, "M"],
-  last: Int[Array, "M"],
   lengths: Int[Array, "M"],
-  limit: Int[Array, "M"],
-  *,
-  seed: Int[Array, ""] | int,
-  round: Int[Array, ""] | int,
-  evaluation: bool,
-) -> Slots:
-  """Begins a completion in each `slot`; one beyond the last is dropped.
+) -> Cache:
+  """Each `slot` holds the first `lengths` tokens of a prompt, and no others.
 
-  It is completion `member` of prompt `source`, whose own part has `lengths`
-  tokens and ends with `last`.
+  `source` are rows of `prompts`. Slots beyond the last are dropped.
   """
-  put = lambda old, new: old.at[slot].set(new, mode="drop")
-  keys = completion_keys(seed, round, source, member, evaluation=evaluation)
-  keys = put(jax.random.key_data(slots.keys), jax.random.key_data(keys))
-  cache = caches.copy_prompt(slots.cache, slot, prompts, source, lengths - 1)
-  return split(
-    Slots(
-      cache=cache,
-      token=put(slots.token, last),
-      count=put(slots.count, 0),
-      limit=put(slots.limit, limit),
-      finish=put(slots.finish, 0),
-      keys=jax.random.wrap_key_data(keys),
-    )
+  return caches.shard_constraint(
+    caches.copy_prompt(cache, slot, prompts, source, lengths)
   )
 
 
 @functools.partial(
-  jax.jit, static_argnames=("model", "sampling"), donate_argnames="slots"
+  jax.jit, static_argnames=("model", "sampling"), donate_argnames="cache"
 )
 def decode(
   model: Transformer,
   sampling: Sampling,
   params: Params,
   prefix: caches.Buffers,
+  cache: Cache,
   slots: Slots,
-) -> tuple[Slots, Record]:
+) -> tuple[Cache, Record]:
   """`sampling.steps` more tokens in every slot, or up to its end."""
-  shape = (len(slots.token), sampling.steps)
   config, experts = model.config, None
+  shape = (len(slots.token), sampling.steps)
   if sampling.record_experts:
     per_token = (config.num_moe_layers, config.experts.per_token)
     experts = jnp.zeros((*shape, *per_token), jnp.int16)
-  sampled = jnp.zeros(shape, jnp.int32), jnp.zeros(shape), experts
+  top = (*shape, sampling.needs.top)
+  zeros = lambda shape, dtype: jnp.zeros(shape, dtype)
+  results = (
+    zeros(shape, jnp.int32),
+    zeros(shape, jnp.float32),
+    zeros(top, jnp.int32),
+    zeros(top, jnp.float32),
+    experts,
+  )
+  slots = by_row(jax.tree.map(jnp.asarray, slots))
+  cache = cache.replace(lengths=slots.cached)
 
   def one(carry):
-    i, slots, sampled = carry
-    slots, new = step(model, sampling, params, prefix, slots)
-    sampled = jax.tree.map(lambda x, y: x.at[:, i].set(y), sampled, new)
-    return i + 1, slots, sampled
+    i, cache, slots, results = carry
+    cache, slots, new = step(model, sampling, params, prefix, cache, slots, i)
+    results = jax.tree.map(lambda x, y: x.at[:, i].set(y), results, new)
+    return i + 1, cache, slots, results
 
   with jax.named_scope("decoding"):
-    steps, slots, (tokens, logprobs, experts) = jax.lax.while_loop(
-      lambda carry: (carry[0] < sampling.steps) & jnp.any(carry[1].finish == 0),
+    steps, cache, slots, results = jax.lax.while_loop(
+      lambda carry: (carry[0] < sampling.steps) & jnp.any(carry[2].finish == 0),
       one,
-      (jnp.zeros((), jnp.int32), slots, sampled),
+      (jnp.zeros((), jnp.int32), cache, slots, results),
     )
+  tokens, logprobs, top_ids, top_logprobs, experts = results
   record = Record(
     tokens=tokens,
     logprobs=logprobs,
+    top_ids=top_ids,
+    top_logprobs=top_logprobs,
     experts=experts,
     count=slots.count,
     finish=slots.finish,
     steps=steps,
   )
   everywhere = lambda x: sharding.constrain(x, *[None] * x.ndim)
-  return split(slots), jax.tree.map(everywhere, record)
+  return caches.shard_constraint(cache), jax.tree.map(everywhere, record)
 
 
 def step(
@@ -279,46 +319,55 @@ def step(
   sampling: Sampling,
   params: Params,
   prefix: caches.Buffers,
+  cache: Cache,
   slots: Slots,
-) -> tuple[Slots, tuple]:
-  """One more token in every slot that is not idle.
+  i: Int[Array, ""],
+) -> tuple[Cache, Slots, tuple]:
+  """One more token, step `i` of a call, in every slot that is not idle.
 
-  Also returns the tokens [B], their log-probabilities and, if they are
-  recorded, the experts [B, L, k] that made them; of idle slots, anything.
+  Also returns what `Record` keeps of it; of idle slots, anything.
   """
   made = transformer.forward(
     model,
     params,
     transformer.pack_rows(slots.token[:, None]),
-    cache=slots.cache.replace(prefix=prefix),
+    cache=cache.replace(prefix=prefix),
   )
   logits = transformer.logits(params, made.hidden[:, 0])
   # From here on each device has whole rows: logits are gathered, no weights.
   logits = sharding.constrain(logits, "rows", "vocab")
   logits = sharding.constrain(logits, "rows", None)
   logits = ops.mask_padding(logits, sampling.vocab_size)
-  token, logprob = sample(
-    logits,
-    token_keys(slots.keys, slots.count),
-    temperature=sampling.temperature,
-    top_p=sampling.top_p,
-    top_k=sampling.top_k,
-  )
+  keys = token_keys(jax.random.wrap_key_data(slots.keys), slots.count)
+  choice = sample(logits, keys, slots.settings, sampling.needs)
+  is_forced = i < slots.num_forced
+  token = jnp.where(is_forced, slots.forced[:, i], choice.tokens)
   active = slots.finish == 0
   count = slots.count + active
-  eos = jnp.array(sampling.eos_ids, jnp.int32)
-  stopped = jnp.any(token[:, None] == eos, axis=-1)
+  stopped = jnp.any(token[:, None] == slots.stop_ids, axis=-1) & ~is_forced
   finish = jnp.where(count >= slots.limit, FINISH_LENGTH, 0)
   finish = jnp.where(stopped, FINISH_STOP, finish)
-  experts = used(made.experts, sampling.record_experts)
   slots = slots.replace(
-    cache=made.cache.replace(prefix=(), lengths=slots.cache.lengths + active),
     token=jnp.where(active, token, slots.token),
     count=count,
     finish=jnp.where(active, finish, slots.finish),
   )
-  return split(slots), (
-    token,
-    logprob,
-    None if experts is None else experts[:, 0],
+  cache = made.cache.replace(prefix=(), lengths=cache.lengths + active)
+  experts = used(made.experts, sampling.record_experts)
+  return (
+    caches.shard_constraint(cache),
+    by_row(slots),
+    (
+      token,
+      choice.logprobs,
+      choice.top_ids,
+      choice.top_logprobs,
+      None if experts is None else experts[:, 0],
+    ),
   )
+
+
+def by_row(slots: Slots) -> Slots:
+  """The slots split over the mesh like the rows of the cache."""
+  split = lambda x: sharding.constrain(x, "rows", *[None] * (x.ndim - 1))
+  return jax.tree.map(split, slots)

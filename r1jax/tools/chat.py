@@ -207,7 +207,7 @@ def open_conversation(options: flags.FlagValues) -> Conversation:
   stream = Stream(
     Transformer(sizes),
     params,
-    vocab_size=words.vocab_size,
+    words,
     stop_ids={*words.eos_ids, chat.end_of_turn(template, words)},
     temperature=options.temperature,
     top_p=options.top_p,

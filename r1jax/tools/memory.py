@@ -10,6 +10,7 @@ import ml_collections
 from r1jax import ops
 from r1jax.models.config import ModelConfig
 from r1jax.models.weights import weights
+from r1jax.rollouts import prompts
 
 
 def count(tree) -> int:
@@ -46,9 +47,11 @@ def estimate(
   }
   if "sampling" in c:
     slots, window = c.sampling.num_slots, c.sampling.prompt_tokens
-    copies = slots // c.sampling.get("slots_per_prompt", 1)
+    copies = slots // prompts.slots_per_prompt(
+      window, c.sampling.max_tokens, c.group_size, slots
+    )
     cached = copies * window + slots * c.sampling.max_tokens
-    cached += c.prompts_per_round * window
+    cached += 2 * prompts.PREFILL * window
     refers = c.loss.kl_coefficient or c.kl_reward.coefficient
     numbers["reference"] = params if refers else 0
     numbers["caches"] = cached * model.num_layers * model.cache_size

@@ -15,6 +15,7 @@ from r1jax.parallel import sharding
 from r1jax.rollouts import slots
 from r1jax.rollouts.engine import make_engine
 from r1jax.rollouts.sampling import completion_keys, token_keys
+from r1jax.rollouts.state import idle_slots
 
 TOKENS, VOCABULARY = 37, 40
 SEED, ROUND, GROUP, MOST = 3, 2, 8, 12
@@ -140,16 +141,16 @@ def test_no_array_holds_a_distribution_per_token(toy, record_experts):
   sampling = make(toy, count).sampling._replace(
     steps=steps, record_experts=record_experts
   )
-  state = jax.eval_shape(lambda: slots.empty(toy.model, count, size))
+  cache = jax.eval_shape(lambda: slots.empty(toy.model, count, size))
   prefix = caches.empty(toy.model.config, 1, 1).prefix
   decode = jax.make_jaxpr(functools.partial(slots.decode, toy.model, sampling))(
-    toy.params, prefix, state
+    toy.params, prefix, cache, idle_slots(count, steps)
   )
   made = [a for a in arrays(decode.jaxpr) if hasattr(a, "shape")]
   wide = [a.shape for a in made if VOCABULARY in a.shape]
   assert (count, VOCABULARY) in wide
   assert {*wide} == {(count, VOCABULARY), (VOCABULARY,)}
-  held = jax.tree.leaves((state.cache, toy.params))
+  held = jax.tree.leaves((cache, toy.params))
   largest = max(np.prod(x.shape) for x in held)
   assert max(np.prod(a.shape) for a in made) <= largest
   recorded = any(a.dtype == np.int16 for a in made)

@@ -150,7 +150,9 @@ def test_members_rounds_and_seeds_differ(toy, engine, rollout):
     rollout.completions[p, g, :3].tobytes() + rollout.logprobs[p, g].tobytes()
     for rollout in many
     for p, g in np.ndindex(5, GROUP)
+    if rollout.lengths[p, g] > 1  # A lone end is the same for all.
   ]
+  assert len(texts) > 50
   assert len(set(texts)) == len(texts)
 
 
@@ -212,7 +214,7 @@ def test_a_completion_may_have_a_limit_of_its_own(toy, engine, rollout):
 
 @pytest.mark.parametrize("bad", [0, MOST + 1, [[1], [2], [3], [4], [13]]])
 def test_a_limit_beyond_the_engines_is_refused(toy, engine, bad):
-  with pytest.raises(ValueError, match="max_tokens from .* the engine's 12"):
+  with pytest.raises(ValueError, match="max_tokens .* the engine's 12"):
     engine()(
       toy.params, PROMPTS, GROUP, seed=0, round=0, max_tokens=np.array(bad)
     )
@@ -260,12 +262,6 @@ def test_a_prompt_without_the_template_is_refused(toy, engine, bad):
     (dict(top_p=0.0), "top_p 0.0"),
     (dict(top_p=1.5), "top_p 1.5"),
     (dict(top_k=-1), "top_k -1 is below 0"),
-    (dict(kv_bucket=0), "kv_bucket 0 must be at least 1"),
-    (dict(slots_per_prompt=0), "slots_per_prompt 0 must be at least 1"),
-    (
-      dict(slots_per_prompt=3),
-      "slots_per_prompt 3 does not divide the 8 slots",
-    ),
   ],
 )
 def test_settings_that_cannot_sample_are_refused(engine, setting, message):

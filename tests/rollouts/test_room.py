@@ -9,8 +9,10 @@ import pytest
 
 from r1jax.models import cache as caches
 from r1jax.parallel import sharding
-from r1jax.rollouts import slots
-from r1jax.rollouts.engine import make_engine, room
+from r1jax.rollouts import engine as engine_module
+from r1jax.rollouts import prompts, slots
+from r1jax.rollouts.engine import make_engine
+from r1jax.rollouts.prompts import room
 
 PROMPTS = [[7, 1, 30], [4], [9, 9], [12, 0, 5, 6], [3, 3, 3]]
 GROUP = 4
@@ -38,10 +40,9 @@ def seen(monkeypatch):
   """The size of the cache at every call of `decode`, and its numbers."""
   seen, decode = [], slots.decode
 
-  def watched(model, sampling, params, prefix, slots):
-    cache = slots.cache
+  def watched(model, sampling, params, prefix, cache, slots):
     seen.append((cache.size, sum(x.size for x in jax.tree.leaves(cache.rows))))
-    return decode(model, sampling, params, prefix, slots)
+    return decode(model, sampling, params, prefix, cache, slots)
 
   monkeypatch.setattr(slots, "decode", watched)
   return seen
@@ -74,9 +75,22 @@ def test_sizes_are_a_handful():
     assert needed <= size <= max(2 * needed, 132)
 
 
-def test_long_limits_cost_nothing_until_they_are_reached(toy, seen):
+@pytest.fixture
+def buckets(monkeypatch):
+  """Sets the sizes of the smallest cache."""
+
+  def set_to(size):
+    monkeypatch.setattr(prompts, "KV_BUCKET", size)
+    monkeypatch.setattr(engine_module, "KV_BUCKET", size)
+    monkeypatch.setattr(prompts, "SMALLEST", size)
+
+  return set_to
+
+
+def test_long_limits_cost_nothing_until_they_are_reached(toy, seen, buckets):
   """Limits of 32k, texts of 15 tokens at most."""
-  engine = make(toy, prompt_tokens=64, max_tokens=32_768, kv_bucket=16)
+  buckets(16)
+  engine = make(toy, prompt_tokens=64, max_tokens=32_768)
   rollout = engine(toy.params, PROMPTS, 2, seed=0, round=0, max_tokens=12)
   assert rollout.lengths.max() == 12
   assert rollout.prompts.shape == (5, 16)
@@ -88,21 +102,23 @@ def test_long_limits_cost_nothing_until_they_are_reached(toy, seen):
 
 
 def test_the_cache_grows_for_the_longest_and_shrinks_when_it_has_gone(
-  toy, seen
+  toy, seen, buckets
 ):
   limits = np.full((5, GROUP), 3)
   limits[0, 0] = 12
   run = lambda engine: engine(
     toy.params, PROMPTS, GROUP, seed=2, round=0, max_tokens=limits
   )
-  got = run(make(toy, kv_bucket=4))
+  buckets(4)
+  got = run(make(toy))
   sizes = [size for size, _ in seen]
   assert got.lengths[0, 0] == 12
   assert sizes[0] == sizes[-1] == 9 and max(sizes) == 18
   changes = [a != b for a, b in zip(sizes, sizes[1:])]
   assert sum(changes) == 2
   # Rows only learn of it by rounding.
-  expected = run(make(toy, kv_bucket=256))
+  buckets(256)
+  expected = run(make(toy))
   assert {size for size, _ in seen[len(sizes) :]} == {18}
   np.testing.assert_array_equal(got.completions, expected.completions)
   np.testing.assert_array_equal(got.finish, expected.finish)

@@ -9,6 +9,8 @@ import pytest
 
 from r1jax.ops import mask_padding
 from r1jax.rollouts.sampling import (
+  Needs,
+  Settings,
   completion_keys,
   inverse_cdf,
   most_probable,
@@ -67,15 +69,23 @@ def test_tiny_probabilities_do_not_push_past_the_end():
   assert np.all(np.asarray(got) < 2000)
 
 
-def draw(logits, count, **kwargs):
-  """`count` tokens from one row of logits."""
+def draw(logits, count, temperature, top_p=1.0, top_k=0):
+  """`count` tokens from one row of logits, and their log-probabilities."""
   keys = token_keys(
     completion_keys(0, 0, jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32)),
     jnp.zeros(1, jnp.int32),
   )
   keys = jax.random.split(keys[0], count)
   rows = jnp.tile(jnp.asarray(logits, jnp.float32)[None], (count, 1))
-  return jax.jit(lambda x, k: sample(x, k, **kwargs))(rows, keys)
+  settings = Settings(
+    np.full(count, temperature, np.float32),
+    np.full(count, top_p, np.float32),
+    np.full(count, top_k, np.int32),
+  )
+  choice = jax.jit(sample, static_argnums=3)(
+    rows, keys, settings, Needs.of(settings)
+  )
+  return choice.tokens, choice.logprobs
 
 
 LOGITS = np.array([2.0, 0.0, -1.0, 1.5, -30.0, 0.5, 1.0])

@@ -1,5 +1,6 @@
 """Neighbouring slots that read the cache of their prompt together."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from r1jax.parallel import sharding
-from r1jax.rollouts.engine import make_engine
+from r1jax.rollouts.engine import Engine, make_engine
 from r1jax.rollouts.slots import empty
 
 PREFIX, GROUP = (7, 30, 7, 9), 5
@@ -17,11 +18,21 @@ PROMPTS = [
 ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Fixed(Engine):
+  """An engine whose slots share prompts as they are told."""
+
+  shared: int
+
+  def _slots_per_prompt(self, group_size):
+    return self.shared
+
+
 @pytest.fixture(scope="module")
 def engine(toy):
   @functools.cache
   def make(slots_per_prompt, prefix=PREFIX, num_slots=8, data=1):
-    return make_engine(
+    made = make_engine(
       toy.model,
       toy.words,
       sharding.make_mesh(data=data),
@@ -31,8 +42,8 @@ def engine(toy):
       prompt_tokens=6 + len(PREFIX) - len(prefix),
       max_tokens=12,
       temperature=1.0,
-      slots_per_prompt=slots_per_prompt,
     )
+    return Fixed(**vars(made), shared=slots_per_prompt)
 
   return make
 
@@ -88,5 +99,5 @@ def test_a_shared_prompt_is_there_once(toy):
     )
   )
   numbers = toy.model.config.num_layers * toy.model.config.cache_size
-  assert size(shapes.cache.rows) == 8 * 12 * numbers
-  assert size(shapes.cache.shared.rows) == 2 * 6 * numbers
+  assert size(shapes.rows) == 8 * 12 * numbers
+  assert size(shapes.shared.rows) == 2 * 6 * numbers

@@ -292,7 +292,7 @@ def test_a_large_model_is_loaded_beside_the_answer(
 ):
   used = []
 
-  def opened(model, params, **kwargs):
+  def opened(model, params, words, **kwargs):
     used.extend([params["embed"].dtype.name, model.config.compute_dtype])
     return types.SimpleNamespace(complete=iter)
 

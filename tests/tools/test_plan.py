@@ -178,9 +178,9 @@ def test_a_cache_holds_a_latent_of_every_token_of_every_slot():
 def test_slots_that_share_prompts_hold_them_once():
   c = experiment("r1_zero.py", rollout_mesh__context=2, rollout_mesh__expert=64)
   with c.unlocked():
-    c.sampling.slots_per_prompt = 8
+    c.sampling.max_tokens = 1024  # Shorter than prompts.
   found = command.plan(c, plan_chips.topology("h200:8x64"), only=("decode",))
-  tokens = 2048 / 8 * 1920 + 2048 * 32768
+  tokens = 2048 / 8 * 1920 + 2048 * 1024
   latents = tokens * 61 * (512 + 64) * 2
   lengths = (2048 + 2048 / 8) / 256 * 4
   cache = found["programs"]["decode"]["parts"]["cache"]

@@ -18,6 +18,7 @@ from r1jax.models.weights import logical_axes, used_axes, weights
 from r1jax.parallel import sharding
 from r1jax.rollouts import slots
 from r1jax.rollouts.engine import make_engine
+from r1jax.rollouts.state import idle_slots
 from r1jax.training import policy
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.update import make_update
@@ -175,7 +176,7 @@ def test_an_update_gathers_neither_all_layers_nor_all_rows(update, sizes):
 
 @pytest.fixture(scope="module")
 def decode(sizes):
-  """A compiled `decode`, the slots, and how they come in."""
+  """A compiled `decode`, and the cache as it comes in."""
   mesh, model = sharding.make_mesh(**MESH), Transformer(sizes)
 
   class Words:
@@ -199,32 +200,32 @@ def decode(sizes):
     struct, shapes(sizes), sharding.shardings(mesh, axes, shapes(sizes))
   )
   with jax.set_mesh(mesh):
-    empty = slots.empty(model, SLOTS, ROOM)
-    state = jax.tree.map(lambda x: struct(x, x.sharding), empty)
+    cache = slots.empty(model, SLOTS, ROOM)
+    cache = jax.tree.map(lambda x: struct(x, x.sharding), cache)
     prefix = caches.empty(sizes, 1, 1).prefix
     compiled = slots.decode.lower(
-      model, engine.sampling, params, prefix, state
+      model, engine.sampling, params, prefix, cache, idle_slots(SLOTS, 5)
     ).compile()
-  return compiled, state
+  return compiled, cache
 
 
 def test_caches_are_shared_and_leave_as_they_came(decode, sizes):
-  compiled, state = decode
-  rows = state.cache.rows
+  compiled, cache = decode
+  rows = cache.rows
   whole, own = held(rows, jax.tree.map(lambda x: x.sharding, rows))
   heads = sizes.attention.cached[0][0]
   assert own == whole // (4 * math.gcd(heads, 2))
   left = compiled.output_shardings[0]
   for x, got in zip(
-    jax.tree.leaves(rows), jax.tree.leaves(left.cache.rows), strict=True
+    jax.tree.leaves(rows), jax.tree.leaves(left.rows), strict=True
   ):
     _equal(got, x.sharding, x.ndim)
 
 
 def test_a_step_of_decoding_holds_its_own_rows_alone(decode, sizes):
-  compiled, state = decode
+  compiled, cache = decode
   made = arrays(compiled)
-  for x in jax.tree.leaves(state.cache.rows):
+  for x in jax.tree.leaves(cache.rows):
     assert x.shape not in made
     assert any(math.prod(s) == math.prod(x.shape) // 4 for s in made) or any(
       math.prod(s) == math.prod(x.shape) // 8 for s in made

@@ -15,8 +15,9 @@ from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import used_axes
 from r1jax.parallel import sharding
-from r1jax.rollouts import engine, slots
+from r1jax.rollouts import prompts, slots
 from r1jax.rollouts.slots import Sampling
+from r1jax.rollouts.state import idle_slots
 
 TEMPLATE = 80  # Tokens that all prompts begin with: R1-Zero's, about.
 
@@ -65,20 +66,20 @@ def cached_prompts(
   return cached(mesh, jax.eval_shape(empty).replace(prefix=()))
 
 
-def full_slots(
-  mesh: Mesh, model: Transformer, sampling: ConfigDict
-) -> slots.Slots:
-  """What `slots.decode` goes on with at its largest."""
-  count, together = sampling.num_slots, sampling.get("slots_per_prompt", 1)
+def full_cache(
+  mesh: Mesh, model: Transformer, sampling: ConfigDict, together: int
+) -> Cache:
+  """The cache of `slots.decode` at its largest.
+
+  `together` slots share a prompt.
+  """
   prompt, size = sampling.prompt_tokens, sampling.max_tokens
   if together == 1:
     size += prompt
-  empty = jax.eval_shape(
-    functools.partial(slots.empty, model, count, size, together, prompt)
+  empty = functools.partial(
+    slots.empty, model, sampling.num_slots, size, together, prompt
   )
-  on_mesh = lambda leaf: _struct(leaf, sharding.rows(mesh))
-  others = jax.tree.map(on_mesh, empty.replace(cache=None))
-  return others.replace(cache=cached(mesh, empty.cache))
+  return cached(mesh, jax.eval_shape(empty))
 
 
 def programs(
@@ -108,23 +109,24 @@ def programs(
     jax.eval_shape(lambda: caches.as_prefix(caches.empty(sizes, 1, TEMPLATE))),
   )
   shards = sharding.row_shards(on)
-  count = -(-engine.PREFILL // shards) * shards
+  count = -(-prompts.PREFILL // shards) * shards
   own = jax.ShapeDtypeStruct(
     (count, c.prompt_tokens), jnp.int32, sharding=split
   )
-  prompts = cached_prompts(
-    on, sizes, -(-config.prompts_per_round // count) * count, c.prompt_tokens
+  together = prompts.slots_per_prompt(
+    c.prompt_tokens, c.max_tokens, config.group_size, c.num_slots // shards
   )
+  # Those that are being read, and those that were before them.
+  ahead = cached_prompts(on, sizes, 2 * count, c.prompt_tokens)
 
-  begun = full_slots(on, model, c)
+  cache = full_cache(on, model, c, together)
+  begun = jax.tree.map(
+    lambda leaf: _struct(leaf, whole), idle_slots(c.num_slots, c.decode_steps)
+  )
   sampling = Sampling(
     mesh=on,
     vocab_size=sizes.vocab_size,
-    eos_ids=(0,),
     steps=c.decode_steps,
-    temperature=c.temperature,
-    top_p=c.get("top_p", 1.0),
-    top_k=c.get("top_k", 0),
     record_experts=record,
   )
   trips = {"decoding": (c.decode_steps,), "experts": (1,)}
@@ -152,7 +154,7 @@ def programs(
       arguments=(model, used, prefix, own),
       options={"record_experts": record},
       parts={"rollout weights": used, "prompts": own},
-      beside=resident | {"cached prompts": prompts},
+      beside=resident | {"cached prompts": ahead},
       flops=count * (c.prompt_tokens * token + pairs * pair),
       tokens=count * c.prompt_tokens,
     ),
@@ -160,10 +162,10 @@ def programs(
     | dict(
       name="decode",
       function=slots.decode,
-      arguments=(model, sampling, used, prefix, begun),
+      arguments=(model, sampling, used, prefix, cache, begun),
       options={},
-      parts={"rollout weights": used, "cache": begun.cache},
-      beside=resident | {"cached prompts": prompts},
+      parts={"rollout weights": used, "cache": cache},
+      beside=resident | {"cached prompts": ahead},
       flops=c.decode_steps * c.num_slots * by_step,
       tokens=c.decode_steps * c.num_slots,
     ),
