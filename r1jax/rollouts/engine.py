@@ -4,18 +4,15 @@
     while not state.done:
       state, output = engine.step(state)
 
-`Engine.__call__` does this for G completions of each of P prompts; a client
-with requests that come and go (a chat, a server) calls the parts by itself.
+`Engine.__call__` does this for G completions of each of P prompts. A prompt is
+read when the first of its completions begins, together with those that come
+next, and its cache is copied into the slots of its completions, or read by
+several neighbouring slots together. The tokens with which all prompts begin
+(the template) are read once and are never copied.
 
-A prompt is read when the first of its completions begins, together with those
-that come next, and its cache is copied into the slots of its completions. Where
-neighbouring slots share prompts, they read one cache together. The tokens with
-which all prompts begin (the template) are read once and are never copied.
-
-What the host decides depends on requests, lengths and finish flags alone, which
-all hosts know: they all run the same programs. The mesh splits the slots into
-shards, each with its own groups of requests, so that the completions of a
-prompt end on one host, which grades them.
+What the host decides depends on what all hosts know: they run the same
+programs. The mesh splits the slots into shards, each with its own groups of
+requests, so that the completions of a prompt end on the host that grades them.
 """
 
 import dataclasses
@@ -134,9 +131,8 @@ class Engine:
     Args:
       params: as `prepare` has made them.
       slots_per_prompt: neighbouring slots that read the cache of one prompt
-        together. They turn to another one together, so that a slot waits for
-        the others when no completion of their prompt is left. With 1, each slot
-        has a copy of its prompt's cache, and never waits.
+        together. They also turn to another one together: a slot may wait for
+        the others. With 1, each has a copy of its prompt's cache.
     """
     with jax.set_mesh(self.sampling.mesh):
       prefix, hidden, experts = programs.read_prefix(

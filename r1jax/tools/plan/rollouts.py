@@ -62,8 +62,8 @@ def cached_prompts(
   mesh: Mesh, sizes: ModelConfig, count: int, size: int
 ) -> Cache:
   """The cache of `count` prompts of `size` tokens each."""
-  empty = functools.partial(caches.empty, sizes, count, size)
-  return cached(mesh, jax.eval_shape(empty).replace(prefix=()))
+  empty = lambda: caches.empty(sizes, count, size).replace(prefix=())
+  return cached(mesh, jax.eval_shape(empty))
 
 
 def full_cache(
