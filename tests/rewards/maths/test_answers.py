@@ -12,7 +12,7 @@ from r1jax.types import Completion, Example
 
 # Answers as they are written: gold, answer, and whether it is right.
 ANSWERS = pathlib.Path(__file__).parent / "answers.jsonl"
-SHARED = pathlib.Path(__file__).parents[2] / "../shared/data"
+SHARED = pathlib.Path(__file__).parents[3] / "../shared/data"
 CASES = SHARED.parent / "cases/math.jsonl"
 needs_cases = pytest.mark.skipif(
   not CASES.exists(), reason="there is no ../shared/cases"

@@ -188,7 +188,7 @@ def test_any_thread_may_use_it(bwrap):
 ALONE = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # If ignored.
-from r1jax.rewards import sandbox
+from r1jax.rewards.code import sandbox
 program = "import os, time; os.fork() or os.setsid(); time.sleep(1000)"
 runs = sandbox.run_cases(
   "python", program, [""], "bwrap", sandbox.Limits(seconds=1000.0)
@@ -200,13 +200,13 @@ next(runs)
 IN_A_POOL = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # If ignored.
-from r1jax.rewards import code
-from r1jax.rewards.grader import Call, GraderPool
+from r1jax.rewards.code import programs
+from r1jax.rewards.pool.pool import Call, GraderPool
 from r1jax.types import Completion, Example
 program = "import os, time; os.fork() or os.setsid(); time.sleep(1000)"
 example = Example("", "", "code", "", dict(tests="assert f()"))
 text = Completion(f"</think>\\n```py\\n{program}\\n```")
-call = Call(code.reward, (example, text), dict(seconds=1000.0))
+call = Call(programs.reward, (example, text), dict(seconds=1000.0))
 preload = ["r1jax.rewards.code.programs"]
 with GraderPool(
   num_workers=1, timeout=1000.0, preload=preload, canaries=()
