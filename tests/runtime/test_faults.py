@@ -300,7 +300,7 @@ def test_the_content_of_a_dataset_is_all_of_its_examples(tmp_path):
 
   def content(rows, **mixture):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    part = dict(name="gsm8k", path=str(file))
+    part = dict(name="problems", path=str(file))
     if mixture:
       return data.content_hash(data.load(mixture={"sums": part | mixture}))
     return data.content_hash(data.load(**part))
