@@ -348,19 +348,9 @@ def custom_reward(path: str) -> Reward:
   Raises ValueError if there is no such function.
   """
   try:
-<<<<<<< HEAD
-    function = pkgutil.resolve_name(path)
-  except (ImportError, AttributeError, ValueError) as error:
-    raise ValueError(
-      f"rewards: {path!r} cannot be imported as module:function: {error}"
-    ) from None
-  if not callable(function):
-    raise ValueError(f"rewards: {path!r} is {function!r}, not a function")
-=======
     function = config.resolve(path)
   except ValueError as error:
     raise ValueError(f"rewards: {error}") from None
->>>>>>> users
   second = [*inspect.signature(function).parameters][1:2]
   return Reward(function, of_group=second == ["completions"], pooled=True)
 
