@@ -148,7 +148,7 @@ def test_completions_are_told_by_length_and_finish():
     completions=np.array([[[5, 0, 2], [0, 2, 7]], [[8, 8, 8], [2, 1, 1]]]),
     lengths=np.array([[3, 2], [3, 1]]),
     finish=np.array([[FINISH_STOP, FINISH_STOP], [FINISH_LENGTH, FINISH_STOP]]),
-    sampled_mask=within_lengths(np.array([[3, 2], [3, 1]]), T),
+    sampled_mask=within_lengths(np.array([[3, 2], [3, 1]]), 3),
     logprobs=np.zeros((2, 2, 3), np.float32),
   )
   examples = [SUM, SUM._replace(id="second")]
