@@ -245,9 +245,7 @@ def kl_penalties(
 ) -> np.ndarray:
   """What completions [P, G] pay for their distance from the reference."""
   found = [
-    completion_kl(
-      batch, num_completions=shape[0] * shape[1], **config.kl_reward
-    )
+    completion_kl(batch, shape[0] * shape[1], **config.kl_reward)
     for batch in batches
   ]
   return sum(sharding.local(penalties) for penalties in found).reshape(shape)
