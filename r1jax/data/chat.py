@@ -37,7 +37,7 @@ PROBES = ("What", "0", "(x", "\u8ba1\u7b97")
 
 @runtime_checkable
 class ChatTokenizer(Tokenizer, Protocol):
-  """A tokenizer that also knows its model's special tokens."""
+  """A tokenizer that also knows special tokens, as templates of turns need."""
 
   bos_id: int | None
   chat_template: str | None  # Jinja, as the model's files have it.
@@ -75,7 +75,7 @@ def without_thought(text: str) -> str:
 
 
 def prompt(
-  messages: Sequence[Message], template: Template, tokenizer: ChatTokenizer
+  messages: Sequence[Message], template: Template, tokenizer: Tokenizer
 ) -> Prompt:
   """The ids of a conversation, up to where the assistant goes on."""
   messages, spelled = _shield(messages, tokenizer)
@@ -87,7 +87,7 @@ def prompt(
 def demonstrations(
   messages: Sequence[Message],
   template: Template,
-  tokenizer: ChatTokenizer,
+  tokenizer: Tokenizer,
   *,
   turns: str = "last",
 ) -> list[Demonstration]:
@@ -168,7 +168,7 @@ def shared_tokens(template: str, tokenizer: Tokenizer) -> tuple[int, ...]:
   return tuple(first[: max(size - 1, least)])
 
 
-def end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
+def end_of_turn(template: Template, tokenizer: Tokenizer) -> int:
   """The id of the special token that the template writes behind an answer.
 
   The tokenizer's first EOS, if the template writes none.
@@ -188,7 +188,7 @@ def end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
   return [*ends, *marks, tokenizer.eos_ids[0]][0]
 
 
-def check_end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
+def check_end_of_turn(template: Template, tokenizer: Tokenizer) -> int:
   """`end_of_turn`; raises ValueError if sampling would not stop there."""
   end = end_of_turn(template, tokenizer)
   if end not in tokenizer.eos_ids:
@@ -199,7 +199,7 @@ def check_end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
   return end
 
 
-def _begins(template: Template, tokenizer: ChatTokenizer) -> tuple[int, ...]:
+def _begins(template: Template, tokenizer: Tokenizer) -> tuple[int, ...]:
   """What stands before the text; a template of messages writes its own BOS."""
   bare = isinstance(template, templates.QuestionOnly)
   return tokenizer.prefix_ids if bare else ()
@@ -222,7 +222,7 @@ def _prompt_text(
 
 
 def _shield(
-  messages: Sequence[Message], tokenizer: ChatTokenizer
+  messages: Sequence[Message], tokenizer: Tokenizer
 ) -> tuple[list[Message], dict[str, str]]:
   """Messages without special tokens' names, and what stands for which.
 
@@ -280,7 +280,7 @@ def _patterns(names: tuple[str, ...]) -> tuple[re.Pattern, re.Pattern]:
 
 
 def _encode(
-  text: str, spelled: Mapping[str, str], tokenizer: ChatTokenizer
+  text: str, spelled: Mapping[str, str], tokenizer: Tokenizer
 ) -> list[int]:
   """Token ids of `text`; characters of `spelled` are names to spell out."""
   if not spelled:

@@ -5,6 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1jax.data import chat, packing
+from r1jax.data.templates import (
+  deepseek_r1,
+  deepseek_r1_think,
+  own_template,
+)
 
 END, USER, ASSISTANT = "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"
 TEXTS = st.text() | st.lists(
@@ -26,14 +31,14 @@ def id_of(words, name="<|im_end|>"):
   return number
 
 
-def learn(messages, words, template=chat.deepseek_r1, **options):
+def learn(messages, words, template=deepseek_r1, **options):
   return chat.demonstrations(messages, template, words, **options)
 
 
 def test_an_answer_is_learned_and_its_end(words):
   told = said("Hi", "<think>\nHm\n</think>\n\nHello!", system="S")
   ((prompt, completion),) = learn(told, words)
-  assert prompt == chat.prompt(told[:-1], chat.deepseek_r1, words).ids
+  assert prompt == chat.prompt(told[:-1], deepseek_r1, words).ids
   assert completion[-1] == id_of(words, END)
   assert words.decode(completion[:-1]) == told[-1]["content"]
   assert completion[0] == id_of(words, "<think>")
@@ -43,8 +48,8 @@ def test_an_answer_is_learned_and_its_end(words):
 
 def test_what_the_template_writes_is_not_learned(words):
   told = said("Hi", "<think>\n\nHm\n</think>\n\nHello!")
-  ((prompt, completion),) = learn(told, words, chat.deepseek_r1_think)
-  assert prompt == chat.prompt(told[:-1], chat.deepseek_r1_think, words).ids
+  ((prompt, completion),) = learn(told, words, deepseek_r1_think)
+  assert prompt == chat.prompt(told[:-1], deepseek_r1_think, words).ids
   assert words.decode(prompt).endswith(f"{ASSISTANT}<think>\n")
   assert words.decode(completion) == "\nHm\n</think>\n\nHello!"
   assert id_of(words, "<think>") not in completion
@@ -53,9 +58,9 @@ def test_what_the_template_writes_is_not_learned(words):
 def test_prompt_and_completion_are_joined_as_ids(deepseek):
   # In one text both line breaks are one token, which no sampler would see.
   told = said("Hi", "<think>\n\nHm")
-  ((prompt, completion),) = learn(told, deepseek, chat.deepseek_r1_think)
+  ((prompt, completion),) = learn(told, deepseek, deepseek_r1_think)
   text = deepseek.decode(prompt) + deepseek.decode(completion)
-  assert text == chat.deepseek_r1_think(said("Hi"), generation_prompt=True) + (
+  assert text == deepseek_r1_think(said("Hi"), generation_prompt=True) + (
     "\nHm"
   )
   assert len(deepseek.encode(text)) < len(prompt + completion[:-1])
@@ -64,7 +69,7 @@ def test_prompt_and_completion_are_joined_as_ids(deepseek):
 @pytest.mark.parametrize("answer", ["Hello!", "<think></think>Hello!", ""])
 def test_an_answer_without_the_opening_follows_a_bare_prompt(words, answer):
   told = said("Hi", answer)
-  assert learn(told, words, chat.deepseek_r1_think) == learn(told, words)
+  assert learn(told, words, deepseek_r1_think) == learn(told, words)
 
 
 def test_each_answer_is_an_example_of_its_own(words):
@@ -87,14 +92,14 @@ def test_any_answer_is_learned_whole_and_ends_once(words):
   @settings(max_examples=150, deadline=None)
   @given(TEXTS, TEXTS)
   def compare(question, answer):
-    for template in (chat.deepseek_r1, chat.deepseek_r1_think):
+    for template in (deepseek_r1, deepseek_r1_think):
       told = said(question, answer)
       ((prompt, completion),) = learn(told, words, template)
       end = id_of(words, END)
       assert completion[-1] == end and end not in completion[:-1]
       assert {USER, ASSISTANT}.isdisjoint(map(words.piece, completion))
       whole = words.decode(prompt) + words.decode(completion[:-1])
-      asked = chat.deepseek_r1(told[:-1], generation_prompt=True)
+      asked = deepseek_r1(told[:-1], generation_prompt=True)
       assert whole == asked + answer
 
   compare()
@@ -114,7 +119,7 @@ def test_an_end_that_also_pads_is_learned(small):
 
 
 def test_a_chatml_answer_ends_with_its_mark(chatml, small):
-  template = chat.own_template(chatml)
+  template = own_template(chatml)
   told = said("Hi", "<think>x</think>Ho")
   ((prompt, completion),) = learn(told, chatml, template)
   assert chatml.decode(prompt) == template(

@@ -15,7 +15,7 @@ DEEPSEEK = (
   pathlib.Path(__file__).parents[3] / "shared/data/reference/deepseek_r1"
 )
 TEXTS = [
-  templates.r1_zero(f"{a} + {b} =")
+  templates.TEMPLATES["r1_zero"].fill(f"{a} + {b} =")
   + f" <think> {a}+{b}={a + b} check {a + b}-{b}={a} ok </think>"
   + f" <answer> {a + b} </answer>"
   for a in range(40)

@@ -8,7 +8,7 @@ import pytest
 
 from r1jax.data import reasoning_gym, worked
 from r1jax.data.split import in_test
-from r1jax.data.templates import r1_zero
+from r1jax.data.templates import TEMPLATES
 from r1jax.rewards import format
 from r1jax.types import Completion, Example
 
@@ -23,7 +23,7 @@ SHARES = dict(
   chinese_share=0.04,
 )
 COUNT = 6000
-BEFORE = r1_zero("\0").partition("\0")[0]
+BEFORE = TEMPLATES["r1_zero"].fill("\0").partition("\0")[0]
 STYLES = ("guess", "short", "long")
 
 

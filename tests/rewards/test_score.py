@@ -67,7 +67,7 @@ def test_a_reward_that_raises_is_counted_and_named(monkeypatch, caplog):
   ("spec", "message"),
   [
     (dict(acuracy=1.0), "did you mean 'accuracy'"),
-    (dict(zzz=1.0), "have .*format"),
+    (dict(zzz=1.0), "there is .*format"),
     (
       dict(random=dict(weight=1.0, probabilty=0.5)),
       "rewards.random.*probabilty",

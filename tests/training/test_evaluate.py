@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from r1jax.data import templates
+from r1jax.data import chat
 from r1jax.training.evaluate import (
   completions,
   consensus,
@@ -125,7 +125,7 @@ def test_prompts_of_evaluation_begin_with_bos_where_one_is_asked_for():
     def decode(self, ids):
       return ""
 
-  asked = templates.encode_prompts([Example("ab", ""), SUM], "plain", Words())
+  asked = chat.encode_prompts([Example("ab", ""), SUM], "plain", Words())
   assert asked == [[1, 3], [1, len(SUM.prompt) + 1]]
 
 
