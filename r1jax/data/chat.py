@@ -1,17 +1,17 @@
-"""Conversations to token ids: what a model reads, and what it learns to write.
+"""Conversations as token ids: prompts for sampling, demonstrations for SFT.
 
-A conversation is a list of messages, {"role": "user", "content": "Hi"}; roles
-are system, user, assistant and tool. A template writes it as one text,
+A conversation is a list of messages, {"role": "user", "content": "Hi"}, with
+the roles system, user, assistant and tool. A template renders it as one text,
 
     template(messages, generation_prompt=True)
 
-which ends where the assistant is to go on. A template may write the first words
-of the answer itself, the opened thought: they are a part of the prompt.
+which ends where the assistant continues. A template may prefill the beginning
+of the answer, such as "<think>", which is then a part of the prompt.
 
-Whoever writes a message cannot forge a turn of another. A special token's name
-within a message, `<｜Assistant｜>` say, is spelled out in ordinary
-tokens; only the template writes special tokens, and the assistant those of its
-own thought. Everything else encodes as the rendered text does.
+A message cannot forge a turn of another role. The name of a special token
+within a message, such as `<｜Assistant｜>`, becomes ordinary tokens. Only the
+template writes special tokens, except that an assistant's message may contain
+<think> and </think>. All other text is encoded as the rendered text would be.
 """
 
 import dataclasses
@@ -32,50 +32,50 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @runtime_checkable
 class ChatTokenizer(Tokenizer, Protocol):
-  """A tokenizer that also knows its model's special tokens."""
+  """A tokenizer with the special tokens and the template of a chat model."""
 
   bos_id: int | None
-  chat_template: str | None  # Jinja, as the model's files have it.
-  specials: tuple[str, ...]  # The names that `encode` takes for one token.
+  chat_template: str | None  # The Jinja text in the model's files.
+  special_tokens: tuple[str, ...]  # Names that `encode` turns into one token.
   # By the keys of tokenizer_config.json: {"bos_token": "<s>", ...}.
-  named_specials: Mapping[str, str]
+  special_tokens_map: Mapping[str, str]
 
-  def spell(self, text: str) -> list[int]:
-    """Token ids of `text`; special tokens' names are spelled out."""
+  def encode_ordinary(self, text: str) -> list[int]:
+    """Returns the token ids of `text` without any special tokens."""
 
-  def piece(self, token: int) -> str:
-    """The token as the vocabulary spells it."""
+  def id_to_token(self, token: int) -> str:
+    """Returns the token's string in the vocabulary."""
 
 
 class Prompt(NamedTuple):
-  """What a model is given, up to where it goes on."""
+  """The token ids of a prompt."""
 
   ids: list[int]
-  prefill: str  # What of the answer the template wrote: "" or "<think>\n".
+  prefill: str  # The beginning of the answer in `ids`: "" or "<think>\n".
 
 
 class Demonstration(NamedTuple):
-  """A prompt, and the completion to imitate; losses count the latter alone."""
+  """A prompt, and the completion to imitate; only the latter has a loss."""
 
   prompt: list[int]
   completion: list[int]  # EOS included.
 
 
-# Templates: messages to text.
+# Templates: from messages to text.
 
 
 def deepseek_r1(
   messages: Sequence[Message], *, generation_prompt: bool = False
 ) -> str:
-  """The text of a conversation as DeepSeek-R1 first read it (January 2025).
+  """Returns a conversation in DeepSeek-R1's template of January 2025.
 
-  Past answers lose their thoughts. Tool calls follow the released template to
-  the letter, in that only the first of a conversation opens a turn.
+  Thoughts of past answers are removed. Of several tool calls, only the first in
+  a conversation opens a turn, as in the released template.
   """
   _check(messages)
   system = [m["content"] for m in messages if m["role"] == "system"]
   texts = ["<｜begin▁of▁sentence｜>", "\n\n".join(system)]
-  called = reported = False  # Whether a tool ever was, and ever answered.
+  called = reported = False  # Whether there was a tool call, and an output.
   open_outputs = False  # Whether the last message is a tool's.
   for message in messages:
     role, content = message["role"], message["content"]
@@ -110,10 +110,10 @@ def deepseek_r1(
 def deepseek_r1_think(
   messages: Sequence[Message], *, generation_prompt: bool = False
 ) -> str:
-  """The same in the later release, which opens the thought itself.
+  """Returns a conversation in the later template, which prefills "<think>".
 
-  The distilled models' own templates differ where there are tools, or several
-  system messages, of which they keep the last.
+  The templates of the distilled models differ from it for tools, and for
+  several system messages, of which they keep only the last.
   """
   text = deepseek_r1(messages, generation_prompt=generation_prompt)
   opens = generation_prompt and text.endswith("<｜Assistant｜>")
@@ -124,6 +124,7 @@ TEMPLATES = {"deepseek_r1": deepseek_r1, "deepseek_r1_think": deepseek_r1_think}
 
 
 def _tool_call(call: Mapping[str, Any]) -> str:
+  """Returns the text of a tool call."""
   function = call["function"]
   return (
     f"<｜tool▁call▁begin｜>{call['type']}<｜tool▁sep｜>{function['name']}\n"
@@ -133,31 +134,32 @@ def _tool_call(call: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class QuestionOnly:
-  """A template for base models: `write` of the last question, and no more."""
+  """A template for base models: `write(question)` of the last message."""
 
   write: Callable[[str], str]
 
   def __call__(
     self, messages: Sequence[Message], *, generation_prompt: bool = False
   ) -> str:
-    """The text of the last question, which must be a user's."""
+    """Returns the text of the last message, which must be a user's."""
     _check(messages)
     if any(message["role"] == "system" for message in messages):
-      raise ValueError("this template has no place for a system message")
+      raise ValueError("this template does not support system messages")
     if not messages or messages[-1]["role"] != "user":
-      raise ValueError("this template writes questions, and none is the last")
+      raise ValueError("this template needs a user's message at the end")
     return self.write(messages[-1]["content"])
 
 
-def own_template(tokenizer: ChatTokenizer) -> Template:
-  """The Jinja template that came with the tokenizer, in a sandbox.
+def tokenizer_template(tokenizer: ChatTokenizer) -> Template:
+  """Returns the tokenizer's Jinja template, which runs in a sandbox.
 
-  It is given what `transformers` gives it: `messages`, the special tokens by
-  their names (`bos_token`, `pad_token`, ...) and `add_generation_prompt`,
-  without tools. What it refuses, or gets wrong, is a ValueError.
+  It renders with the same variables as in `transformers`, without tools:
+  `messages`, the special tokens by name (`bos_token`, `pad_token`, ...) and
+  `add_generation_prompt`. Raises ValueError if there is no template; the
+  template raises it for messages that it refuses or fails on.
   """
   if tokenizer.chat_template is None:
-    raise ValueError("the tokenizer has no chat template of its own")
+    raise ValueError("the tokenizer has no chat template")
   compiled = jinja.compiled(tokenizer.chat_template)
 
   def template(
@@ -170,33 +172,33 @@ def own_template(tokenizer: ChatTokenizer) -> Template:
         add_generation_prompt=generation_prompt,
         tools=None,
         documents=None,
-        **tokenizer.named_specials,
+        **tokenizer.special_tokens_map,
       )
-    except Exception as error:  # It is a program; it may fail in any way.
-      raise ValueError(f"the chat template says: {error}") from error
+    except Exception as error:  # A template can raise errors of any type.
+      raise ValueError(f"the chat template failed: {error}") from error
 
   return template
 
 
 def without_thought(text: str) -> str:
-  """What an answer says to others; nothing, if its thought never ended."""
+  """Returns an answer without its thought; "" if the thought is not closed."""
   before, ended, after = text.rpartition(END_THOUGHT)
   if not ended and after.lstrip().startswith(BEGIN_THOUGHT):
     return ""
   return after
 
 
-# Token ids.
+# From messages to token ids.
 
 
 def prompt(
   messages: Sequence[Message], template: Template, tokenizer: ChatTokenizer
 ) -> Prompt:
-  """The ids of a conversation, up to where the assistant goes on."""
+  """Returns the ids of a conversation, up to where the assistant continues."""
   messages, spelled = _shield(messages, tokenizer)
   text, prefill = _prompt_text(messages, template)
   ids = _encode(text + prefill, spelled, tokenizer)
-  return Prompt([*_begins(template, tokenizer), *ids], prefill)
+  return Prompt([*_prefix_ids(template, tokenizer), *ids], prefill)
 
 
 def demonstrations(
@@ -206,32 +208,33 @@ def demonstrations(
   *,
   turns: str = "last",
 ) -> list[Demonstration]:
-  """What to learn from a conversation: the "last" answer, or "each" of them.
+  """Returns demonstrations of the "last" answer, or of "each" answer.
 
-  Each answer is an example of its own, after the prompt that a model would be
-  given at that place, in which past answers have lost their thoughts. So no
-  token is learned that the model would not have to write, and none is read that
-  it would not see. Prompt and completion are encoded apart and joined as ids,
-  as they are when a model is sampled; the completion ends with the EOS that
-  ends a turn in this template.
+  The prompt of an answer is the one that a model would see at that point of the
+  conversation, in which past answers have no thoughts. Prompt and completion
+  are encoded separately and joined as ids, as in sampling. The completion ends
+  with the EOS that ends a turn in this template.
 
-  An opened thought that the template writes belongs to the prompt. An answer
-  that does not begin with it follows the prompt without it.
+  A prefill of the template belongs to the prompt, unless the answer does not
+  begin with it. Then the prompt has no prefill.
+
+  Raises ValueError for messages that the template cannot render, and if the
+  token that ends a turn is not an EOS of the tokenizer.
   """
   if turns not in ("last", "each"):
-    raise ValueError(f'turns {turns!r} is neither "last" nor "each"')
+    raise ValueError(f'turns must be "last" or "each", got {turns!r}')
   end = end_of_turn(template, tokenizer)
   if end not in tokenizer.eos_ids:
     raise ValueError(
-      f"the template ends a turn with {tokenizer.piece(end)!r}, which is no "
-      "EOS of the tokenizer: a model that learned it would not stop there"
+      f"the template ends a turn with {tokenizer.id_to_token(end)!r}, which is "
+      "not an EOS of the tokenizer, so that generation would not stop there"
     )
   _check(messages)
   messages, spelled = _shield(messages, tokenizer)
   answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
   if turns == "last" and (not answers or answers[-1] != len(messages) - 1):
     raise ValueError("the conversation does not end with an answer")
-  found = []
+  result = []
   for i in answers if turns == "each" else answers[-1:]:
     if messages[i].get("tool_calls"):
       raise ValueError(f"message {i} calls a tool, which is not supported")
@@ -239,22 +242,22 @@ def demonstrations(
     answer = messages[i]["content"]
     if answer.startswith(prefill):
       text, answer = text + prefill, answer[len(prefill) :]
-    found.append(
+    result.append(
       Demonstration(
         prompt=[
-          *_begins(template, tokenizer),
+          *_prefix_ids(template, tokenizer),
           *_encode(text, spelled, tokenizer),
         ],
         completion=[*_encode(answer, spelled, tokenizer), end],
       )
     )
-  return found
+  return result
 
 
 def end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
-  """The id of the special token that the template writes behind an answer.
+  """Returns the id of the special token with which the template ends an answer.
 
-  The tokenizer's first EOS, if the template writes none.
+  If the template writes none, it is the tokenizer's first EOS.
   """
   probe = "\U0010fffd"
   messages = [
@@ -267,20 +270,22 @@ def end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
     tail = ""
   ids = tokenizer.encode(tail)
   ends = [n for n in ids if n in tokenizer.eos_ids]
-  marks = [n for n in ids if tokenizer.piece(n) in tokenizer.specials]
-  return [*ends, *marks, tokenizer.eos_ids[0]][0]
+  special = tokenizer.special_tokens
+  others = [n for n in ids if tokenizer.id_to_token(n) in special]
+  return [*ends, *others, tokenizer.eos_ids[0]][0]
 
 
-def _begins(template: Template, tokenizer: ChatTokenizer) -> tuple[int, ...]:
-  """What stands before the text; a template of messages writes its own BOS."""
-  bare = isinstance(template, QuestionOnly)
-  return tokenizer.prefix_ids if bare else ()
+def _prefix_ids(
+  template: Template, tokenizer: ChatTokenizer
+) -> tuple[int, ...]:
+  """Returns the ids before the text; chat templates write BOS themselves."""
+  return tokenizer.prefix_ids if isinstance(template, QuestionOnly) else ()
 
 
 def _prompt_text(
   messages: Sequence[Message], template: Template
 ) -> tuple[str, str]:
-  """The text before the answer, and what of the answer the template wrote."""
+  """Returns the text before the answer, and the template's prefill of it."""
   text = template(messages, generation_prompt=True)
   opened = re.search(rf"{BEGIN_THOUGHT}\s*\Z", text)
   cut = opened.start() if opened else len(text)
@@ -290,13 +295,14 @@ def _prompt_text(
 def _shield(
   messages: Sequence[Message], tokenizer: ChatTokenizer
 ) -> tuple[list[Message], dict[str, str]]:
-  """Messages without special tokens' names, and what stands for which.
+  """Returns messages with placeholders for the names of special tokens.
 
-  Each name is replaced by one character that no message uses, so that whatever
-  a template does with a text, it can neither meet nor make a special token.
+  Each name is replaced by a character that no message uses, so that a template
+  can neither find nor form a special token, whatever it does with the text. The
+  second result maps placeholders to names.
   """
   _check(messages)
-  names = tokenizer.specials
+  names = tokenizer.special_tokens
   if not names:
     return list(messages), {}
   used = {*json.dumps(list(messages), ensure_ascii=False, default=str)}
@@ -305,7 +311,7 @@ def _shield(
 
   def shield(value, pattern):
     if isinstance(value, str):
-      return pattern.sub(lambda found: mark(found[0]), value)
+      return pattern.sub(lambda match: mark(match[0]), value)
     if isinstance(value, Mapping):
       return {key: shield(part, pattern) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -332,13 +338,16 @@ def _shield(
 def _encode(
   text: str, spelled: Mapping[str, str], tokenizer: ChatTokenizer
 ) -> list[int]:
-  """Token ids of `text`; characters of `spelled` are names to spell out."""
+  """Returns the ids of a text; `spelled` maps placeholders to their names."""
   if not spelled:
     return tokenizer.encode(text)
   ids = []
   for part in re.split(f"([{''.join(spelled)}])", text):
     is_name = part in spelled
-    ids += tokenizer.spell(spelled[part]) if is_name else tokenizer.encode(part)
+    if is_name:
+      ids += tokenizer.encode_ordinary(spelled[part])
+    else:
+      ids += tokenizer.encode(part)
   return ids
 
 
@@ -347,10 +356,10 @@ def _check(messages: Sequence[Message]) -> None:
   for i, message in enumerate(messages):
     if message.get("role") not in ROLES:
       raise ValueError(
-        f"message {i}: role {message.get('role')!r} is none of "
-        + ", ".join(ROLES)
+        f"message {i}: role must be one of {', '.join(ROLES)}, got "
+        f"{message.get('role')!r}"
       )
     content = message.get("content")
     calls = message["role"] == "assistant" and message.get("tool_calls")
     if not isinstance(content, str) and not (content is None and calls):
-      raise ValueError(f"message {i}: content {content!r} is no text")
+      raise ValueError(f"message {i}: content must be text, got {content!r}")

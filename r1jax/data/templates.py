@@ -1,10 +1,10 @@
-"""Prompt templates: a question to the text that the policy is given."""
+"""Prompt templates: functions from a question to the policy's input text."""
 
 from collections.abc import Sequence
 
 from r1jax.types import Example, Tokenizer
 
-# arXiv:2501.12948, Table 1, word for word; "prompt" is the question's place.
+# arXiv:2501.12948, Table 1, verbatim. The question replaces "prompt".
 R1_ZERO = (
   "A conversation between User and Assistant. The user asks a question, and "
   "the Assistant solves it. The assistant first thinks about the reasoning "
@@ -16,13 +16,13 @@ R1_ZERO = (
 
 
 def r1_zero(question: str) -> str:
-  """The paper's template around `question`."""
+  """Returns the question in R1-Zero's template."""
   before, _, after = R1_ZERO.rpartition("prompt")
   return before + question.strip() + after
 
 
 def plain(question: str) -> str:
-  """No template: the question and a line break."""
+  """Returns the question and a line break, without any template."""
   return question.strip() + "\n"
 
 
@@ -30,7 +30,10 @@ TEMPLATES = {"r1_zero": r1_zero, "plain": plain}
 
 
 def encode(template: str, question: str, tokenizer: Tokenizer) -> list[int]:
-  """Token ids of `question` in the template, BOS included where it belongs."""
+  """Returns the token ids of a question in a template.
+
+  They begin with the tokenizer's `prefix_ids`, such as BOS.
+  """
   text = TEMPLATES[template](question)
   return [*tokenizer.prefix_ids, *tokenizer.encode(text)]
 
@@ -38,15 +41,15 @@ def encode(template: str, question: str, tokenizer: Tokenizer) -> list[int]:
 def encode_prompts(
   examples: Sequence[Example], template: str, tokenizer: Tokenizer
 ) -> list[list[int]]:
-  """The token ids of each example's prompt in the template."""
+  """Returns the token ids of each example's prompt in a template."""
   return [encode(template, example.prompt, tokenizer) for example in examples]
 
 
 def shared_tokens(template: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-  """The token ids with which every prompt in this template begins.
+  """Returns the token ids with which every prompt in a template begins.
 
-  Found by trying questions that have nothing in common. The last token that
-  their texts share is left out: what follows may still be joined to it.
+  It compares the ids of questions that have nothing in common. The last common
+  token is left out, because another question could be merged with it.
   """
   first, *others = (
     tokenizer.encode(TEMPLATES[template](question))

@@ -233,7 +233,7 @@ def pick_template(name: str, words: chat.ChatTokenizer) -> chat.Template:
   """The template of that name; "auto" is the model's own, or R1-Zero's."""
   if name == "auto":
     name = "r1_zero" if words.chat_template is None else "own"
-  return chat.own_template(words) if name == "own" else TEMPLATES[name]
+  return chat.tokenizer_template(words) if name == "own" else TEMPLATES[name]
 
 
 def clean(text: str) -> str:

@@ -114,7 +114,7 @@ def test_an_end_that_also_pads_is_learned(small):
 
 
 def test_a_chatml_answer_ends_with_its_mark(chatml, small):
-  template = chat.own_template(chatml)
+  template = chat.tokenizer_template(chatml)
   told = said("Hi", "<think>x</think>Ho")
   ((prompt, completion),) = learn(told, chatml, template)
   assert chatml.decode(prompt) == template(
