@@ -1,26 +1,36 @@
 """Datasets of examples with random access, and drawing from them.
 
-To add a dataset, write a module with a function `load` and add it to DATASETS.
+A dataset is a sequence of Examples. To add one, write a module with a function
+`load` and add it to DATASETS. A config can also name a function of the user's
+module:
+
+    dataset=dict(name="my_module:load", path="mine.jsonl")
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from r1jax.data import mixture, order, problems, reasoning_gym, worked
+from r1jax import config
+from r1jax.data import custom, mixture, order, problems, reasoning_gym, worked
 from r1jax.types import Example
 
-DATASETS: dict[str, Callable | Mapping[str, Callable]] = {
-  "problems": problems.load,
-  "reasoning_gym": reasoning_gym.load,
-  "worked": worked.load,
-}
-DATASETS["mixture"] = {
-  name: mixture.part_loader(load) for name, load in DATASETS.items()
-}
-
 PROBES = 16  # Examples of a generated dataset that are hashed.
+
+
+DATASETS = config.Table(
+  {
+    "problems": problems.load,
+    "reasoning_gym": reasoning_gym.load,
+    "worked": worked.load,
+  },
+  custom.dataset,
+)
+DATASETS["mixture"] = config.Table(
+  {name: mixture.part_loader(load) for name, load in DATASETS.items()},
+  lambda function: mixture.part_loader(custom.dataset(function)),
+)
 
 
 def load(name: str = "", **section) -> Sequence[Example]:

@@ -1,12 +1,8 @@
 """Conversations as token ids: prompts for sampling, demonstrations for SFT.
 
-A conversation is a list of messages, {"role": "user", "content": "Hi"}, with
-the roles system, user, assistant and tool. A template renders it as one text,
-
-    template(messages, generation_prompt=True)
-
-which ends where the assistant continues. A template may prefill the beginning
-of the answer, such as "<think>", which is then a part of the prompt.
+A template (see `data.templates`) renders a conversation as one text. It may
+prefill the beginning of the answer, such as "<think>", which is then a part of
+the prompt.
 
 A message cannot forge a turn of another role. The name of a special token
 within a message, such as `<｜Assistant｜>`, becomes ordinary tokens. Only the
@@ -14,20 +10,29 @@ template writes special tokens, except that an assistant's message may contain
 <think> and </think>. All other text is encoded as the rendered text would be.
 """
 
-import dataclasses
-import json
+import functools
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from r1jax.data import jinja
-from r1jax.types import Tokenizer
+from r1jax.data import templates
+from r1jax.data.templates import (
+  BEGIN_THOUGHT,
+  END_THOUGHT,
+  Message,
+  Template,
+  check_messages,
+)
+from r1jax.types import Example, Tokenizer
 
-Message = Mapping[str, Any]
-Template = Callable[..., str]
-
-BEGIN_THOUGHT, END_THOUGHT = "<think>", "</think>"
-ROLES = ("system", "user", "assistant", "tool")
+# A template's prefill: an unfinished thought, or an empty one for a model that
+# shall not think.
+PREFILL = re.compile(
+  r"<think>(?:(?!</?think>).)*\Z|<think>\s*\n\s*</think>\s*\Z", re.DOTALL
+)
+# Questions that have nothing in common; see `shared_tokens`.
+PROBES = ("What", "0", "(x", "\u8ba1\u7b97")
 
 
 @runtime_checkable
@@ -61,134 +66,12 @@ class Demonstration(NamedTuple):
   completion: list[int]  # EOS included.
 
 
-# Templates: from messages to text.
-
-
-def deepseek_r1(
-  messages: Sequence[Message], *, generation_prompt: bool = False
-) -> str:
-  """Returns a conversation in DeepSeek-R1's template of January 2025.
-
-  Thoughts of past answers are removed. Of several tool calls, only the first in
-  a conversation opens a turn, as in the released template.
-  """
-  _check(messages)
-  system = [m["content"] for m in messages if m["role"] == "system"]
-  texts = ["<｜begin▁of▁sentence｜>", "\n\n".join(system)]
-  called = reported = False  # Whether there was a tool call, and an output.
-  open_outputs = False  # Whether the last message is a tool's.
-  for message in messages:
-    role, content = message["role"], message["content"]
-    if role == "user":
-      texts += ["<｜User｜>", content]
-    elif role == "tool":
-      if not reported:
-        texts.append("<｜tool▁outputs▁begin｜>")
-      texts += ["<｜tool▁output▁begin｜>", content, "<｜tool▁output▁end｜>"]
-      reported = True
-    elif message.get("tool_calls"):
-      opening = f"<｜Assistant｜>{content or ''}<｜tool▁calls▁begin｜>"
-      calls = "\n".join(map(_tool_call, message["tool_calls"]))
-      texts += ["\n" if called else opening, calls]
-      texts.append("<｜tool▁calls▁end｜><｜end▁of▁sentence｜>")
-      called = True
-    elif role == "assistant":
-      if open_outputs:
-        texts += ["<｜tool▁outputs▁end｜>", content]
-      else:
-        texts += ["<｜Assistant｜>", content.rpartition(END_THOUGHT)[2]]
-      texts.append("<｜end▁of▁sentence｜>")
-    if role != "system":
-      open_outputs = role == "tool"
-  if open_outputs:
-    texts.append("<｜tool▁outputs▁end｜>")
-  elif generation_prompt:
-    texts.append("<｜Assistant｜>")
-  return "".join(texts)
-
-
-def deepseek_r1_think(
-  messages: Sequence[Message], *, generation_prompt: bool = False
-) -> str:
-  """Returns a conversation in the later template, which prefills "<think>".
-
-  The templates of the distilled models differ from it for tools, and for
-  several system messages, of which they keep only the last.
-  """
-  text = deepseek_r1(messages, generation_prompt=generation_prompt)
-  opens = generation_prompt and text.endswith("<｜Assistant｜>")
-  return text + f"{BEGIN_THOUGHT}\n" if opens else text
-
-
-TEMPLATES = {"deepseek_r1": deepseek_r1, "deepseek_r1_think": deepseek_r1_think}
-
-
-def _tool_call(call: Mapping[str, Any]) -> str:
-  """Returns the text of a tool call."""
-  function = call["function"]
-  return (
-    f"<｜tool▁call▁begin｜>{call['type']}<｜tool▁sep｜>{function['name']}\n"
-    f"```json\n{function['arguments']}\n```<｜tool▁call▁end｜>"
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class QuestionOnly:
-  """A template for base models: `write(question)` of the last message."""
-
-  write: Callable[[str], str]
-
-  def __call__(
-    self, messages: Sequence[Message], *, generation_prompt: bool = False
-  ) -> str:
-    """Returns the text of the last message, which must be a user's."""
-    _check(messages)
-    if any(message["role"] == "system" for message in messages):
-      raise ValueError("this template does not support system messages")
-    if not messages or messages[-1]["role"] != "user":
-      raise ValueError("this template needs a user's message at the end")
-    return self.write(messages[-1]["content"])
-
-
-def tokenizer_template(tokenizer: ChatTokenizer) -> Template:
-  """Returns the tokenizer's Jinja template, which runs in a sandbox.
-
-  It renders with the same variables as in `transformers`, without tools:
-  `messages`, the special tokens by name (`bos_token`, `pad_token`, ...) and
-  `add_generation_prompt`. Raises ValueError if there is no template; the
-  template raises it for messages that it refuses or fails on.
-  """
-  if tokenizer.chat_template is None:
-    raise ValueError("the tokenizer has no chat template")
-  compiled = jinja.compiled(tokenizer.chat_template)
-
-  def template(
-    messages: Sequence[Message], *, generation_prompt: bool = False
-  ) -> str:
-    _check(messages)
-    try:
-      return compiled.render(
-        messages=list(messages),
-        add_generation_prompt=generation_prompt,
-        tools=None,
-        documents=None,
-        **tokenizer.special_tokens_map,
-      )
-    except Exception as error:  # A template can raise errors of any type.
-      raise ValueError(f"the chat template failed: {error}") from error
-
-  return template
-
-
 def without_thought(text: str) -> str:
   """Returns an answer without its thought; "" if the thought is not closed."""
   before, ended, after = text.rpartition(END_THOUGHT)
   if not ended and after.lstrip().startswith(BEGIN_THOUGHT):
     return ""
   return after
-
-
-# From messages to token ids.
 
 
 def prompt(
@@ -223,13 +106,8 @@ def demonstrations(
   """
   if turns not in ("last", "each"):
     raise ValueError(f'turns must be "last" or "each", got {turns!r}')
-  end = end_of_turn(template, tokenizer)
-  if end not in tokenizer.eos_ids:
-    raise ValueError(
-      f"the template ends a turn with {tokenizer.id_to_token(end)!r}, which is "
-      "not an EOS of the tokenizer, so that generation would not stop there"
-    )
-  _check(messages)
+  end = check_end_of_turn(template, tokenizer)
+  check_messages(messages)
   messages, spelled = _shield(messages, tokenizer)
   answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
   if turns == "last" and (not answers or answers[-1] != len(messages) - 1):
@@ -254,6 +132,46 @@ def demonstrations(
   return result
 
 
+def encode(template: str, question: str, tokenizer: Tokenizer) -> list[int]:
+  """Returns the token ids of a question in a template.
+
+  They include BOS if the template or the tokenizer adds it.
+  """
+  render = templates.find(template, tokenizer)
+  return prompt(templates.user_turn(question), render, tokenizer).ids
+
+
+def encode_prompts(
+  examples: Sequence[Example], template: str, tokenizer: Tokenizer
+) -> list[list[int]]:
+  """Returns the token ids of each example's prompt in a template."""
+  render = templates.find(template, tokenizer)
+  return [
+    prompt(templates.user_turn(example.prompt), render, tokenizer).ids
+    for example in examples
+  ]
+
+
+def prefill(template: str, tokenizer: Tokenizer) -> str:
+  """Returns the template's prefill of every answer: "", or "<think>\\n"."""
+  render = templates.find(template, tokenizer)
+  return prompt(templates.user_turn(PROBES[0]), render, tokenizer).prefill
+
+
+def shared_tokens(template: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+  """Returns the token ids with which every prompt in a template begins.
+
+  They are those that the prompts of PROBES share. The last one is left out,
+  because another question could be merged with it.
+  """
+  first, *others = (encode(template, probe, tokenizer) for probe in PROBES)
+  size = 0
+  while all(size < len(o) and o[size] == first[size] for o in others):
+    size += 1
+  least = len(_prefix_ids(templates.find(template, tokenizer), tokenizer))
+  return tuple(first[: max(size - 1, least)])
+
+
 def end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
   """Returns the id of the special token with which the template ends an answer.
 
@@ -275,19 +193,37 @@ def end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
   return [*ends, *others, tokenizer.eos_ids[0]][0]
 
 
+def check_end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
+  """Returns `end_of_turn`; raises ValueError if it is not an EOS."""
+  end = end_of_turn(template, tokenizer)
+  if end not in tokenizer.eos_ids:
+    raise ValueError(
+      f"the template ends a turn with {tokenizer.id_to_token(end)!r}, which is "
+      "not an EOS of the tokenizer, so that generation would not stop there"
+    )
+  return end
+
+
 def _prefix_ids(
   template: Template, tokenizer: ChatTokenizer
 ) -> tuple[int, ...]:
   """Returns the ids before the text; chat templates write BOS themselves."""
-  return tokenizer.prefix_ids if isinstance(template, QuestionOnly) else ()
+  is_text = isinstance(template, templates.QuestionOnly)
+  return tokenizer.prefix_ids if is_text else ()
 
 
 def _prompt_text(
   messages: Sequence[Message], template: Template
 ) -> tuple[str, str]:
-  """Returns the text before the answer, and the template's prefill of it."""
+  """Returns the text before the answer, and the template's prefill of it.
+
+  The prefill is searched only in the text that a generation prompt adds,
+  because a message may contain the tags, too.
+  """
   text = template(messages, generation_prompt=True)
-  opened = re.search(rf"{BEGIN_THOUGHT}\s*\Z", text)
+  ended = template(messages)
+  added = len(os.path.commonprefix([text, ended]))
+  opened = PREFILL.search(text, added)
   cut = opened.start() if opened else len(text)
   return text[:cut], text[cut:]
 
@@ -301,11 +237,12 @@ def _shield(
   can neither find nor form a special token, whatever it does with the text. The
   second result maps placeholders to names.
   """
-  _check(messages)
-  names = tokenizer.special_tokens
-  if not names:
+  check_messages(messages)
+  every, others = _patterns(tuple(getattr(tokenizer, "special_tokens", ())))
+  texts = [*_texts(list(messages))]
+  if not any(map(every.search, texts)):
     return list(messages), {}
-  used = {*json.dumps(list(messages), ensure_ascii=False, default=str)}
+  used = set().union(*texts)
   free = (c for c in map(chr, range(0xF0000, 0xFFFFE)) if c not in used)
   marks: dict[str, str] = {}
 
@@ -323,9 +260,6 @@ def _shield(
       marks[name] = next(free)
     return marks[name]
 
-  any_of = lambda names: re.compile("|".join(map(re.escape, names)) or "(?!)")
-  every = any_of(names)
-  others = any_of([n for n in names if n not in (BEGIN_THOUGHT, END_THOUGHT)])
   shielded = []
   for message in messages:
     copy = shield(message, every)
@@ -333,6 +267,24 @@ def _shield(
       copy["content"] = shield(message["content"], others)
     shielded.append(copy)
   return shielded, {character: name for name, character in marks.items()}
+
+
+def _texts(value: Any) -> Iterator[str]:
+  """Yields all strings in messages."""
+  if isinstance(value, str):
+    yield value
+  elif isinstance(value, Mapping | list | tuple):
+    parts = value.values() if isinstance(value, Mapping) else value
+    for part in parts:
+      yield from _texts(part)
+
+
+@functools.cache
+def _patterns(names: tuple[str, ...]) -> tuple[re.Pattern, re.Pattern]:
+  """Returns patterns of all names, and of all but the tags of a thought."""
+  others = [n for n in names if n not in (BEGIN_THOUGHT, END_THOUGHT)]
+  any_of = lambda names: re.compile("|".join(map(re.escape, names)) or "(?!)")
+  return any_of(names), any_of(others)
 
 
 def _encode(
@@ -343,23 +295,8 @@ def _encode(
     return tokenizer.encode(text)
   ids = []
   for part in re.split(f"([{''.join(spelled)}])", text):
-    is_name = part in spelled
-    if is_name:
+    if part in spelled:
       ids += tokenizer.encode_ordinary(spelled[part])
     else:
       ids += tokenizer.encode(part)
   return ids
-
-
-def _check(messages: Sequence[Message]) -> None:
-  """Raises ValueError unless every message has a known role and a text."""
-  for i, message in enumerate(messages):
-    if message.get("role") not in ROLES:
-      raise ValueError(
-        f"message {i}: role must be one of {', '.join(ROLES)}, got "
-        f"{message.get('role')!r}"
-      )
-    content = message.get("content")
-    calls = message["role"] == "assistant" and message.get("tool_calls")
-    if not isinstance(content, str) and not (content is None and calls):
-      raise ValueError(f"message {i}: content must be text, got {content!r}")

@@ -5,6 +5,7 @@ import functools
 import json
 
 
+@functools.cache
 def compiled(source: str):
   """Returns the compiled template, whose `render` runs in a sandbox.
 

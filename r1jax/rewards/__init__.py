@@ -17,10 +17,8 @@ spec holds a spec for each:
     dict(math=dict(accuracy=1.0), general=dict(helpfulness=1.0))
 """
 
-import difflib
 import inspect
 import logging
-import pkgutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
@@ -28,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from r1jax import config
 from r1jax.rewards import accuracy, format, language, length, random, repetition
 from r1jax.rewards.code import programs
 from r1jax.rewards.judges import judge, learned
@@ -321,9 +320,7 @@ def _term(name: str, entry: Any, examples: Sequence[Example]) -> Term:
   elif name in REWARDS:
     reward = REWARDS[name]
   else:
-    close = difflib.get_close_matches(name, REWARDS, 1)
-    hint = f"did you mean {close[0]!r}?" if close else f"have {[*REWARDS]}"
-    raise ValueError(f"rewards: unknown reward {name!r}; {hint}")
+    raise ValueError(f"rewards: {config.unknown('reward', name, REWARDS)}")
   for key, value in numbers.items():
     if not isinstance(value, (int, float)) or not np.isfinite(value):
       raise ValueError(
@@ -351,13 +348,9 @@ def custom_reward(path: str) -> Reward:
   Raises ValueError if there is no such function.
   """
   try:
-    function = pkgutil.resolve_name(path)
-  except (ImportError, AttributeError, ValueError) as error:
-    raise ValueError(
-      f"rewards: {path!r} cannot be imported as module:function: {error}"
-    ) from None
-  if not callable(function):
-    raise ValueError(f"rewards: {path!r} is {function!r}, not a function")
+    function = config.resolve(path)
+  except ValueError as error:
+    raise ValueError(f"rewards: {error}") from None
   second = [*inspect.signature(function).parameters][1:2]
   return Reward(function, of_group=second == ["completions"], pooled=True)
 

@@ -171,7 +171,7 @@ def add_advantages(
   jax.jit, static_argnames=("num_completions", "name", "coefficient")
 )
 def completion_kl(
-  batch: Batch, *, num_completions: int, name: str, coefficient: float
+  batch: Batch, num_completions: int, *, name: str, coefficient: float
 ) -> Float[Array, "N"]:
   """What each of N completions pays for its distance from the reference.
 

@@ -55,9 +55,9 @@ METRICS: dict[str, tuple[str, str]] = {
   "sampling/logp_diff_mean": ("nats", "|trainer - sampler|, over tokens"),
   "sampling/logp_diff_max": ("nats", "its largest"),
   "sampling/prob_diff_mean": ("", "the same of probabilities"),
-  "sampling/is_ratio_mean": ("", "trainer over sampler probability"),
-  "sampling/is_ratio_max": ("", "its largest"),
-  "sampling/is_clipped_frac": ("share", "tokens whose ratio was truncated"),
+  "sampling/ratio_mean": ("", "trainer over sampler probability"),
+  "sampling/ratio_max": ("", "its largest"),
+  "sampling/ratio_clipped": ("share", "tokens whose ratio was truncated"),
   "router/load/*": ("share", "of a layer's tokens, by expert: a list"),
   "router/load_cv": ("", "std over mean of that load, mean over layers"),
   "router/replay_mismatch": (

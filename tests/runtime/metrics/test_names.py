@@ -14,7 +14,7 @@ entropy/mean ratio/{mean,min,max} clip_ratio/{low,high,region}
 completions/{mean,min,max}_length completions/terminated_{mean,min,max}_length
 completions/{clipped_ratio,eos_frac}
 sampling/{logp_diff_mean,logp_diff_max,prob_diff_mean}
-sampling/{is_ratio_mean,is_ratio_max,is_clipped_frac}
+sampling/{ratio_mean,ratio_max,ratio_clipped}
 gen/{num_gen_batches,discarded_samples,idle_frac}
 optim/{grad_norm,lr,update_norm,skipped} router/{load/0,load_cv,replay_mismatch}
 perf/{tokens_per_s,tokens_per_s_per_device,mfu,step_time,gen_time,reward_time}
