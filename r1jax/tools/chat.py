@@ -228,7 +228,7 @@ def pick_template(
   name: str | None, words: chat.ChatTokenizer
 ) -> templates.Template:
   """The template of that name; None is the model's own, or R1-Zero's."""
-  own = "r1_zero" if words.chat_template is None else templates.OWN
+  own = "r1_zero" if words.chat_template is None else templates.CHAT
   return templates.find(name or own, words)
 
 

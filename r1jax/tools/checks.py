@@ -155,7 +155,7 @@ def prompts(context: Context) -> Iterator[Line]:
   inspection.check_vocabulary(words, context.model[0])
   render = templates.find(c.template, words)
   bare = isinstance(render, templates.QuestionOnly)
-  eos = ", ".join(f"{i} {words.piece(i)!r}" for i in words.eos_ids)
+  eos = ", ".join(f"{i} {words.id_to_token(i)!r}" for i in words.eos_ids)
   for example in context.examples[:3]:
     turn = templates.user_turn(example.prompt)
     text = render(turn, generation_prompt=True)
@@ -185,7 +185,7 @@ def prompts(context: Context) -> Iterator[Line]:
   ids = declared if isinstance(declared, list) else [declared]
   if declared is not None and not {*ids} & {*words.eos_ids}:
     yield Line(WRONG, f"EOS is {declared} in the model's config.json")
-  pieces = ", ".join(f"{i} {words.piece(i)!r}" for i in words.prefix_ids)
+  pieces = ", ".join(f"{i} {words.id_to_token(i)!r}" for i in words.prefix_ids)
   yield Line(OK, f"prompts begin with {pieces or 'no BOS'} (tokenizer.bos)")
 
 
@@ -365,7 +365,7 @@ def documents(context: Context) -> Iterator[Line]:
   settings = c.tokenizer.to_dict()
   settings["documents"] = min(settings["documents"], 2000)
   with tempfile.TemporaryDirectory() as folder:
-    words = tokenizer.fit_once(
+    words = tokenizer.load_or_fit(
       (example.answer for example in context.dataset),
       pathlib.Path(folder),
       **settings,
@@ -374,7 +374,7 @@ def documents(context: Context) -> Iterator[Line]:
   yield Line(
     OK,
     f"a tokenizer of {settings['documents']:,} documents has "
-    f"{words.vocab_size} ids; EOS is {words.piece(words.eos_ids[0])!r}",
+    f"{words.vocab_size} ids; EOS is {words.id_to_token(words.eos_ids[0])!r}",
   )
   mesh, tokens, used = sharding.make_mesh(data=1), 0, 0
   for step in range(first):

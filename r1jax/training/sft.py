@@ -50,7 +50,7 @@ def train(
   dataset = data.load(**config.dataset.to_dict())
   contents = {"dataset": data.content_hash(dataset)}
   claim(workdir, config.to_dict(), contents, ignore=CHANGEABLE)
-  load = lambda: tokenizer.fit_once(
+  load = lambda: tokenizer.load_or_fit(
     (example.answer for example in dataset),
     pathlib.Path(workdir) / "tokenizer",
     **config.tokenizer,
@@ -250,7 +250,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 SECTIONS = {
   "mesh": sharding.make_mesh,
   "model": preset,
-  "tokenizer": tokenizer.fit_once,
+  "tokenizer": tokenizer.load_or_fit,
   "dataset": data.DATASETS,
   "rows": make_batch,
   "loss": objective,

@@ -8,7 +8,7 @@ from r1jax.data import chat, packing
 from r1jax.data.templates import (
   deepseek_r1,
   deepseek_r1_think,
-  own_template,
+  tokenizer_template,
 )
 
 END, USER, ASSISTANT = "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"
@@ -119,7 +119,7 @@ def test_an_end_that_also_pads_is_learned(small):
 
 
 def test_a_chatml_answer_ends_with_its_mark(chatml, small):
-  template = own_template(chatml)
+  template = tokenizer_template(chatml)
   told = said("Hi", "<think>x</think>Ho")
   ((prompt, completion),) = learn(told, chatml, template)
   assert chatml.decode(prompt) == template(

@@ -44,7 +44,7 @@ def drawn(dataset, label, rounds, count=8, seed=0):
 @given(WEIGHTS, st.integers(1, 20), st.integers(0, 10**9))
 @settings(deadline=None, max_examples=50)
 def test_each_round_has_the_proportions(weights, count, step):
-  whole = mixture.units(weights)
+  whole = mixture.integer_weights(weights)
   parts = mixture.quotas(whole, count, step)
   assert sum(number for _, number in parts) == count
   assert sum(first for first, _ in parts) == count * step
@@ -57,7 +57,7 @@ def test_each_round_has_the_proportions(weights, count, step):
 @given(WEIGHTS, st.integers(1, 20))
 @settings(deadline=None, max_examples=20)
 def test_a_step_goes_on_where_the_last_ended(weights, count):
-  whole, seen = mixture.units(weights), [0] * len(weights)
+  whole, seen = mixture.integer_weights(weights), [0] * len(weights)
   for step in range(12):
     parts = mixture.quotas(whole, count, step)
     assert [first for first, _ in parts] == seen
@@ -65,7 +65,7 @@ def test_a_step_goes_on_where_the_last_ended(weights, count):
 
 
 def test_in_the_long_run_the_proportions_are_exact():
-  whole = mixture.units([2.5, 1.25, 0.1])
+  whole = mixture.integer_weights([2.5, 1.25, 0.1])
   rounds = sum(whole)
   parts = mixture.quotas(whole, 3, rounds)
   assert whole == [50, 25, 2]
@@ -234,7 +234,7 @@ def test_a_config_loads_a_mixture(problems):
   ("section", "message"),
   [
     (dict(), "dataset.name is '', with"),
-    (dict(mixture={}, path="x"), "'mixture' stands alone"),
+    (dict(mixture={}, path="x"), "set dataset.mixture and nothing else"),
     (dict(mixture={}), "names no dataset"),
     (
       dict(mixture=dict(problems=dict(weight=0, path=""))),
@@ -284,7 +284,7 @@ def test_what_is_never_or_always_solved_is_left_out(tmp_path, problems):
   inspection.report_mixture([*loaded], Console(file=told))
   assert told.getvalue() == (
     "problems: 100.0% of each round, from 5 examples; left out 1 below and 2 "
-    "above the range of pass rates; 3 have none on record\n"
+    "above the range of pass rates; 3 have no pass rate\n"
   )
 
 
@@ -301,16 +301,16 @@ def test_what_is_never_or_always_solved_is_left_out(tmp_path, problems):
 def test_a_wrong_record_is_named(tmp_path, row, message):
   path = record(tmp_path, row)
   with pytest.raises(ValueError, match=message):
-    pass_rates.choose(part("a", 3, 1).dataset, path, 0.0, 1.0)
+    pass_rates.select(part("a", 3, 1).dataset, path, 0.0, 1.0)
 
 
 def test_a_range_that_keeps_nothing_is_refused(tmp_path):
   path = record(tmp_path, *(dict(id=str(i), pass_rate=1.0) for i in range(3)))
   examples = part("a", 3, 1).dataset
   with pytest.raises(ValueError, match=r"no example.*within 0\.0\.\.0\.5"):
-    pass_rates.choose(examples, path, 0.0, 0.5)
+    pass_rates.select(examples, path, 0.0, 0.5)
   with pytest.raises(ValueError, match="are no range"):
-    pass_rates.choose(examples, path, 0.5, 0.4)
+    pass_rates.select(examples, path, 0.5, 0.4)
 
 
 def test_a_directory_of_records_is_read_whole(tmp_path):

@@ -230,10 +230,10 @@ def test_instructions_need_no_answer(tmp_path):
 @pytest.mark.parametrize(
   ("line", "kwargs", "message"),
   [
-    ('{"question": "q", "answer": NaN}', {}, "not JSON: NaN is no JSON"),
-    ('{"question": "q", "answer": -Infinity}', {}, "-Infinity is no JSON"),
-    ('{"question": "q", "answer": 1e999}', {}, "not JSON: 1e999 is no JSON"),
-    ('{"question": "q", "answer": [1, NaN]}', {}, "not JSON: NaN is no JSON"),
+    ('{"question": "q", "answer": NaN}', {}, "not JSON: NaN is not JSON"),
+    ('{"question": "q", "answer": -Infinity}', {}, "-Infinity is not JSON"),
+    ('{"question": "q", "answer": 1e999}', {}, "not JSON: 1e999 is not JSON"),
+    ('{"question": "q", "answer": [1, NaN]}', {}, "not JSON: NaN is not JSON"),
     (r'{"question": "a\ud800b", "answer": 5}', {}, r"\\ud800 alone is no ch"),
     (r'{"question": "a", "answer": "\udc00"}', {}, r"\\udc00 alone is no ch"),
     (r'{"q\uDBFF": "a", "answer": "5"}', {}, r"\\udbff alone is no ch"),
@@ -259,14 +259,14 @@ def test_instructions_need_no_answer(tmp_path):
     (
       '{"prompt": "q", "choices": ["a"], "answer": 1}',
       dict(domain="choice"),
-      "'answer' is 1, of 1 choices",
+      "'answer' is 1, but has 1 choices",
     ),
     (
       '{"prompt": "q", "choices": "a", "answer": 1}',
       dict(domain="choice"),
       "choices must be a list, got 'a'",
     ),
-    ("[1]", {}, "want a JSON object, got a list"),
+    ("[1]", {}, "must be a JSON object, got a list"),
     ('{"question": "q"', {}, "not JSON"),
     ('{"question": "q", "answer": "1"} x', {}, "not JSON: Extra data"),
     ("", {}, "no problems in it"),
@@ -319,7 +319,7 @@ def test_two_splits_make_the_whole(tmp_path):
   assert not train & test
   assert len(train | test) == 300
   assert 10 < len(test) < 60
-  with pytest.raises(ValueError, match="none is for 'test'"):
+  with pytest.raises(ValueError, match="is in the split 'test'"):
     problems.load(path=write(tmp_path, *numbered(1)), split="test")
   with pytest.raises(ValueError, match="got 'valid'"):
     problems.load(path=path, split="valid")

@@ -145,5 +145,5 @@ def test_bad_arguments_are_named(change, message):
 
 def test_too_few_problems_for_testing_is_an_error():
   tiny = {"chain_sum": dict(min_terms=2, max_terms=2, max_digits=1)}
-  with pytest.raises(ValueError, match="chain_sum: only .* ask for fewer"):
+  with pytest.raises(ValueError, match="chain_sum: only .* reduce `size`"):
     [*load(tiny, "test", 100)]

@@ -321,11 +321,11 @@ def run(python, *arguments, **kwargs):
     ([f"--model={BASE}", "--promt=a"], "unknown flag --promt; did you mean"),
     (
       [f"--model={BASE}", "--prompt=a", "--system=b"],
-      "this template has no place for a system message",
+      "this template does not support system messages",
     ),
     (
       [f"--model={BASE}", "--prompt=a", "--template=chat"],
-      "the tokenizer has no chat template of its own",
+      "the tokenizer has no chat template",
     ),
     (
       [f"--model={BASE}", "--prompt=a", "--temperature=-1"],

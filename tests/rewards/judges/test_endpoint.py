@@ -330,7 +330,7 @@ def test_a_cache_that_cannot_be_written_loses_no_value(
   (tmp_path / "file").write_text("in the way")
   place = place._replace(cache=str(tmp_path / "file"))
   assert ask(place, asks(1), number)() == [7.0]
-  assert "is not kept" in caplog.text
+  assert "cannot be cached" in caplog.text
 
 
 # The file alone, without its package: it starts in a tenth of a second.
@@ -340,7 +340,7 @@ module = runpy.run_path(sys.argv[1])
 place, request = module["Endpoint"]("", "m"), module["Request"]("a", "b")
 for i in range(200):
   reply = sys.argv[2] * (1 + 5000 * (i % 4))
-  module["_remember"](pathlib.Path(sys.argv[3]), place, request, reply)
+  module["_write_cache"](pathlib.Path(sys.argv[3]), place, request, reply)
 """
 
 
@@ -355,7 +355,7 @@ def test_processes_that_share_a_cache_read_whole_replies(tmp_path):
   ]
   seen = set()
   while any(writer.poll() is None for writer in writers):
-    reply = endpoint._recall(file)
+    reply = endpoint._read_cache(file)
     assert reply or not seen  # From the first on there is always one.
     if reply:
       assert len({*reply}) == 1
