@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks import command
 from r1jax.data import jsonl
 from r1jax.rewards import accuracy
-from r1jax.rewards.maths import answers, verifier
+from r1jax.rewards.maths import answers, latex, verifier
 from r1jax.rewards.pool.pool import Call, GraderPool
 from r1jax.types import Completion, Example
 
@@ -162,12 +162,11 @@ def without_fast_path(
   looped: Sequence,
   loop_seconds: float,
 ) -> dict:
-  """The pool alone: math-verify is asked about every answer."""
+  """The pool alone: math-verify decides about every answer."""
+  texts = [(e.answer, accuracy.extract(c) or "") for e, c in rows]
   calls = [
-    Call(
-      answers.grade, (example, accuracy.extract(written) or ""), {"fast": False}
-    )
-    for example, written in rows
+    Call(verifier.equivalent, (latex.clean(gold), latex.clean(answer)))
+    for gold, answer in texts
   ]
   values, seconds = _timed(lambda: pool.map(calls))
   same = sum(map(operator.eq, values, looped))

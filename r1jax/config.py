@@ -5,8 +5,9 @@ module says of which one in its SECTIONS:
 
     SECTIONS = {"loss": grpo_loss, "dataset": data.DATASETS, ...}
 
-A table stands for the entry that the section's `name` picks; without a `name`,
-the section's keys are themselves names in it, or labels of sections that have a
+A table stands for the entry that the section's `name` picks, of a `Table` also
+a function of the user's own module, "my_module:function"; without a `name`, the
+section's keys are themselves names in it, or labels of sections that have a
 `name` of their own. FIELDS, beside it, are the plain
 values that the loop reads, and `check(config)` its rules across sections.
 """
@@ -19,6 +20,7 @@ import importlib.util
 import inspect
 import os
 import pathlib
+import pkgutil
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
@@ -57,6 +59,41 @@ def sweep(path: str) -> list[dict[str, Any]]:
   file = path.partition(":")[0]
   function = getattr(_execute(file), "sweep", tuple)
   return [dict(setting) for setting in _guarded(file, function)]
+
+
+def resolve(path: str) -> Callable:
+  """The function that "module:function" names; its module is imported.
+
+  Raises ValueError, in one line, if there is none.
+  """
+  try:
+    function = pkgutil.resolve_name(path)
+  except (ImportError, AttributeError, ValueError) as error:
+    raise ValueError(
+      f"{path!r} is no function of a module that can be imported: {error}"
+    ) from None
+  if not callable(function):
+    raise ValueError(f"{path!r} is {function!r:.80}, and no function")
+  return function
+
+
+class Table(dict):
+  """Functions by name; users' own are there too, by "module:function"."""
+
+  def __init__(
+    self, entries: Mapping, adapt: Callable[[Callable], Any] = lambda f: f
+  ):
+    """`adapt` makes an entry of a user's function."""
+    super().__init__(entries)
+    self._adapt = adapt
+
+  def __contains__(self, name: Any) -> bool:
+    return super().__contains__(name) or ":" in str(name)
+
+  def __missing__(self, name: Any) -> Any:
+    if ":" not in str(name):
+      raise KeyError(name)
+    return self._adapt(resolve(name))
 
 
 def override(

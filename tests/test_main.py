@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 LOOP = """
 import json, os, pathlib, signal, time
-from r1jax import checkpoint, interrupt
+from r1jax.runtime import checkpoint, interrupt
 
 def optimizer(params, *, learning_rate, decay=0.0): ...
 def sums(*, digits): ...
@@ -39,7 +39,7 @@ def train(config, workdir, *, profile=None, sinks=(), replay=None):
     import jax
     print(jax.config.jax_compilation_cache_dir)
   if config.mode == "ok":
-    from r1jax import metrics
+    from r1jax.runtime import metrics
     with metrics.Writer(workdir) as writer:
       writer.write(1, **{"loss/total": 0.5})
     (pathlib.Path(workdir) / "summary.json").write_text('{"rl_steps": 1}\\n')

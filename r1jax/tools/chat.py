@@ -30,21 +30,16 @@ from r1jax import config as configs
 from r1jax.data import chat, templates, tokenizer
 from r1jax.runtime import process
 
-QUESTIONS = {
-  name: chat.QuestionOnly(write) for name, write in templates.TEMPLATES.items()
-}
-TEMPLATES = chat.TEMPLATES | QUESTIONS
-
 
 @dataclasses.dataclass
 class Conversation:
   """Messages so far, and who answers them."""
 
   words: chat.ChatTokenizer
-  template: chat.Template
+  template: templates.Template
   complete: Callable[..., Iterator[int]]  # As of `rollouts.stream.Stream`.
   max_tokens: int
-  messages: list[chat.Message]
+  messages: list[templates.Message]
 
   def ask(self, question: str) -> Iterator[tuple[bool, str]]:
     """The answer as it comes: whether it is thought, and some of its text.
@@ -87,19 +82,19 @@ def tell_apart(texts: Iterable[str]) -> Iterator[tuple[bool, str]]:
     held += text
     if thinking is None:
       start = held.lstrip()
-      if start.startswith(chat.BEGIN_THOUGHT):
+      if start.startswith(templates.BEGIN_THOUGHT):
         thinking = True
-      elif not chat.BEGIN_THOUGHT.startswith(start):
+      elif not templates.BEGIN_THOUGHT.startswith(start):
         thinking = False
       else:
         continue
     if thinking:
-      before, ended, after = held.partition(chat.END_THOUGHT)
+      before, ended, after = held.partition(templates.END_THOUGHT)
       if ended:
         yield True, before + ended
         held, thinking = after, False
       else:
-        keep = _overlap(held, chat.END_THOUGHT)
+        keep = _overlap(held, templates.END_THOUGHT)
         cut = len(held) - keep
         if cut:
           yield True, held[:cut]
@@ -229,11 +224,12 @@ def model_directory(options: flags.FlagValues) -> str:
   return options.model
 
 
-def pick_template(name: str, words: chat.ChatTokenizer) -> chat.Template:
-  """The template of that name; "auto" is the model's own, or R1-Zero's."""
-  if name == "auto":
-    name = "r1_zero" if words.chat_template is None else "own"
-  return chat.own_template(words) if name == "own" else TEMPLATES[name]
+def pick_template(
+  name: str | None, words: chat.ChatTokenizer
+) -> templates.Template:
+  """The template of that name; None is the model's own, or R1-Zero's."""
+  own = "r1_zero" if words.chat_template is None else templates.OWN
+  return templates.find(name or own, words)
 
 
 def clean(text: str) -> str:
@@ -278,7 +274,7 @@ def main() -> None:
     screen.show(conversation.ask(clean(question).strip()))
     return
   print("Ctrl-C stops an answer, Ctrl-D leaves.", file=sys.stderr)
-  if conversation.template in QUESTIONS.values():
+  if isinstance(conversation.template, templates.QuestionOnly):
     print("This template sees one question alone.", file=sys.stderr)
   converse(conversation, screen)
 
@@ -288,12 +284,12 @@ def define_flags() -> None:
   flags.DEFINE_string("model", None, "Directory of a model and its tokenizer.")
   flags.DEFINE_string("prompt", None, "Ask this alone, and leave.")
   flags.DEFINE_string("system", "", "A system message; R1 is best without.")
-  flags.DEFINE_enum(
+  flags.DEFINE_string(
     "template",
-    "auto",
-    ["auto", "own", *TEMPLATES],
-    "How a conversation is written; auto: as the model's own chat template "
-    "does, or as R1-Zero's if it has none.",
+    None,
+    "How a conversation is written: as the model's own 'chat' template does, "
+    f"as {', '.join(templates.TEMPLATES)}, or as a text with {{question}} in "
+    "it; if not given, chat, or r1_zero if the model has none of its own.",
   )
   flags.DEFINE_bool(
     "bos",

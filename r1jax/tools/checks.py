@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from r1jax import config as configs
 from r1jax import data, rewards
-from r1jax.data import templates, tokenizer
+from r1jax.data import chat, templates, tokenizer
 from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
 from r1jax.models.presets import preset
@@ -84,13 +84,13 @@ class Context:
   @functools.cached_property
   def shared(self):
     """The token ids with which all prompts begin."""
-    return templates.shared_tokens(self.config.template, self.words)
+    return chat.shared_tokens(self.config.template, self.words)
 
   @functools.cached_property
   def sizes(self):
     """Tokens of each example's prompt beyond the shared ones."""
     template = self.config.template
-    prompts = templates.encode_prompts(self.examples, template, self.words)
+    prompts = chat.encode_prompts(self.examples, template, self.words)
     return [len(ids) - len(self.shared) for ids in prompts]
 
   @functools.cached_property
@@ -153,14 +153,17 @@ def prompts(context: Context) -> Iterator[Line]:
   """Three prompts as the model reads them, and EOS."""
   c, words, shared = context.config, context.words, context.shared
   inspection.check_vocabulary(words, context.model[0])
+  render = templates.find(c.template, words)
+  bare = isinstance(render, templates.QuestionOnly)
   eos = ", ".join(f"{i} {words.piece(i)!r}" for i in words.eos_ids)
   for example in context.examples[:3]:
-    text = templates.TEMPLATES[c.template](example.prompt)
-    ids = templates.encode(c.template, example.prompt, words)
-    name, begins = example.id, len(words.prefix_ids)
+    turn = templates.user_turn(example.prompt)
+    text = render(turn, generation_prompt=True)
+    ids = chat.prompt(turn, render, words).ids
+    name, begins = example.id, len(words.prefix_ids) if bare else 0
     back = words.decode(ids[begins:])
     at = len(os.path.commonprefix([back, text]))
-    if set(ids[begins:]) & set(words.eos_ids):
+    if bare and set(ids[begins:]) & set(words.eos_ids):
       yield Line(WRONG, f"{name}: EOS ({eos}) stands in the prompt")
     elif back != text:
       yield Line(
@@ -174,7 +177,7 @@ def prompts(context: Context) -> Iterator[Line]:
       yield Line(
         OK,
         f"{name}: {len(ids)} tokens, the first {len(shared)} shared by all, "
-        "decode to the prompt; no EOS in it",
+        "decode to the prompt" + ("; no EOS in it" if bare else ""),
       )
   tags = [f"{tag} {len(words.encode(tag))}" for tag in tokenizer.TAGS]
   yield Line(OK, f"EOS is {eos}; tokens of the tags: {', '.join(tags)}")
@@ -327,7 +330,7 @@ def untemplated(context: Context) -> Iterator[Line]:
   if context.too_large:
     raise ValueError("no round was tried: there is not enough memory for it")
   c, words, (model, params) = context.config, context.words, context.model
-  asked = templates.encode_prompts(context.tested, "plain", words)
+  asked = chat.encode_prompts(context.tested, "plain", words)
   limits = dict(prompt_tokens=max(map(len, asked)))
   engine = make_engine(
     transformer.Transformer(model),
@@ -373,14 +376,15 @@ def documents(context: Context) -> Iterator[Line]:
     f"a tokenizer of {settings['documents']:,} documents has "
     f"{words.vocab_size} ids; EOS is {words.piece(words.eos_ids[0])!r}",
   )
-  tokens, used = 0, 0
+  mesh, tokens, used = sharding.make_mesh(data=1), 0, 0
   for step in range(first):
     examples = data.draw(
       context.dataset, c.batch_examples, seed=c.seed, step=step
     )
-    packed, _, counted = sft.batch(examples, words, **c.rows)
-    tokens += counted
-    used = max(used, int((packed.positions >= 0).any(-1).sum()))
+    pieces = sft.demonstrations(examples, c.template, words)
+    batch = sft.make_batch(mesh, pieces, **c.rows)
+    tokens += int(batch.num_tokens)
+    used = max(used, int((batch.packed.positions >= 0).any(-1).sum()))
   read = c.num_steps * c.batch_examples
   yield Line(
     OK,

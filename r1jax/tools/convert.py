@@ -49,7 +49,7 @@ def find(path: pathlib.Path, *, dtype: str | None, mtp: bool) -> Source:
   settings = configs.read_json(hf.directory(path) / "config.json")
   if "architectures" in settings:
     return in_directory(path, settings, dtype=dtype, mtp=mtp)
-  if (path / checkpoint.FOLDER).is_dir() and "loop" in settings:
+  if "loop" in settings and checkpoint.latest_step(path) is not None:
     return in_workdir(path, settings, mtp=mtp)
   raise ValueError(
     f"{path} is neither the workdir of a run that saved a checkpoint nor a "

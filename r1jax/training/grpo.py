@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 
 from r1jax import data, rewards
+from r1jax.config import bind
 from r1jax.data import templates, tokenizer
 from r1jax.losses import grpo as losses
 from r1jax.losses.advantages import advantages as make_advantages
@@ -244,9 +245,7 @@ def kl_penalties(
 ) -> np.ndarray:
   """What completions [P, G] pay for their distance from the reference."""
   found = [
-    completion_kl(
-      batch, num_completions=shape[0] * shape[1], **config.kl_reward
-    )
+    completion_kl(batch, shape[0] * shape[1], **config.kl_reward)
     for batch in batches
   ]
   return sum(sharding.local(penalties) for penalties in found).reshape(shape)
@@ -307,11 +306,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     )
   inspection.check_steps(config)
   inspection.check_sampling(config.sampling)
-  if config.template not in templates.TEMPLATES:
-    raise ValueError(
-      f"unknown template {config.template!r}; there is "
-      f"{', '.join(templates.TEMPLATES)}"
-    )
+  templates.check(config.template)
+  evaluation = config.evaluation.to_dict()
+  for name in ("test", "larger"):
+    if section := evaluation.get(name):
+      bind(f"evaluation.{name}", section, data.DATASETS)
   rewards.check(**config.rewards.to_dict())
   offload.check(config.offload)
 

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from r1jax.data import templates
+from r1jax.data import chat, templates
 from r1jax.data.mixture import Mixture
 from r1jax.models.config import ModelConfig
 from r1jax.parallel import sharding
@@ -30,14 +30,14 @@ def in_memory(dataset: Sequence[Example]) -> Sequence[Example]:
   if isinstance(dataset, Mixture):
     wholes = (in_memory(part.dataset) for part in dataset.parts.values())
     return [example for whole in wholes for example in whole]
-  return dataset if isinstance(dataset, list) else ()
+  return dataset if isinstance(dataset, list | tuple) else ()
 
 
 def is_in_memory(dataset: Sequence[Example]) -> bool:
   """Whether `in_memory` gives all examples that the dataset can have."""
   if isinstance(dataset, Mixture):
     return all(is_in_memory(part.dataset) for part in dataset.parts.values())
-  return isinstance(dataset, list)
+  return isinstance(dataset, list | tuple)
 
 
 def check_rows(
@@ -93,14 +93,16 @@ def check_dataset(
   config: ml_collections.ConfigDict,
 ) -> None:
   """Raises ValueError for prompts that are too long for their window or row,
-  and for rows that the longest of them could turn out too few for.
+  for rows that the longest of them could turn out too few for, and for a
+  template whose end of a turn would not stop the sampler.
 
   Prompts that are made when they are read can be as long as their window.
   """
+  chat.check_end_of_turn(templates.find(config.template, words), words)
   examples = in_memory(dataset)
   longest = check_prompts(examples, words, config)
   if not is_in_memory(dataset):
-    shared = templates.shared_tokens(config.template, words)
+    shared = chat.shared_tokens(config.template, words)
     longest = max(longest, len(shared) + config.sampling.prompt_tokens)
   check_packing(config, longest)
 
@@ -126,11 +128,8 @@ def check_prompts(
   """
   if not examples:
     return 0
-  shared = len(templates.shared_tokens(config.template, words))
-  prompts = (
-    templates.encode(config.template, example.prompt, words)
-    for example in examples
-  )
+  shared = len(chat.shared_tokens(config.template, words))
+  prompts = chat.encode_prompts(examples, config.template, words)
   sizes = [len(ids) - shared for ids in prompts]
   window, longest = config.sampling.prompt_tokens, max(sizes)
   if longest > window:

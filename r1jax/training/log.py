@@ -32,7 +32,7 @@ class RunLog:
     self._config, self._writer = config, writer
     self._engine, self._dataset = engine, dataset
     self._seconds = collections.Counter()
-    self._warm, self._warned = set(), set()
+    self._warm, self._warned, self._moved = set(), set(), None
     self._round_began = time.monotonic()
     inspection.report_mixture(dataset, writer.console)
     inspection.report_golds(dataset, writer.console)
@@ -112,7 +112,7 @@ class RunLog:
       "data/prompts_seen": done * config.prompts_per_round,
       "perf/gen_time": seconds["sampling"],
       "perf/sync_time": seconds["syncing"],
-      "perf/sync_bytes": self._engine.moved(state.train.params),
+      "perf/sync_bytes": self._sync_bytes(state),
       "perf/reward_time": seconds["grading"],
       "perf/logprob_time": seconds["scoring"],
       "perf/train_time": seconds["learning"],
@@ -159,6 +159,12 @@ class RunLog:
         {name: values[best] for name, values in scores.parts.items()},
         title=f"round {done}, {examples[best].domain}",
       )
+
+  def _sync_bytes(self, state: RLState) -> int:
+    """Bytes that a device receives when the sampler gets the weights."""
+    if self._moved is None:  # The same in every round.
+      self._moved = self._engine.moved(state.train.params)
+    return self._moved
 
   def _warn(self, numbers: Mapping) -> None:
     """Says, once each, what should not be as it is."""

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from r1jax import data, rewards
-from r1jax.data import templates, tokenizer
+from r1jax.data import chat, tokenizer
 from r1jax.models import transformer
 from r1jax.models.config import replace
 from r1jax.models.weights import logical_axes
@@ -99,7 +99,7 @@ def set_up(config: ml_collections.ConfigDict) -> tuple[Run, Params]:
       model,
       words,
       sharding.reshaped(mesh, **config.rollout_mesh),
-      templates.shared_tokens(config.template, words),
+      chat.shared_tokens(config.template, words),
       **config.sampling,
     ),
     optimizer=optimizer,

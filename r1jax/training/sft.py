@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from r1jax import data, hf
-from r1jax.data import packing, tokenizer
+from r1jax.data import chat, packing, templates, tokenizer
 from r1jax.losses.sft import sft_loss
 from r1jax.models import transformer
 from r1jax.models.presets import preset
@@ -87,7 +87,8 @@ def train(
         examples = data.draw(
           dataset, config.batch_examples, seed=config.seed, step=step
         )
-        batch = make_batch(mesh, examples, words, **config.rows)
+        pieces = demonstrations(examples, config.template, words)
+        batch = make_batch(mesh, pieces, **config.rows)
         with interrupt.deferred():
           state, numbers = update(state, batch)
           step += 1
@@ -156,10 +157,29 @@ def objective(model, vocab_size, params, batch: Batch, *, mtp, balance):
   return total, numbers
 
 
+def demonstrations(
+  examples: Sequence[Example], template: str, words: Tokenizer
+) -> list[chat.Demonstration]:
+  """Prompts in the template, which are read, and answers, to be imitated.
+
+  An example without a prompt is a document, imitated from its beginning.
+  """
+  render = templates.find(template, words)
+  found = []
+  for prompt, answer, *_ in examples:
+    if prompt:
+      turns = templates.user_turn(prompt)
+      turns.append({"role": "assistant", "content": answer})
+      found += chat.demonstrations(turns, render, words)
+    else:
+      ids = [*words.encode(answer), words.eos_ids[0]]
+      found.append(chat.Demonstration([*words.prefix_ids], ids))
+  return found
+
+
 def make_batch(
   mesh: Mesh,
-  examples: Sequence[Example],
-  words: Tokenizer,
+  demonstrations: Sequence[chat.Demonstration],
   *,
   width: int,
   max_rows: int,
@@ -169,18 +189,15 @@ def make_batch(
 
   Args:
     mesh: splits the rows.
-    examples: prompts and answers.
-    words: the tokenizer.
+    demonstrations: prompts and answers.
     width: slots of a row.
     max_rows: rows of a batch; unused ones are not computed.
     microbatch_rows: rows that go through the model at once.
   """
-  pieces = []
-  for i, example in enumerate(examples):
-    prompt = words.encode(example.prompt) if example.prompt else []
-    prompt = [*words.prefix_ids, *prompt]
-    answer = [*words.encode(example.answer), words.eos_ids[0]]
-    pieces.append(packing.Piece(prompt, [answer], [i * width]))
+  pieces = [
+    packing.Piece(prompt, [completion], [i * width])
+    for i, (prompt, completion) in enumerate(demonstrations)
+  ]
   packed = packing.pack(pieces, width, rows=max_rows)
   packed, count = microbatches(packed, microbatch_rows)
   imitated = packed.origin >= 0
@@ -225,6 +242,7 @@ def commit() -> str | None:
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for settings that cannot go together."""
   inspection.check_rows(config.rows)
+  templates.check(config.template)
   make_optimizer(**config.optimizer)
   offload.check(config.offload)
 
@@ -239,4 +257,11 @@ SECTIONS = {
   "optimizer": make_optimizer,
 }
 CHANGEABLE = ("num_steps", "metrics_every", "checkpoint_every", "cpu_devices")
-FIELDS = (*CHANGEABLE, "seed", "batch_examples", "router_bias_speed", "offload")
+FIELDS = (
+  *CHANGEABLE,
+  "seed",
+  "template",
+  "batch_examples",
+  "router_bias_speed",
+  "offload",
+)

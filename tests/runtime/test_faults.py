@@ -22,7 +22,7 @@ from r1jax.runtime import checkpoint, interrupt, metrics, workdir
 from r1jax.runtime.metrics.rows import Rows
 from r1jax.types import Example
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def flip(path, position, bit=0):
@@ -60,7 +60,7 @@ def test_no_flipped_bit_is_restored(tmp_path, python):
 
 PRINTS = """
   import sys, numpy as np
-  from r1jax import checkpoint
+  from r1jax.runtime import checkpoint
   like = {"x": np.zeros((40, 50), np.float32), "y": np.zeros(3, np.float32)}
   for workdir in sys.argv[1:]:
     print(checkpoint.restore(workdir, like)["x"].tobytes().hex())
@@ -300,7 +300,7 @@ def test_the_content_of_a_dataset_is_all_of_its_examples(tmp_path):
 
   def content(rows, **mixture):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    part = dict(name="gsm8k", path=str(file))
+    part = dict(name="problems", path=str(file))
     if mixture:
       return data.content_hash(data.load(mixture={"sums": part | mixture}))
     return data.content_hash(data.load(**part))
@@ -325,7 +325,7 @@ def test_the_content_of_a_dataset_is_all_of_its_examples(tmp_path):
 OUTLIVES = """
   import os, sys, time
   from absl import logging
-  from r1jax import console
+  from r1jax.runtime import console
   console.outlive_streams()
   shown = console.Console()
   for i in range(50):

@@ -15,21 +15,22 @@ import pytest
 
 from r1jax.runtime import checkpoint, distributed, rendezvous, service
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 # A process of a job; what it does is appended.
 JOINS = """
   import os, signal, sys, time
   import numpy as np
-  from r1jax import checkpoint, hosts, interrupt, sharding
+  from r1jax.parallel import sharding
+  from r1jax.runtime import checkpoint, distributed, interrupt
 
   address, count, own, workdir = sys.argv[1:]
   own = int(own)
 
   def main():
-    with interrupt.guard(), hosts.job(address, int(count), own):
+    with interrupt.guard(), distributed.job(address, int(count), own):
       import jax
-      assert jax.process_count() == 2 and hosts.is_first() == (own == 0)
+      assert jax.process_count() == 2 and distributed.is_first() == (own == 0)
       work()
 
   def run():
@@ -38,7 +39,7 @@ JOINS = """
     except interrupt.Interrupted as stop:
       sys.exit(128 + stop.signum)
     except BaseException as error:
-      hosts.leave(3)
+      distributed.leave(3)
 """
 
 
@@ -77,12 +78,12 @@ def finish(job):
 AGREES = """
   def work():
     third = np.array([np.nan, 0.1 + own, 1 / 3])
-    both = hosts.all_gather(third)
+    both = distributed.all_gather(third)
     np.testing.assert_array_equal(both[:, 1:], [[0.1, 1 / 3], [1.1, 1 / 3]])
     assert np.isnan(both[:, 0]).all()
-    assert hosts.all_gather(np.bool_(own)).tolist() == [False, True]
-    assert hosts.from_first(lambda: {"own": own}) == {"own": 0}
-    assert hosts.from_first(lambda: own) == 0
+    assert distributed.all_gather(np.bool_(own)).tolist() == [False, True]
+    assert distributed.from_first(lambda: {"own": own}) == {"own": 0}
+    assert distributed.from_first(lambda: own) == 0
 
     # What lies split over both is whole on each, and in a checkpoint.
     mesh = sharding.make_mesh()
@@ -99,7 +100,7 @@ AGREES = """
     # Told to stop, one stops both, at the same step.
     step = 0
     while True:
-      hosts.stop_if_told()
+      distributed.stop_if_told()
       step += 1
       print(step, flush=True)
       if own == 1 and step == 3:
@@ -120,11 +121,11 @@ def test_two_processes_agree(tmp_path):
 
 
 TURNS = """
-  hosts.SILENCE, hosts.PERIOD = 6.0, 2.0
+  distributed.SILENCE, distributed.PERIOD = 6.0, 2.0
 
   def work():
     while True:
-      hosts.stop_if_told()
+      distributed.stop_if_told()
       print("turn", flush=True)
       time.sleep(0.1)
 """
@@ -175,8 +176,8 @@ def test_a_second_signal_ends_a_wait_for_a_host_that_stands_still(tmp_path):
 
 DIFFERS = """
   def work():
-    hosts.compare({"config.seed": 3, "sizes": (1, 2)})
-    hosts.compare({"config.lr": 0.1 + own})
+    distributed.compare({"config.seed": 3, "sizes": (1, 2)})
+    distributed.compare({"config.lr": 0.1 + own})
     time.sleep(60)
 """
 
@@ -276,7 +277,7 @@ RAISES = """
   def work():
     if own == 1:
       raise ValueError("no such\\nfile")
-    hosts.all_gather(np.zeros(3))
+    distributed.all_gather(np.zeros(3))
 """
 
 

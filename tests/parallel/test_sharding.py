@@ -214,7 +214,7 @@ def test_scalars_have_no_rows():
 
 EIGHT = """
   import jax, numpy as np
-  from r1jax import sharding
+  from r1jax.parallel import sharding
   mesh = sharding.make_mesh()
   assert mesh.shape["data"] == mesh.size == 8, mesh.shape
   x = np.arange(48, dtype=np.float32).reshape(16, 3)

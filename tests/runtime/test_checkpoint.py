@@ -20,7 +20,7 @@ import pytest
 from r1jax.runtime import checkpoint, workdir
 from r1jax.types import RLState, TrainState
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def make_state(seed, *, width=8, reference=True):
@@ -230,7 +230,7 @@ def test_saved_buffers_may_be_donated(tmp_path):
 
 RESTORES = """
   import sys, numpy as np
-  from r1jax import checkpoint, workdir
+  from r1jax.runtime import checkpoint, workdir
   like = {"x": np.zeros((40, 50), np.float32), "y": np.zeros(3, np.float32)}
   try:
     print(checkpoint.restore(sys.argv[1], like)["x"].max())
@@ -320,7 +320,7 @@ def test_params_alone(tmp_path):
 
 SAVES = """
   import sys, numpy as np
-  from r1jax import checkpoint, workdir
+  from r1jax.runtime import checkpoint, workdir
   step = checkpoint.latest_step(sys.argv[1]) or 0
   while True:
     step += 1

@@ -24,7 +24,7 @@ data/{pack_fill,pack_spread} reward_infra/{timeout,crash}_count
 domain/math/gsm8k/{reward,accuracy,length,completions} round reference_step
 eval/aime/{pass@1,pass@1_stderr,pass@16,cons@64,mean_length,truncated,unparsed}
 """.split()
-ROOT = pathlib.Path(metrics.__file__).parents[1]
+ROOT = pathlib.Path(metrics.__file__).parents[2]
 
 
 def expand(pattern):
@@ -46,7 +46,7 @@ def test_every_name_in_the_code_is_defined():
   )
   pattern = re.compile(rf'f?"((?:{families})/[^"\s.<]+)"')
   found = set()
-  for folder in ("training", "losses", "rollouts", "metrics"):
+  for folder in ("training", "losses", "rollouts", "runtime"):
     for path in (ROOT / folder).rglob("*.py"):
       found |= {*pattern.findall(path.read_text())}
   # Of a name that is put together, the braces stand for what the run has.
