@@ -97,7 +97,7 @@ def test_any_answer_is_learned_whole_and_ends_once(words):
       ((prompt, completion),) = learn(told, words, template)
       end = id_of(words, END)
       assert completion[-1] == end and end not in completion[:-1]
-      assert {USER, ASSISTANT}.isdisjoint(map(words.piece, completion))
+      assert {USER, ASSISTANT}.isdisjoint(map(words.id_to_token, completion))
       whole = words.decode(prompt) + words.decode(completion[:-1])
       asked = deepseek_r1(told[:-1], generation_prompt=True)
       assert whole == asked + answer
@@ -135,7 +135,7 @@ def test_what_cannot_be_learned_is_said(small):
     learn(said("Hi"), small)
   with pytest.raises(ValueError, match="does not end with an answer"):
     learn([], small)
-  with pytest.raises(ValueError, match="turns 'all' is neither"):
+  with pytest.raises(ValueError, match='turns must be "last" or "each"'):
     learn(said("Hi", "Ho"), small, turns="all")
   call = dict(type="function", function=dict(name="f", arguments=""))
   called = dict(role="assistant", content=None, tool_calls=[call])
