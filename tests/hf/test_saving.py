@@ -124,7 +124,7 @@ def test_a_model_takes_the_place_of_a_model_and_of_nothing_else(
   run = tmp_path / "run"
   run.mkdir()
   (run / "config.json").write_text('{"loop": "grpo"}')
-  with pytest.raises(ValueError, match="something else than a model"):
+  with pytest.raises(ValueError, match="is not the directory of a model"):
     hf.save(run, config, random_params(config))
   assert [path.name for path in run.iterdir()] == ["config.json"]
 
