@@ -183,7 +183,7 @@ def test_logprobs_are_those_of_the_logits(toy, oracle):
 
 @pytest.fixture(scope="module")
 def layer(toy):
-  """An attention layer: weights, inputs, and how to run it with a cache or not."""
+  """An attention layer: weights, inputs, and functions that run it."""
   c = toy.config
   w = jax.tree.map(
     lambda leaf: jnp.asarray(leaf[0]), toy.params["dense"]["attention"]
