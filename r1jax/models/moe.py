@@ -142,7 +142,7 @@ def route(
   """
   scores = (jax.nn.softmax if bias is None else jax.nn.sigmoid)(logits)
   ranked = scores if bias is None else scores + bias
-  chosen = choose(jax.lax.stop_gradient(ranked), e)
+  chosen = choose_experts(jax.lax.stop_gradient(ranked), e)
   indices = chosen if replay is None else jnp.where(replay < 0, chosen, replay)
   # A masked sum instead of a gather, whose gradient would be a scatter.
   one_hot = indices[..., None] == jnp.arange(e.num_routed)
@@ -168,20 +168,22 @@ def router_mismatch(
   return ~same & (replayed >= 0).all(-1)
 
 
-def choose(ranked: Float[Array, "*M E"], e: Experts) -> Int[Array, "*M k"]:
+def choose_experts(
+  ranked: Float[Array, "*M E"], e: Experts
+) -> Int[Array, "*M k"]:
   """The k best experts within each token's best groups; see `route`."""
   if e.groups_per_token < e.num_groups:
     groups = ranked.reshape(*ranked.shape[:-1], e.num_groups, -1)
     counted = min(2 if e.biased else 1, groups.shape[-1])
-    group_scores = largest(groups, counted)[0].sum(-1)
-    _, best = largest(group_scores, e.groups_per_token)
+    group_scores = top_k(groups, counted)[0].sum(-1)
+    _, best = top_k(group_scores, e.groups_per_token)
     eligible = jnp.any(best[..., None] == jnp.arange(e.num_groups), axis=-2)
     groups = jnp.where(eligible[..., None], groups, -jnp.inf)
     ranked = groups.reshape(ranked.shape)
-  return largest(ranked, e.per_token)[1]
+  return top_k(ranked, e.per_token)[1]
 
 
-def largest(
+def top_k(
   x: Float[Array, "*M n"], k: int
 ) -> tuple[Float[Array, "*M k"], Int[Array, "*M k"]]:
   """The k largest numbers in descending order, and their indices.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.models.moe import MoE, choose, rebalance, route
+from r1jax.models.moe import MoE, choose_experts, rebalance, route
 from r1jax.models.presets import preset
 
 RNG = np.random.default_rng(0)
@@ -147,7 +147,9 @@ def experts_with(**overrides):
 def test_experts_are_chosen_within_the_best_groups(scores):
   """V3 ranks groups by their two best experts, V2 by their best."""
   e = experts_with(num_groups=4, groups_per_token=2, per_token=3, scores=scores)
-  for row, got in zip(SCORES, np.asarray(choose(jnp.asarray(SCORES), e))):
+  for row, got in zip(
+    SCORES, np.asarray(choose_experts(jnp.asarray(SCORES), e))
+  ):
     groups = row.reshape(4, 3)
     counted = 2 if scores == "sigmoid" else 1
     value = np.sort(groups, axis=1)[:, -counted:].sum(axis=1)
@@ -157,7 +159,7 @@ def test_experts_are_chosen_within_the_best_groups(scores):
 
 
 def test_without_groups_the_best_are_chosen():
-  got = choose(jnp.asarray(SCORES), experts_with(per_token=4))
+  got = choose_experts(jnp.asarray(SCORES), experts_with(per_token=4))
   np.testing.assert_array_equal(got, np.argsort(-SCORES)[:, :4])
 
 
