@@ -185,14 +185,18 @@ class Transformer(Layer):
     # A scan needs an array of layer numbers. In a loop they are ints, which
     # select a layer's buffers from the cache, a tuple.
     layers = (np.arange if c.scan else range)(c.num_layers)
-    dense, sparse = layers[: c.num_dense_layers], layers[c.num_dense_layers :]
+    dense, moe = layers[: c.num_dense_layers], layers[c.num_dense_layers :]
+
+    # Dense layers, then layers with experts.
     load = None
     if self.dense:
       carry, load = run_stack(self.dense, carry, (dense, None), layout)
     if self.moe:
-      carry, load = run_stack(self.moe, carry, (sparse, experts), layout)
+      carry, load = run_stack(self.moe, carry, (moe, experts), layout)
     (x, cache), load = carry, load or no_load(*packed.tokens.shape, c.experts)
     hidden, mtp_hidden = self.final_norm(x), None
+
+    # Multi-token prediction.
     if mtp and c.mtp_depth:
       mtp_hidden, mtp_load = self.run_mtp(hidden, packed)
       load = jax.tree.map(lambda *x: jnp.concatenate(x), load, mtp_load)
@@ -214,6 +218,8 @@ class Transformer(Layer):
   ) -> tuple[Float[Array, "depth B T D"], Load]:
     """The hidden states of all MTP blocks, and their load."""
     c = self.config
+    # targets[t] is token t + 1; rolled by k, it is token t + 1 + k. Where that
+    # is beyond the text, `mtp_targets` masks the result.
     embedded = jnp.stack(
       [
         self.embedding(jnp.roll(packed.targets, -k, axis=1))
