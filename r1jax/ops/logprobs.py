@@ -50,7 +50,7 @@ def linear_logprobs(
       if V is whole.
   """
   unembed = unembed.astype(hidden.dtype)
-  fn = functools.partial(whole, temperature, vocab_size, axis)
+  fn = functools.partial(unchunked, temperature, vocab_size, axis)
   rows = math.prod(targets.shape[:-1])
   chunk = chunk or min(4096, LOGITS // unembed.shape[1])
   if counted is None and targets.size <= chunk:
@@ -86,18 +86,18 @@ def mask_padding(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def whole(temperature, vocab_size, axis, unembed, hidden, targets):
+def unchunked(temperature, vocab_size, axis, unembed, hidden, targets):
   """log p(target) and entropy, each [*B], of hidden states [*B, D], at once.
 
   Saves the logprobs [*B, V] for the gradient. If V is split over a mesh `axis`,
   `unembed` is this device's part.
   """
-  return _whole_forward(
+  return _unchunked_forward(
     temperature, vocab_size, axis, unembed, hidden, targets
   )[0]
 
 
-def _whole_forward(temperature, vocab_size, axis, unembed, hidden, targets):
+def _unchunked_forward(temperature, vocab_size, axis, unembed, hidden, targets):
   total = functools.partial(_sum, axis=axis)
   logits = jnp.dot(hidden, unembed, preferred_element_type=jnp.float32)
   first = _first(logits.shape[-1], axis)
@@ -116,7 +116,7 @@ def _whole_forward(temperature, vocab_size, axis, unembed, hidden, targets):
   return (chosen - normalizer, entropy), saved
 
 
-def _whole_backward(temperature, vocab_size, axis, saved, gradients):
+def _unchunked_backward(temperature, vocab_size, axis, saved, gradients):
   """d logprob / d logits = 1[target] - p; d entropy = -p (log p + entropy)."""
   unembed, hidden, targets, logprobs, entropy = saved
   if axis is not None:  # Within shard_map, each device has a partial gradient.
@@ -134,7 +134,7 @@ def _whole_backward(temperature, vocab_size, axis, saved, gradients):
   return d_unembed.astype(unembed.dtype), d_hidden, None
 
 
-whole.defvjp(_whole_forward, _whole_backward)
+unchunked.defvjp(_unchunked_forward, _unchunked_backward)
 
 
 def _first(count, axis):

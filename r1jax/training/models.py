@@ -12,7 +12,7 @@ import jax
 from r1jax import hf
 from r1jax.hf import config as configs
 from r1jax.models import transformer
-from r1jax.models.config import HOW, ModelConfig, replace
+from r1jax.models.config import RUNTIME_FIELDS, ModelConfig, replace
 from r1jax.models.presets import preset
 from r1jax.runtime.console import Console
 from r1jax.types import Params
@@ -53,7 +53,9 @@ def pretrained(
     console.close()
   if preset_name is not None:
     wanted = preset(preset_name)
-    found = runs(found, **{name: getattr(wanted, name) for name in HOW})
+    found = runs(
+      found, **{name: getattr(wanted, name) for name in RUNTIME_FIELDS}
+    )
     if found != wanted:
       raise ValueError(f"the model in {path} is not {preset_name!r}")
   return runs(found, compute_dtype=compute_dtype, **how), params
@@ -82,8 +84,10 @@ def runs(config: ModelConfig, **how) -> ModelConfig:
 
   Raises ValueError for a field that says what the model is.
   """
-  for name in how.keys() - set(HOW):
-    raise ValueError(f"{name!r} is not how a model runs: {', '.join(HOW)}")
+  for name in how.keys() - set(RUNTIME_FIELDS):
+    raise ValueError(
+      f"{name!r} is not how a model runs: {', '.join(RUNTIME_FIELDS)}"
+    )
   return replace(config, **how)
 
 

@@ -1,4 +1,4 @@
-"""Sizes that no model can have are refused; weights begin as they should."""
+"""Configs that do not fit together are refused; initial weights."""
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ def test_weights_begin_at_random_norms_at_one_and_biases_at_zero():
 def test_layers_use_weights_in_the_dtypes_of_to_compute_dtype(
   name, draw_params
 ):
-  """In bfloat16, bit for bit: policy, sampler and reference are one."""
+  """Bit for bit in bfloat16, so that policy and sampler agree."""
   config = preset(name, compute_dtype="bfloat16", num_layers=2)
   params = draw_params(config, seed=1)
   cast = to_compute_dtype(params, config)
