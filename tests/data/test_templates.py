@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax.data import templates, tokenizer
+from r1jax.data import chat, templates, tokenizer
 
 DEEPSEEK = (
   pathlib.Path(__file__).parents[3] / "shared/data/reference/deepseek_r1"
@@ -26,15 +26,15 @@ FILLED = (
 
 
 def test_the_template_is_the_papers():
-  assert templates.r1_zero("What is 1 + 1?") == FILLED
-  assert templates.R1_ZERO == FILLED.replace("What is 1 + 1?", "prompt")
+  assert templates.TEMPLATES["r1_zero"].fill("What is 1 + 1?") == FILLED
+  assert templates.R1_ZERO == FILLED.replace("What is 1 + 1?", "{question}")
 
 
-def test_a_question_is_set_in_as_it_is():
+def test_a_question_is_inserted_verbatim():
   for question in ("{prompt} %s \\1", "the prompt. Assistant:", "<think>", ""):
-    text = templates.r1_zero(f"\n {question} ")
+    text = templates.TEMPLATES["r1_zero"].fill(f"\n {question} ")
     assert text == FILLED.replace("What is 1 + 1?", question)
-  assert templates.plain(" 1 + 1 = \n") == "1 + 1 =\n"
+  assert templates.TEMPLATES["plain"].fill(" 1 + 1 = \n") == "1 + 1 =\n"
 
 
 class Characters:
@@ -50,8 +50,10 @@ class Characters:
     return "".join(map(chr, ids))
 
 
-@pytest.fixture(scope="module", params=["characters", "bytes", "deepseek"])
-def words(request, write_tokenizer, tmp_path_factory):
+@pytest.fixture(
+  name="tokenizer", scope="module", params=["characters", "bytes", "deepseek"]
+)
+def any_tokenizer(request, write_tokenizer, tmp_path_factory):
   if request.param == "characters":
     return Characters()
   if request.param == "bytes":
@@ -78,17 +80,17 @@ QUESTIONS = st.text() | st.sampled_from(
 )
 
 
-def test_every_prompt_begins_with_what_all_share(words):
-  shared = templates.shared_tokens("r1_zero", words)
-  begins = len(words.prefix_ids)
-  assert words.decode(shared[begins:]) in FILLED
-  assert len(words.decode(shared)) > FILLED.index("User: What") - 2
+def test_every_prompt_begins_with_what_all_share(tokenizer):
+  shared = chat.shared_tokens("r1_zero", tokenizer)
+  begins = len(tokenizer.prefix_ids)
+  assert tokenizer.decode(shared[begins:]) in FILLED
+  assert len(tokenizer.decode(shared)) > FILLED.index("User: What") - 2
 
   @settings(max_examples=300, deadline=None)
   @given(QUESTIONS)
   def check(question):
     question = question.encode("utf-8", "ignore").decode()
-    prompt = templates.encode("r1_zero", question, words)
+    prompt = chat.encode("r1_zero", question, tokenizer)
     assert tuple(prompt[: len(shared)]) == shared
     assert len(prompt) > len(shared)
 
@@ -99,14 +101,16 @@ def test_a_prompt_begins_with_bos_where_the_tokenizer_asks_for_it():
   class Begun(Characters):
     prefix_ids = (7, 8)
 
-  ids = templates.encode("r1_zero", "What?", Begun())
+  ids = chat.encode("r1_zero", "What?", Begun())
   assert ids[:2] == [7, 8]
-  assert ids[2:] == templates.encode("r1_zero", "What?", Characters())
-  assert ids[2:] == Characters().encode(templates.r1_zero("What?"))
-  shared = templates.shared_tokens("r1_zero", Begun())
-  assert shared == (7, 8, *templates.shared_tokens("r1_zero", Characters()))
-  assert templates.shared_tokens("plain", Begun()) == (7, 8)
+  assert ids[2:] == chat.encode("r1_zero", "What?", Characters())
+  assert ids[2:] == Characters().encode(
+    templates.TEMPLATES["r1_zero"].fill("What?")
+  )
+  shared = chat.shared_tokens("r1_zero", Begun())
+  assert shared == (7, 8, *chat.shared_tokens("r1_zero", Characters()))
+  assert chat.shared_tokens("plain", Begun()) == (7, 8)
 
 
-def test_prompts_without_a_template_share_nothing(words):
-  assert templates.shared_tokens("plain", words) == words.prefix_ids
+def test_prompts_without_a_template_share_nothing(tokenizer):
+  assert chat.shared_tokens("plain", tokenizer) == tokenizer.prefix_ids
