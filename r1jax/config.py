@@ -21,6 +21,7 @@ import inspect
 import os
 import pathlib
 import pkgutil
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
@@ -227,6 +228,9 @@ def _execute(file: str) -> ModuleType:
   path = pathlib.Path(file)
   if not path.is_file():
     raise FileNotFoundError(f"no config file {file!r}")
+  folder = str(path.parent.resolve())
+  if folder not in sys.path:  # Modules beside it can be imported.
+    sys.path.append(folder)
   spec = importlib.util.spec_from_file_location(path.stem, path)
   if spec is None or spec.loader is None:
     raise ValueError(f"{file} is not a Python file")

@@ -75,7 +75,7 @@ def without_thought(text: str) -> str:
 
 
 def prompt(
-  messages: Sequence[Message], template: Template, tokenizer: ChatTokenizer
+  messages: Sequence[Message], template: Template, tokenizer: Tokenizer
 ) -> Prompt:
   """Returns the ids of a conversation, up to where the assistant continues."""
   messages, spelled = _shield(messages, tokenizer)
@@ -87,7 +87,7 @@ def prompt(
 def demonstrations(
   messages: Sequence[Message],
   template: Template,
-  tokenizer: ChatTokenizer,
+  tokenizer: Tokenizer,
   *,
   turns: str = "last",
 ) -> list[Demonstration]:
@@ -172,7 +172,7 @@ def shared_tokens(template: str, tokenizer: Tokenizer) -> tuple[int, ...]:
   return tuple(first[: max(size - 1, least)])
 
 
-def end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
+def end_of_turn(template: Template, tokenizer: Tokenizer) -> int:
   """Returns the id of the special token with which the template ends an answer.
 
   If the template writes none, it is the tokenizer's first EOS.
@@ -193,7 +193,7 @@ def end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
   return [*ends, *others, tokenizer.eos_ids[0]][0]
 
 
-def check_end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
+def check_end_of_turn(template: Template, tokenizer: Tokenizer) -> int:
   """Returns `end_of_turn`; raises ValueError if it is not an EOS."""
   end = end_of_turn(template, tokenizer)
   if end not in tokenizer.eos_ids:
@@ -204,9 +204,7 @@ def check_end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
   return end
 
 
-def _prefix_ids(
-  template: Template, tokenizer: ChatTokenizer
-) -> tuple[int, ...]:
+def _prefix_ids(template: Template, tokenizer: Tokenizer) -> tuple[int, ...]:
   """Returns the ids before the text; chat templates write BOS themselves."""
   is_text = isinstance(template, templates.QuestionOnly)
   return tokenizer.prefix_ids if is_text else ()
@@ -229,7 +227,7 @@ def _prompt_text(
 
 
 def _shield(
-  messages: Sequence[Message], tokenizer: ChatTokenizer
+  messages: Sequence[Message], tokenizer: Tokenizer
 ) -> tuple[list[Message], dict[str, str]]:
   """Returns messages with placeholders for the names of special tokens.
 
@@ -288,7 +286,7 @@ def _patterns(names: tuple[str, ...]) -> tuple[re.Pattern, re.Pattern]:
 
 
 def _encode(
-  text: str, spelled: Mapping[str, str], tokenizer: ChatTokenizer
+  text: str, spelled: Mapping[str, str], tokenizer: Tokenizer
 ) -> list[int]:
   """Returns the ids of a text; `spelled` maps placeholders to their names."""
   if not spelled:

@@ -1,5 +1,6 @@
 """What every command sets up in its process before it computes."""
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.metadata
@@ -65,8 +66,8 @@ def split_cores(most: int) -> None:
   A mesh with `data=-1` then splits rows over them. A small matmul is quicker on
   one core than split over two, which wait for each other; but every device has
   weights of its own. Where the environment says how many there are
-  (`JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`), or several processes are one job, this
-  does nothing.
+  (`JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`), where JAX has computed already, or
+  several processes are one job, this does nothing.
   """
   import jax
 
@@ -77,7 +78,8 @@ def split_cores(most: int) -> None:
   said |= jax.config.jax_num_cpu_devices > 0
   if not said and not jax.distributed.is_initialized():
     count = 1 << min(cores(), most).bit_length() - 1
-    jax.config.update("jax_num_cpu_devices", count)
+    with contextlib.suppress(RuntimeError):  # JAX has its devices already.
+      jax.config.update("jax_num_cpu_devices", count)
 
 
 def cores() -> int:

@@ -22,21 +22,23 @@ given for the checkpoints; then only the first host's workdir counts.
 import inspect
 import pathlib
 import shlex
+import signal
 import sys
 import traceback
 from typing import Any
 
+import ml_collections
 from absl import flags, logging
 
-from r1jax import config
+from r1jax import config as configs
 from r1jax.runtime import (
   console,
   distributed,
   interrupt,
   process,
   profiler,
-  workdir,
 )
+from r1jax.runtime import workdir as workdirs
 from r1jax.tools import command_line
 
 
@@ -78,38 +80,78 @@ def define_flags() -> None:
 
 def main() -> None:
   """Hands the config to the loop that it names, on every host of the job."""
-  options = flags.FLAGS
-  if not options.debug:
+  flag = flags.FLAGS
+  if not flag.debug:
     silence_libraries()
   with distributed.job(
-    options.coordinator_address, options.num_processes, options.process_id
+    flag.coordinator_address, flag.num_processes, flag.process_id
   ):
-    train()
+    settings = command_line.config()
+    if flag.workdir is None:
+      configs.check(settings)
+      raise ValueError("no --workdir; say where the run's files should go")
+    launch(
+      settings, flag.workdir, flag.bucket, flag.accept_other_data, **options()
+    )
 
 
-def train() -> None:
-  """`main` on one host."""
-  flag = flags.FLAGS
-  asked = options()
-  settings = command_line.config()
-  config.check(settings)
-  loop = config.loop(settings.loop).train
-  check_options(settings.loop, loop, asked)
+def train(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  *,
+  bucket: str | None = None,
+  accept_other_data: bool = False,
+  **options: Any,
+) -> Any:
+  """Runs an experiment, or goes on with it, as `r1jax train` does.
+
+  Where JAX has computed already, it keeps the devices that it has.
+
+  Args:
+    config: of `r1jax.load_config`, with what you have changed in it.
+    workdir: where checkpoints, metrics and the report go.
+    bucket: where checkpoints go instead.
+    accept_other_data: goes on although a file that the config names changed.
+    **options: `profile`, `dump`, `replay`, `update_rows` and `sinks`; see the
+      loop's own `train`.
+
+  Returns the state after the last step: an `RLState` or a `TrainState`.
+
+  Raises ValueError for what is wrong with the arguments, and KeyboardInterrupt
+  for Ctrl-C, after the last whole update was saved.
+  """
+  try:
+    with interrupt.guard():
+      return launch(config, workdir, bucket, accept_other_data, **options)
+  except interrupt.Interrupted as stop:
+    if stop.signum == signal.SIGINT:
+      raise KeyboardInterrupt from None
+    raise SystemExit(128 + stop.signum) from None
+
+
+def launch(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  bucket: str | None,
+  accept_other_data: bool,
+  **options: Any,
+) -> Any:
+  """As `train`, with signals as they are."""
+  configs.check(config)
+  loop = configs.loop(config.loop).train
+  check_options(config.loop, loop, options)
   distributed.compare(
-    workdir.flat(
-      {"config": settings.to_dict(), "code": process.versions()}
-      | {f"--{name}": value for name, value in asked.items()}
-      | {"--bucket": flag.bucket}
+    workdirs.flat(
+      {"config": config.to_dict(), "code": process.versions()}
+      | {f"--{name}": value for name, value in options.items()}
+      | {"--bucket": bucket}
     )
   )
-  if flag.workdir is None:
-    raise ValueError("no --workdir; say where the run's files should go")
-  process.start(settings.cpu_devices)
-  workdir.prepare(
-    flag.workdir, flag.bucket, accept_other_data=flag.accept_other_data
-  )
-  loop(settings, flag.workdir, **asked)
-  conclude(flag.workdir)
+  process.start(config.cpu_devices)
+  workdirs.prepare(workdir, bucket, accept_other_data=accept_other_data)
+  state = loop(config, workdir, **options)
+  conclude(workdir)
+  return state
 
 
 def silence_libraries() -> None:
@@ -194,9 +236,9 @@ def _reason(error: Exception) -> str:
   """What went wrong, where, and what to do, in one line."""
   if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
     if error.filename is None and flags.FLAGS.is_parsed():
-      return f"{_WORKDIR.value}: {workdir.remedy(error)}"
-    return workdir.remedy(error)
-  return config.one_line(error)
+      return f"{flags.FLAGS.workdir}: {workdirs.remedy(error)}"
+    return workdirs.remedy(error)
+  return configs.one_line(error)
 
 
 def _farewell(command: str) -> str:

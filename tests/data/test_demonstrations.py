@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax.data import chat, packing, templates
+from r1jax.data import chat, packing
+from r1jax.data.templates import (
+  deepseek_r1,
+  deepseek_r1_think,
+  tokenizer_template,
+)
 
 END, USER, ASSISTANT = "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"
 TEXTS = st.text() | st.lists(
@@ -26,14 +31,14 @@ def id_of(tokenizer, name="<|im_end|>"):
   return number
 
 
-def learn(messages, tokenizer, template=templates.deepseek_r1, **options):
+def learn(messages, tokenizer, template=deepseek_r1, **options):
   return chat.demonstrations(messages, template, tokenizer, **options)
 
 
 def test_an_answer_and_its_eos_are_learned(tokenizer):
   told = said("Hi", "<think>\nHm\n</think>\n\nHello!", system="S")
   ((prompt, completion),) = learn(told, tokenizer)
-  assert prompt == chat.prompt(told[:-1], templates.deepseek_r1, tokenizer).ids
+  assert prompt == chat.prompt(told[:-1], deepseek_r1, tokenizer).ids
   assert completion[-1] == id_of(tokenizer, END)
   assert tokenizer.decode(completion[:-1]) == told[-1]["content"]
   assert completion[0] == id_of(tokenizer, "<think>")
@@ -43,10 +48,8 @@ def test_an_answer_and_its_eos_are_learned(tokenizer):
 
 def test_a_prefill_belongs_to_the_prompt_of_a_demonstration(tokenizer):
   told = said("Hi", "<think>\n\nHm\n</think>\n\nHello!")
-  ((prompt, completion),) = learn(told, tokenizer, templates.deepseek_r1_think)
-  assert (
-    prompt == chat.prompt(told[:-1], templates.deepseek_r1_think, tokenizer).ids
-  )
+  ((prompt, completion),) = learn(told, tokenizer, deepseek_r1_think)
+  assert prompt == chat.prompt(told[:-1], deepseek_r1_think, tokenizer).ids
   assert tokenizer.decode(prompt).endswith(f"{ASSISTANT}<think>\n")
   assert tokenizer.decode(completion) == "\nHm\n</think>\n\nHello!"
   assert id_of(tokenizer, "<think>") not in completion
@@ -55,11 +58,11 @@ def test_a_prefill_belongs_to_the_prompt_of_a_demonstration(tokenizer):
 def test_prompt_and_completion_are_joined_as_ids(deepseek):
   # In one text both line breaks are one token, which no sampler would see.
   told = said("Hi", "<think>\n\nHm")
-  ((prompt, completion),) = learn(told, deepseek, templates.deepseek_r1_think)
+  ((prompt, completion),) = learn(told, deepseek, deepseek_r1_think)
   text = deepseek.decode(prompt) + deepseek.decode(completion)
-  assert text == templates.deepseek_r1_think(
-    said("Hi"), generation_prompt=True
-  ) + ("\nHm")
+  assert text == deepseek_r1_think(said("Hi"), generation_prompt=True) + (
+    "\nHm"
+  )
   assert len(deepseek.encode(text)) < len(prompt + completion[:-1])
 
 
@@ -68,9 +71,7 @@ def test_an_answer_without_the_prefill_has_a_prompt_without_it(
   tokenizer, answer
 ):
   told = said("Hi", answer)
-  assert learn(told, tokenizer, templates.deepseek_r1_think) == learn(
-    told, tokenizer
-  )
+  assert learn(told, tokenizer, deepseek_r1_think) == learn(told, tokenizer)
 
 
 def test_each_answer_makes_one_demonstration(tokenizer):
@@ -93,7 +94,7 @@ def test_a_completion_is_the_whole_answer_and_one_end(tokenizer):
   @settings(max_examples=150, deadline=None)
   @given(TEXTS, TEXTS)
   def compare(question, answer):
-    for template in (templates.deepseek_r1, templates.deepseek_r1_think):
+    for template in (deepseek_r1, deepseek_r1_think):
       told = said(question, answer)
       ((prompt, completion),) = learn(told, tokenizer, template)
       end = id_of(tokenizer, END)
@@ -102,7 +103,7 @@ def test_a_completion_is_the_whole_answer_and_one_end(tokenizer):
         map(tokenizer.id_to_token, completion)
       )
       whole = tokenizer.decode(prompt) + tokenizer.decode(completion[:-1])
-      asked = templates.deepseek_r1(told[:-1], generation_prompt=True)
+      asked = deepseek_r1(told[:-1], generation_prompt=True)
       assert whole == asked + answer
 
   compare()
@@ -122,7 +123,7 @@ def test_an_eos_that_is_also_the_pad_token_is_learned(small):
 
 
 def test_a_chatml_answer_ends_with_im_end(chatml, small):
-  template = templates.tokenizer_template(chatml)
+  template = tokenizer_template(chatml)
   told = said("Hi", "<think>x</think>Ho")
   ((prompt, completion),) = learn(told, chatml, template)
   assert chatml.decode(prompt) == template(

@@ -24,17 +24,60 @@ FILLED = (
   "User: What is 1 + 1?. Assistant:"
 )
 
+r1_zero = templates.TEMPLATES["r1_zero"].fill
+
 
 def test_the_template_is_the_papers():
-  assert templates.TEMPLATES["r1_zero"].fill("What is 1 + 1?") == FILLED
-  assert templates.R1_ZERO == FILLED.replace("What is 1 + 1?", "{question}")
+  assert r1_zero("What is 1 + 1?") == FILLED
 
 
 def test_a_question_is_inserted_verbatim():
   for question in ("{prompt} %s \\1", "the prompt. Assistant:", "<think>", ""):
-    text = templates.TEMPLATES["r1_zero"].fill(f"\n {question} ")
+    text = r1_zero(f"\n {question} ")
     assert text == FILLED.replace("What is 1 + 1?", question)
   assert templates.TEMPLATES["plain"].fill(" 1 + 1 = \n") == "1 + 1 =\n"
+
+
+@pytest.mark.parametrize(
+  "template, prefill",
+  [
+    ("r1_zero", ""),
+    ("plain", ""),
+    ("Q: {question}\nAssistant: <think>\n", "<think>\n"),
+    ("{question} Assistant: <think>Okay,", "<think>Okay,"),
+    # Tags that only tell how to answer, or stand before the question.
+    ("Think in <think> </think>. {question} A:", ""),
+    ("{question} Use <think> </think> tags. A: <think>", "<think>"),
+    ("<think> {question}", ""),
+    # A model that is told not to think.
+    ("{question}\n<think>\n\n</think>\n\n", "<think>\n\n</think>\n\n"),
+  ],
+)
+def test_what_a_template_writes_of_the_answer_is_its_prefill(template, prefill):
+  tokenizer = Characters()
+  assert chat.prefill(template, tokenizer) == prefill
+  for question in ("1 + 1?", "<think>", "<think> {question}", "a</think>"):
+    turn = templates.user_turn(question)
+    prompt = chat.prompt(turn, templates.find(template, tokenizer), tokenizer)
+    assert prompt.prefill == prefill
+    text = templates.TEMPLATES.get(template)
+    before, _, after = (text.text if text else template).partition("{question}")
+    assert tokenizer.decode(prompt.ids) == before + question + after
+
+
+@pytest.mark.parametrize(
+  "template, message",
+  [
+    ("r1_zeroo", "did you mean 'r1_zero'.*or a text with {question}"),
+    ("Question: Assistant:", "must hold {question} once"),
+    ("{question} or {question}", "must hold {question} once"),
+    ("{prompt}", "must hold {question} once"),
+    ("", "unknown template ''"),
+  ],
+)
+def test_a_template_that_is_none_is_refused(template, message):
+  with pytest.raises(ValueError, match=message):
+    templates.check(template)
 
 
 class Characters:
@@ -104,9 +147,7 @@ def test_a_prompt_begins_with_bos_where_the_tokenizer_asks_for_it():
   ids = chat.encode("r1_zero", "What?", Begun())
   assert ids[:2] == [7, 8]
   assert ids[2:] == chat.encode("r1_zero", "What?", Characters())
-  assert ids[2:] == Characters().encode(
-    templates.TEMPLATES["r1_zero"].fill("What?")
-  )
+  assert ids[2:] == Characters().encode(r1_zero("What?"))
   shared = chat.shared_tokens("r1_zero", Begun())
   assert shared == (7, 8, *chat.shared_tokens("r1_zero", Characters()))
   assert chat.shared_tokens("plain", Begun()) == (7, 8)

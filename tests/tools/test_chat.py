@@ -17,8 +17,7 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax.data import chat as chats
-from r1jax.data import tokenizer
+from r1jax.data import templates, tokenizer
 from r1jax.rollouts import stream
 from r1jax.runtime import process as runtime
 from r1jax.tools import chat
@@ -264,7 +263,7 @@ def test_pressed_once_it_stops_and_twice_it_leaves():
 
 def options(bos=None):
   given = flags.FlagValues()
-  defaults = dict(model=BASE, template="auto", system="", max_tokens=9)
+  defaults = dict(model=BASE, template=None, system="", max_tokens=9)
   sampling = dict(temperature=0.6, top_p=0.95, seed=0, bos=bos)
   for name, value in (defaults | sampling).items():
     flags.DEFINE_string(name, None, "", flag_values=given)
@@ -273,15 +272,15 @@ def options(bos=None):
   return given
 
 
-def test_auto_is_the_models_own_template_if_it_has_one(words):
-  assert chat.pick_template("auto", words) is chat.TEMPLATES["r1_zero"]
+def test_auto_is_the_models_tokenizer_template_if_it_has_one(words):
+  assert chat.pick_template(None, words) is templates.TEMPLATES["r1_zero"]
   own = types.SimpleNamespace(**vars(words) | dict(chat_template="own"))
   for name in ("encode", "decode", "spell", "piece"):
     setattr(own, name, getattr(words, name))
-  for name in ("auto", "own"):
+  for name in (None, "chat"):
     assert chat.pick_template(name, own)([]) == "own"
   r1 = chat.pick_template("deepseek_r1", own)
-  assert r1 is chats.deepseek_r1
+  assert r1 is templates.deepseek_r1
 
 
 @pytest.mark.parametrize(
@@ -325,7 +324,7 @@ def run(python, *arguments, **kwargs):
       "this template does not support system messages",
     ),
     (
-      [f"--model={BASE}", "--prompt=a", "--template=own"],
+      [f"--model={BASE}", "--prompt=a", "--template=chat"],
       "the tokenizer has no chat template",
     ),
     (
