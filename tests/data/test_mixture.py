@@ -93,14 +93,14 @@ def test_every_part_has_its_own_epochs():
   assert drawn(both, "a", 1, seed=1) != drawn(both, "a", 1)
 
 
-def test_a_part_does_not_depend_on_the_others():
+def test_a_parts_order_does_not_depend_on_other_parts():
   alone = Mixture({"a": part("a", SIZE, 1)})
   beside = Mixture({"b": part("b", SIZE, 3), "a": part("a", SIZE, 4)})
   short = drawn(beside, "a", 9)
   assert drawn(alone, "a", 9)[: len(short)] == short
 
 
-def test_what_is_left_out_moves_no_other():
+def test_leaving_examples_out_keeps_the_order_of_the_others():
   left_out = (3, 7)
   whole = Mixture({"a": part("a", SIZE, 1)})
   less = Mixture({"a": part("a", SIZE, 1, left_out)})
@@ -111,7 +111,7 @@ def test_what_is_left_out_moves_no_other():
   ]
 
 
-def test_another_attempt_moves_no_step():
+def test_another_attempt_does_not_change_other_steps():
   for dataset in (
     Mixture({"a": part("a", SIZE, 1), "b": part("b", SIZE, 1)}),
     part("a", SIZE, 1).dataset,
@@ -247,12 +247,14 @@ def test_a_config_loads_a_mixture(problems):
   ],
   ids=str,
 )
-def test_what_cannot_be_mixed_is_named(section, message):
+def test_an_invalid_mixture_is_refused(section, message):
   with pytest.raises(ValueError, match=message):
     data.load(**section)
 
 
-def test_what_is_never_or_always_solved_is_left_out(tmp_path, problems):
+def test_problems_that_are_never_or_always_solved_are_left_out(
+  tmp_path, problems
+):
   # Of ten completions each: problem 1 never right, 2 always, 3 half of them.
   rows = [
     dict(
@@ -298,7 +300,7 @@ def test_what_is_never_or_always_solved_is_left_out(tmp_path, problems):
     (dict(id="0", pass_rate=None), "no pass rate is recorded"),
   ],
 )
-def test_a_wrong_record_is_named(tmp_path, row, message):
+def test_an_invalid_pass_rate_is_refused_by_line(tmp_path, row, message):
   path = record(tmp_path, row)
   with pytest.raises(ValueError, match=message):
     pass_rates.select(part("a", 3, 1).dataset, path, 0.0, 1.0)

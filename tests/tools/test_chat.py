@@ -272,7 +272,7 @@ def options(bos=None):
   return given
 
 
-def test_auto_is_the_models_own_template_if_it_has_one(words):
+def test_auto_is_the_models_tokenizer_template_if_it_has_one(words):
   assert chat.pick_template(None, words) is templates.TEMPLATES["r1_zero"]
   own = types.SimpleNamespace(**vars(words) | dict(chat_template="own"))
   for name in ("encode", "decode", "spell", "piece"):
