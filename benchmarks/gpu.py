@@ -23,7 +23,7 @@ from benchmarks.grpo import Endless, Size
 from r1jax.models import flops, transformer
 from r1jax.models.config import ModelConfig
 from r1jax.models.presets import PRESETS, preset
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts.engine import make_engine
 
 NAME = "qwen2.5-math-1.5b"
@@ -112,7 +112,7 @@ def parameters(sizes: ModelConfig) -> int:
 
 def decode(sizes: ModelConfig, size: Size, steps: int, peak: dict) -> dict:
   """Seconds of a generation, and how close the memory's rate lets it come."""
-  mesh, model = sharding.make_mesh(data=1), transformer.Transformer(sizes)
+  mesh, model = make_mesh(data=1), transformer.Transformer(sizes)
   engine = make_engine(
     model,
     Endless(sizes.vocab_size),

@@ -215,11 +215,11 @@ def settings(size: Size, rows: dict) -> ConfigDict:
 
 def train(sizes: ModelConfig, size: Size, rows: dict) -> Iterator[dict]:
   """Steps without end: the seconds of each, "step_s" and by phase."""
-  config, words = settings(size, rows), Endless(sizes.vocab_size)
+  config, tokenizer = settings(size, rows), Endless(sizes.vocab_size)
   mesh = mesh_for(size.prompts, rows["microbatch_rows"])
   model = transformer.Transformer(sizes)
-  engine = make_engine(model, words, mesh, (), **config.sampling)
-  optimizer, score, update = make_steps(config, model, words)
+  engine = make_engine(model, tokenizer, mesh, (), **config.sampling)
+  optimizer, score, update = make_steps(config, model, tokenizer)
   params = transformer.init(model, jax.random.key(0))
   reference = sharding.replicate(mesh, reference_copy(sizes, params))
   state = sharding.replicate(mesh, init_state(params, optimizer))

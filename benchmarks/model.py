@@ -25,6 +25,7 @@ from r1jax.models import flops, transformer
 from r1jax.models.config import Experts, Grouped, Latent, ModelConfig
 from r1jax.models.weights import sizes
 from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 
 DECODE = dict(rows=64, prompt_tokens=32, tokens=128)
 TRAIN = dict(rows=8, tokens=256)
@@ -172,7 +173,7 @@ def trainer(config: ModelConfig, params) -> Callable:
 
 def mesh_for(*counts: int) -> Mesh:
   """One of as many devices as all these numbers of rows divide by."""
-  return sharding.make_mesh(data=math.gcd(jax.device_count(), *counts))
+  return make_mesh(data=math.gcd(jax.device_count(), *counts))
 
 
 def everywhere(params) -> Callable[[Mesh], Any]:
@@ -185,7 +186,7 @@ def on_mesh(placed: Callable[[Mesh], Any], rows: np.ndarray) -> Iterator[tuple]:
   """Weights, and rows split over as many devices as they divide by."""
   mesh = mesh_for(len(rows))
   with jax.set_mesh(mesh):
-    yield placed(mesh), sharding.assemble(mesh, rows)
+    yield placed(mesh), sharding.rows_to_device(mesh, rows)
 
 
 def draw(config: ModelConfig, rows: int, tokens: int) -> np.ndarray:

@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks import command, timing
 from benchmarks.model import MODELS
 from r1jax.models import transformer
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts.engine import make_engine
 
 
@@ -75,7 +75,7 @@ def rollouts(
   engine = make_engine(
     network,
     Endless(vocabulary),
-    sharding.make_mesh(data=1),
+    make_mesh(data=1),
     (),
     num_slots=slots,
     decode_steps=decode_steps,

@@ -230,7 +230,7 @@ def test_saved_buffers_may_be_donated(tmp_path):
 
 RESTORES = """
   import sys, numpy as np
-  from r1jax import checkpoint, workdir
+  from r1jax.runtime import checkpoint, workdir
   like = {"x": np.zeros((40, 50), np.float32), "y": np.zeros(3, np.float32)}
   try:
     print(checkpoint.restore(sys.argv[1], like)["x"].max())
@@ -274,15 +274,15 @@ def test_an_unreadable_checkpoint_is_passed_over(tmp_path, python):
     (
       lambda like: make_state(0, width=16),
       r"reference\.blocks\.bias: checkpoint has bfloat16\[3, 8\], "
-      r"this config wants bfloat16\[3, 16\]; use another --workdir",
+      r"this config needs bfloat16\[3, 16\]; use another --workdir",
     ),
     (
       lambda like: like.replace(reference=None),
-      r"reference\.blocks\.bias: .* this config wants nothing",
+      r"reference\.blocks\.bias: .* this config needs nothing",
     ),
     (
       lambda like: like.replace(reference=like.reference | {"extra": 0.5}),
-      r"reference\.extra: checkpoint has nothing, .* wants float64\[\]",
+      r"reference\.extra: checkpoint has nothing, .* needs float64\[\]",
     ),
     (
       lambda like: like.replace(
@@ -320,7 +320,7 @@ def test_params_alone(tmp_path):
 
 SAVES = """
   import sys, numpy as np
-  from r1jax import checkpoint, workdir
+  from r1jax.runtime import checkpoint, workdir
   step = checkpoint.latest_step(sys.argv[1]) or 0
   while True:
     step += 1

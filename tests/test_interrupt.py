@@ -112,7 +112,7 @@ def test_no_library_swallows_it():
 
 TWICE = """
   import time
-  from r1jax import interrupt
+  from r1jax.runtime import interrupt
   with interrupt.guard():
     try:
       print("ready", flush=True)
@@ -142,11 +142,11 @@ def test_the_second_signal_ends_it_at_once():
 
 STUCK = """
   import ctypes
-  from r1jax import interrupt
+  from r1jax.runtime import interrupt
   lock = ctypes.create_string_buffer(64)  # A mutex of the C library.
   libc = ctypes.CDLL(None)
   libc.pthread_mutex_lock(lock)
-  with interrupt.guard(), interrupt.held():
+  with interrupt.guard(), interrupt.only_recorded():
     print("ready", flush=True)
     libc.pthread_mutex_lock(lock)  # For ever.
 """
@@ -220,7 +220,7 @@ def test_a_signal_that_comes_as_a_block_begins_is_not_lost():
 
 def test_held_a_signal_is_only_noted():
   with interrupt.guard():
-    with interrupt.held():
+    with interrupt.only_recorded():
       send(signal.SIGTERM)
       with interrupt.deferred():
         pass

@@ -13,9 +13,9 @@ from r1jax.runtime import process
 FAULTS = """
 import resource, sys
 import jax, jax.numpy as jnp
-from r1jax import runtime
+from r1jax.runtime import process
 if sys.argv[1] == "keep":
-  runtime.keep_freed_memory()
+  process.keep_freed_memory()
 # 64 MiB that only the program itself sees.
 work = jax.jit(lambda x: x @ x.T @ x)
 x = jnp.ones((4096, 8))
@@ -32,9 +32,9 @@ FLAG = "--xla_force_host_platform_device_count"
 DEVICES = """
 import sys
 import jax
-from r1jax import runtime
-runtime.cores = lambda: int(sys.argv[1])
-runtime.split_cores(int(sys.argv[2]))
+from r1jax.runtime import process
+process.cores = lambda: int(sys.argv[1])
+process.split_cores(int(sys.argv[2]))
 print(jax.device_count())
 """
 

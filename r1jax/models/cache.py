@@ -261,7 +261,7 @@ def grow(cache: Cache, size: int) -> Cache:
 def logical_axes(cache: Cache) -> Cache:
   """The names of the dimensions of every array, in the tree of the cache.
 
-  They are tuples where the cache has arrays; see `sharding.LAYOUT`.
+  They are tuples where the cache has arrays; see `AXIS_RULES`.
   """
 
   def names(path, array):
@@ -277,7 +277,7 @@ def logical_axes(cache: Cache) -> Cache:
 
 def shard_constraint(cache: Cache) -> Cache:
   """The cache split over the mesh of the context as `logical_axes` says."""
-  constrain = lambda x, names: sharding.constrain(x, *names)
+  constrain = lambda x, names: sharding.shard_constraint(x, *names)
   return jax.tree.map(constrain, cache, logical_axes(cache))
 
 

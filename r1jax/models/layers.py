@@ -31,7 +31,7 @@ class Layer(nn.Module):
     Args:
       name: within the module.
       shape: of one layer.
-      axes: a logical name for each dimension; `sharding.LAYOUT` maps them to
+      axes: a logical name for each dimension; `AXIS_RULES` maps them to
         axes of the mesh.
       init: initialiser; None for a normal distribution of `config.init_scale`.
     """
@@ -48,7 +48,7 @@ class Layer(nn.Module):
   ) -> Float[Array, "..."]:
     """A weight in the compute dtype, its width gathered from all devices."""
     weight = self.weight(name, shape, axes, init)
-    return sharding.gathered(weight.astype(self.config.compute_dtype), axes)
+    return sharding.gather_width(weight.astype(self.config.compute_dtype), axes)
 
 
 class RMSNorm(nn.Module):
@@ -62,7 +62,7 @@ class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + epsilon) * scale, in the dtype of x."""
     ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
     scale = self.param("scale", ones, x.shape[-1:])
-    scale = sharding.gathered(scale, (self.axis,))
+    scale = sharding.gather_width(scale, (self.axis,))
     x32 = x.astype(jnp.float32)
     square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
     return (x32 * jax.lax.rsqrt(square + self.epsilon) * scale).astype(x.dtype)

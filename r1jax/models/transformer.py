@@ -208,14 +208,14 @@ class Transformer(Layer):
 
   def embedding(self, tokens: Ints) -> Float[Array, "B T D"]:
     """What the first layer reads of each token."""
-    table = sharding.gathered(self.embed, ("vocab", "width"))
+    table = sharding.gather_width(self.embed, ("vocab", "width"))
     # Cast last: the gradient of the table accumulates in its own precision.
     return shard_constraint(table[tokens].astype(self.config.compute_dtype))
 
 
 def shard_constraint(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
   """Hidden states, split over the mesh as they are between layers."""
-  return sharding.constrain(x, "rows", "tokens", None)
+  return sharding.shard_constraint(x, "rows", "tokens", None)
 
 
 def remat(block: type[nn.Module], config: ModelConfig) -> type[nn.Module]:
@@ -371,7 +371,7 @@ def logits(
 ) -> Float[Array, "*B V"]:
   """Logits of the next token, in float32."""
   weight = unembed(params).astype(hidden.dtype)
-  weight = sharding.gathered(weight, ("width", "vocab"))
+  weight = sharding.gather_width(weight, ("width", "vocab"))
   return jnp.dot(hidden, weight, preferred_element_type=jnp.float32)
 
 

@@ -51,8 +51,8 @@ def logical_axes(config: ModelConfig) -> dict:
 
 
 def used_axes(config: ModelConfig) -> dict:
-  """The same as layers use them, gathered; see `sharding.in_use`."""
-  return jax.tree.map(lambda w: sharding.in_use(w.axes), weights(config))
+  """The same as layers use them, gathered; see `sharding.without_width`."""
+  return jax.tree.map(lambda w: sharding.without_width(w.axes), weights(config))
 
 
 def names_of(path) -> tuple[str, ...]:

@@ -66,7 +66,7 @@ def test_weights_count_tokens():
 
 
 def test_a_name_is_of_one_kind():
-  with pytest.raises(ValueError, match=r"'x' is of several kinds.*Max.*Sum"):
+  with pytest.raises(ValueError, match=r"'x' has several types.*Max.*Sum"):
     metrics.combine([{"x": Sum(1)}, {"x": Max(1)}])
 
 
@@ -94,8 +94,8 @@ def test_each_domain_has_its_own_numbers():
 HOST = """
   import sys, jax
   jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-  from r1jax import metrics
-  from r1jax.metrics.reduce import Sum
+  from r1jax.runtime import metrics
+  from r1jax.runtime.metrics.reduce import Sum
   own = int(sys.argv[2])
   part = {"x": metrics.mean([2.0] if own else [1.0] * 3), "n": Sum(2.0**40 + 1)}
   part |= {"domain/only/here": Sum(7)} if own else {}

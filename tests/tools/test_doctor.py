@@ -187,7 +187,9 @@ def test_answers_that_do_not_verify_are_named(path, tmp_path):
 def test_training_on_the_test_problems_is_noticed(path, tmp_path):
   file = write_problems(tmp_path / "leak.jsonl", range(8, 12))
   (line,) = wrong(path, {"dataset.path": str(file)})
-  assert "2 of 4 test problems are trained on, such as test.jsonl:1" in line
+  assert (
+    "2 of 4 test problems are also in training, such as test.jsonl:1" in line
+  )
 
 
 def test_an_eos_that_stands_in_the_prompt_is_noticed(

@@ -1,4 +1,4 @@
-"""Compiled HLO as text, read back: instructions, loops, groups of devices."""
+"""A parser of compiled HLO text: instructions, and groups of devices."""
 
 import math
 import re
@@ -19,15 +19,15 @@ _MESH = re.compile(
 
 
 class Shape(NamedTuple):
-  """One array."""
+  """The shape of an array."""
 
   dtype: str
   dims: tuple[int, ...]
-  space: int  # Of memory: 0 is the device's main one.
+  space: int  # The memory space; 0 is the main memory of the device.
 
   @property
   def bytes(self) -> float:
-    """That it takes, without the padding of its layout."""
+    """The size in bytes, without the padding of the layout."""
     bits = BITS.get(self.dtype)
     if bits is None:
       bits = int(re.search(r"\d+", self.dtype)[0])
@@ -39,20 +39,20 @@ class Instruction(NamedTuple):
 
   name: str
   opcode: str
-  shapes: tuple[Shape, ...]  # One, or those of a tuple.
+  shapes: tuple[Shape, ...]  # One shape, or those of a tuple.
   operands: tuple[str, ...]
-  argument: str  # What stands in the parentheses.
-  attributes: str  # What stands behind them.
+  argument: str  # The text inside the parentheses.
+  attributes: str  # The text after them.
   root: bool
 
   def attribute(self, pattern: str) -> str | None:
-    """The first group of a pattern found in its attributes."""
-    found = re.search(pattern, self.attributes)
-    return found[1] if found else None
+    """The first group of a pattern in the attributes; None if absent."""
+    match = re.search(pattern, self.attributes)
+    return match[1] if match else None
 
   @property
   def calls(self) -> str | None:
-    """The computation of a fusion or a call."""
+    """The name of the computation of a fusion or call."""
     return self.attribute(r"(?:calls|to_apply)=%?([\w.\-]+)")
 
 
@@ -64,24 +64,24 @@ class Module(NamedTuple):
 
   computations: dict[str, Computation]
   entry: str
-  files: dict[int, str]  # Where each stack frame is.
+  files: dict[int, str]  # The file of each stack frame.
 
   def file_of(self, instruction: Instruction) -> str:
-    """The Python file whose line made it; "" if that is not known."""
+    """The Python file that an instruction comes from; "" if unknown."""
     file = instruction.attribute(r'source_file="([^"]*)"')
     frame = instruction.attribute(r"stack_frame_id=(\d+)")
     return file or (self.files.get(int(frame), "") if frame else "")
 
   def root(self, name: str) -> Instruction:
-    """What a computation gives back."""
+    """The root instruction of a computation."""
     lines = self.computations[name].values()
     return next(line for line in lines if line.root)
 
 
 def parse(text: str) -> Module:
-  """The module that `compiled.as_text()` describes.
+  """The module in the text of `compiled.as_text()`.
 
-  Raises ValueError for a text that is none.
+  Raises ValueError if the text is not an HLO module.
   """
   computations: dict[str, Computation] = {}
   entry, current, section = "", None, ""
@@ -102,12 +102,12 @@ def parse(text: str) -> Module:
       number, _, rest = line.partition(" ")
       tables.setdefault(section, {})[int(number)] = rest
   if not entry:
-    raise ValueError("this is no HLO module: it has no ENTRY")
+    raise ValueError("not an HLO module: it has no ENTRY")
   return Module(computations, entry, _files(tables))
 
 
 def _files(tables: dict[str, dict[int, str]]) -> dict[int, str]:
-  """The file of each stack frame, from the tables before the module."""
+  """The file of each stack frame, from the tables before the computations."""
   field = lambda text, name: int(re.search(rf"{name}=(\d+)", text)[1])
   names, places = tables.get("FileNames", {}), tables.get("FileLocations", {})
   return {
@@ -119,7 +119,7 @@ def _files(tables: dict[str, dict[int, str]]) -> dict[int, str]:
 
 
 def _instruction(name: str, text: str, *, root: bool) -> Instruction:
-  """The instruction behind "name = "."""
+  """The instruction in the text after "name = "."""
   end = _closing(text, 0) if text.startswith("(") else text.index(" ")
   kind, rest = text[:end], text[end:].lstrip()
   opcode, _, _ = rest.partition("(")
@@ -137,7 +137,7 @@ def _instruction(name: str, text: str, *, root: bool) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-  """The place behind the parenthesis that closes the one at `start`."""
+  """The index after the parenthesis that closes the one at `start`."""
   depth = 0
   for found in re.compile(r"[()]").finditer(text, start):
     depth += 1 if found[0] == "(" else -1
@@ -153,10 +153,9 @@ def _shape(found: re.Match) -> Shape:
 
 
 def groups(instruction: Instruction) -> np.ndarray | None:
-  """The groups of devices [G, n] that a collective joins; None for all.
+  """The groups of devices [G, n] of a collective; None for one group of all.
 
-  The devices are numbered as in the mesh. Of a permutation, all that send to
-  each other are a group.
+  Devices are numbered as in the mesh. For a permutation, each cycle is a group.
   """
   text = instruction.attributes
   if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", text):
@@ -179,7 +178,7 @@ def _lists(text: str) -> list[list[int]]:
 
 
 def _iota(text: str) -> np.ndarray:
-  """`[2,4]<=[8]`, `[4,2]<=[2,4]T(1,0)`, or `[2,4]T(1,0)` of all devices."""
+  """The groups that "[2,4]<=[8]" or "[4,2]<=[2,4]T(1,0)" stands for."""
   numbers = lambda part: [int(i) for i in re.findall(r"\d+", part)]
   shape, arrow, rest = text.partition("<=")
   if not arrow:
@@ -193,9 +192,9 @@ def _iota(text: str) -> np.ndarray:
 
 
 def _of_mesh(axes: str, devices: str | None, named: str) -> np.ndarray:
-  """Groups over some axes of a mesh that XLA made up for itself.
+  """The groups over named axes of a mesh that XLA defined.
 
-  An axis may be split: 'a':(2)4 are 4 parts of it behind the first 2.
+  An axis may be split: 'a':(2)4 is the factor of size 4 after a factor of 2.
   """
   names = re.findall(r"'?(\w+)'?=(\d+)", axes)
   sizes = {name: int(size) for name, size in names}
@@ -221,7 +220,7 @@ def _of_mesh(axes: str, devices: str | None, named: str) -> np.ndarray:
 
 
 def _cycles(pairs: np.ndarray) -> np.ndarray:
-  """Devices that send to each other; the pairs, if groups differ in size."""
+  """The cycles of a permutation; the pairs, if cycles differ in size."""
   follows = dict(pairs.tolist())
   found, seen = [], set()
   for start in follows:
@@ -239,7 +238,7 @@ def _cycles(pairs: np.ndarray) -> np.ndarray:
 def axes_of(
   groups: np.ndarray | None, sizes: dict[str, int]
 ) -> tuple[str, ...]:
-  """The axes of a mesh of these sizes along which a group's devices differ."""
+  """The mesh axes along which the devices of a group differ."""
   shape = tuple(sizes.values())
   if groups is None:
     return tuple(name for name, size in sizes.items() if size > 1)

@@ -1,16 +1,16 @@
-"""A plan as text."""
+"""The text output of a plan."""
 
 from collections.abc import Mapping
 from typing import Any
 
-SHOWN = 12  # Meshes of a sweep.
+SHOWN = 12  # The number of meshes of a sweep to print.
 ROWS = ("temporaries", "code")
 
 
 def text(found: Mapping[str, Any]) -> str:
-  """The tables of what `plan.plan` or `plan.sweep` found."""
+  """The report of `plan` or `sweep` as text."""
   if "ranked" in found:
-    lines = ["by arithmetic, the quickest first:"]
+    lines = ["estimates, the fastest first:"]
     for one in found["ranked"][:SHOWN]:
       lines.append(
         f"  {_mesh(one['mesh']):<50}  {one['seconds']:.4g} s, "
@@ -78,7 +78,7 @@ def _aligned(name: str, rows: list[tuple[str, str]]) -> list[str]:
 
 
 def size(count: float) -> str:
-  """Bytes as a person reads them."""
+  """A number of bytes with its unit."""
   for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
     if count >= factor:
       return f"{count / factor:.2f} {unit}"
