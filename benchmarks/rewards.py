@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks import command
 from r1jax.data import jsonl
 from r1jax.rewards import accuracy
-from r1jax.rewards.maths import answers, verifier
+from r1jax.rewards.maths import answers, latex, verifier
 from r1jax.rewards.pool.pool import Call, GraderPool
 from r1jax.types import Completion, Example
 
@@ -151,9 +151,8 @@ def decided(rows: Sequence[Row]) -> float:
 
   original, verifier.equivalent = verifier.equivalent, count
   try:
-    return 1.0 - sum(_needs_call(row, lambda: calls) for row in rows) / len(
-      rows
-    )
+    called = sum(_needs_call(row, lambda: calls) for row in rows)
+    return 1.0 - called / len(rows)
   finally:
     verifier.equivalent = original
 
@@ -165,13 +164,10 @@ def without_fast_path(
   loop_seconds: float,
 ) -> dict:
   """The pool with math-verify called for every answer."""
+  texts = [(e.answer, accuracy.extract(c) or "") for e, c in rows]
   calls = [
-    Call(
-      answers.grade,
-      (example, accuracy.extract(completion) or ""),
-      {"fast": False},
-    )
-    for example, completion in rows
+    Call(verifier.equivalent, (latex.clean(gold), latex.clean(answer)))
+    for gold, answer in texts
   ]
   values, seconds = _timed(lambda: pool.map(calls))
   same = sum(map(operator.eq, values, looped))

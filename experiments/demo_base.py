@@ -31,6 +31,7 @@ def get_config():
   c = ConfigDict()
   c.loop = "sft"
   c.seed = 0
+  c.template = "plain"  # Of prompts; a document has none.
   c.num_steps = 4100
   c.metrics_every = 10
   c.checkpoint_every = 200

@@ -36,6 +36,7 @@ def get_config(variant="qwen_1_5b"):
   c = ConfigDict()
   c.loop = "sft"
   c.seed = 0
+  c.template = "plain"  # Of prompts; a document has none.
   c.num_steps = 25_000
   c.metrics_every = 10
   c.checkpoint_every = 500

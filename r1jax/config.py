@@ -5,7 +5,8 @@ loop maps sections to functions:
 
     SECTIONS = {"loss": grpo_loss, "dataset": data.DATASETS, ...}
 
-If the value is a table of functions, the `name` in the section selects one.
+If the value is a table of functions, the `name` in the section selects one; in
+a `Table`, the name may also be "my_module:function", from a module of the user.
 Without a `name`, the keys of the section are names in the table, or labels of
 subsections that have a `name` of their own. The module also lists the values
 that are not sections, in FIELDS, and defines `check(config)` for rules across
@@ -20,6 +21,7 @@ import importlib.util
 import inspect
 import os
 import pathlib
+import pkgutil
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
@@ -61,6 +63,41 @@ def sweep(path: str) -> list[dict[str, Any]]:
   file = path.partition(":")[0]
   function = getattr(_execute(file), "sweep", tuple)
   return [dict(setting) for setting in _guarded(file, function)]
+
+
+def resolve(path: str) -> Callable:
+  """The function that "module:function" names; its module is imported.
+
+  Raises ValueError, in one line, if there is none.
+  """
+  try:
+    function = pkgutil.resolve_name(path)
+  except (ImportError, AttributeError, ValueError) as error:
+    raise ValueError(
+      f"{path!r} is no function of a module that can be imported: {error}"
+    ) from None
+  if not callable(function):
+    raise ValueError(f"{path!r} is {function!r:.80}, and no function")
+  return function
+
+
+class Table(dict):
+  """Functions by name; users' own are there too, by "module:function"."""
+
+  def __init__(
+    self, entries: Mapping, adapt: Callable[[Callable], Any] = lambda f: f
+  ):
+    """`adapt` makes an entry of a user's function."""
+    super().__init__(entries)
+    self._adapt = adapt
+
+  def __contains__(self, name: Any) -> bool:
+    return super().__contains__(name) or ":" in str(name)
+
+  def __missing__(self, name: Any) -> Any:
+    if ":" not in str(name):
+      raise KeyError(name)
+    return self._adapt(resolve(name))
 
 
 def override(

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 LOOP = """
 import json, os, pathlib, signal, time
-from r1jax import checkpoint, interrupt
+from r1jax.runtime import checkpoint, interrupt
 
 def optimizer(params, *, learning_rate, decay=0.0): ...
 def sums(*, digits): ...

@@ -1,26 +1,35 @@
 """Examples: datasets addressed by index, and drawing from them.
 
-To add a dataset: write a module with `load`, and name it in DATASETS.
+A dataset is a sequence of Examples. To add one, write a module with `load` and
+name it in DATASETS; or name a function of a module of your own in a config:
+
+    dataset=dict(name="my_module:load", path="mine.jsonl")
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from r1jax.data import mixture, order, problems, reasoning_gym, worked
+from r1jax import config
+from r1jax.data import mixture, order, own, problems, reasoning_gym, worked
 from r1jax.types import Example
 
-DATASETS: dict[str, Callable | Mapping[str, Callable]] = {
-  "problems": problems.load,
-  "reasoning_gym": reasoning_gym.load,
-  "worked": worked.load,
-}
-DATASETS["mixture"] = {
-  name: mixture.of_mixture(load) for name, load in DATASETS.items()
-}
-
 PROBES = 16
+
+
+DATASETS = config.Table(
+  {
+    "problems": problems.load,
+    "reasoning_gym": reasoning_gym.load,
+    "worked": worked.load,
+  },
+  own.dataset,
+)
+DATASETS["mixture"] = config.Table(
+  {name: mixture.of_mixture(load) for name, load in DATASETS.items()},
+  lambda function: mixture.of_mixture(own.dataset(function)),
+)
 
 
 def load(name: str = "", **section) -> Sequence[Example]:

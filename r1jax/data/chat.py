@@ -1,12 +1,8 @@
 """Conversations to token ids: what a model reads, and what it learns to write.
 
-A conversation is a list of messages, {"role": "user", "content": "Hi"}; roles
-are system, user, assistant and tool. A template writes it as one text,
-
-    template(messages, generation_prompt=True)
-
-which ends where the assistant is to go on. A template may write the first words
-of the answer itself, the opened thought: they are a part of the prompt.
+A template (see `data.templates`) writes a conversation as one text. It may
+write the first words of the answer itself, such as an opened <think>: they are
+a part of the prompt.
 
 Whoever writes a message cannot forge a turn of another. A special token's name
 within a message, `<｜Assistant｜>` say, is spelled out in ordinary
@@ -14,20 +10,29 @@ tokens; only the template writes special tokens, and the assistant those of its
 own thought. Everything else encodes as the rendered text does.
 """
 
-import dataclasses
-import json
+import functools
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from r1jax.data import jinja
-from r1jax.types import Tokenizer
+from r1jax.data import templates
+from r1jax.data.templates import (
+  BEGIN_THOUGHT,
+  END_THOUGHT,
+  Message,
+  Template,
+  check_messages,
+)
+from r1jax.types import Example, Tokenizer
 
-Message = Mapping[str, Any]
-Template = Callable[..., str]
-
-BEGIN_THOUGHT, END_THOUGHT = "<think>", "</think>"
-ROLES = ("system", "user", "assistant", "tool")
+# How a template begins an answer: a thought that it does not end, with any
+# words in it, or an empty one, as of a model that is told not to think.
+PREFILL = re.compile(
+  r"<think>(?:(?!</?think>).)*\Z|<think>\s*\n\s*</think>\s*\Z", re.DOTALL
+)
+# Questions that have nothing in common; see `shared_tokens`.
+PROBES = ("What", "0", "(x", "\u8ba1\u7b97")
 
 
 @runtime_checkable
@@ -51,7 +56,7 @@ class Prompt(NamedTuple):
   """What a model is given, up to where it goes on."""
 
   ids: list[int]
-  prefill: str  # What of the answer the template wrote: "" or "<think>\n".
+  prefill: str  # What the template wrote of the answer: "" or "<think>\n".
 
 
 class Demonstration(NamedTuple):
@@ -61,132 +66,12 @@ class Demonstration(NamedTuple):
   completion: list[int]  # EOS included.
 
 
-# Templates: messages to text.
-
-
-def deepseek_r1(
-  messages: Sequence[Message], *, generation_prompt: bool = False
-) -> str:
-  """The text of a conversation as DeepSeek-R1 first read it (January 2025).
-
-  Past answers lose their thoughts. Tool calls follow the released template to
-  the letter, in that only the first of a conversation opens a turn.
-  """
-  _check(messages)
-  system = [m["content"] for m in messages if m["role"] == "system"]
-  texts = ["<｜begin▁of▁sentence｜>", "\n\n".join(system)]
-  called = reported = False  # Whether a tool ever was, and ever answered.
-  open_outputs = False  # Whether the last message is a tool's.
-  for message in messages:
-    role, content = message["role"], message["content"]
-    if role == "user":
-      texts += ["<｜User｜>", content]
-    elif role == "tool":
-      if not reported:
-        texts.append("<｜tool▁outputs▁begin｜>")
-      texts += ["<｜tool▁output▁begin｜>", content, "<｜tool▁output▁end｜>"]
-      reported = True
-    elif message.get("tool_calls"):
-      opening = f"<｜Assistant｜>{content or ''}<｜tool▁calls▁begin｜>"
-      calls = "\n".join(map(_tool_call, message["tool_calls"]))
-      texts += ["\n" if called else opening, calls]
-      texts.append("<｜tool▁calls▁end｜><｜end▁of▁sentence｜>")
-      called = True
-    elif role == "assistant":
-      if open_outputs:
-        texts += ["<｜tool▁outputs▁end｜>", content]
-      else:
-        texts += ["<｜Assistant｜>", content.rpartition(END_THOUGHT)[2]]
-      texts.append("<｜end▁of▁sentence｜>")
-    if role != "system":
-      open_outputs = role == "tool"
-  if open_outputs:
-    texts.append("<｜tool▁outputs▁end｜>")
-  elif generation_prompt:
-    texts.append("<｜Assistant｜>")
-  return "".join(texts)
-
-
-def deepseek_r1_think(
-  messages: Sequence[Message], *, generation_prompt: bool = False
-) -> str:
-  """The same in the later release, which opens the thought itself.
-
-  The distilled models' own templates differ where there are tools, or several
-  system messages, of which they keep the last.
-  """
-  text = deepseek_r1(messages, generation_prompt=generation_prompt)
-  opens = generation_prompt and text.endswith("<｜Assistant｜>")
-  return text + f"{BEGIN_THOUGHT}\n" if opens else text
-
-
-TEMPLATES = {"deepseek_r1": deepseek_r1, "deepseek_r1_think": deepseek_r1_think}
-
-
-def _tool_call(call: Mapping[str, Any]) -> str:
-  function = call["function"]
-  return (
-    f"<｜tool▁call▁begin｜>{call['type']}<｜tool▁sep｜>{function['name']}\n"
-    f"```json\n{function['arguments']}\n```<｜tool▁call▁end｜>"
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class QuestionOnly:
-  """A template for base models: `write` of the last question, and no more."""
-
-  write: Callable[[str], str]
-
-  def __call__(
-    self, messages: Sequence[Message], *, generation_prompt: bool = False
-  ) -> str:
-    """The text of the last question, which must be a user's."""
-    _check(messages)
-    if any(message["role"] == "system" for message in messages):
-      raise ValueError("this template has no place for a system message")
-    if not messages or messages[-1]["role"] != "user":
-      raise ValueError("this template writes questions, and none is the last")
-    return self.write(messages[-1]["content"])
-
-
-def own_template(tokenizer: ChatTokenizer) -> Template:
-  """The Jinja template that came with the tokenizer, in a sandbox.
-
-  It is given what `transformers` gives it: `messages`, the special tokens by
-  their names (`bos_token`, `pad_token`, ...) and `add_generation_prompt`,
-  without tools. What it refuses, or gets wrong, is a ValueError.
-  """
-  if tokenizer.chat_template is None:
-    raise ValueError("the tokenizer has no chat template of its own")
-  compiled = jinja.compiled(tokenizer.chat_template)
-
-  def template(
-    messages: Sequence[Message], *, generation_prompt: bool = False
-  ) -> str:
-    _check(messages)
-    try:
-      return compiled.render(
-        messages=list(messages),
-        add_generation_prompt=generation_prompt,
-        tools=None,
-        documents=None,
-        **tokenizer.named_specials,
-      )
-    except Exception as error:  # It is a program; it may fail in any way.
-      raise ValueError(f"the chat template says: {error}") from error
-
-  return template
-
-
 def without_thought(text: str) -> str:
   """What an answer says to others; nothing, if its thought never ended."""
   before, ended, after = text.rpartition(END_THOUGHT)
   if not ended and after.lstrip().startswith(BEGIN_THOUGHT):
     return ""
   return after
-
-
-# Token ids.
 
 
 def prompt(
@@ -220,13 +105,8 @@ def demonstrations(
   """
   if turns not in ("last", "each"):
     raise ValueError(f'turns {turns!r} is neither "last" nor "each"')
-  end = end_of_turn(template, tokenizer)
-  if end not in tokenizer.eos_ids:
-    raise ValueError(
-      f"the template ends a turn with {tokenizer.piece(end)!r}, which is no "
-      "EOS of the tokenizer: a model that learned it would not stop there"
-    )
-  _check(messages)
+  end = check_end_of_turn(template, tokenizer)
+  check_messages(messages)
   messages, spelled = _shield(messages, tokenizer)
   answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
   if turns == "last" and (not answers or answers[-1] != len(messages) - 1):
@@ -251,6 +131,43 @@ def demonstrations(
   return found
 
 
+def encode(template: str, question: str, tokenizer: Tokenizer) -> list[int]:
+  """Token ids of `question` in the template, BOS included where it belongs."""
+  render = templates.find(template, tokenizer)
+  return prompt(templates.user_turn(question), render, tokenizer).ids
+
+
+def encode_prompts(
+  examples: Sequence[Example], template: str, tokenizer: Tokenizer
+) -> list[list[int]]:
+  """The token ids of each example's prompt in the template."""
+  render = templates.find(template, tokenizer)
+  return [
+    prompt(templates.user_turn(example.prompt), render, tokenizer).ids
+    for example in examples
+  ]
+
+
+def prefill(template: str, tokenizer: Tokenizer) -> str:
+  """What the template writes of every answer: "", or "<think>\\n"."""
+  render = templates.find(template, tokenizer)
+  return prompt(templates.user_turn(PROBES[0]), render, tokenizer).prefill
+
+
+def shared_tokens(template: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+  """The token ids with which every prompt in this template begins.
+
+  Found by trying PROBES. The last token that their prompts share is left out:
+  what follows may still be joined to it.
+  """
+  first, *others = (encode(template, probe, tokenizer) for probe in PROBES)
+  size = 0
+  while all(size < len(o) and o[size] == first[size] for o in others):
+    size += 1
+  least = len(_begins(templates.find(template, tokenizer), tokenizer))
+  return tuple(first[: max(size - 1, least)])
+
+
 def end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
   """The id of the special token that the template writes behind an answer.
 
@@ -271,18 +188,35 @@ def end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
   return [*ends, *marks, tokenizer.eos_ids[0]][0]
 
 
+def check_end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
+  """`end_of_turn`; raises ValueError if sampling would not stop there."""
+  end = end_of_turn(template, tokenizer)
+  if end not in tokenizer.eos_ids:
+    raise ValueError(
+      f"the template ends a turn with {tokenizer.piece(end)!r}, which is no "
+      "EOS of the tokenizer: a model that learned it would not stop there"
+    )
+  return end
+
+
 def _begins(template: Template, tokenizer: ChatTokenizer) -> tuple[int, ...]:
   """What stands before the text; a template of messages writes its own BOS."""
-  bare = isinstance(template, QuestionOnly)
+  bare = isinstance(template, templates.QuestionOnly)
   return tokenizer.prefix_ids if bare else ()
 
 
 def _prompt_text(
   messages: Sequence[Message], template: Template
 ) -> tuple[str, str]:
-  """The text before the answer, and what of the answer the template wrote."""
+  """The text before the answer, and what the template wrote of the answer.
+
+  The latter is sought only in what a generation prompt adds: a message may hold
+  tags of its own.
+  """
   text = template(messages, generation_prompt=True)
-  opened = re.search(rf"{BEGIN_THOUGHT}\s*\Z", text)
+  ended = template(messages)
+  added = len(os.path.commonprefix([text, ended]))
+  opened = PREFILL.search(text, added)
   cut = opened.start() if opened else len(text)
   return text[:cut], text[cut:]
 
@@ -295,11 +229,12 @@ def _shield(
   Each name is replaced by one character that no message uses, so that whatever
   a template does with a text, it can neither meet nor make a special token.
   """
-  _check(messages)
-  names = tokenizer.specials
-  if not names:
+  check_messages(messages)
+  every, others = _patterns(tuple(getattr(tokenizer, "specials", ())))
+  texts = [*_texts(list(messages))]
+  if not any(map(every.search, texts)):
     return list(messages), {}
-  used = {*json.dumps(list(messages), ensure_ascii=False, default=str)}
+  used = set().union(*texts)
   free = (c for c in map(chr, range(0xF0000, 0xFFFFE)) if c not in used)
   marks: dict[str, str] = {}
 
@@ -317,9 +252,6 @@ def _shield(
       marks[name] = next(free)
     return marks[name]
 
-  any_of = lambda names: re.compile("|".join(map(re.escape, names)) or "(?!)")
-  every = any_of(names)
-  others = any_of([n for n in names if n not in (BEGIN_THOUGHT, END_THOUGHT)])
   shielded = []
   for message in messages:
     copy = shield(message, every)
@@ -327,6 +259,24 @@ def _shield(
       copy["content"] = shield(message["content"], others)
     shielded.append(copy)
   return shielded, {character: name for name, character in marks.items()}
+
+
+def _texts(value: Any) -> Iterator[str]:
+  """All strings in messages."""
+  if isinstance(value, str):
+    yield value
+  elif isinstance(value, Mapping | list | tuple):
+    parts = value.values() if isinstance(value, Mapping) else value
+    for part in parts:
+      yield from _texts(part)
+
+
+@functools.cache
+def _patterns(names: tuple[str, ...]) -> tuple[re.Pattern, re.Pattern]:
+  """Any of the names, and any of them but the tags of a thought."""
+  others = [n for n in names if n not in (BEGIN_THOUGHT, END_THOUGHT)]
+  any_of = lambda names: re.compile("|".join(map(re.escape, names)) or "(?!)")
+  return any_of(names), any_of(others)
 
 
 def _encode(
@@ -340,17 +290,3 @@ def _encode(
     is_name = part in spelled
     ids += tokenizer.spell(spelled[part]) if is_name else tokenizer.encode(part)
   return ids
-
-
-def _check(messages: Sequence[Message]) -> None:
-  """Raises ValueError unless every message has a known role and a text."""
-  for i, message in enumerate(messages):
-    if message.get("role") not in ROLES:
-      raise ValueError(
-        f"message {i}: role {message.get('role')!r} is none of "
-        + ", ".join(ROLES)
-      )
-    content = message.get("content")
-    calls = message["role"] == "assistant" and message.get("tool_calls")
-    if not isinstance(content, str) and not (content is None and calls):
-      raise ValueError(f"message {i}: content {content!r} is no text")

@@ -5,6 +5,7 @@ import functools
 import json
 
 
+@functools.cache
 def compiled(source: str):
   """The template, whose `render` runs it in a sandbox.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from r1jax.data.split import in_test
-from r1jax.data.templates import r1_zero
+from r1jax.data.templates import TEMPLATES
 from r1jax.types import Example
 
 GUESSES = ("", "I guess.", "It looks like this.")
@@ -116,7 +116,7 @@ class Documents(Sequence[Example]):
     thought, answer = working(problem, style, rng, self._faults)
     if templated:
       written = tagged(thought, answer, rng, shares["malformed"])
-      return r1_zero(problem.question) + written
+      return TEMPLATES["r1_zero"].fill(problem.question) + written
     wording = problem.brief if rng.random() < 0.9 else problem.question.strip()
     thought = thought + "\n" if thought else ""
     return f"{wording}\n{thought}Answer: {answer}"

@@ -31,21 +31,16 @@ from r1jax.data import chat, templates
 from r1jax.data import tokenizer as tokenizers
 from r1jax.runtime import process
 
-QUESTIONS = {
-  name: chat.QuestionOnly(write) for name, write in templates.TEMPLATES.items()
-}
-TEMPLATES = chat.TEMPLATES | QUESTIONS
-
 
 @dataclasses.dataclass
 class Conversation:
   """The messages of a chat, and the model that answers them."""
 
   tokenizer: chat.ChatTokenizer
-  template: chat.Template
+  template: templates.Template
   complete: Callable[..., Iterator[int]]  # See `rollouts.stream.Stream`.
   max_tokens: int
-  messages: list[chat.Message]
+  messages: list[templates.Message]
 
   def ask(self, question: str) -> Iterator[tuple[bool, str]]:
     """The answer as a stream of parts: (whether it is thought, text).
@@ -88,19 +83,19 @@ def split_thought(texts: Iterable[str]) -> Iterator[tuple[bool, str]]:
     held += text
     if thinking is None:
       start = held.lstrip()
-      if start.startswith(chat.BEGIN_THOUGHT):
+      if start.startswith(templates.BEGIN_THOUGHT):
         thinking = True
-      elif not chat.BEGIN_THOUGHT.startswith(start):
+      elif not templates.BEGIN_THOUGHT.startswith(start):
         thinking = False
       else:
         continue
     if thinking:
-      before, ended, after = held.partition(chat.END_THOUGHT)
+      before, ended, after = held.partition(templates.END_THOUGHT)
       if ended:
         yield True, before + ended
         held, thinking = after, False
       else:
-        keep = _overlap(held, chat.END_THOUGHT)
+        keep = _overlap(held, templates.END_THOUGHT)
         cut = len(held) - keep
         if cut:
           yield True, held[:cut]
@@ -231,15 +226,15 @@ def model_directory(options: flags.FlagValues) -> str:
   return options.model
 
 
-def pick_template(name: str, tokenizer: chat.ChatTokenizer) -> chat.Template:
-  """The template of that name.
+def pick_template(
+  name: str | None, tokenizer: chat.ChatTokenizer
+) -> templates.Template:
+  """The template of that name, or the default if it is None.
 
-  "own" is the chat template of the model; "auto" is the same if the model has
-  one, or else "r1_zero".
+  The default is the model's chat template, or R1-Zero's if it has none.
   """
-  if name == "auto":
-    name = "r1_zero" if tokenizer.chat_template is None else "own"
-  return chat.own_template(tokenizer) if name == "own" else TEMPLATES[name]
+  default = "r1_zero" if tokenizer.chat_template is None else templates.OWN
+  return templates.find(name or default, tokenizer)
 
 
 def clean(text: str) -> str:
@@ -284,7 +279,7 @@ def main() -> None:
     screen.show(conversation.ask(clean(question).strip()))
     return
   print("Ctrl-C stops an answer, Ctrl-D exits.", file=sys.stderr)
-  if conversation.template in QUESTIONS.values():
+  if isinstance(conversation.template, templates.QuestionOnly):
     print("This template uses the last question only.", file=sys.stderr)
   run_interactive(conversation, screen)
 
@@ -294,12 +289,12 @@ def define_flags() -> None:
   flags.DEFINE_string("model", None, "Directory of a model and its tokenizer.")
   flags.DEFINE_string("prompt", None, "Answer this question only, and exit.")
   flags.DEFINE_string("system", "", "A system message; R1 works best without.")
-  flags.DEFINE_enum(
+  flags.DEFINE_string(
     "template",
-    "auto",
-    ["auto", "own", *TEMPLATES],
-    "The chat template; own: that of the model; auto: that of the model, or "
-    "R1-Zero's if it has none.",
+    None,
+    "The chat template: 'chat' for that of the model, one of "
+    f"{', '.join(templates.TEMPLATES)}, or a text that contains {{question}}; "
+    "by default chat, or r1_zero if the model has no chat template.",
   )
   flags.DEFINE_bool(
     "bos",

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from r1jax import config as configs
 from r1jax import data, rewards
-from r1jax.data import templates
+from r1jax.data import chat, templates
 from r1jax.data import tokenizer as tokenizers
 from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
@@ -85,13 +85,13 @@ class Context:
   @functools.cached_property
   def shared(self):
     """The token ids that all prompts begin with."""
-    return templates.shared_tokens(self.config.template, self.tokenizer)
+    return chat.shared_tokens(self.config.template, self.tokenizer)
 
   @functools.cached_property
   def sizes(self):
     """The number of tokens of each prompt beyond the shared ones."""
     template = self.config.template
-    prompts = templates.encode_prompts(self.examples, template, self.tokenizer)
+    prompts = chat.encode_prompts(self.examples, template, self.tokenizer)
     return [len(ids) - len(self.shared) for ids in prompts]
 
   @functools.cached_property
@@ -154,20 +154,23 @@ def prompts(context: Context) -> Iterator[Line]:
   """Checks three prompts as the model reads them, EOS and BOS."""
   c, tokenizer, shared = context.config, context.tokenizer, context.shared
   inspection.check_vocabulary(tokenizer, context.model[0])
+  render = templates.find(c.template, tokenizer)
+  bare = isinstance(render, templates.QuestionOnly)
   eos = ", ".join(f"{i} {tokenizer.piece(i)!r}" for i in tokenizer.eos_ids)
   for example in context.examples[:3]:
-    text = templates.TEMPLATES[c.template](example.prompt)
-    ids = templates.encode(c.template, example.prompt, tokenizer)
-    name, begins = example.id, len(tokenizer.prefix_ids)
+    turn = templates.user_turn(example.prompt)
+    text = render(turn, generation_prompt=True)
+    ids = chat.prompt(turn, render, tokenizer).ids
+    name, begins = example.id, len(tokenizer.prefix_ids) if bare else 0
     back = tokenizer.decode(ids[begins:])
     at = len(os.path.commonprefix([back, text]))
-    if set(ids[begins:]) & set(tokenizer.eos_ids):
-      yield Line(WRONG, f"{name}: EOS ({eos}) stands in the prompt")
+    if bare and set(ids[begins:]) & set(tokenizer.eos_ids):
+      yield Line(WRONG, f"{name}: the prompt contains EOS ({eos})")
     elif back != text:
       yield Line(
         WRONG,
         f"{name}: {text[at : at + 20]!r} comes back from its tokens as "
-        f"{back[at : at + 20]!r}; the tokenizer does not know it",
+        f"{back[at : at + 20]!r}; the tokenizer cannot represent it",
       )
     elif tuple(ids[: len(shared)]) != shared:
       yield Line(WRONG, f"{name}: does not begin with the template")
@@ -175,7 +178,7 @@ def prompts(context: Context) -> Iterator[Line]:
       yield Line(
         OK,
         f"{name}: {len(ids)} tokens, the first {len(shared)} shared by all, "
-        "decode to the prompt; no EOS in it",
+        "decode to the prompt" + ("; no EOS in it" if bare else ""),
       )
   tags = [f"{tag} {len(tokenizer.encode(tag))}" for tag in tokenizers.TAGS]
   yield Line(OK, f"EOS is {eos}; tokens of the tags: {', '.join(tags)}")
@@ -333,12 +336,9 @@ def without_template(context: Context) -> Iterator[Line]:
   """The pass@1 of the same problems with the template "plain"."""
   if context.too_large:
     raise ValueError("no round was run: there is not enough memory for it")
-  c, tokenizer, (model, params) = (
-    context.config,
-    context.tokenizer,
-    context.model,
-  )
-  prompts = templates.encode_prompts(context.tested, "plain", tokenizer)
+  c, tokenizer = context.config, context.tokenizer
+  model, params = context.model
+  prompts = chat.encode_prompts(context.tested, "plain", tokenizer)
   limits = dict(prompt_tokens=max(map(len, prompts)))
   engine = make_engine(
     transformer.Transformer(model),
@@ -385,14 +385,15 @@ def documents(context: Context) -> Iterator[Line]:
     f"a tokenizer of {settings['documents']:,} documents has "
     f"{tokenizer.vocab_size} ids; EOS is {eos!r}",
   )
-  tokens, used, mesh = 0, 0, make_mesh(data=1)
+  mesh, tokens, used = make_mesh(data=1), 0, 0
   for step in range(first):
     examples = data.draw(
       context.dataset, c.batch_examples, seed=c.seed, step=step
     )
-    batch = sft.make_batch(mesh, examples, tokenizer, **c.rows)
+    pieces = sft.demonstrations(examples, c.template, tokenizer)
+    batch = sft.make_batch(mesh, pieces, **c.rows)
     tokens += int(batch.num_tokens)
-    rows = (np.asarray(batch.packed.positions) >= 0).any(axis=-1)
+    rows = np.asarray(batch.packed.positions >= 0).any(axis=-1)
     used = max(used, int(rows.sum()))
   read = c.num_steps * c.batch_examples
   yield Line(

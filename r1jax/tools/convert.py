@@ -23,7 +23,7 @@ from r1jax.hf import tokenizer_files
 from r1jax.models.config import ModelConfig, replace
 from r1jax.models.presets import preset
 from r1jax.models.weights import sizes
-from r1jax.runtime import checkpoint, workdir
+from r1jax.runtime import checkpoint
 from r1jax.runtime.console import Console
 from r1jax.types import Params
 
@@ -48,7 +48,7 @@ def find(path: pathlib.Path, *, dtype: str | None, mtp: bool) -> Source:
   settings = configs.read_json(hf.directory(path) / "config.json")
   if "architectures" in settings:
     return in_directory(path, settings, dtype=dtype, mtp=mtp)
-  if (path / workdir.CHECKPOINTS).is_dir() and "loop" in settings:
+  if "loop" in settings and checkpoint.latest_step(path) is not None:
     return in_workdir(path, settings, mtp=mtp)
   raise ValueError(
     f"{path} is neither the workdir of a run with a checkpoint nor the "

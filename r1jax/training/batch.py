@@ -171,7 +171,7 @@ def add_advantages(
   jax.jit, static_argnames=("num_completions", "name", "coefficient")
 )
 def completion_kl(
-  batch: Batch, *, num_completions: int, name: str, coefficient: float
+  batch: Batch, num_completions: int, *, name: str, coefficient: float
 ) -> Float[Array, "N"]:
   """The KL penalty of each of N completions against the reference policy.
 

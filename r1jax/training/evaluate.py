@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from r1jax import data, rewards
-from r1jax.data import worked
-from r1jax.data.templates import encode_prompts
+from r1jax.data import chat, worked
 from r1jax.rewards import accuracy
 from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import Engine
@@ -65,11 +64,18 @@ def evaluate(
     graders, limit = engine.hosts(len(examples)), engine.max_tokens
     spec = dict(accuracy=accuracy_reward, format=0.0)
     grader = GroupGrader(
-      examples, graders, samples, tokenizer, limit, pool, spec
+      examples,
+      graders,
+      samples,
+      tokenizer,
+      limit,
+      pool,
+      spec,
+      prefill=chat.prefill(template, tokenizer),
     )
     rollout = engine(
       params,
-      encode_prompts(examples, template, tokenizer),
+      chat.encode_prompts(examples, template, tokenizer),
       samples,
       seed=seed,
       round=index,

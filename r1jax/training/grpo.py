@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 
 from r1jax import data, rewards
+from r1jax.config import bind
 from r1jax.data import templates, tokenizer
 from r1jax.losses import grpo as losses
 from r1jax.losses.advantages import advantages as make_advantages
@@ -253,9 +254,7 @@ def kl_penalties(
 ) -> np.ndarray:
   """The KL penalties of completions [P, G] against the reference policy."""
   penalties = [
-    completion_kl(
-      batch, num_completions=shape[0] * shape[1], **config.kl_reward
-    )
+    completion_kl(batch, shape[0] * shape[1], **config.kl_reward)
     for batch in batches
   ]
   return sum(map(sharding.to_host, penalties)).reshape(shape)
@@ -317,11 +316,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     )
   inspection.check_steps(config)
   inspection.check_sampling(config.sampling)
-  if config.template not in templates.TEMPLATES:
-    raise ValueError(
-      f"unknown template {config.template!r}; there is "
-      f"{', '.join(templates.TEMPLATES)}"
-    )
+  templates.check(config.template)
+  evaluation = config.evaluation.to_dict()
+  for name in ("test", "larger"):
+    if section := evaluation.get(name):
+      bind(f"evaluation.{name}", section, data.DATASETS)
   rewards.check(**config.rewards.to_dict())
   offload.check(config.offload)
 

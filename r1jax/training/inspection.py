@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from r1jax.data import templates
+from r1jax.data import chat, templates
 from r1jax.data.mixture import Mixture
 from r1jax.models.config import ModelConfig
 from r1jax.parallel.mesh import row_shards
@@ -32,14 +32,14 @@ def in_memory(dataset: Sequence[Example]) -> Sequence[Example]:
   if isinstance(dataset, Mixture):
     wholes = (in_memory(part.dataset) for part in dataset.parts.values())
     return [example for whole in wholes for example in whole]
-  return dataset if isinstance(dataset, list) else ()
+  return dataset if isinstance(dataset, list | tuple) else ()
 
 
 def is_in_memory(dataset: Sequence[Example]) -> bool:
   """Whether all examples of the dataset are in memory."""
   if isinstance(dataset, Mixture):
     return all(is_in_memory(part.dataset) for part in dataset.parts.values())
-  return isinstance(dataset, list)
+  return isinstance(dataset, list | tuple)
 
 
 def check_rows(
@@ -95,15 +95,18 @@ def check_dataset(
   tokenizer: Tokenizer,
   config: ml_collections.ConfigDict,
 ) -> None:
-  """Raises ValueError for prompts that are too long, or for too few rows.
+  """Raises ValueError if the dataset does not fit the config.
 
-  See `check_prompts` and `check_packing`. Generated prompts are assumed to be
-  as long as `sampling.prompt_tokens` allows.
+  Prompts may be too long, or rows too few; see `check_prompts` and
+  `check_packing`. Generated prompts are assumed to be as long as
+  `sampling.prompt_tokens` allows. It also raises if the template ends turns
+  with a token that does not stop the sampler.
   """
+  chat.check_end_of_turn(templates.find(config.template, tokenizer), tokenizer)
   examples = in_memory(dataset)
   longest = check_prompts(examples, tokenizer, config)
   if not is_in_memory(dataset):
-    shared = templates.shared_tokens(config.template, tokenizer)
+    shared = chat.shared_tokens(config.template, tokenizer)
     longest = max(longest, len(shared) + config.sampling.prompt_tokens)
   check_packing(config, longest)
 
@@ -131,11 +134,8 @@ def check_prompts(
   """
   if not examples:
     return 0
-  shared = len(templates.shared_tokens(config.template, tokenizer))
-  prompts = (
-    templates.encode(config.template, example.prompt, tokenizer)
-    for example in examples
-  )
+  shared = len(chat.shared_tokens(config.template, tokenizer))
+  prompts = chat.encode_prompts(examples, config.template, tokenizer)
   sizes = [len(ids) - shared for ids in prompts]
   window, longest = config.sampling.prompt_tokens, max(sizes)
   if longest > window:

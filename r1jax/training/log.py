@@ -33,7 +33,7 @@ class RunLog:
     self._config, self._writer = config, writer
     self._engine, self._dataset = engine, dataset
     self._seconds = collections.Counter()
-    self._warm, self._warned = set(), set()
+    self._warm, self._warned, self._num_sync_bytes = set(), set(), None
     self._round_began = time.monotonic()
     inspection.report_mixture(dataset, writer.console)
     inspection.report_golds(dataset, writer.console)
@@ -113,7 +113,7 @@ class RunLog:
       "data/prompts_seen": done * config.prompts_per_round,
       "perf/gen_time": seconds["sampling"],
       "perf/sync_time": seconds["syncing"],
-      "perf/sync_bytes": self._engine.moved(state.train.params),
+      "perf/sync_bytes": self._sync_bytes(state),
       "perf/reward_time": seconds["grading"],
       "perf/logprob_time": seconds["scoring"],
       "perf/train_time": seconds["learning"],
@@ -160,6 +160,12 @@ class RunLog:
         {name: values[best] for name, values in scores.parts.items()},
         title=f"round {done}, {examples[best].domain}",
       )
+
+  def _sync_bytes(self, state: RLState) -> int:
+    """The bytes that a device receives to reshard weights for the sampler."""
+    if self._num_sync_bytes is None:  # It is the same in every round.
+      self._num_sync_bytes = self._engine.moved(state.train.params)
+    return self._num_sync_bytes
 
   def _warn(self, numbers: Mapping) -> None:
     """Prints a warning for each metric beyond its limit, once per run."""

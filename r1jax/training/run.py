@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from r1jax import data, rewards
-from r1jax.data import templates
+from r1jax.data import chat
 from r1jax.data import tokenizer as tokenizers
 from r1jax.models import transformer
 from r1jax.models.config import replace
@@ -103,7 +103,7 @@ def set_up(config: ml_collections.ConfigDict) -> tuple[Run, Params]:
       model,
       tokenizer,
       reshape_mesh(mesh, **config.rollout_mesh),
-      templates.shared_tokens(config.template, tokenizer),
+      chat.shared_tokens(config.template, tokenizer),
       **config.sampling,
     ),
     optimizer=optimizer,

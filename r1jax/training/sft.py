@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from r1jax import data, hf
-from r1jax.data import packing
+from r1jax.data import chat, packing, templates
 from r1jax.data import tokenizer as tokenizers
 from r1jax.losses.sft import sft_loss
 from r1jax.models import transformer
@@ -52,7 +52,7 @@ def train(
     profile: steps to trace; None traces none.
     sinks: of metrics, in addition to metrics.jsonl; see `metrics.SINKS`.
 
-  Raises Interrupted after a signal, once a checkpoint is written, and
+  Raises Interrupted after a signal, once a checkpoint is completions, and
   ValueError for an invalid config or a workdir of another run.
   """
   mesh = make_mesh(**config.mesh)
@@ -100,7 +100,8 @@ def train(
         examples = data.draw(
           dataset, config.batch_examples, seed=config.seed, step=step
         )
-        batch = make_batch(mesh, examples, tokenizer, **config.rows)
+        pieces = demonstrations(examples, config.template, tokenizer)
+        batch = make_batch(mesh, pieces, **config.rows)
         with interrupt.deferred():
           state, numbers = update(state, batch)
           step += 1
@@ -170,10 +171,29 @@ def objective(model, vocab_size, params, batch: Batch, *, mtp, balance):
   return total, numbers
 
 
+def demonstrations(
+  examples: Sequence[Example], template: str, tokenizer: Tokenizer
+) -> list[chat.Demonstration]:
+  """The prompt and target tokens of each example, in the template.
+
+  An example without a prompt is a document, of which all tokens are targets.
+  """
+  render = templates.find(template, tokenizer)
+  pairs = []
+  for prompt, answer, *_ in examples:
+    if prompt:
+      turns = templates.user_turn(prompt)
+      turns.append({"role": "assistant", "content": answer})
+      pairs += chat.demonstrations(turns, render, tokenizer)
+    else:
+      ids = [*tokenizer.encode(answer), tokenizer.eos_ids[0]]
+      pairs.append(chat.Demonstration([*tokenizer.prefix_ids], ids))
+  return pairs
+
+
 def make_batch(
   mesh: Mesh,
-  examples: Sequence[Example],
-  tokenizer: Tokenizer,
+  demonstrations: Sequence[chat.Demonstration],
   *,
   width: int,
   max_rows: int,
@@ -183,18 +203,15 @@ def make_batch(
 
   Args:
     mesh: over which the rows are split.
-    examples: prompts and answers.
-    tokenizer: of the model.
+    demonstrations: prompt and target tokens.
     width: slots (tokens) of a row.
     max_rows: rows of a batch; microbatches of unused rows are not computed.
     microbatch_rows: rows that go through the model at once.
   """
-  pieces = []
-  for i, example in enumerate(examples):
-    prompt = tokenizer.encode(example.prompt) if example.prompt else []
-    prompt = [*tokenizer.prefix_ids, *prompt]
-    answer = [*tokenizer.encode(example.answer), tokenizer.eos_ids[0]]
-    pieces.append(packing.Piece(prompt, [answer], [i * width]))
+  pieces = [
+    packing.Piece(prompt, [completion], [i * width])
+    for i, (prompt, completion) in enumerate(demonstrations)
+  ]
   packed = packing.pack(pieces, width, rows=max_rows)
   packed, count = microbatches(packed, microbatch_rows)
   is_target = packed.origin >= 0
@@ -239,6 +256,7 @@ def commit() -> str | None:
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for sections that contradict each other."""
   inspection.check_rows(config.rows)
+  templates.check(config.template)
   make_optimizer(**config.optimizer)
   offload.check(config.offload)
 
@@ -253,4 +271,11 @@ SECTIONS = {
   "optimizer": make_optimizer,
 }
 CHANGEABLE = ("num_steps", "metrics_every", "checkpoint_every", "cpu_devices")
-FIELDS = (*CHANGEABLE, "seed", "batch_examples", "router_bias_speed", "offload")
+FIELDS = (
+  *CHANGEABLE,
+  "seed",
+  "template",
+  "batch_examples",
+  "router_bias_speed",
+  "offload",
+)

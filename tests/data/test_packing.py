@@ -164,7 +164,7 @@ def rollouts(draw):
     completions=completions,
     lengths=lengths,
     finish=np.ones((prompts, group), np.int32),
-    sampled_mask=within_lengths(lengths, T),
+    sampled_mask=within_lengths(lengths, size),
     logprobs=np.zeros((prompts, group, size), np.float32),
   )
 
@@ -199,7 +199,7 @@ def test_prompts_of_a_rollout_are_laid_out_once_if_there_is_room():
     completions=np.full((1, 4, 3), 50, np.int32),
     lengths=np.full((1, 4), 3, np.int32),
     finish=np.ones((1, 4), np.int32),
-    sampled_mask=within_lengths(np.full((1, 4), 3, np.int32), T),
+    sampled_mask=np.ones((1, 4, 3), bool),
     logprobs=np.zeros((1, 4, 3), np.float32),
   )
   packed = pack_rollout(rollout, 19, chosen=[0], rows=1)

@@ -172,7 +172,7 @@ EVERY_CLIP = [
   dict(name="none"),
   dict(name="symmetric", epsilon=0.2),
   dict(name="symmetric", epsilon=10.0),
-  dict(name="higher", low=0.2, high=0.28),
+  dict(name="asymmetric", low=0.2, high=0.28),
   dict(name="two_sided", low=0.2, high=0.28, delta=1.5),
   dict(name="cispo", low=0.2, high=0.3),
 ]
@@ -235,7 +235,7 @@ def test_metrics_are_means_over_the_tokens_that_count():
   """Whatever the weights: those of Dr. GRPO do not even add up to 1."""
   counted = WEIGHTS > 0
   (_, got), _ = run(
-    clip=dict(name="higher", low=0.2, high=0.28),
+    clip=dict(name="asymmetric", low=0.2, high=0.28),
     correction=dict(name="truncate", level="token", cap=1.1),
   )
   now, old, ref, sampler, a, entropy = (
@@ -262,15 +262,15 @@ def test_metrics_are_means_over_the_tokens_that_count():
     "kl/old_k1": np.mean(old - now),
     "kl/ref": np.mean(np.exp(ref - now) - (ref - now) - 1),
     "entropy/mean": entropy.mean(),
-    "sampling/is_ratio_mean": rho.mean(),
-    "sampling/is_ratio_max": rho.max(),
-    "sampling/is_clipped_frac": np.mean(rho > 1.1),
+    "sampling/ratio_mean": rho.mean(),
+    "sampling/ratio_max": rho.max(),
+    "sampling/ratio_clipped": np.mean(rho > 1.1),
   }
   assert got.keys() - expected.keys() == {"loss/policy"}
   for name, number in expected.items():
     assert got[name] == pytest.approx(number, rel=1e-12), name
   assert 0 < got["clip_ratio/low"] < got["clip_ratio/region"] < 1
-  assert 0 < got["sampling/is_clipped_frac"] < 1
+  assert 0 < got["sampling/ratio_clipped"] < 1
 
 
 def test_without_a_reference_no_kl_is_made_up():
@@ -296,12 +296,12 @@ def test_on_policy_the_ratio_is_one_and_the_kl_zero_and_it_still_teaches():
         kl_coefficient=0.5,
         correction=EVERY_CORRECTION[1],
       )
-      for name in ("ratio/min", "ratio/max", "sampling/is_ratio_max"):
+      for name in ("ratio/min", "ratio/max", "sampling/ratio_max"):
         assert metrics[name] == 1.0  # Exactly.
       for name in ("kl/ref", "kl/old", "kl/old_k1", "loss/kl"):
         assert metrics[name] == 0.0
       assert metrics["clip_ratio/region"] == 0.0
-      assert metrics["sampling/is_clipped_frac"] == 0.0
+      assert metrics["sampling/ratio_clipped"] == 0.0
       assert value == pytest.approx(-np.sum(WEIGHTS * ADVANTAGES))
       if ratio == "token":
         np.testing.assert_allclose(gradient, -WEIGHTS * ADVANTAGES, atol=1e-12)

@@ -142,7 +142,7 @@ def test_an_uncut_correction_makes_the_samplers_tokens_the_old_policys():
   (value, metrics) = loss(LOGITS, cap=1.1)
   assert value != pytest.approx(float(truth(LOGITS)), rel=1e-3)
   # Of the three, the second alone is that much likelier under the old policy.
-  assert metrics["sampling/is_clipped_frac"] == pytest.approx(1 / 3)
+  assert metrics["sampling/ratio_clipped"] == pytest.approx(1 / 3)
 
 
 # In the reward.

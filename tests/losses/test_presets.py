@@ -60,13 +60,13 @@ def test_what_sets_each_relative_apart():
   loss = lambda name: PRESETS[name]["loss"]
   of = lambda name, section: PRESETS[name][section]["name"]
   assert loss("grpo")["kl_coefficient"] == 0.04
-  assert loss("dapo")["clip"] == dict(name="higher", low=0.2, high=0.28)
+  assert loss("dapo")["clip"] == dict(name="asymmetric", low=0.2, high=0.28)
   assert of("dapo", "aggregation") == "token_mean"
   assert PRESETS["dapo"]["dynamic_sampling"]["rounds"] > 0
   assert of("dr_grpo", "advantage") == "group_mean"
   assert PRESETS["dr_grpo"]["aggregation"]["divisor"] == 3000
   assert loss("gspo")["ratio"] == "sequence"
-  assert loss("gspo")["clip"] == dict(name="higher", low=3e-4, high=4e-4)
+  assert loss("gspo")["clip"] == dict(name="asymmetric", low=3e-4, high=4e-4)
   assert loss("cispo")["clip"]["name"] == "cispo"
   assert of("rloo", "advantage") == "leave_one_out"
   assert PRESETS["rloo"]["kl_reward"]["coefficient"] > 0

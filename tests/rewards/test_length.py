@@ -92,5 +92,5 @@ def test_groups_that_do_not_divide_are_refused():
   with pytest.raises(ValueError, match="group_size is 2: 3 completions"):
     rewards.score([SUM] * 3, written, group_size=2, length=1.0)
   examples = [SUM, SUM._replace(id="b")]
-  with pytest.raises(ValueError, match="stand together with another's"):
+  with pytest.raises(ValueError, match="and of another example"):
     rewards.score(examples, written[:2], group_size=2, length=1.0)

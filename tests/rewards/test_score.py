@@ -182,9 +182,9 @@ def test_a_reward_of_ones_own_is_named_by_module_and_function(own_module):
 @pytest.mark.parametrize(
   ("spec", "message"),
   [
-    ({"praising:parise": 1.0}, "'praising:parise' is no function of a module"),
+    ({"praising:parise": 1.0}, "'praising:parise' cannot be imported"),
     ({"nowhere:praise": 1.0}, "No module named 'nowhere'"),
-    ({"praising:NUMBER": 1.0}, "is 3, and no function"),
+    ({"praising:NUMBER": 1.0}, "is 3, not a function"),
     ({"praising:praise": dict(weight=1.0, wrod="")}, "unexpected.*'wrod'"),
     (dict(math=dict(acuracy=1.0)), "did you mean 'accuracy'"),
     (dict(math=dict(accuracy=1.0), format=1.0), "'format' stands beside"),

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from r1jax.models.blockwise import visible
 
 from benchmarks import gpu, grpo, timing
 from benchmarks.grpo import Size
 from r1jax.models import flops
 from r1jax.models.presets import PRESETS
+from r1jax.ops.blockwise import visible
 from r1jax.training.batch import pack_prompts
 from r1jax.types import FINISH_LENGTH, Rollout
 

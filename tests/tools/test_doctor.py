@@ -197,7 +197,7 @@ def test_an_eos_that_stands_in_the_prompt_is_noticed(
 ):
   folder = write_tokenizer(tmp_path, eos="t")
   lines = wrong(path, {"tokenizer.path": str(folder)}, until="problems")
-  assert len(lines) == 4 and "'t') stands in the prompt" in lines[0]
+  assert len(lines) == 4 and "the prompt contains EOS" in lines[0]
   assert "EOS is 0 in the model's config.json" in lines[3]
 
 
@@ -228,7 +228,7 @@ def test_characters_that_the_tokenizer_lacks_are_noticed(path, tmp_path):
   texts = ["Why not? <think> </think> <answer> </answer>"] * 9
   tokenizer.fit(texts, tmp_path / "tokenizer.model", word_share=1.0)
   lines = wrong(path, {"tokenizer.path": str(tmp_path)}, until="problems")
-  assert len(lines) == 4 and "the tokenizer does not know it" in lines[0]
+  assert len(lines) == 4 and "the tokenizer cannot represent it" in lines[0]
   assert "EOS is 0 in the model's config.json" in lines[3]
 
 

@@ -177,7 +177,7 @@ def test_completions_of_a_batch_pay_for_their_distance(name):
   packed, batch = packed_batch()
   apart = np.float32(0.25)
   batch = batch.replace(reference_logprobs=batch.old_logprobs - apart)
-  got = completion_kl(batch, num_completions=P * G, name=name, coefficient=2.0)
+  got = completion_kl(batch, P * G, name=name, coefficient=2.0)
   one = {
     "k1": apart,
     "k2": apart**2 / 2,

@@ -44,11 +44,6 @@ def reward(
   return float(text is not None and all(results))
 
 
-def followed(example: Example, completion: Completion) -> float:
-  """1 if all instructions are followed, or 0: the grader of a domain."""
-  return reward(example, completion)
-
-
 def response(completion: Completion) -> str | None:
   """What the user is shown; None if the thinking has no end."""
   _, closed, text = completion.text.rpartition("</think>")

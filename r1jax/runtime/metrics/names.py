@@ -70,9 +70,9 @@ METRICS: dict[str, tuple[str, str]] = {
     "",
     "|trainer - sampler| probability, token mean",
   ),
-  "sampling/is_ratio_mean": ("", "probability under trainer / sampler, mean"),
-  "sampling/is_ratio_max": ("", "its largest value"),
-  "sampling/is_clipped_frac": ("share", "tokens whose ratio was truncated"),
+  "sampling/ratio_mean": ("", "probability under trainer / sampler, mean"),
+  "sampling/ratio_max": ("", "its largest value"),
+  "sampling/ratio_clipped": ("share", "tokens whose ratio was truncated"),
   "router/load/*": ("share", "tokens of a layer by expert, as a list"),
   "router/load_cv": ("", "std / mean of that load, mean over layers"),
   "router/replay_mismatch": (

@@ -20,7 +20,7 @@ import pytest
 from r1jax.runtime import checkpoint, workdir
 from r1jax.types import RLState, TrainState
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def make_state(seed, *, width=8, reference=True):

@@ -9,7 +9,7 @@ from r1jax.rewards import accuracy, sentences
 from r1jax.rewards.tasks import instructions
 from r1jax.types import Completion, Example
 
-EVAL = pathlib.Path(__file__).parents[2] / "../shared/data/eval"
+EVAL = pathlib.Path(__file__).parents[3] / "../shared/data/eval"
 AT_LEAST, LESS = dict(relation="at least"), dict(relation="less than")
 ENGLISH = "this is a plain sentence about the weather in the mountains."
 

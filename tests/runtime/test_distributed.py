@@ -15,7 +15,7 @@ import pytest
 
 from r1jax.runtime import checkpoint, distributed, rendezvous, service
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 # A process of a job; what it does is appended.
 JOINS = """

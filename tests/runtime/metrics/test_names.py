@@ -14,7 +14,7 @@ entropy/mean ratio/{mean,min,max} clip_ratio/{low,high,region}
 completions/{mean,min,max}_length completions/terminated_{mean,min,max}_length
 completions/{clipped_ratio,eos_frac}
 sampling/{logp_diff_mean,logp_diff_max,prob_diff_mean}
-sampling/{is_ratio_mean,is_ratio_max,is_clipped_frac}
+sampling/{ratio_mean,ratio_max,ratio_clipped}
 gen/{num_gen_batches,discarded_samples,idle_frac}
 optim/{grad_norm,lr,update_norm,skipped} router/{load/0,load_cv,replay_mismatch}
 perf/{tokens_per_s,tokens_per_s_per_device,mfu,step_time,gen_time,reward_time}
@@ -24,7 +24,7 @@ data/{pack_fill,pack_spread} reward_infra/{timeout,crash}_count
 domain/math/gsm8k/{reward,accuracy,length,completions} round reference_step
 eval/aime/{pass@1,pass@1_stderr,pass@16,cons@64,mean_length,truncated,unparsed}
 """.split()
-ROOT = pathlib.Path(metrics.__file__).parents[1]
+ROOT = pathlib.Path(metrics.__file__).parents[2]
 
 
 def expand(pattern):
@@ -46,7 +46,7 @@ def test_every_name_in_the_code_is_defined():
   )
   pattern = re.compile(rf'f?"((?:{families})/[^"\s.<]+)"')
   found = set()
-  for folder in ("training", "losses", "rollouts", "metrics"):
+  for folder in ("training", "losses", "rollouts", "runtime"):
     for path in (ROOT / folder).rglob("*.py"):
       found |= {*pattern.findall(path.read_text())}
   # Of a name that is put together, the braces stand for what the run has.

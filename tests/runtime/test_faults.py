@@ -22,7 +22,7 @@ from r1jax.runtime import checkpoint, interrupt, metrics, workdir
 from r1jax.runtime.metrics.rows import Rows
 from r1jax.types import Example
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def flip(path, position, bit=0):

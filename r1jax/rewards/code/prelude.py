@@ -1,9 +1,9 @@
 """Names of the standard library that programs may use without an import.
 
-Online judges put a header of imports before every submission, and models are
-used to it: LeetCode's stubs say `List[int]` and import nothing. Only the names
-that a program mentions are provided, so that others pay nothing for them, and
-its own definitions replace them. Builtins are never replaced.
+Online judges put a header of imports before each submission, and models expect
+it: LeetCode's stubs use `List[int]` without importing `List`. Only the names
+that a program mentions are imported, which saves time. A program's own
+definitions replace them. Builtins are never replaced.
 """
 
 MODULES = """
@@ -37,7 +37,8 @@ MEMBERS = {
 SOURCES = {
   name: module for module in MEMBERS for name in MEMBERS[module].split()
 }
-# Of these, tests too mean the library's own, whatever the program defines.
+# In tests, these names mean the library's types even if the program redefines
+# them.
 TYPES = {
   name: SOURCES[name]
   for module in ("collections", "decimal", "fractions", "typing")
@@ -55,16 +56,16 @@ class Module:
     return getattr(__import__(self._name), name)
 
 
-USUAL = {name: Module(name) for name in MODULES.split()}
+PRELUDE = {name: Module(name) for name in MODULES.split()}
 
 
 def provide(code, namespace: dict) -> None:
-  """Puts the usual names that a code object mentions into a namespace."""
+  """Adds the prelude's names that a code object mentions to a namespace."""
   names, codes = set(), [code]
   for each in codes:
     names.update(each.co_names)
     codes += [item for item in each.co_consts if type(item) is type(code)]
-  for name in names & USUAL.keys():
-    namespace[name] = USUAL[name]
+  for name in names & PRELUDE.keys():
+    namespace[name] = PRELUDE[name]
   for name in names & SOURCES.keys():
     namespace[name] = getattr(__import__(SOURCES[name]), name)

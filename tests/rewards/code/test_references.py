@@ -11,7 +11,7 @@ import pytest
 from r1jax.rewards.code import programs
 from r1jax.types import Completion, Example
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+ROOT = pathlib.Path(__file__).parents[3]
 SHARED = ROOT / "../shared/data"
 
 needs_data = pytest.mark.skipif(

@@ -63,7 +63,7 @@ def test_one_that_does_not_hold_is_refused(fresh, monkeypatch, tmp_path):
   monkeypatch.setattr(
     sandbox, "PROBE", sandbox.PROBE.replace("range(64)", "range(2)")
   )
-  with pytest.raises(ValueError, match="does not hold.*can read files"):
+  with pytest.raises(ValueError, match="is not safe.*can read files"):
     sandbox.check("bwrap")
 
 
@@ -74,7 +74,7 @@ def test_no_isolation_must_be_asked_for_in_so_many_words(fresh, caplog):
     with pytest.raises(ValueError, match="one of .*'bwrap', 'none'"):
       programs.reward(EXAMPLE, RIGHT, sandbox=kind)
   sandbox.check("none")
-  assert "may do all you may" in caplog.text
+  assert "run with all of your rights" in caplog.text
   assert programs.reward(EXAMPLE, RIGHT, sandbox="none") == 1.0
 
 
@@ -188,7 +188,7 @@ def test_any_thread_may_use_it(bwrap):
 ALONE = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # If ignored.
-from r1jax.rewards import sandbox
+from r1jax.rewards.code import sandbox
 program = "import os, time; os.fork() or os.setsid(); time.sleep(1000)"
 runs = sandbox.run_cases(
   "python", program, [""], "bwrap", sandbox.Limits(seconds=1000.0)
@@ -200,13 +200,13 @@ next(runs)
 IN_A_POOL = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # If ignored.
-from r1jax.rewards import code
-from r1jax.rewards.grader import Call, GraderPool
+from r1jax.rewards.code import programs
+from r1jax.rewards.pool.pool import Call, GraderPool
 from r1jax.types import Completion, Example
 program = "import os, time; os.fork() or os.setsid(); time.sleep(1000)"
 example = Example("", "", "code", "", dict(tests="assert f()"))
 text = Completion(f"</think>\\n```py\\n{program}\\n```")
-call = Call(code.reward, (example, text), dict(seconds=1000.0))
+call = Call(programs.reward, (example, text), dict(seconds=1000.0))
 preload = ["r1jax.rewards.code.programs"]
 with GraderPool(
   num_workers=1, timeout=1000.0, preload=preload, canaries=()

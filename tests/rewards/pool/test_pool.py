@@ -268,7 +268,7 @@ def test_closing_ends_everything_at_once():
 ENDLESS = """
 import os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # If ignored.
-from r1jax.rewards.grader import Call, GraderPool
+from r1jax.rewards.pool.pool import Call, GraderPool
 with GraderPool(num_workers=2, timeout=1000., preload=(), canaries=()) as pool:
   pids = {*pool.map([Call(os.getpid)] * 64), pool._server.pid}
   print(*pids, flush=True)

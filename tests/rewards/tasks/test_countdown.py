@@ -15,7 +15,7 @@ from r1jax.types import Completion, Example
 EXAMPLE = Example(
   "", "", "countdown", "", dict(numbers=[11, 47, 12], target=70)
 )
-SHARED = pathlib.Path(__file__).parents[2] / "../shared/data"
+SHARED = pathlib.Path(__file__).parents[3] / "../shared/data"
 
 
 def make(numbers, target):

@@ -1,9 +1,9 @@
-"""What a sandbox starts: it gives up its rights, and does the one job it gets.
+"""The first process in a sandbox: drops its privileges and runs one job.
 
-A program that reads and prints runs here once for each input; the verdict on
-what it prints is reached outside. `checker` is for those whose functions are
-tested. `bubblewrap` hands both over compiled; they import next to nothing, for
-speed.
+A program that reads standard input and prints runs here once per input; its
+output is compared outside of the sandbox. `checker` tests the functions of a
+program. `bubblewrap` sends both modules to the sandbox in compiled form. They
+import little, because they are loaded for each program.
 """
 
 import builtins
@@ -11,20 +11,19 @@ import os
 import sys
 
 from r1jax.rewards.code.checker import MAX_MESSAGE, describe, run_tests
-from r1jax.rewards.code.usual import provide
+from r1jax.rewards.code.prelude import provide
 from r1jax.rewards.code.values import decode, encode, receive, send
 
 SIGKILL = 9  # Linux's; to import `signal` takes as long as Python's start.
-STREAMS = (".stdin", ".stdout", ".stderr")  # /dev/stdin and so on lead to them.
+STREAMS = (".stdin", ".stdout", ".stderr")  # /dev/stdin etc. link to them.
 EXCLUSIVE = os.O_CREAT | os.O_EXCL
 
 
-def open_streams(given: bytes) -> tuple[int, int]:
-  """Makes the standard streams of a run; gives the ends to read of 1 and 2.
+def open_streams(stdin: bytes) -> tuple[int, int]:
+  """Makes the standard streams of a run; returns readers of output and errors.
 
-  They have names, by which programs open them where there is no /proc. What is
-  printed goes through a FIFO: to open it once more neither truncates it nor
-  starts over, as it would with a file.
+  The streams have names, so that programs can open them without /proc. Standard
+  output is a FIFO: opening it again does not truncate it, as with a file.
   """
   for name in STREAMS:
     try:
@@ -32,25 +31,29 @@ def open_streams(given: bytes) -> tuple[int, int]:
     except OSError:
       pass  # It is the first run.
   file = os.open(STREAMS[0], os.O_WRONLY | EXCLUSIVE, 0o600)
-  rest = memoryview(given)
+  rest = memoryview(stdin)
   while rest:
     rest = rest[os.write(file, rest) :]
   os.close(file)
   os.mkfifo(STREAMS[1], 0o600)
-  # For reading and writing: so it does not end when a program closes it.
+  # Opened for writing too, so that it does not end when a program closes it.
   output = os.open(STREAMS[1], os.O_RDWR | os.O_NONBLOCK)
   return output, os.open(STREAMS[2], os.O_RDWR | EXCLUSIVE, 0o600)
 
 
-def run(start, hear, limit: int) -> tuple[int, bytes, str]:
-  """The exit status, output and last errors of `start` in a new process.
+def run(start, receive_input, limit: int) -> tuple[int, bytes, str]:
+  """Returns exit status, output and last errors of `start` in a new process.
 
-  `start` is to end the process; `hear` gives its input, which no one keeps. Its
-  children end with it, and it ends when it has printed more than `limit` bytes.
+  Args:
+    start: a function that does not return.
+    receive_input: returns the bytes of standard input.
+    limit: the process is killed when it has printed more bytes than this.
+
+  Its child processes are killed when it ends.
   """
   import select
 
-  output, errors = open_streams(hear())
+  output, errors = open_streams(receive_input())
   pid = os.fork()
   if not pid:
     os.setsid()
@@ -83,7 +86,7 @@ def run(start, hear, limit: int) -> tuple[int, bytes, str]:
 
 
 def drain(fd: int, pieces: list, limit: int) -> int:
-  """Reads what is there, at most `limit` bytes; gives their number."""
+  """Reads what is available, at most `limit` bytes; returns their number."""
   size = 0
   while size < limit:
     try:
@@ -95,7 +98,7 @@ def drain(fd: int, pieces: list, limit: int) -> int:
 
 
 def interpret(code) -> None:
-  """Runs a Python program; the process ends as the interpreter does."""
+  """Runs a Python program, and exits as the interpreter does."""
   main = sys.modules["__main__"] = type(sys)("__main__")
   sys.argv = ["program"]
   provide(code, main.__dict__)
@@ -113,9 +116,9 @@ def run_cases(
   count: int,
   limit: int,
 ) -> None:
-  """Reports on the build, then on each run; no command stands for Python.
+  """Sends the result of the build, then of a run on each input.
 
-  The inputs come in one by one, each when it is needed.
+  An empty command means Python. Inputs are received one by one, when needed.
   """
   built = (0, b"", "")
   if command:
@@ -132,16 +135,16 @@ def run_cases(
       built = (1, b"", describe(error))
   send(control, encode(built))
   if not built[0]:
-    hear = lambda: decode(receive(read))
+    receive_input = lambda: decode(receive(read))
     for _ in range(count):
-      send(control, encode(run(start, hear, limit)))
+      send(control, encode(run(start, receive_input, limit)))
 
 
-# Where it starts.
+# The entry point.
 
 
 def confine(limits: dict, user: int | None) -> None:
-  """Gives up what the program must not have, for good."""
+  """Drops privileges and sets limits, for this process and its children."""
   import resource
 
   if user is not None:
@@ -160,9 +163,9 @@ def confine(limits: dict, user: int | None) -> None:
 
 
 def drop_capabilities() -> None:
-  """Empties the sets of capabilities: another user still has inheritable ones.
+  """Empties the sets of capabilities, of which setuid keeps the inheritable.
 
-  By what `ctypes` stands on, which loads in a fifth of its time.
+  It uses `_ctypes`, which loads in a fifth of the time of `ctypes`.
   """
   import _ctypes
 
@@ -173,7 +176,7 @@ def drop_capabilities() -> None:
 
 
 def main() -> None:
-  """Does the one job that comes in through stdin."""
+  """Runs the job that is received through stdin."""
   control = os.dup(0)
   null = os.open(os.devnull, os.O_RDWR)
   for fd in range(3):
@@ -183,11 +186,11 @@ def main() -> None:
   confine(job["limits"], job["user"])
   sys.path += job["path"]
   sys.set_int_max_str_digits(0)
-  builtins.exit = builtins.quit = sys.exit  # As `site` has them, half as slow.
+  builtins.exit = builtins.quit = sys.exit  # As `site` does, which is slow.
   send(control, encode("ready"))
-  do = run_cases if "count" in job["work"] else run_tests
-  do(control, read, **job["work"])
-  read(1)  # To be ended from outside is to be ended whole.
+  work = run_cases if "count" in job["work"] else run_tests
+  work(control, read, **job["work"])
+  read(1)  # Wait to be killed, together with all other processes.
 
 
 if __name__ == "__main__":
