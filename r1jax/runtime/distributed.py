@@ -147,14 +147,14 @@ def require_equal(values: Mapping[str, Any]) -> None:
   import jax
 
   _State.num_compared += 1
-  own = json.loads(json.dumps(dict(values), default=str))
+  local = json.loads(json.dumps(dict(values), default=str))
   key = f"{_FACTS}/{_State.num_compared}"
   if is_first():
-    service.client().key_value_set(key, json.dumps(own))
+    service.client().key_value_set(key, json.dumps(local))
     return
   first = json.loads(_get(key, "its config, code and data"))
-  for name in sorted(own.keys() | first.keys()):
-    if (here := own.get(name, "absent")) != (
+  for name in sorted(local.keys() | first.keys()):
+    if (here := local.get(name, "absent")) != (
       there := first.get(name, "absent")
     ):
       raise ValueError(
@@ -209,8 +209,8 @@ def _join(arguments: dict[str, Any]) -> None:
   # JAX's preemption service would replace the SIGTERM handler of `interrupt`.
   jax.config.update("jax_enable_preemption_service", False)
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  found = service.find_cluster(arguments, JOIN_TIMEOUT)
-  address, count, process, devices = found
+  cluster = service.find_cluster(arguments, JOIN_TIMEOUT)
+  address, count, process, devices = cluster
   if count > 1:
     rendezvous.meet(
       address,
@@ -270,7 +270,7 @@ def _leave() -> None:
   _State.watch.join()  # Python must not exit while the thread is in a call.
 
 
-def _watch(own: int, count: int) -> None:
+def _watch(process: int, count: int) -> None:
   """Sends heartbeats, checks those of others, and looks for failures."""
   client = service.client()
   last_heard = {host: ("", time.monotonic()) for host in range(count)}
@@ -280,12 +280,12 @@ def _watch(own: int, count: int) -> None:
     heartbeats += 1
     with contextlib.suppress(Exception):  # `_watch_service` reports a loss.
       client.key_value_set(
-        f"{_HEARTBEATS}/{own}", str(heartbeats), allow_overwrite=True
+        f"{_HEARTBEATS}/{process}", str(heartbeats), allow_overwrite=True
       )
       if (failure := service.try_get(_FAILURE)) and not _State.failing:
-        _keep_service_alive(own)
+        _keep_service_alive(process)
         _abort(failure)
-      if own == 0:
+      if process == 0:
         _check_heartbeats(client, last_heard)
       _State.last_answer = time.monotonic()
 
@@ -347,14 +347,14 @@ def _report_error(error: BaseException) -> None:
     # a consequence. `_watch` ends this process when the cause is published.
     time.sleep(HEARTBEAT_TIMEOUT + 5 * HEARTBEAT)
   _State.failing = True
-  own = jax.process_index()
-  _publish_failure(f"{_name(own)}: {type(error).__name__}: {text}")
-  _keep_service_alive(own)
+  process = jax.process_index()
+  _publish_failure(f"{_name(process)}: {type(error).__name__}: {text}")
+  _keep_service_alive(process)
 
 
-def _keep_service_alive(own: int) -> None:
+def _keep_service_alive(process: int) -> None:
   """Waits on host 0, which runs the service, until all have read a failure."""
-  if own == 0:
+  if process == 0:
     time.sleep(3 * HEARTBEAT)
 
 

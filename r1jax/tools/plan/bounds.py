@@ -68,11 +68,11 @@ def seconds(
   time = _within(one, inside, topology) * shared
   if len(slices) > 1:
     # Between slices, each device sends its share of the slice's data.
-    n, own = len(slices), counts.min()
+    n, per_slice = len(slices), counts.min()
     part = {
       "all-gather": one.bytes * (n - 1),
-      "all-reduce": 2 * one.bytes / own * (n - 1) / n,
-      "reduce-scatter": one.bytes / own * (n - 1) / n,
+      "all-reduce": 2 * one.bytes / per_slice * (n - 1) / n,
+      "reduce-scatter": one.bytes / per_slice * (n - 1) / n,
       "collective-permute": one.bytes,
     }.get(one.kind, one.bytes * (n - 1) / n)
     time += part * shared / chip.network

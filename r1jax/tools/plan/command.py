@@ -133,7 +133,7 @@ def sweep(config: ConfigDict, topology: chips.Topology, **options) -> dict:
 def compiled(program: Program, topology: chips.Topology) -> dict:
   """The costs of one program, compiled by XLA:TPU."""
   began, mesh = time.monotonic(), program.mesh
-  room, made = topology.memory(mesh.size), _arguments(program)
+  room, result = topology.memory(mesh.size), _arguments(program)
   try:
     with jax.set_mesh(mesh):
       lowered = program.function.lower(*program.arguments, **program.options)
@@ -141,7 +141,7 @@ def compiled(program: Program, topology: chips.Topology) -> dict:
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    return made | {
+    return result | {
       "fits": False,
       "compile_seconds": time.monotonic() - began,
       "error": str(error),
@@ -151,11 +151,11 @@ def compiled(program: Program, topology: chips.Topology) -> dict:
   # XLA uses this number to decide whether a program fits; it includes arguments
   # and results.
   peak = stats.peak_memory_in_bytes
-  made["arguments"] = stats.argument_size_in_bytes
-  made["temporaries"] = peak - made["arguments"]
-  made["code"] = stats.generated_code_size_in_bytes
-  made["host"] += stats.host_temp_size_in_bytes
-  total = peak + made["code"] + made["beside"]
+  result["arguments"] = stats.argument_size_in_bytes
+  result["temporaries"] = peak - result["arguments"]
+  result["code"] = stats.generated_code_size_in_bytes
+  result["host"] += stats.host_temp_size_in_bytes
+  total = peak + result["code"] + result["beside"]
   between = None
   if topology.num_slices > 1:
     between = np.arange(mesh.size).reshape(topology.num_slices, -1).T
@@ -166,7 +166,7 @@ def compiled(program: Program, topology: chips.Topology) -> dict:
     (one.kind, one._replace(times=1).received(mesh.size))
     for one in costs.collectives
   ]
-  return made | {
+  return result | {
     "total": total,
     "fits": total <= (1 - SPARE) * room,
     "faults": faults(
@@ -226,19 +226,19 @@ def faults(
 def estimated(program: Program, topology: chips.Topology) -> dict:
   """The estimated costs of one program; only its arguments are exact."""
   mesh, sizes, rows = program.mesh, program.sizes, program.rows
-  room, made = topology.memory(mesh.size), _arguments(program)
+  room, result = topology.memory(mesh.size), _arguments(program)
   shape, parts = dict(mesh.shape), {}
   if rows is not None:
     parts = estimate.temporaries(sizes, rows, shape)
   if rows is not None and program.name != "update":
     del parts["gradients"]
-  made["estimated"] = parts
-  total = made["arguments"] + made["beside"] + sum(parts.values())
-  made |= {"total": total, "fits": total <= (1 - SPARE) * room}
+  result["estimated"] = parts
+  total = result["arguments"] + result["beside"] + sum(parts.values())
+  result |= {"total": total, "fits": total <= (1 - SPARE) * room}
   if program.name != "update":
-    return made
+    return result
   lower_bounds = estimate.bounds(sizes, rows, shape, topology, program.flops)
-  return made | _speed(program, lower_bounds, topology)
+  return result | _speed(program, lower_bounds, topology)
 
 
 def _arguments(program: Program) -> dict:

@@ -54,7 +54,7 @@ def temporaries(
     a.key_size + a.value_size if isinstance(a, Latent) else (2 * a.head_size)
   )
   hidden = config.dense_width // mesh["tensor"]
-  made = {
+  result = {
     "gradients": 2 * F32 * (count.dense + count.routed) / shards,
     "activations": BF16 * tokens * layers * width
     + BF16 * tokens * (3 * heads * per_head + 4 * width + 3 * hidden),
@@ -64,13 +64,13 @@ def temporaries(
   if config.experts:
     e, expert = config.experts, mesh["expert"]
     layer = count.routed / max(1, config.num_moe_layers)
-    made["gathered weights"] += 2 * BF16 * layer / expert / mesh["tensor"]
+    result["gathered weights"] += 2 * BF16 * layer / expert / mesh["tensor"]
     chunk = min(config.moe_chunk, tokens) * expert
     choices = chunk * min(e.per_token, e.num_routed // expert)
-    made["experts' buffers"] = (
+    result["experts' buffers"] = (
       BF16 * choices * (3 * width + 4 * e.width / mesh["tensor"])
     )
-  return made
+  return result
 
 
 def bounds(

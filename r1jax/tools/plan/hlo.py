@@ -11,7 +11,6 @@ _SHAPE = re.compile(r"(\w+)\[([^\]]*)\](\{[^}]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _NAME = re.compile(r"%([\w.\-]+)")
-_FRAME = re.compile(r"^(\d+) \{(.*)\}$")
 _IOTA = re.compile(r"replica_groups=(\[[^ ]*?\](?:T\([\d,]*\))?)[, ]")
 _MESH = re.compile(
   r"mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? ?\{([^}]*)\}"
@@ -90,12 +89,12 @@ def parse(text: str) -> Module:
     if current is not None:
       if line.startswith("}"):
         current = None
-      elif found := _LINE.match(line):
-        made = _instruction(found[2], found[3], root=bool(found[1]))
-        current[made.name] = made
-    elif found := _HEADER.match(line):
-      current = computations.setdefault(found[2], {})
-      entry = found[2] if found[1] else entry
+      elif match := _LINE.match(line):
+        instruction = _instruction(match[2], match[3], root=bool(match[1]))
+        current[instruction.name] = instruction
+    elif match := _HEADER.match(line):
+      current = computations.setdefault(match[2], {})
+      entry = match[2] if match[1] else entry
     elif line[:1].isalpha():
       section = line.strip()
     elif line[:1].isdigit():
@@ -139,17 +138,17 @@ def _instruction(name: str, text: str, *, root: bool) -> Instruction:
 def _closing(text: str, start: int) -> int:
   """The index after the parenthesis that closes the one at `start`."""
   depth = 0
-  for found in re.compile(r"[()]").finditer(text, start):
-    depth += 1 if found[0] == "(" else -1
+  for match in re.compile(r"[()]").finditer(text, start):
+    depth += 1 if match[0] == "(" else -1
     if not depth:
-      return found.end()
+      return match.end()
   raise ValueError(f"HLO with an open parenthesis: {text[:80]!r}")
 
 
-def _shape(found: re.Match) -> Shape:
-  dims = [d.strip("<= ") for d in found[2].split(",")] if found[2] else []
-  space = re.search(r"S\((\d+)\)", found[3] or "")
-  return Shape(found[1], tuple(map(int, dims)), int(space[1]) if space else 0)
+def _shape(match: re.Match) -> Shape:
+  dims = [d.strip("<= ") for d in match[2].split(",")] if match[2] else []
+  space = re.search(r"S\((\d+)\)", match[3] or "")
+  return Shape(match[1], tuple(map(int, dims)), int(space[1]) if space else 0)
 
 
 def groups(instruction: Instruction) -> np.ndarray | None:
@@ -160,14 +159,12 @@ def groups(instruction: Instruction) -> np.ndarray | None:
   text = instruction.attributes
   if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", text):
     return _cycles(np.array(_lists(pairs[1])))
-  if found := re.search(r"replica_groups=\{(\{.*?\})\}", text):
-    return np.array(_lists(found[1]))
-  if found := re.search(
-    r"replica_groups=(\[[^ ]*?\](?:T\([\d,]*\))?)[, ]", text
-  ):
-    return _iota(found[1])
-  if found := re.search("replica_groups=" + _MESH.pattern, text):
-    return _of_mesh(*found.groups())
+  if match := re.search(r"replica_groups=\{(\{.*?\})\}", text):
+    return np.array(_lists(match[1]))
+  if match := _IOTA.search(text):
+    return _iota(match[1])
+  if match := re.search("replica_groups=" + _MESH.pattern, text):
+    return _of_mesh(*match.groups())
   return None
 
 
@@ -185,10 +182,10 @@ def _iota(text: str) -> np.ndarray:
     shape, rest = None, text
   base, _, order = rest.partition("T")
   dims = numbers(base)
-  made = np.arange(math.prod(dims)).reshape(dims)
+  result = np.arange(math.prod(dims)).reshape(dims)
   if order:
-    made = made.transpose(numbers(order))
-  return made.reshape(numbers(shape)) if shape else made
+    result = result.transpose(numbers(order))
+  return result.reshape(numbers(shape)) if shape else result
 
 
 def _of_mesh(axes: str, devices: str | None, named: str) -> np.ndarray:
@@ -222,7 +219,7 @@ def _of_mesh(axes: str, devices: str | None, named: str) -> np.ndarray:
 def _cycles(pairs: np.ndarray) -> np.ndarray:
   """The cycles of a permutation; the pairs, if cycles differ in size."""
   follows = dict(pairs.tolist())
-  found, seen = [], set()
+  cycles, seen = [], set()
   for start in follows:
     group, at = [], start
     while at in follows and at not in seen:
@@ -230,9 +227,9 @@ def _cycles(pairs: np.ndarray) -> np.ndarray:
       group.append(at)
       at = follows[at]
     if group:
-      found.append(group)
-  same = len({len(group) for group in found}) == 1
-  return np.array(found) if same and len(found[0]) > 1 else pairs
+      cycles.append(group)
+  same = len({len(group) for group in cycles}) == 1
+  return np.array(cycles) if same and len(cycles[0]) > 1 else pairs
 
 
 def axes_of(

@@ -84,8 +84,8 @@ def sharded_shapes(
       return on
     return on.with_memory_kind(offload.HOST_MEMORY)
 
-  made = sharding.tree_shardings(mesh, logical_axes(sizes), tree)
-  return with_shardings(tree, jax.tree.map_with_path(place, tree, made))
+  shardings = sharding.tree_shardings(mesh, logical_axes(sizes), tree)
+  return with_shardings(tree, jax.tree.map_with_path(place, tree, shardings))
 
 
 def scalar(mesh: Mesh, dtype):
@@ -221,7 +221,7 @@ def of_grpo(config: ConfigDict, mesh: Mesh) -> list[Program]:
     mesh=mesh,
   )
   state_parts, reference_part = _parts(state), {"reference": reference}
-  made = [
+  programs = [
     Program(
       name="update",
       function=update,
@@ -235,7 +235,7 @@ def of_grpo(config: ConfigDict, mesh: Mesh) -> list[Program]:
   if has_reference or config.old == "trainer":
     scorer = reference if has_reference else state.params
     unscored = read.replace(advantages=None, reference_logprobs=None)
-    made.append(
+    programs.append(
       Program(
         name="score",
         function=score,
@@ -253,15 +253,15 @@ def of_grpo(config: ConfigDict, mesh: Mesh) -> list[Program]:
     )
   resident = state_parts | reference_part
   sampled = rollouts.programs(config, mesh, sizes, state.params, resident)
-  return made + [Program(**fields) for fields in sampled]
+  return programs + [Program(**fields) for fields in sampled]
 
 
 def _state(config, mesh, sizes, optimizer, dtype="float32"):
   """The train state of a run, as sharded shapes."""
   params = parameters(sizes, dtype)
-  made = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+  state = jax.eval_shape(lambda p: init_state(p, optimizer), params)
   offloaded = ".optimizer_state" if "optimizer" in config.offload else None
-  return sharded_shapes(mesh, sizes, made, offloaded)
+  return sharded_shapes(mesh, sizes, state, offloaded)
 
 
 def _parts(state) -> dict[str, Any]:

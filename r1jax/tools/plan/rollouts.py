@@ -110,7 +110,7 @@ def programs(
   )
   shards = row_shards(on)
   count = -(-engine.PREFILL // shards) * shards
-  own = jax.ShapeDtypeStruct(
+  prompt_ids = jax.ShapeDtypeStruct(
     (count, c.prompt_tokens), jnp.int32, sharding=split
   )
   prompts = cached_prompts(
@@ -150,9 +150,9 @@ def programs(
     | dict(
       name="prefill",
       function=slots.read_prompts,
-      arguments=(model, used, prefix, own),
+      arguments=(model, used, prefix, prompt_ids),
       options={"record_experts": record},
-      parts={"rollout weights": used, "prompts": own},
+      parts={"rollout weights": used, "prompts": prompt_ids},
       beside=resident | {"cached prompts": prompts},
       flops=count * (c.prompt_tokens * token + pairs * pair),
       tokens=count * c.prompt_tokens,

@@ -63,8 +63,8 @@ def _is_numeric(value: Any) -> bool:
 
 def tasks(metrics: Mapping[str, Curve]) -> list[str]:
   """The evaluated tasks; "+1" marks problems larger than those in training."""
-  found = (re.fullmatch(r"eval/(.+)/pass@1", key) for key in metrics)
-  return sorted({match[1] for match in found if match})
+  matches = (re.fullmatch(r"eval/(.+)/pass@1", key) for key in metrics)
+  return sorted({match[1] for match in matches if match})
 
 
 def charts(runs: Runs) -> list[Chart]:
@@ -232,15 +232,15 @@ def _expert_loads(runs: Runs) -> tuple[Panel, ...]:
 def _phases(runs: Runs) -> tuple[Panel, ...]:
   panels = []
   for name, metrics in runs.items():
-    found = {
+    phases = {
       label: metrics[key]
       for key, label in PHASES.items()
       if figures.is_scalar(metrics.get(key))
     }
-    if found:
+    if phases:
       title = (
         f"{name}, seconds by phase" if len(runs) > 1 else "seconds by phase"
       )
-      draw = functools.partial(figures.draw_phases, found)
+      draw = functools.partial(figures.draw_phases, phases)
       panels.append(Panel(title, draw, tuple(PHASES)))
   return tuple(panels)
