@@ -10,7 +10,7 @@ import pytest
 from r1jax import ops
 from r1jax.data.packing import pack_rollout, unpack
 from r1jax.models import transformer
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts.engine import make_engine
 from r1jax.types import FINISH_LENGTH, FINISH_STOP
 
@@ -37,7 +37,7 @@ def engine(toy):
     return make_engine(
       toy.model,
       toy.words,
-      sharding.make_mesh(data=1),
+      make_mesh(data=1),
       prefix,
       temperature=temperature,
       **sizes | kwargs,
