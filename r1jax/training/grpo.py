@@ -95,7 +95,7 @@ def train(
       config, writer, run.engine, run.tokenizer, pool
     )
     sample = run.make_sample(pool, log.sampled)
-    barren = 0  # Successive rounds in which no group has signal.
+    without_signal = 0  # Number of successive rounds without any signal.
     try:
       while True:
         distributed.raise_if_interrupted()
@@ -186,8 +186,8 @@ def train(
               advantages=advantages,
               facts=round.facts,
             )
-        barren = barren + 1 if round.teaching == 0 else 0
-        check_progress(config, workdir, state, barren, scores)
+        without_signal = without_signal + 1 if round.teaching == 0 else 0
+        check_progress(config, workdir, state, without_signal, scores)
     except interrupt.Interrupted:
       save(workdir, state, wait=True)
       raise
@@ -264,14 +264,15 @@ def check_progress(
   config: ml_collections.ConfigDict,
   workdir: str,
   state: RLState,
-  barren: int,
+  without_signal: int,
   scores: rewards.Scores,
 ) -> None:
   """Raises ValueError if the run cannot learn.
 
   It raises after `config.max_skipped` successive updates whose gradient is not
-  finite, and, after saving a checkpoint, after `inspection.MAX_BARREN_ROUNDS`
-  successive rounds in which no group has signal.
+  finite, and, after saving a checkpoint, after
+  `inspection.MAX_NO_SIGNAL` successive rounds in which no group has
+  signal.
   """
   step, skipped = int(state.train.step), int(state.train.skipped)
   if skipped >= config.max_skipped:
@@ -279,7 +280,7 @@ def check_progress(
       f"{config.max_skipped} updates in a row had a gradient that is not "
       f"finite, the last at step {step}; lower the learning rate"
     )
-  if barren >= inspection.MAX_BARREN_ROUNDS:
+  if without_signal >= inspection.MAX_NO_SIGNAL:
     save(workdir, state, wait=True)
     raise ValueError(inspection.explain_no_signal(scores, config))
 

@@ -19,7 +19,7 @@ from r1jax.rewards import Scores, accuracy
 from r1jax.runtime.console import Console
 from r1jax.types import Example, Tokenizer
 
-MAX_BARREN_ROUNDS = 3  # A run ends after so many rounds without any signal.
+MAX_NO_SIGNAL = 3  # A run ends after so many rounds without any signal.
 MAX_SHOWN = 10  # The most answers to list one by one.
 
 
@@ -221,7 +221,7 @@ def check_limits(max_tokens: Sequence, *, most: int) -> None:
 
 
 def explain_no_signal(scores: Scores, config: ml_collections.ConfigDict) -> str:
-  """The error text, with advice, after `MAX_BARREN_ROUNDS` without signal.
+  """The error text, with advice, after `MAX_NO_SIGNAL` rounds without signal.
 
   `scores` are those of the last round; they show whether its problems were too
   hard or too easy.
@@ -235,7 +235,7 @@ def explain_no_signal(scores: Scores, config: ml_collections.ConfigDict) -> str:
     cause = f"all rewards of a group were equal (mean {task.mean():.3g})"
     advice = "use problems that the model solves sometimes, or a larger group"
   return (
-    f"no group of the last {MAX_BARREN_ROUNDS} rounds has a training signal, "
+    f"no group of the last {MAX_NO_SIGNAL} rounds has a training signal, "
     f"though each was sampled {1 + rounds} times (dynamic_sampling.rounds "
     f"{rounds}): {cause}; {advice}"
   )
