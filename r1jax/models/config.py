@@ -233,12 +233,12 @@ def float_name(dtype: Any, name: str = "dtype") -> str:
   Raises ValueError unless it is one of FLOATS.
   """
   try:
-    found = jnp.dtype(dtype).name
+    canonical = jnp.dtype(dtype).name
   except TypeError:
-    found = None
-  if found not in FLOATS:
+    canonical = None
+  if canonical not in FLOATS:
     raise ValueError(f"{name} {dtype!r} is none of {', '.join(FLOATS)}")
-  return found
+  return canonical
 
 
 def _even(name: str, size: int) -> None:
