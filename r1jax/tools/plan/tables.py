@@ -1,4 +1,4 @@
-"""The tables of README: what the paper's runs take of real pods.
+"""The tables of docs/scale.md: what the paper's runs take of real pods.
 
     python -m r1jax.tools.plan.tables
 
