@@ -52,8 +52,8 @@ def test_all_that_it_offers_is_there():
     (dict(template="r1_zer"), "did you mean 'r1_zero'"),
     (dict(rewards={"none:reward": 1.0}), "No module named 'none'"),
     (dict(dataset=dict(name="none:load")), "No module named 'none'"),
-    ({"evaluation.test.name": "reasonin_gym"}, "did you mean 'evaluation.test"),
-    ({"evaluation.test.sise": 3}, "did you mean 'size'"),
+    ({"evaluation.test.name": "reasonin_gym"}, "did you mean 'reasoning_gym'"),
+    ({"evaluation.test.sise": 3}, "did you mean 'evaluation.test.size'"),
   ],
 )
 def test_what_is_wrong_with_a_config_is_said_before_anything_runs(
