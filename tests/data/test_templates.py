@@ -31,7 +31,7 @@ def test_the_template_is_the_papers():
   assert r1_zero("What is 1 + 1?") == FILLED
 
 
-def test_a_question_is_set_in_as_it_is():
+def test_a_question_is_inserted_verbatim():
   for question in ("{prompt} %s \\1", "the prompt. Assistant:", "<think>", ""):
     text = r1_zero(f"\n {question} ")
     assert text == FILLED.replace("What is 1 + 1?", question)
@@ -54,15 +54,15 @@ def test_a_question_is_set_in_as_it_is():
   ],
 )
 def test_what_a_template_writes_of_the_answer_is_its_prefill(template, prefill):
-  words = Characters()
-  assert chat.prefill(template, words) == prefill
+  tokenizer = Characters()
+  assert chat.prefill(template, tokenizer) == prefill
   for question in ("1 + 1?", "<think>", "<think> {question}", "a</think>"):
     turn = templates.user_turn(question)
-    prompt = chat.prompt(turn, templates.find(template, words), words)
+    prompt = chat.prompt(turn, templates.find(template, tokenizer), tokenizer)
     assert prompt.prefill == prefill
     text = templates.TEMPLATES.get(template)
     before, _, after = (text.text if text else template).partition("{question}")
-    assert words.decode(prompt.ids) == before + question + after
+    assert tokenizer.decode(prompt.ids) == before + question + after
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,10 @@ class Characters:
     return "".join(map(chr, ids))
 
 
-@pytest.fixture(scope="module", params=["characters", "bytes", "deepseek"])
-def words(request, write_tokenizer, tmp_path_factory):
+@pytest.fixture(
+  name="tokenizer", scope="module", params=["characters", "bytes", "deepseek"]
+)
+def any_tokenizer(request, write_tokenizer, tmp_path_factory):
   if request.param == "characters":
     return Characters()
   if request.param == "bytes":
@@ -121,17 +123,17 @@ QUESTIONS = st.text() | st.sampled_from(
 )
 
 
-def test_every_prompt_begins_with_what_all_share(words):
-  shared = chat.shared_tokens("r1_zero", words)
-  begins = len(words.prefix_ids)
-  assert words.decode(shared[begins:]) in FILLED
-  assert len(words.decode(shared)) > FILLED.index("User: What") - 2
+def test_every_prompt_begins_with_what_all_share(tokenizer):
+  shared = chat.shared_tokens("r1_zero", tokenizer)
+  begins = len(tokenizer.prefix_ids)
+  assert tokenizer.decode(shared[begins:]) in FILLED
+  assert len(tokenizer.decode(shared)) > FILLED.index("User: What") - 2
 
   @settings(max_examples=300, deadline=None)
   @given(QUESTIONS)
   def check(question):
     question = question.encode("utf-8", "ignore").decode()
-    prompt = chat.encode("r1_zero", question, words)
+    prompt = chat.encode("r1_zero", question, tokenizer)
     assert tuple(prompt[: len(shared)]) == shared
     assert len(prompt) > len(shared)
 
@@ -151,5 +153,5 @@ def test_a_prompt_begins_with_bos_where_the_tokenizer_asks_for_it():
   assert chat.shared_tokens("plain", Begun()) == (7, 8)
 
 
-def test_prompts_without_a_template_share_nothing(words):
-  assert chat.shared_tokens("plain", words) == words.prefix_ids
+def test_prompts_without_a_template_share_nothing(tokenizer):
+  assert chat.shared_tokens("plain", tokenizer) == tokenizer.prefix_ids
