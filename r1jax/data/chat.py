@@ -1,13 +1,13 @@
-"""Conversations to token ids: what a model reads, and what it learns to write.
+"""Conversations as token ids: prompts for sampling, demonstrations for SFT.
 
-A template (see `data.templates`) writes a conversation as one text. It may
-write the first words of the answer itself, such as an opened <think>: they are
-a part of the prompt.
+A template (see `data.templates`) renders a conversation as one text. It may
+prefill the beginning of the answer, such as "<think>", which is then a part of
+the prompt.
 
-Whoever writes a message cannot forge a turn of another. A special token's name
-within a message, `<｜Assistant｜>` say, is spelled out in ordinary
-tokens; only the template writes special tokens, and the assistant those of its
-own thought. Everything else encodes as the rendered text does.
+A message cannot forge a turn of another role. The name of a special token
+within a message, such as `<｜Assistant｜>`, becomes ordinary tokens. Only the
+template writes special tokens, except that an assistant's message may contain
+<think> and </think>. All other text is encoded as the rendered text would be.
 """
 
 import functools
@@ -26,8 +26,8 @@ from r1jax.data.templates import (
 )
 from r1jax.types import Example, Tokenizer
 
-# How a template begins an answer: a thought that it does not end, with any
-# words in it, or an empty one, as of a model that is told not to think.
+# A template's prefill: an unfinished thought, or an empty one for a model that
+# shall not think.
 PREFILL = re.compile(
   r"<think>(?:(?!</?think>).)*\Z|<think>\s*\n\s*</think>\s*\Z", re.DOTALL
 )
@@ -37,37 +37,37 @@ PROBES = ("What", "0", "(x", "\u8ba1\u7b97")
 
 @runtime_checkable
 class ChatTokenizer(Tokenizer, Protocol):
-  """A tokenizer that also knows its model's special tokens."""
+  """A tokenizer with the special tokens and the template of a chat model."""
 
   bos_id: int | None
-  chat_template: str | None  # Jinja, as the model's files have it.
-  specials: tuple[str, ...]  # The names that `encode` takes for one token.
+  chat_template: str | None  # The Jinja text in the model's files.
+  special_tokens: tuple[str, ...]  # Names that `encode` turns into one token.
   # By the keys of tokenizer_config.json: {"bos_token": "<s>", ...}.
-  named_specials: Mapping[str, str]
+  special_tokens_map: Mapping[str, str]
 
-  def spell(self, text: str) -> list[int]:
-    """Token ids of `text`; special tokens' names are spelled out."""
+  def encode_ordinary(self, text: str) -> list[int]:
+    """Returns the token ids of `text` without any special tokens."""
 
-  def piece(self, token: int) -> str:
-    """The token as the vocabulary spells it."""
+  def id_to_token(self, token: int) -> str:
+    """Returns the token's string in the vocabulary."""
 
 
 class Prompt(NamedTuple):
-  """What a model is given, up to where it goes on."""
+  """The token ids of a prompt."""
 
   ids: list[int]
-  prefill: str  # What the template wrote of the answer: "" or "<think>\n".
+  prefill: str  # The beginning of the answer in `ids`: "" or "<think>\n".
 
 
 class Demonstration(NamedTuple):
-  """A prompt, and the completion to imitate; losses count the latter alone."""
+  """A prompt, and the completion to imitate; only the latter has a loss."""
 
   prompt: list[int]
   completion: list[int]  # EOS included.
 
 
 def without_thought(text: str) -> str:
-  """What an answer says to others; nothing, if its thought never ended."""
+  """Returns an answer without its thought; "" if the thought is not closed."""
   before, ended, after = text.rpartition(END_THOUGHT)
   if not ended and after.lstrip().startswith(BEGIN_THOUGHT):
     return ""
@@ -75,43 +75,44 @@ def without_thought(text: str) -> str:
 
 
 def prompt(
-  messages: Sequence[Message], template: Template, tokenizer: ChatTokenizer
+  messages: Sequence[Message], template: Template, tokenizer: Tokenizer
 ) -> Prompt:
-  """The ids of a conversation, up to where the assistant goes on."""
+  """Returns the ids of a conversation, up to where the assistant continues."""
   messages, spelled = _shield(messages, tokenizer)
   text, prefill = _prompt_text(messages, template)
   ids = _encode(text + prefill, spelled, tokenizer)
-  return Prompt([*_begins(template, tokenizer), *ids], prefill)
+  return Prompt([*_prefix_ids(template, tokenizer), *ids], prefill)
 
 
 def demonstrations(
   messages: Sequence[Message],
   template: Template,
-  tokenizer: ChatTokenizer,
+  tokenizer: Tokenizer,
   *,
   turns: str = "last",
 ) -> list[Demonstration]:
-  """What to learn from a conversation: the "last" answer, or "each" of them.
+  """Returns demonstrations of the "last" answer, or of "each" answer.
 
-  Each answer is an example of its own, after the prompt that a model would be
-  given at that place, in which past answers have lost their thoughts. So no
-  token is learned that the model would not have to write, and none is read that
-  it would not see. Prompt and completion are encoded apart and joined as ids,
-  as they are when a model is sampled; the completion ends with the EOS that
-  ends a turn in this template.
+  The prompt of an answer is the one that a model would see at that point of the
+  conversation, in which past answers have no thoughts. Prompt and completion
+  are encoded separately and joined as ids, as in sampling. The completion ends
+  with the EOS that ends a turn in this template.
 
-  An opened thought that the template writes belongs to the prompt. An answer
-  that does not begin with it follows the prompt without it.
+  A prefill of the template belongs to the prompt, unless the answer does not
+  begin with it. Then the prompt has no prefill.
+
+  Raises ValueError for messages that the template cannot render, and if the
+  token that ends a turn is not an EOS of the tokenizer.
   """
   if turns not in ("last", "each"):
-    raise ValueError(f'turns {turns!r} is neither "last" nor "each"')
+    raise ValueError(f'turns must be "last" or "each", got {turns!r}')
   end = check_end_of_turn(template, tokenizer)
   check_messages(messages)
   messages, spelled = _shield(messages, tokenizer)
   answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
   if turns == "last" and (not answers or answers[-1] != len(messages) - 1):
     raise ValueError("the conversation does not end with an answer")
-  found = []
+  result = []
   for i in answers if turns == "each" else answers[-1:]:
     if messages[i].get("tool_calls"):
       raise ValueError(f"message {i} calls a tool, which is not supported")
@@ -119,20 +120,23 @@ def demonstrations(
     answer = messages[i]["content"]
     if answer.startswith(prefill):
       text, answer = text + prefill, answer[len(prefill) :]
-    found.append(
+    result.append(
       Demonstration(
         prompt=[
-          *_begins(template, tokenizer),
+          *_prefix_ids(template, tokenizer),
           *_encode(text, spelled, tokenizer),
         ],
         completion=[*_encode(answer, spelled, tokenizer), end],
       )
     )
-  return found
+  return result
 
 
 def encode(template: str, question: str, tokenizer: Tokenizer) -> list[int]:
-  """Token ids of `question` in the template, BOS included where it belongs."""
+  """Returns the token ids of a question in a template.
+
+  They include BOS if the template or the tokenizer adds it.
+  """
   render = templates.find(template, tokenizer)
   return prompt(templates.user_turn(question), render, tokenizer).ids
 
@@ -140,7 +144,7 @@ def encode(template: str, question: str, tokenizer: Tokenizer) -> list[int]:
 def encode_prompts(
   examples: Sequence[Example], template: str, tokenizer: Tokenizer
 ) -> list[list[int]]:
-  """The token ids of each example's prompt in the template."""
+  """Returns the token ids of each example's prompt in a template."""
   render = templates.find(template, tokenizer)
   return [
     prompt(templates.user_turn(example.prompt), render, tokenizer).ids
@@ -149,29 +153,29 @@ def encode_prompts(
 
 
 def prefill(template: str, tokenizer: Tokenizer) -> str:
-  """What the template writes of every answer: "", or "<think>\\n"."""
+  """Returns the template's prefill of every answer: "", or "<think>\\n"."""
   render = templates.find(template, tokenizer)
   return prompt(templates.user_turn(PROBES[0]), render, tokenizer).prefill
 
 
 def shared_tokens(template: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-  """The token ids with which every prompt in this template begins.
+  """Returns the token ids with which every prompt in a template begins.
 
-  Found by trying PROBES. The last token that their prompts share is left out:
-  what follows may still be joined to it.
+  They are those that the prompts of PROBES share. The last one is left out,
+  because another question could be merged with it.
   """
   first, *others = (encode(template, probe, tokenizer) for probe in PROBES)
   size = 0
   while all(size < len(o) and o[size] == first[size] for o in others):
     size += 1
-  least = len(_begins(templates.find(template, tokenizer), tokenizer))
+  least = len(_prefix_ids(templates.find(template, tokenizer), tokenizer))
   return tuple(first[: max(size - 1, least)])
 
 
-def end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
-  """The id of the special token that the template writes behind an answer.
+def end_of_turn(template: Template, tokenizer: Tokenizer) -> int:
+  """Returns the id of the special token with which the template ends an answer.
 
-  The tokenizer's first EOS, if the template writes none.
+  If the template writes none, it is the tokenizer's first EOS.
   """
   probe = "\U0010fffd"
   messages = [
@@ -184,34 +188,35 @@ def end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
     tail = ""
   ids = tokenizer.encode(tail)
   ends = [n for n in ids if n in tokenizer.eos_ids]
-  marks = [n for n in ids if tokenizer.piece(n) in tokenizer.specials]
-  return [*ends, *marks, tokenizer.eos_ids[0]][0]
+  special = tokenizer.special_tokens
+  others = [n for n in ids if tokenizer.id_to_token(n) in special]
+  return [*ends, *others, tokenizer.eos_ids[0]][0]
 
 
-def check_end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
-  """`end_of_turn`; raises ValueError if sampling would not stop there."""
+def check_end_of_turn(template: Template, tokenizer: Tokenizer) -> int:
+  """Returns `end_of_turn`; raises ValueError if it is not an EOS."""
   end = end_of_turn(template, tokenizer)
   if end not in tokenizer.eos_ids:
     raise ValueError(
-      f"the template ends a turn with {tokenizer.piece(end)!r}, which is no "
-      "EOS of the tokenizer: a model that learned it would not stop there"
+      f"the template ends a turn with {tokenizer.id_to_token(end)!r}, which is "
+      "not an EOS of the tokenizer, so that generation would not stop there"
     )
   return end
 
 
-def _begins(template: Template, tokenizer: ChatTokenizer) -> tuple[int, ...]:
-  """What stands before the text; a template of messages writes its own BOS."""
-  bare = isinstance(template, templates.QuestionOnly)
-  return tokenizer.prefix_ids if bare else ()
+def _prefix_ids(template: Template, tokenizer: Tokenizer) -> tuple[int, ...]:
+  """Returns the ids before the text; chat templates write BOS themselves."""
+  is_text = isinstance(template, templates.QuestionOnly)
+  return tokenizer.prefix_ids if is_text else ()
 
 
 def _prompt_text(
   messages: Sequence[Message], template: Template
 ) -> tuple[str, str]:
-  """The text before the answer, and what the template wrote of the answer.
+  """Returns the text before the answer, and the template's prefill of it.
 
-  The latter is sought only in what a generation prompt adds: a message may hold
-  tags of its own.
+  The prefill is searched only in the text that a generation prompt adds,
+  because a message may contain the tags, too.
   """
   text = template(messages, generation_prompt=True)
   ended = template(messages)
@@ -222,15 +227,16 @@ def _prompt_text(
 
 
 def _shield(
-  messages: Sequence[Message], tokenizer: ChatTokenizer
+  messages: Sequence[Message], tokenizer: Tokenizer
 ) -> tuple[list[Message], dict[str, str]]:
-  """Messages without special tokens' names, and what stands for which.
+  """Returns messages with placeholders for the names of special tokens.
 
-  Each name is replaced by one character that no message uses, so that whatever
-  a template does with a text, it can neither meet nor make a special token.
+  Each name is replaced by a character that no message uses, so that a template
+  can neither find nor form a special token, whatever it does with the text. The
+  second result maps placeholders to names.
   """
   check_messages(messages)
-  every, others = _patterns(tuple(getattr(tokenizer, "specials", ())))
+  every, others = _patterns(tuple(getattr(tokenizer, "special_tokens", ())))
   texts = [*_texts(list(messages))]
   if not any(map(every.search, texts)):
     return list(messages), {}
@@ -240,7 +246,7 @@ def _shield(
 
   def shield(value, pattern):
     if isinstance(value, str):
-      return pattern.sub(lambda found: mark(found[0]), value)
+      return pattern.sub(lambda match: mark(match[0]), value)
     if isinstance(value, Mapping):
       return {key: shield(part, pattern) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -262,7 +268,7 @@ def _shield(
 
 
 def _texts(value: Any) -> Iterator[str]:
-  """All strings in messages."""
+  """Yields all strings in messages."""
   if isinstance(value, str):
     yield value
   elif isinstance(value, Mapping | list | tuple):
@@ -273,20 +279,22 @@ def _texts(value: Any) -> Iterator[str]:
 
 @functools.cache
 def _patterns(names: tuple[str, ...]) -> tuple[re.Pattern, re.Pattern]:
-  """Any of the names, and any of them but the tags of a thought."""
+  """Returns patterns of all names, and of all but the tags of a thought."""
   others = [n for n in names if n not in (BEGIN_THOUGHT, END_THOUGHT)]
   any_of = lambda names: re.compile("|".join(map(re.escape, names)) or "(?!)")
   return any_of(names), any_of(others)
 
 
 def _encode(
-  text: str, spelled: Mapping[str, str], tokenizer: ChatTokenizer
+  text: str, spelled: Mapping[str, str], tokenizer: Tokenizer
 ) -> list[int]:
-  """Token ids of `text`; characters of `spelled` are names to spell out."""
+  """Returns the ids of a text; `spelled` maps placeholders to their names."""
   if not spelled:
     return tokenizer.encode(text)
   ids = []
   for part in re.split(f"([{''.join(spelled)}])", text):
-    is_name = part in spelled
-    ids += tokenizer.spell(spelled[part]) if is_name else tokenizer.encode(part)
+    if part in spelled:
+      ids += tokenizer.encode_ordinary(spelled[part])
+    else:
+      ids += tokenizer.encode(part)
   return ids

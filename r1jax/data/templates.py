@@ -1,14 +1,14 @@
-r"""Templates: a conversation as one text, which ends where the model goes on.
+r"""Templates: functions that render a conversation as one text.
 
-A conversation is a list of messages, {"role": "user", "content": "Hi"}; roles
-are system, user, assistant and tool. `template(messages)` writes it, and with
-`generation_prompt=True` adds what comes before the next answer.
+A conversation is a list of messages, {"role": "user", "content": "Hi"}, with
+the roles system, user, assistant and tool. `template(messages)` renders it.
+With `generation_prompt=True`, the text that precedes the next answer is added.
 
 A config's `template` is one of three things; see `find`:
 
-    "r1_zero"             a name of TEMPLATES
+    "r1_zero"                                     a name in TEMPLATES
     "User: {question}\nAssistant: <think>\n"      a text, for base models
-    "chat"                the tokenizer's own chat template, for chat models
+    "chat"                                        the tokenizer's chat template
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ Template = Callable[..., str]
 
 BEGIN_THOUGHT, END_THOUGHT = "<think>", "</think>"
 ROLES = ("system", "user", "assistant", "tool")
-OWN = "chat"  # The name of the tokenizer's own template.
-QUESTION = "{question}"  # In the text of a template, the question's place.
+CHAT = "chat"  # The name of the tokenizer's chat template.
+QUESTION = "{question}"  # The placeholder in the text of a template.
 
-# arXiv:2501.12948, Table 1, word for word.
+# arXiv:2501.12948, Table 1, verbatim.
 R1_ZERO = (
   "A conversation between User and Assistant. The user asks a question, and "
   "the Assistant solves it. The assistant first thinks about the reasoning "
@@ -41,9 +41,9 @@ PLAIN = "{question}\n"
 
 @dataclasses.dataclass(frozen=True)
 class QuestionOnly:
-  """A template for base models: a text with the last question in it."""
+  """A template for base models: a text around the last question."""
 
-  text: str  # With "{question}" in the question's place, once.
+  text: str  # It holds "{question}" once.
 
   def __post_init__(self):
     if self.text.count(QUESTION) != 1:
@@ -53,41 +53,41 @@ class QuestionOnly:
 
   @property
   def after(self) -> str:
-    """What stands behind the question."""
+    """The text after the question."""
     return self.text.partition(QUESTION)[2]
 
   def __call__(
     self, messages: Sequence[Message], *, generation_prompt: bool = False
   ) -> str:
-    """The text around the last question, which must be a user's.
+    """Returns the text around the last message, which must be a user's.
 
     Without `generation_prompt` it ends with the question.
     """
     check_messages(messages)
     if any(message["role"] == "system" for message in messages):
-      raise ValueError("this template has no place for a system message")
+      raise ValueError("this template does not support system messages")
     if not messages or messages[-1]["role"] != "user":
-      raise ValueError("this template writes questions, and none is the last")
+      raise ValueError("this template needs a user's message at the end")
     text = self.fill(messages[-1]["content"])
     return text if generation_prompt else text.removesuffix(self.after)
 
   def fill(self, question: str) -> str:
-    """The text around `question`."""
+    """Returns the text with a question in it."""
     return self.text.replace(QUESTION, question.strip())
 
 
 def deepseek_r1(
   messages: Sequence[Message], *, generation_prompt: bool = False
 ) -> str:
-  """The text of a conversation as DeepSeek-R1 first read it (January 2025).
+  """Returns a conversation in DeepSeek-R1's template of January 2025.
 
-  Past answers lose their thoughts. Tool calls follow the released template to
-  the letter, in that only the first of a conversation opens a turn.
+  Thoughts of past answers are removed. Of several tool calls, only the first in
+  a conversation opens a turn, as in the released template.
   """
   check_messages(messages)
   system = [m["content"] for m in messages if m["role"] == "system"]
   texts = ["<｜begin▁of▁sentence｜>", "\n\n".join(system)]
-  called = reported = False  # Whether a tool ever was, and ever answered.
+  called = reported = False  # Whether there was a tool call, and an output.
   open_outputs = False  # Whether the last message is a tool's.
   for message in messages:
     role, content = message["role"], message["content"]
@@ -122,10 +122,10 @@ def deepseek_r1(
 def deepseek_r1_think(
   messages: Sequence[Message], *, generation_prompt: bool = False
 ) -> str:
-  """The same in the later release, which opens the thought itself.
+  """Returns a conversation in the later template, which prefills "<think>".
 
-  The distilled models' own templates differ where there are tools, or several
-  system messages, of which they keep the last.
+  The templates of the distilled models differ from it for tools, and for
+  several system messages, of which they keep only the last.
   """
   text = deepseek_r1(messages, generation_prompt=generation_prompt)
   opens = generation_prompt and text.endswith("<｜Assistant｜>")
@@ -133,6 +133,7 @@ def deepseek_r1_think(
 
 
 def _tool_call(call: Mapping[str, Any]) -> str:
+  """Returns the text of a tool call."""
   function = call["function"]
   return (
     f"<｜tool▁call▁begin｜>{call['type']}<｜tool▁sep｜>{function['name']}\n"
@@ -140,15 +141,16 @@ def _tool_call(call: Mapping[str, Any]) -> str:
   )
 
 
-def own_template(tokenizer: Tokenizer) -> Template:
-  """The Jinja template that came with the tokenizer, in a sandbox.
+def tokenizer_template(tokenizer: Tokenizer) -> Template:
+  """Returns the tokenizer's Jinja template, which runs in a sandbox.
 
-  It is given what `transformers` gives it: `messages`, the special tokens by
-  their names (`bos_token`, `pad_token`, ...) and `add_generation_prompt`,
-  without tools. What it refuses, or gets wrong, is a ValueError.
+  It renders with the same variables as in `transformers`, without tools:
+  `messages`, the special tokens by name (`bos_token`, `pad_token`, ...) and
+  `add_generation_prompt`. Raises ValueError if there is no template; the
+  template raises it for messages that it refuses or fails on.
   """
   if tokenizer.chat_template is None:
-    raise ValueError("the tokenizer has no chat template of its own")
+    raise ValueError("the tokenizer has no chat template")
   compiled = jinja.compiled(tokenizer.chat_template)
 
   def template(
@@ -161,10 +163,10 @@ def own_template(tokenizer: Tokenizer) -> Template:
         add_generation_prompt=generation_prompt,
         tools=None,
         documents=None,
-        **tokenizer.named_specials,
+        **tokenizer.special_tokens_map,
       )
-    except Exception as error:  # It is a program; it may fail in any way.
-      raise ValueError(f"the chat template says: {error}") from error
+    except Exception as error:  # A template can raise errors of any type.
+      raise ValueError(f"the chat template failed: {error}") from error
 
   return template
 
@@ -178,31 +180,32 @@ TEMPLATES: dict[str, Template] = {
 
 
 def find(template: str, tokenizer: Tokenizer) -> Template:
-  """The function of messages that a config's `template` stands for.
+  """Returns the template that a config's `template` means.
 
-  Raises ValueError if there is none.
+  Raises ValueError for a value that `check` refuses, and for "chat" if the
+  tokenizer has no chat template.
   """
   check(template)
-  if template == OWN:
-    return own_template(tokenizer)
+  if template == CHAT:
+    return tokenizer_template(tokenizer)
   return TEMPLATES.get(template) or QuestionOnly(template)
 
 
 def check(template: str) -> None:
-  """Raises ValueError for what no tokenizer could make a template of."""
-  if template in TEMPLATES or template == OWN:
+  """Raises ValueError if a config's `template` is invalid."""
+  if template in TEMPLATES or template == CHAT:
     return
   if "{" in template or any(c.isspace() for c in template):
     QuestionOnly(template)
     return
   raise ValueError(
-    config.unknown("template", template, [*TEMPLATES, OWN])
+    config.unknown("template", template, [*TEMPLATES, CHAT])
     + "; or a text with {question} in it"
   )
 
 
 def user_turn(question: str) -> list[Message]:
-  """The conversation that begins with `question`."""
+  """Returns a conversation with one question of a user."""
   return [{"role": "user", "content": question}]
 
 
@@ -211,10 +214,10 @@ def check_messages(messages: Sequence[Message]) -> None:
   for i, message in enumerate(messages):
     if message.get("role") not in ROLES:
       raise ValueError(
-        f"message {i}: role {message.get('role')!r} is none of "
-        + ", ".join(ROLES)
+        f"message {i}: role must be one of {', '.join(ROLES)}, got "
+        f"{message.get('role')!r}"
       )
     content = message.get("content")
     calls = message["role"] == "assistant" and message.get("tool_calls")
     if not isinstance(content, str) and not (content is None and calls):
-      raise ValueError(f"message {i}: content {content!r} is no text")
+      raise ValueError(f"message {i}: content must be text, got {content!r}")

@@ -284,7 +284,7 @@ def grow(cache: Cache, size: int) -> Cache:
 def logical_axes(cache: Cache) -> Cache:
   """The logical axes of every array, as a tree like the cache.
 
-  Leaves are tuples of names; `sharding.LAYOUT` maps them to mesh axes.
+  Leaves are tuples of names; `AXIS_RULES` maps them to mesh axes.
   """
 
   def names(path, array):
@@ -300,7 +300,7 @@ def logical_axes(cache: Cache) -> Cache:
 
 def shard_constraint(cache: Cache) -> Cache:
   """The cache, sharded over the mesh of the context by its `logical_axes`."""
-  constrain = lambda x, names: sharding.constrain(x, *names)
+  constrain = lambda x, names: sharding.shard_constraint(x, *names)
   return jax.tree.map(constrain, cache, logical_axes(cache))
 
 

@@ -33,7 +33,7 @@ class Layer(nn.Module):
     Args:
       name: of the weight within the module.
       shape: of the weight in one layer.
-      axes: a logical name for each dimension. `sharding.LAYOUT` maps logical
+      axes: a logical name for each dimension. `AXIS_RULES` maps logical
         names to mesh axes.
       init: initialiser; None for a normal distribution with standard deviation
         `config.init_scale`.
@@ -55,7 +55,7 @@ class Layer(nn.Module):
     (FSDP). For the arguments, see `weight`.
     """
     weight = self.weight(name, shape, axes, init)
-    return sharding.gathered(weight.astype(self.config.compute_dtype), axes)
+    return sharding.gather_width(weight.astype(self.config.compute_dtype), axes)
 
 
 class RMSNorm(nn.Module):
@@ -69,7 +69,7 @@ class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + epsilon) * scale, in float32, cast to x's dtype."""
     ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
     scale = self.param("scale", ones, x.shape[-1:])
-    scale = sharding.gathered(scale, (self.axis,))
+    scale = sharding.gather_width(scale, (self.axis,))
     x32 = x.astype(jnp.float32)
     square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
     return (x32 * jax.lax.rsqrt(square + self.epsilon) * scale).astype(x.dtype)

@@ -59,7 +59,7 @@ class Router(Layer):
     """The experts and gates of each token; for `replay`, see `route`."""
     e = self.config.experts
     shape, axes = (x.shape[-1], e.num_routed), ("width", None)
-    weight = sharding.gathered(self.weight("weight", shape, axes), axes)
+    weight = sharding.gather_width(self.weight("weight", shape, axes), axes)
     logits = x.astype(jnp.float32) @ weight.astype(jnp.float32)
     bias = None
     if e.biased:

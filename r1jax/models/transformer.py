@@ -230,7 +230,7 @@ class Transformer(Layer):
 
   def embedding(self, tokens: Ints) -> Float[Array, "B T D"]:
     """The embeddings of tokens, in the compute dtype."""
-    table = sharding.gathered(self.embed, ("vocab", "width"))
+    table = sharding.gather_width(self.embed, ("vocab", "width"))
     # Cast after the lookup, so that the gradient of the table accumulates in
     # the dtype of the parameters.
     return shard_constraint(table[tokens].astype(self.config.compute_dtype))
@@ -238,7 +238,7 @@ class Transformer(Layer):
 
 def shard_constraint(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
   """Hidden states, with the sharding that they have between layers."""
-  return sharding.constrain(x, "rows", "tokens", None)
+  return sharding.shard_constraint(x, "rows", "tokens", None)
 
 
 def run_stack(blocks, carry, per_layer: tuple, layout: RowLayout):
@@ -373,7 +373,7 @@ def logits(
 ) -> Float[Array, "*B V"]:
   """Logits of the next token, in float32."""
   weight = unembed(params).astype(hidden.dtype)
-  weight = sharding.gathered(weight, ("width", "vocab"))
+  weight = sharding.gather_width(weight, ("width", "vocab"))
   return jnp.dot(hidden, weight, preferred_element_type=jnp.float32)
 
 

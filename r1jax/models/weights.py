@@ -53,8 +53,11 @@ def logical_axes(config: ModelConfig) -> dict:
 
 
 def used_axes(config: ModelConfig) -> dict:
-  """The logical axes after layers have gathered them; see `sharding.in_use`."""
-  return jax.tree.map(lambda w: sharding.in_use(w.axes), weights(config))
+  """The logical axes of weights that layers have gathered.
+
+  See `sharding.without_width`.
+  """
+  return jax.tree.map(lambda w: sharding.without_width(w.axes), weights(config))
 
 
 def names_of(path) -> tuple[str, ...]:

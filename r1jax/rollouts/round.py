@@ -43,7 +43,7 @@ def make_sample(
   engine: Engine,
   dataset: Sequence[Example],
   tokenizer: Tokenizer,
-  pool: GraderPool,
+  pool: GraderPool | None,
   *,
   rewards: Mapping[str, Any],
   template: str,

@@ -19,6 +19,7 @@ from r1jax.models.config import replace
 from r1jax.models.presets import preset
 from r1jax.models.weights import logical_axes
 from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.tools import convert
 from r1jax.training import models
 
@@ -201,8 +202,8 @@ def test_a_process_reads_what_its_devices_hold_once(v3, monkeypatch):
   _, whole = hf.load(v3)
   once = sum(sizes)
   assert once == sum(leaf.size for leaf in jax.tree.leaves(whole))
-  mesh = sharding.make_mesh(data=2, fsdp=2, expert=2)
-  split = sharding.shardings(mesh, logical_axes(CONFIG), whole)
+  mesh = make_mesh(data=2, fsdp=2, expert=2)
+  split = sharding.tree_shardings(mesh, logical_axes(CONFIG), whole)
   sizes.clear()
   _, params = hf.load(v3, sharding=split)
   jax.tree.map(np.testing.assert_array_equal, params, whole)

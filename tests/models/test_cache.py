@@ -11,6 +11,7 @@ from r1jax.models import cache as caches
 from r1jax.models import transformer
 from r1jax.models.presets import preset
 from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 
 ROWS, LENGTH, ROOM = 3, 9, 12
 TOKENS = np.random.default_rng(0).integers(0, 40, (ROWS, LENGTH), np.int32)
@@ -158,7 +159,7 @@ def test_append_writes_after_each_rows_tokens_and_drops_what_has_no_room():
 @pytest.mark.parametrize("family", ["tiny_deepseek", "tiny_qwen2"])
 def test_decoding_rows_that_a_mesh_splits_moves_nothing(family, random_params):
   model = transformer.Transformer(preset(family))
-  mesh = sharding.make_mesh(data=2)
+  mesh = make_mesh(data=2)
 
   @jax.jit
   def step(params, tokens, rows):
@@ -169,7 +170,7 @@ def test_decoding_rows_that_a_mesh_splits_moves_nothing(family, random_params):
   with jax.set_mesh(mesh):
     params = sharding.replicate(mesh, random_params(model.config))
     rows = caches.empty(model.config, 4, ROOM).rows
-    given = sharding.assemble(mesh, (np.zeros((4, 1), np.int32), rows))
+    given = sharding.rows_to_device(mesh, (np.zeros((4, 1), np.int32), rows))
     text = step.lower(params, *given).compile().as_text()
   assert not re.findall(r"(all-\w+|collective-\w+|reduce-scatter)\(", text)
 

@@ -100,7 +100,7 @@ def run(base, tmp_path_factory, module_quick_to_compile):
   workdir = str(tmp_path_factory.mktemp("everything"))
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(data.DATASETS, "letters", load_letters)
-    mixed = mixture.of_mixture(load_letters)
+    mixed = mixture.part_loader(load_letters)
     patch.setitem(data.DATASETS["mixture"], "letters", mixed)
     patch.setitem(rewards.REWARDS, "praise", rewards.Reward(praise))
     patch.setitem(

@@ -115,7 +115,7 @@ def scored(judge, programs, *tests):
   ]
 
 
-def test_cheats_score_nothing(judge_hostile):
+def test_cheating_programs_get_0(judge_hostile):
   assert scored(judge_hostile, CHEATS) == []
 
 
@@ -138,7 +138,7 @@ def f(x): return 5
     assert judge_hostile("def f(x): return 6", tests).score == 1.0
 
 
-def test_what_a_program_uses_up_is_no_fault_of_its_tests(judge_hostile):
+def test_exhausted_resources_are_the_programs_fault(judge_hostile):
   tests = "with open('x', 'wb') as file:\n  file.write(bytes(2**20))\n"
   tests += "assert f(3) == 6"
   program = "n = 0\ntry:\n  while {}:\n    n += 1\n"
@@ -166,7 +166,7 @@ PRINTING_CHEATS = {
 }
 
 
-def test_cheats_that_print_score_nothing(judge_hostile):
+def test_cheating_programs_that_print_get_0(judge_hostile):
   assert scored(judge_hostile, PRINTING_CHEATS, judge_hostile.cases) == []
 
 
@@ -188,5 +188,5 @@ WRITTEN = {
 }
 
 
-def test_what_no_compiler_likes_scores_nothing(judge_hostile):
+def test_programs_that_attack_the_compiler_get_0(judge_hostile):
   assert scored(judge_hostile, WRITTEN) == []

@@ -23,7 +23,7 @@ def prints(program, given="", **limits):
   return run.output.decode()
 
 
-def test_processes_and_threads_are_few():
+def test_processes_and_threads_are_limited():
   counted = """
 import os, signal, threading
 signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -47,7 +47,7 @@ print(n)
   assert limit // 2 <= int(prints(threads)) <= limit
 
 
-def test_memory_is_little():
+def test_memory_per_process_is_limited():
   program = """
 import mmap
 n, held = 0, []
@@ -65,7 +65,7 @@ print(n)
   assert sandbox.Limits().memory_mib <= 1024
 
 
-def test_memory_is_little_for_all_processes_together():
+def test_memory_of_all_processes_is_limited():
   program = """
 import os, threading, time
 def hold():
@@ -85,7 +85,7 @@ time.sleep({seconds})
     prints(program.format(mib=150, seconds=1000), memory_mib=256)
 
 
-def test_files_are_few_and_small():
+def test_files_are_limited():
   program = """
 import os
 n = 0
@@ -280,6 +280,6 @@ def test_no_capability_is_left_nor_inherited():
   assert prints(CAPABILITIES) == "0 0 0 0 0 0\n"
 
 
-def test_a_program_sees_nothing_of_the_one_before():
+def test_a_program_sees_no_trace_of_earlier_programs():
   prints("open('/tmp/note', 'w').write('6')")
   assert prints(LISTS_HOME) == STREAMS

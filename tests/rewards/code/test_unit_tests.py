@@ -78,7 +78,7 @@ def test_every_form_of_a_test_is_run(tests):
   assert all_are(0.0, scores("pass", tests[:4]))
 
 
-def test_what_nothing_would_run_is_not_graded():
+def test_tests_that_nothing_would_run_are_not_graded():
   tests = [
     "def test_a(tmp_path):\n  assert f(1) == 7\nassert f(2)",
     "async def test_a():\n  assert f(1) == 7\nassert f(2)",
@@ -128,7 +128,7 @@ class f:
   assert all_are(1.0, scores(program, tests))
 
 
-def test_own_exceptions_are_those_that_they_derive_from():
+def test_a_programs_exceptions_become_their_builtin_base():
   test = "try:\n  f(1)\n  assert False\nexcept ValueError:\n  pass"
   program = "class Own({}): 0\ndef f(x): raise Own"
   assert judge(test, program.format("ValueError")).score == 1.0
@@ -245,7 +245,7 @@ USUAL = [
 ]
 
 
-def test_usual_names_need_no_import():
+def test_names_of_the_prelude_need_no_import():
   test = "assert f(3.5) == 3"
   for program in USUAL:
     assert judge(test, program).score == 1.0, program

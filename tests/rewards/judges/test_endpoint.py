@@ -50,7 +50,9 @@ def nothing_goes_on():
   return not asyncio.all_tasks(endpoint._loop(os.getpid()))
 
 
-def test_the_model_is_asked_in_these_words(place, judge_server, monkeypatch):
+def test_a_request_has_the_expected_messages_and_headers(
+  place, judge_server, monkeypatch
+):
   monkeypatch.setenv("OPENAI_API_KEY", "secret")
   place = place._replace(parameters=dict(temperature=0.5, max_tokens=9))
   assert ask(place, [Request("rules", "question")], number)() == [7.0]
@@ -79,13 +81,13 @@ def test_values_come_in_the_order_of_the_requests(place, judge_server):
   assert ask(place, [], number)() == []
 
 
-def test_no_more_are_asked_at_once_than_allowed(place, judge_server):
+def test_concurrency_limits_the_requests_at_a_time(place, judge_server):
   judge_server.rule = lambda asked: time.sleep(0.1) or "7"
   ask(place._replace(concurrency=3), asks(12), number)()
   assert 1 < judge_server.busiest <= 3
 
 
-def test_calls_side_by_side_share_their_turns(place, judge_server):
+def test_concurrent_calls_share_the_limit_of_requests(place, judge_server):
   """As the groups of a round do, each graded once it is complete."""
   judge_server.rule = lambda asked: time.sleep(0.05) or "7"
   place = place._replace(concurrency=3)
@@ -94,7 +96,9 @@ def test_calls_side_by_side_share_their_turns(place, judge_server):
   assert 1 < judge_server.busiest <= 3
 
 
-def test_equal_requests_are_asked_once_and_samples_each(place, judge_server):
+def test_equal_requests_are_sent_once_and_each_sample_separately(
+  place, judge_server
+):
   same, other = Request("a", "b"), Request("a", "b", sample=1)
   assert ask(place, [same, other, same], number)() == [7.0] * 3
   assert len(judge_server.asked) == 2
@@ -138,14 +142,14 @@ MISHAPS = dict(
 
 
 @pytest.mark.parametrize("mishap", MISHAPS)
-def test_after_a_mishap_it_asks_again(place, judge_server, acts, mishap):
+def test_a_failed_request_is_sent_again(place, judge_server, acts, mishap):
   judge_server.script = [MISHAPS[mishap](acts)]
   assert ask(place, asks(1), number)() == [7.0]
   assert len(judge_server.asked) == 2
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-def test_what_asking_again_cannot_mend_is_not_asked_again(
+def test_permanent_errors_are_not_retried(
   place, judge_server, acts, caplog, status
 ):
   judge_server.script = [acts.fails(status)]
@@ -154,7 +158,9 @@ def test_what_asking_again_cannot_mend_is_not_asked_again(
   assert f"status {status}" in caplog.text
 
 
-def test_it_gives_up_and_says_why(place, judge_server, acts, caplog):
+def test_a_request_that_keeps_failing_is_given_up_with_a_warning(
+  place, judge_server, acts, caplog
+):
   judge_server.script = [acts.fails(500), acts.resets, acts.says("nonsense")]
   assert ask(place, asks(1), number)() == [None]
   assert len(judge_server.asked) == 3
@@ -162,7 +168,7 @@ def test_it_gives_up_and_says_why(place, judge_server, acts, caplog):
   assert "1 x a reply that cannot be read" in caplog.text
 
 
-def test_one_that_fails_costs_only_itself(place, judge_server):
+def test_a_failed_request_does_not_affect_others(place, judge_server):
   judge_server.rule = lambda asked: (
     "nonsense" if asked["messages"][1]["content"] == "3" else "7"
   )
@@ -170,7 +176,9 @@ def test_one_that_fails_costs_only_itself(place, judge_server):
 
 
 @pytest.mark.parametrize("how", ["hangs", "drips", "fails"])
-def test_nothing_outlasts_its_deadline(place, judge_server, acts, caplog, how):
+def test_no_request_exceeds_its_deadline(
+  place, judge_server, acts, caplog, how
+):
   act = acts.fails(500) if how == "fails" else getattr(acts, how)
   judge_server.script = [act] * 1000
   place = place._replace(deadline=0.4, attempts=1000)
@@ -181,25 +189,29 @@ def test_nothing_outlasts_its_deadline(place, judge_server, acts, caplog, how):
   assert wait_for(nothing_goes_on)
 
 
-def test_nobody_listens(place, judge_server):
+def test_a_refused_connection_gives_None(place, judge_server):
   judge_server.server_close()
   assert ask(place, asks(2), number)() == [None, None]
 
 
-def test_those_in_line_have_a_deadline_of_their_own(place, judge_server, acts):
+def test_the_deadline_does_not_run_while_a_request_waits_its_turn(
+  place, judge_server, acts
+):
   judge_server.script = [acts.hangs]
   place = place._replace(deadline=2.0, concurrency=1)
   assert ask(place, asks(3), number)() == [None, 7.0, 7.0]
 
 
-def test_it_waits_for_as_long_as_the_server_asks(place, judge_server, acts):
+def test_retry_after_is_respected(place, judge_server, acts):
   judge_server.script = [acts.fails(429, retry_after="1")]
   assert ask(place, asks(1), number)() == [7.0]
   first, second = judge_server.times
   assert 0.95 < second - first < 5.0
 
 
-def test_it_does_not_wait_past_the_deadline(place, judge_server, acts):
+def test_retry_after_beyond_the_deadline_gives_up_at_once(
+  place, judge_server, acts
+):
   judge_server.script = [acts.fails(503, retry_after="60")]
   start = time.monotonic()
   assert ask(place, asks(1), number)() == [None]
@@ -219,7 +231,7 @@ def test_it_does_not_wait_past_the_deadline(place, judge_server, acts):
     ("Sun, 99 Abc 99999 99:99:99 GMT", 0.0),
   ],
 )
-def test_what_retry_after_says(value, seconds):
+def test_retry_after_is_parsed(value, seconds):
   assert endpoint._retry_after({"retry-after": value}) == seconds
 
 
@@ -230,7 +242,7 @@ def test_retry_after_may_be_a_date():
   assert endpoint._retry_after({"retry-after": date(-1000)}) == 0
 
 
-def test_texts_that_cannot_be_sent_are_sent_all_the_same(place, judge_server):
+def test_lone_surrogates_are_sent_as_question_marks(place, judge_server):
   text = "\0 \ud800 \x1b ½ \U0001f600 " + "x" * 2**20
   assert ask(place, [Request("a", text)], number)() == [7.0]
   sent = judge_server.asked[0]["messages"][1]["content"]
@@ -250,13 +262,13 @@ def test_texts_that_cannot_be_sent_are_sent_all_the_same(place, judge_server):
     (dict(parameters=dict(model="n")), "parameters: .*model"),
   ],
 )
-def test_an_endpoint_that_cannot_be_is_refused(changes, message):
+def test_an_invalid_endpoint_is_refused(changes, message):
   place = Endpoint("http://localhost:1/v1", "m")._replace(**changes)
   with pytest.raises(ValueError, match=message):
     ask(place, [], number)
 
 
-def test_without_the_library_it_says_what_to_install(monkeypatch):
+def test_without_openai_the_error_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, "openai", None)
   with pytest.raises(ImportError, match=r"pip install .r1jax\[judge\]"):
     ask(Endpoint("http://localhost:1/v1", "m"), [], number)
@@ -275,7 +287,7 @@ def kept(cached):
   )
 
 
-def test_what_was_answered_is_not_asked_again(cached, judge_server):
+def test_a_cached_reply_is_not_requested_again(cached, judge_server):
   assert ask(cached, asks(3), number)() == [7.0] * 3
   judge_server.rule = lambda asked: "8"
   elsewhere = cached._replace(deadline=5.0, concurrency=1)
@@ -283,7 +295,9 @@ def test_what_was_answered_is_not_asked_again(cached, judge_server):
   assert len(judge_server.asked) == 4
 
 
-def test_other_models_words_and_parameters_are_asked(cached, judge_server):
+def test_other_models_messages_and_parameters_are_not_cached_replies(
+  cached, judge_server
+):
   request = Request("a", "b")
   ask(cached, [request], number)()
   for place, asked in [
@@ -296,14 +310,14 @@ def test_other_models_words_and_parameters_are_asked(cached, judge_server):
   assert len(judge_server.asked) == len(kept(cached)) == 5
 
 
-def test_a_reply_that_cannot_be_read_is_not_kept(cached, judge_server):
+def test_a_reply_without_a_value_is_not_cached(cached, judge_server):
   judge_server.rule = lambda asked: "nonsense"
   assert ask(cached, asks(1), number)() == [None]
   assert kept(cached) == []
 
 
 @pytest.mark.parametrize("damage", ["", "{", '"7"', "{}", '{"reply": 7}'])
-def test_a_damaged_reply_is_asked_for_again(cached, judge_server, damage):
+def test_a_damaged_cache_file_is_replaced(cached, judge_server, damage):
   ask(cached, asks(1), number)()
   (file,) = kept(cached)
   with open(file, "w") as damaged:
@@ -313,7 +327,7 @@ def test_a_damaged_reply_is_asked_for_again(cached, judge_server, damage):
   assert len(judge_server.asked) == 2
 
 
-def test_a_reply_that_is_no_longer_understood_is_asked_for_again(
+def test_a_cached_reply_without_a_value_is_requested_again(
   cached, judge_server
 ):
   ask(cached, asks(1), number)()
@@ -324,13 +338,13 @@ def test_a_reply_that_is_no_longer_understood_is_asked_for_again(
   assert len(kept(cached)) == 1
 
 
-def test_a_cache_that_cannot_be_written_loses_no_value(
+def test_a_cache_that_cannot_be_written_does_not_lose_values(
   place, judge_server, tmp_path, caplog
 ):
   (tmp_path / "file").write_text("in the way")
   place = place._replace(cache=str(tmp_path / "file"))
   assert ask(place, asks(1), number)() == [7.0]
-  assert "is not kept" in caplog.text
+  assert "cannot be cached" in caplog.text
 
 
 # The file alone, without its package: it starts in a tenth of a second.
@@ -340,7 +354,7 @@ module = runpy.run_path(sys.argv[1])
 place, request = module["Endpoint"]("", "m"), module["Request"]("a", "b")
 for i in range(200):
   reply = sys.argv[2] * (1 + 5000 * (i % 4))
-  module["_remember"](pathlib.Path(sys.argv[3]), place, request, reply)
+  module["_write_cache"](pathlib.Path(sys.argv[3]), place, request, reply)
 """
 
 
@@ -355,7 +369,7 @@ def test_processes_that_share_a_cache_read_whole_replies(tmp_path):
   ]
   seen = set()
   while any(writer.poll() is None for writer in writers):
-    reply = endpoint._recall(file)
+    reply = endpoint._read_cache(file)
     assert reply or not seen  # From the first on there is always one.
     if reply:
       assert len({*reply}) == 1
@@ -374,7 +388,7 @@ module["ask"](place, [module["Request"]("a", "b")], lambda asked, reply: 1.0)()
 """
 
 
-def test_a_program_that_is_stopped_does_not_wait(judge_server, acts):
+def test_an_interrupted_program_does_not_wait_for_replies(judge_server, acts):
   judge_server.script = [acts.hangs]
   program = subprocess.Popen(
     [

@@ -76,13 +76,13 @@ def test_a_right_answer_is_worth_one_and_a_wrong_one_nothing(
   assert [m["role"] for m in asked["messages"]] == ["system", "user"]
 
 
-def test_what_the_judge_cannot_say_is_not_wrong(server, judge_server):
+def test_a_reply_without_a_verdict_gives_None(server, judge_server):
   judge_server.rule = lambda asked: "I would rather not."
   assert judge.reward(SUM, answered("12"), **server) is None
   assert len(judge_server.asked) == 2
 
 
-def test_a_judge_may_think_again(server, judge_server, acts):
+def test_a_second_reply_can_give_the_verdict(server, judge_server, acts):
   judge_server.script = [acts.says("Hm."), acts.says(verdict("incorrect"))]
   assert judge.reward(SUM, answered("13"), **server) == 0.0
 
@@ -94,7 +94,7 @@ def test_the_judge_does_not_see_the_thoughts(server, judge_server):
   assert "secret" not in json.dumps(judge_server.asked)
 
 
-def test_no_answer_is_wrong_and_nobody_is_asked(server, judge_server):
+def test_a_missing_answer_gets_0_without_a_request(server, judge_server):
   texts = ["", "12", "<think>12", "<think></think> \n"]
   texts += ["</think>" + "1" * (judge.MAX_ANSWER + 1)]
   for text in texts:
@@ -109,7 +109,7 @@ def test_without_a_reference_there_is_no_verdict(server, judge_server):
   assert judge_server.asked == []
 
 
-def test_the_company_does_not_matter(server, judge_server):
+def test_a_verdict_does_not_depend_on_other_pairs(server, judge_server):
   judge_server.rule = honest
   answers = ["12", "13", "", "12", "14", "12 "]
   pairs = [(SUM, answered(answer)) for answer in answers]
@@ -134,7 +134,9 @@ ORDERS = [
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_orders_stay_within_their_tags(server, judge_server, order):
+def test_instructions_in_an_answer_stay_within_its_tags(
+  server, judge_server, order
+):
   judge_server.rule = honest
   assert judge.reward(SUM, answered(order), **server) == 0.0
   (asked,) = judge_server.asked
@@ -143,7 +145,7 @@ def test_orders_stay_within_their_tags(server, judge_server, order):
   assert shown(asked, "reference") == "12"
 
 
-def test_a_tag_that_was_seen_closes_nothing_later(server, judge_server):
+def test_a_known_tag_cannot_close_a_later_text(server, judge_server):
   judge_server.rule = honest
   order = "13"
   for _ in range(3):
@@ -154,7 +156,7 @@ def test_a_tag_that_was_seen_closes_nothing_later(server, judge_server):
     order = f"12\n{tag}\n\n{order}"
 
 
-def test_hostile_text_harms_no_neighbour(server, judge_server):
+def test_hostile_text_does_not_affect_other_pairs(server, judge_server):
   judge_server.rule = honest
   texts = ["{" * 60_000, "\ud800\0", "x" * 2**20, "</think>" * 9000, "\x1b[2J"]
   texts += ["\u202e12", "9" * 60_000, '{"a":' * 10_000, "\n" * 10_000, "<" * 99]
@@ -202,12 +204,14 @@ ECHOES = dict(
 
 @pytest.mark.parametrize("echo", ECHOES)
 @pytest.mark.parametrize("order", ORDERS)
-def test_an_echo_in_the_reply_never_wins(server, judge_server, order, echo):
+def test_a_quoted_verdict_never_replaces_the_judges(
+  server, judge_server, order, echo
+):
   judge_server.rule = lambda asked: ECHOES[echo](shown(asked, "answer"))
   assert judge.reward(SUM, answered(order), **server) in (0.0, None)
 
 
-def test_an_echo_beside_a_clear_verdict_does_no_harm(server, judge_server):
+def test_a_quotation_beside_a_clear_verdict_is_ignored(server, judge_server):
   for echo in ("before", "after", "escaped", "thought"):
     judge_server.rule = lambda asked, echo=echo: ECHOES[echo](
       shown(asked, "answer")
@@ -218,7 +222,7 @@ def test_an_echo_beside_a_clear_verdict_does_no_harm(server, judge_server):
 @pytest.mark.parametrize(
   "value", ["1", "true", "null", '["correct"]', '{"a":' * 600 + "1" + "}" * 600]
 )
-def test_a_verdict_that_is_no_text_is_none(value):
+def test_a_verdict_that_is_not_text_gives_None(value):
   reply = f'{{"correctness": {value}}}'
   assert judge.read_verdict(reply, "correctness", judge.CORRECTNESS) is None
 
@@ -241,14 +245,14 @@ def test_a_group_is_ranked(server, judge_server):
   assert judge_server.asked[0]["temperature"] == 1.0
 
 
-def test_a_judge_that_prefers_a_place_changes_nothing(server, judge_server):
+def test_a_judges_preference_for_a_position_cancels(server, judge_server):
   for favourite in judge.PREFERENCE:
     judge_server.rule = lambda asked, value=favourite: preference(value)
     group = [answered(text) for text in ("a", "b", "c")]
     assert judge.group_reward(SUM, group, **server) == [0.0, 0.0, 0.0]
 
 
-def test_an_answer_that_is_not_there_loses(server, judge_server):
+def test_a_missing_answer_loses_against_all_others(server, judge_server):
   group = [answered("12"), Completion("<think>12"), answered("")]
   assert judge.group_reward(SUM, group, **server) == [1.0, -0.5, -0.5]
   assert judge_server.asked == []
@@ -260,7 +264,7 @@ def test_equal_answers_tie_without_a_judge(server, judge_server):
   assert judge_server.asked == []
 
 
-def test_pairs_that_were_not_compared_are_left_out(server, judge_server):
+def test_pairs_without_verdicts_are_left_out(server, judge_server):
   def shy(asked):
     return "?" if shown(asked, "answer_A") == "zz" else longer(asked)
 
@@ -320,7 +324,7 @@ def test_group_rewards_are_the_mean_over_pairs_orders_and_samples(
 # Among the other rewards.
 
 
-def test_judges_are_rewards_like_others(server, judge_server):
+def test_judges_can_be_named_in_a_spec(server, judge_server):
   judge_server.rule = lambda asked: (
     honest(asked) if asked["temperature"] == 0 else longer(asked)
   )
@@ -336,7 +340,9 @@ def test_judges_are_rewards_like_others(server, judge_server):
   assert len(judge_server.asked) == 4 + 2 * 4
 
 
-def test_the_judge_is_asked_before_anyone_waits(server, judge_server, acts):
+def test_requests_start_before_the_values_are_awaited(
+  server, judge_server, acts
+):
   judge_server.script = [acts.hangs]
   judge_server.rule = honest
   spec = dict(judge=dict(weight=1.0, **server), format=1.0)
@@ -359,12 +365,12 @@ def test_the_judge_is_asked_before_anyone_waits(server, judge_server, acts):
     (dict(attempts=0), "attempts must be 1 or more"),
   ],
 )
-def test_a_bad_spec_is_refused_before_anything_is_asked(name, changes, message):
+def test_an_invalid_spec_is_refused_before_any_request(name, changes, message):
   place = dict(base_url="http://localhost:1/v1", model="m")
   with pytest.raises(ValueError, match=f"rewards.{name}: .*{message}"):
     rewards.check(**{name: dict(weight=1.0) | place | changes})
 
 
-def test_a_judge_without_a_place_is_refused():
+def test_a_judge_without_a_base_url_is_refused():
   with pytest.raises(ValueError, match="rewards.judge: .*base_url"):
     rewards.check(judge=1.0)

@@ -21,13 +21,13 @@ def length(texts):
   return [float(len(text)) for _, text in texts]
 
 
-def test_helpfulness_is_that_of_the_summary_alone():
+def test_helpfulness_scores_only_the_summary():
   values = learned.start_helpfulness(PAIRS, model=length)()
   assert values == [len("Good day."), 0.0]
   assert learned.helpfulness(*PAIRS[0], model=length) == len("Good day.")
 
 
-def test_safety_is_that_of_the_thoughts_too():
+def test_safety_scores_the_thoughts_too():
   scores = [float(len(completion.text)) for completion in WRITTEN]
   assert learned.start_safety(PAIRS, model=length)() == scores
   assert learned.safety(*PAIRS[1], model=length) == scores[1]
@@ -40,18 +40,18 @@ def test_the_model_sees_the_prompt_and_all_texts_at_once():
   assert seen == [[("Hello!", completion.text) for completion in WRITTEN]]
 
 
-def test_a_score_that_is_no_number_is_no_score():
+def test_a_score_that_is_not_finite_gives_None():
   for odd in (math.nan, math.inf, -math.inf):
     model = lambda texts, odd=odd: [odd, 1.0]
     assert learned.start_safety(PAIRS, model=model)() == [None, 1.0]
 
 
-def test_a_score_is_needed_for_each_text():
+def test_a_model_must_return_a_score_for_each_text():
   with pytest.raises(ValueError, match="1 scores for 2 texts"):
     learned.start_safety(PAIRS, model=lambda texts: [1.0])()
 
 
-def test_reward_models_are_rewards_like_others():
+def test_reward_models_can_be_named_in_a_spec():
   scores = rewards.score(
     [HELLO] * 2,
     WRITTEN,
@@ -63,7 +63,7 @@ def test_reward_models_are_rewards_like_others():
   np.testing.assert_array_equal(scores.parts["helpfulness"], [9.0, 0.0])
 
 
-def test_without_a_model_there_is_no_reward_of_it():
+def test_a_reward_model_is_required():
   with pytest.raises(ValueError, match="rewards.safety: .*model"):
     rewards.check(safety=1.0)
   with pytest.raises(ValueError, match="rewards.helpfulness: "):

@@ -66,7 +66,7 @@ def read(reply):
     ("x" * judge.MAX_REPLY + verdict("correct"), None),
   ],
 )
-def test_a_reply_is_read_as(reply, value):
+def test_a_reply_has_the_expected_verdict(reply, value):
   assert read(reply) == value
 
 

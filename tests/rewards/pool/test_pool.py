@@ -73,7 +73,7 @@ def test_values_come_in_the_order_of_the_calls(pool):
   assert pool.map([]) == []
 
 
-def test_graded_here_or_there_is_the_same(pool):
+def test_the_pool_returns_the_values_of_this_process(pool):
   examples = [SUM, SUM, MATHS, MATHS, MATHS]
   answers = ["12", "13", "0.5", r"\sqrt{1/4}", "9^{9}"]
   texts = [f"<think></think><answer>{answer}</answer>" for answer in answers]
@@ -84,14 +84,14 @@ def test_graded_here_or_there_is_the_same(pool):
   np.testing.assert_array_equal(there.total, here.total)
 
 
-def test_512_easy_answers_take_no_time(pool):
+def test_512_easy_answers_are_graded_fast(pool):
   calls = [grade(SUM, str(i % 20)) for i in range(512)]
   start = time.monotonic()
   assert sum(pool.map(calls)) == 25
   assert time.monotonic() - start < 2.0  # 0.02 s on an idle machine.
 
 
-def test_one_that_hangs_costs_only_itself(pool):
+def test_a_call_that_hangs_does_not_affect_others(pool):
   from sympy.parsing.sympy_parser import parse_expr
 
   hangs = [Call(parse_expr, ("9**9**9",)), Call(pow, (9, 9**9))]
@@ -111,7 +111,7 @@ def test_the_limit_is_kept_in_text_that_the_guards_let_through(pool):
   assert time.monotonic() - start < 10.0
 
 
-def test_one_that_crashes_costs_only_itself(light_pool):
+def test_a_call_that_crashes_does_not_affect_others(light_pool):
   calls = [FINE, Call(os._exit, (0,)), FINE, Call(os.abort), FINE]
   calls += [Call(os.killpg, (0, signal.SIGKILL)), FINE]
   grading = light_pool.submit(calls)
@@ -119,7 +119,7 @@ def test_one_that_crashes_costs_only_itself(light_pool):
   assert grading.counts == dict(timeouts=0, crashes=3)
 
 
-def test_one_that_raises_counts_as_a_crash_and_says_why(light_pool, caplog):
+def test_an_exception_counts_as_a_crash_and_is_logged(light_pool, caplog):
   grading = light_pool.submit([Call(int, ("seven",)), Call(sys.exit), FINE])
   assert grading.values() == [None, None, 7]
   assert grading.counts == dict(timeouts=0, crashes=2)
@@ -135,7 +135,7 @@ def test_memory_is_limited():
 
 
 @pytest.mark.parametrize("start", ["sleep", "setsid sleep", "nohup sleep"])
-def test_children_of_one_that_hangs_end_with_it(light_pool, tmp_path, start):
+def test_children_of_a_call_that_hangs_are_killed(light_pool, tmp_path, start):
   path = tmp_path / "pid"
   command = f"{start} 1000 & echo $! > {path}; sleep 1000"
   assert light_pool.map([Call(os.system, (command,))]) == [None]
@@ -143,7 +143,7 @@ def test_children_of_one_that_hangs_end_with_it(light_pool, tmp_path, start):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's prctl")
-def test_what_was_left_behind_ends_too(light_pool, tmp_path):
+def test_orphaned_processes_of_a_call_are_killed(light_pool, tmp_path):
   # A session of its own, and no parent that is still there.
   path = tmp_path / "pid"
   command = f"(setsid sh -c 'echo $$ > {path}; exec sleep 1000' &)"
@@ -209,7 +209,7 @@ def test_any_thread_may_use_the_pool(light_pool):
   assert values == {n: [n] * 40 for n in range(8)}
 
 
-def test_workers_know_no_jax(pool):
+def test_workers_cannot_import_jax(pool):
   code = (
     "[m for m in __import__('sys').modules if 'jax' in m and 'r1' not in m]"
   )
@@ -219,7 +219,7 @@ def test_workers_know_no_jax(pool):
   assert (grading.values(), grading.counts["crashes"]) == ([None], 1)
 
 
-def test_the_server_may_die_and_come_back(light_pool):
+def test_a_killed_server_is_restarted(light_pool):
   assert light_pool.map([FINE]) == [7]
   light_pool._server.kill()
   light_pool._server.wait()
@@ -234,7 +234,7 @@ def test_canaries_catch_graders_that_are_broken():
     num_workers=1, timeout=30.0, preload=(), canaries=canaries
   ) as pool:
     with pytest.raises(
-      RuntimeError, match=r"graded \[7, 1.0\].* not \[7.0, 0.0\]"
+      RuntimeError, match=r"answers \[7, 1.0\].* not \[7.0, 0.0\]"
     ):
       pool.warm()
     with pytest.raises(RuntimeError, match="not working"):
@@ -249,7 +249,7 @@ def test_graders_that_cannot_be_imported_are_named():
       pool.warm()
 
 
-def test_closing_ends_everything_at_once():
+def test_closing_kills_all_processes_at_once():
   pool = GraderPool(num_workers=2, timeout=1000.0, **LIGHT)
   pids = pool.map([Call(os.getpid)] * 40)
   waiting = pool.submit([Call(time.sleep, (1000,))] * 3)
