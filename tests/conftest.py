@@ -12,7 +12,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import jax
 import pytest
 
-# Eight devices, of which most tests use one: `sharding.make_mesh(data=1)`.
+# Eight devices, of which most tests use one: `make_mesh(data=1)`.
 jax.config.update("jax_num_cpu_devices", 8)
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -14,7 +14,7 @@ from r1jax.data.split import in_test
 from r1jax.losses.aggregation import completion_mean
 from r1jax.models import transformer
 from r1jax.models.presets import PRESETS, preset
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts.engine import Engine, make_engine
 from r1jax.runtime import metrics
 from r1jax.training import grpo, models
@@ -188,7 +188,7 @@ def test_padding_of_the_vocabulary_is_never_sampled(r1, toy):
   engine = make_engine(
     transformer.Transformer(sizes),
     r1,
-    sharding.make_mesh(**c.mesh),
+    make_mesh(**c.mesh),
     chat.shared_tokens("r1_zero", r1),
     **c.sampling,
   )

@@ -23,7 +23,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import used_axes
-from r1jax.parallel import sharding, traffic
+from r1jax.parallel import reshard, sharding
+from r1jax.parallel.mesh import row_shards
 from r1jax.rollouts import slots as programs
 from r1jax.rollouts.queues import Queues
 from r1jax.rollouts.slots import Sampling, Slots
@@ -104,10 +105,12 @@ class Engine:
     used = jax.eval_shape(
       functools.partial(programs.cast, self.model.config), params
     )
-    of = sharding.shardings(
+    of = sharding.tree_shardings(
       self.sampling.mesh, used_axes(self.model.config), used
     )
-    return traffic.received({name: params[name] for name in used}, used, of)
+    return reshard.bytes_received(
+      {name: params[name] for name in used}, used, of
+    )
 
   def _complete(
     self, params, own, lengths, limits, stream, progress, finished
@@ -124,7 +127,7 @@ class Engine:
     )
     slots, done, tokens, steps, idle = None, 0, 0, 0, 0.0
     while True:
-      distributed.stop_if_told()
+      distributed.raise_if_interrupted()
       # Free slots take the next completions.
       free, prompt, place = queues.take(np.flatnonzero(source < 0))
       source[free], member[free], count[free] = prompt, place, 0
@@ -177,7 +180,7 @@ class Engine:
   @property
   def shards(self) -> int:
     """Parts of the slots; prompt p is with the completions of p % shards."""
-    return sharding.row_shards(self.sampling.mesh)
+    return row_shards(self.sampling.mesh)
 
   def hosts(self, num_prompts: int) -> np.ndarray:
     """The host that holds the completions of each prompt, to grade them."""
@@ -229,13 +232,13 @@ class Engine:
         self.model, params, prefix, part, **record
       )
       read.append(cache)
-      chosen.append(sharding.local(of_experts))
+      chosen.append(sharding.to_host(of_experts))
     read = programs.join(read)
     if not self.sampling.record_experts:
       return prefix, read, None
     chosen = np.concatenate(chosen)[: len(own)]
     if experts is not None:
-      experts = sharding.local(experts)
+      experts = sharding.to_host(experts)
       before = np.broadcast_to(experts, (len(own), *experts.shape[1:]))
       chosen = np.concatenate([before, chosen], axis=1)
     return prefix, read, chosen
@@ -364,16 +367,16 @@ def make_engine(
       raise ValueError(f"{name} {value} must be at least 1")
   if record_experts and not model.config.num_moe_layers:
     raise ValueError("record_experts is set, but the model has no experts")
-  if num_slots % sharding.row_shards(mesh):
+  if num_slots % row_shards(mesh):
     raise ValueError(
       f"num_slots {num_slots} do not divide over the "
-      f"{sharding.row_shards(mesh)} parts of the mesh that split rows; choose "
+      f"{row_shards(mesh)} parts of the mesh that split rows; choose "
       "a multiple, or another mesh"
     )
-  if num_slots // sharding.row_shards(mesh) % slots_per_prompt:
+  if num_slots // row_shards(mesh) % slots_per_prompt:
     raise ValueError(
       f"slots_per_prompt {slots_per_prompt} does not divide the "
-      f"{num_slots // sharding.row_shards(mesh)} slots of a part of the mesh"
+      f"{num_slots // row_shards(mesh)} slots of a part of the mesh"
     )
   return Engine(
     model=model,

@@ -100,9 +100,9 @@ def empty(
 
 def split(slots: Slots) -> Slots:
   """The slots as every program takes and leaves them on the mesh."""
-  rows = lambda x: sharding.constrain(x, "rows")
+  rows = lambda x: sharding.shard_constraint(x, "rows")
   keys = jax.random.wrap_key_data(
-    sharding.constrain(jax.random.key_data(slots.keys), "rows", None)
+    sharding.shard_constraint(jax.random.key_data(slots.keys), "rows", None)
   )
   cache = caches.shard_constraint(slots.cache)
   names = ("token", "count", "limit", "finish")
@@ -128,13 +128,13 @@ def prepare(
   """
   config, used = model.config, cast(model.config, params)
   if before is None:
-    used = sharding.lay_out(used, used_axes(config))
+    used = sharding.tree_shard_constraint(used, used_axes(config))
   else:
     used = jax.tree.map(
-      reshard.moved,
+      reshard.reshard,
       used,
-      sharding.shardings(before, logical_axes(config), used),
-      sharding.shardings(after, used_axes(config), used),
+      sharding.tree_shardings(before, logical_axes(config), used),
+      sharding.tree_shardings(after, used_axes(config), used),
     )
   return transformer.unstack(model, used)
 
@@ -270,7 +270,7 @@ def decode(
     finish=slots.finish,
     steps=steps,
   )
-  everywhere = lambda x: sharding.constrain(x, *[None] * x.ndim)
+  everywhere = lambda x: sharding.shard_constraint(x, *[None] * x.ndim)
   return split(slots), jax.tree.map(everywhere, record)
 
 
@@ -294,8 +294,8 @@ def step(
   )
   logits = transformer.logits(params, made.hidden[:, 0])
   # From here on each device has whole rows: logits are gathered, no weights.
-  logits = sharding.constrain(logits, "rows", "vocab")
-  logits = sharding.constrain(logits, "rows", None)
+  logits = sharding.shard_constraint(logits, "rows", "vocab")
+  logits = sharding.shard_constraint(logits, "rows", None)
   logits = ops.mask_padding(logits, sampling.vocab_size)
   token, logprob = sample(
     logits,

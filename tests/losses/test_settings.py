@@ -1,4 +1,4 @@
-"""A typo in the objective's settings fails at the start, and says where."""
+"""Mistakes in the settings of the loss are found before training."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A toy DeepSeek-V3: every mechanism, every size different, nothing zero."""
+"""A toy DeepSeek-V3 with all mechanisms, distinct sizes and no zero weights."""
 
 import functools
 from typing import NamedTuple

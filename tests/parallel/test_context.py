@@ -15,6 +15,7 @@ from r1jax.models.presets import preset
 from r1jax.models.rows import row_layout
 from r1jax.models.weights import logical_axes, weights
 from r1jax.parallel import sharding
+from r1jax.parallel.mesh import AXIS_RULES, make_mesh
 from r1jax.types import Packed
 
 B, T = 4, 24
@@ -106,9 +107,9 @@ PARAMS = {}
 def check(name, axes, draw_params, given=False, **overrides):
   config = replace(preset(name, **MODELS[name]), **overrides)
   params = PARAMS.setdefault(config, draw_params(config, seed=1))
-  mesh = sharding.make_mesh(**axes)
-  split = sharding.shardings(mesh, logical_axes(config), params)
-  rows = jax.NamedSharding(mesh, jax.P(sharding.LAYOUT["rows"], "context"))
+  mesh = make_mesh(**axes)
+  split = sharding.tree_shardings(mesh, logical_axes(config), params)
+  rows = jax.NamedSharding(mesh, jax.P(AXIS_RULES["rows"], "context"))
   with jax.set_mesh(mesh):
     got = jax.jit(functools.partial(outcome, config))(
       jax.device_put(params, split),
@@ -164,7 +165,7 @@ def test_memory_of_attention_is_linear_in_a_devices_tokens(monkeypatch):
   )
 
   def temporaries(tokens, context):
-    mesh = sharding.make_mesh(data=1, context=context)
+    mesh = make_mesh(data=1, context=context)
 
     def shape(names, *sizes, dtype=jnp.float32):
       split = jax.NamedSharding(mesh, sharding.spec(names, sizes, mesh))

@@ -11,6 +11,7 @@ from r1jax import ops
 from r1jax.models.presets import preset
 from r1jax.parallel import sharding
 from r1jax.parallel.experts import routed_experts
+from r1jax.parallel.mesh import make_mesh
 
 B, T, D, F = 8, 5, 8, 6
 
@@ -97,7 +98,7 @@ def test_a_mesh_computes_what_one_device_does(case):
   """Also where a device holds fewer experts than a token has."""
   axes, sizes, skew, chunk = case
   config = settings(*sizes, moe_chunk=chunk)
-  check(config, sharding.make_mesh(**axes), skew)
+  check(config, make_mesh(**axes), skew)
 
 
 @pytest.mark.slow
@@ -116,26 +117,26 @@ def test_so_does_every_mesh(case, monkeypatch):
   monkeypatch.setattr(ops.experts, "FEW", 0)
   axes, sizes, skew, chunk = case
   config = settings(*sizes, moe_chunk=chunk)
-  check(config, sharding.make_mesh(**axes), skew, rows=5)
+  check(config, make_mesh(**axes), skew, rows=5)
 
 
 @pytest.mark.slow
 def test_where_experts_are_whole_nothing_is_exchanged():
   axes = dict(data=2, fsdp=2, context=2)
-  check(settings(4, 2, moe_chunk=3), sharding.make_mesh(**axes))
+  check(settings(4, 2, moe_chunk=3), make_mesh(**axes))
 
 
 def test_experts_that_do_not_divide_over_the_mesh_are_refused():
   config = settings(6, 2)
   with pytest.raises(ValueError, match="num_routed 6 .* 4 .*mesh.expert"):
-    run(config, sharding.make_mesh(data=1, expert=4), *draw(config))
+    run(config, make_mesh(data=1, expert=4), *draw(config))
 
 
 @pytest.mark.slow
 def test_memory_is_bounded_by_the_chunk(monkeypatch):
   """Four times the tokens take no more buffers, in the gradient too."""
   monkeypatch.setattr(ops.experts, "DENSE", 0)
-  mesh = sharding.make_mesh(data=1, expert=4)
+  mesh = make_mesh(data=1, expert=4)
   width, per_token, chunk = 64, 4, 128
 
   def shape(names, *sizes, dtype=jnp.float32):

@@ -9,6 +9,7 @@ import pytest
 
 from r1jax.models.transformer import pack_rows
 from r1jax.parallel import offload, sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.runtime import checkpoint
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.update import init_state, make_update
@@ -24,19 +25,22 @@ def loss(params, batch):
 
 def begin(parts):
   """A state on eight devices, some of it parked."""
-  mesh = sharding.make_mesh(data=1, fsdp=8)
+  mesh = make_mesh(data=1, fsdp=8)
   split = jax.NamedSharding(mesh, jax.P("fsdp"))
   w = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
   params = {"w": jax.device_put(w, split)}
   train = init_state(params, OPTIMIZER)
   state = RLState(
     train=jax.tree.map(
-      lambda x: x if x.ndim else jax.device_put(x, sharding.whole(mesh)), train
+      lambda x: x if x.ndim else jax.device_put(x, sharding.replicated(mesh)),
+      train,
     ),
     reference=jax.tree.map(jnp.copy, params),
-    reference_step=jax.device_put(jnp.zeros((), int), sharding.whole(mesh)),
+    reference_step=jax.device_put(
+      jnp.zeros((), int), sharding.replicated(mesh)
+    ),
   )
-  return offload.park(state, parts)
+  return offload.to_host(state, parts)
 
 
 def kinds(tree):
@@ -76,7 +80,7 @@ def test_an_optimizer_that_waits_steps_as_another():
 
 
 def test_a_reference_that_waits_is_read_as_another():
-  read = jax.jit(lambda params: jnp.sum(offload.fetched(params)["w"] ** 2))
+  read = jax.jit(lambda params: jnp.sum(offload.to_device(params)["w"] ** 2))
   assert read(begin(["reference"]).reference) == read(begin([]).reference)
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from r1jax.parallel import reshard, sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.tools.plan import costs, hlo
 
 NAMES = ("layers", "expert", "width", "hidden")
@@ -13,7 +14,7 @@ SHAPE = (2, 8, 16, 4)
 
 
 def shardings(before, after):
-  meshes = [sharding.make_mesh(**sizes) for sizes in (before, after)]
+  meshes = [make_mesh(**sizes) for sizes in (before, after)]
   return [
     jax.NamedSharding(mesh, sharding.spec(names, SHAPE, mesh))
     for mesh, names in zip(meshes, (NAMES, USED))
@@ -34,7 +35,7 @@ def shardings(before, after):
 def test_an_array_arrives_without_a_copy_of_it_on_every_device(before, after):
   before, after = shardings(before, after)
   x = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
-  move = jax.jit(lambda x: reshard.moved(x, before, after))
+  move = jax.jit(lambda x: reshard.reshard(x, before, after))
   placed = jax.device_put(x, before)
   moved = move(placed)
   assert moved.sharding.is_equivalent_to(after, x.ndim)
@@ -49,14 +50,16 @@ def test_an_array_arrives_without_a_copy_of_it_on_every_device(before, after):
 def test_meshes_without_common_parts_are_no_obstacle():
   devices = jax.devices()[:6]
   two, three = (
-    sharding.make_mesh(**sizes, devices=devices)
+    make_mesh(**sizes, devices=devices)
     for sizes in (dict(fsdp=2, expert=3), dict(fsdp=3, expert=2))
   )
-  assert reshard.common(two, three) is None
+  assert reshard.common_mesh(two, three) is None
   x = np.arange(6 * 6.0).reshape(6, 6)
   lies = [
     jax.NamedSharding(mesh, jax.P(*spec))
     for mesh, spec in ((two, ("fsdp", "expert")), (three, ("expert", "fsdp")))
   ]
-  moved = jax.jit(lambda x: reshard.moved(x, *lies))(jax.device_put(x, lies[0]))
+  moved = jax.jit(lambda x: reshard.reshard(x, *lies))(
+    jax.device_put(x, lies[0])
+  )
   np.testing.assert_array_equal(moved, x)

@@ -12,33 +12,34 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh, reshape_mesh, row_shards
 
 BATCH = {"tokens": np.arange(24, dtype=np.int32).reshape(8, 3)}
 
 
 def test_assemble_and_local_are_inverse():
-  mesh = sharding.make_mesh()
-  placed = sharding.assemble(mesh, BATCH)
+  mesh = make_mesh()
+  placed = sharding.rows_to_device(mesh, BATCH)
   assert isinstance(placed["tokens"], jax.Array)
   np.testing.assert_array_equal(
-    sharding.local(placed)["tokens"], BATCH["tokens"]
+    sharding.to_host(placed)["tokens"], BATCH["tokens"]
   )
 
 
 def test_what_crosses_is_copied():
   batch = {"x": np.ones((64, 64), np.float32)}
-  placed = sharding.assemble(sharding.make_mesh(), batch)
+  placed = sharding.rows_to_device(make_mesh(), batch)
   batch["x"][:] = 2
   assert float(placed["x"].sum()) == 64 * 64
-  back = sharding.local(placed)
+  back = sharding.to_host(placed)
   back["x"][:] = 3
   assert float(placed["x"].sum()) == 64 * 64
 
 
 def test_local_survives_donation():
-  mesh = sharding.make_mesh()
+  mesh = make_mesh()
   placed = sharding.replicate(mesh, {"x": np.ones((64, 64), np.float32)})
-  back = sharding.local(placed)
+  back = sharding.to_host(placed)
   step = jax.jit(lambda t: jax.tree.map(lambda x: x * 5, t), donate_argnums=0)
   jax.block_until_ready(step(placed))
   assert back["x"].max() == 1
@@ -46,7 +47,7 @@ def test_local_survives_donation():
 
 def test_local_keeps_scalars_and_host_values():
   tree = {"loss": jnp.float32(2.5), "n": 3, "none": None}
-  back = sharding.local(tree)
+  back = sharding.to_host(tree)
   assert back["loss"] == 2.5
   assert back["loss"].shape == ()
   assert back["n"] == 3
@@ -54,14 +55,16 @@ def test_local_keeps_scalars_and_host_values():
 
 
 def test_a_mesh_beyond_the_devices_is_refused():
-  with pytest.raises(ValueError, match=r"mesh\.data is 4096.*set it to -1"):
-    sharding.make_mesh(data=4096)
+  with pytest.raises(
+    ValueError, match=r"mesh\.data is 4096.*set mesh.data to -1"
+  ):
+    make_mesh(data=4096)
   with pytest.raises(ValueError, match=r"mesh\.data is 0"):
-    sharding.make_mesh(data=0)
+    make_mesh(data=0)
 
 
 def test_data_takes_what_other_axes_leave():
-  mesh = sharding.make_mesh(fsdp=2, tensor=2)
+  mesh = make_mesh(fsdp=2, tensor=2)
   assert tuple(mesh.shape.items()) == (
     ("data", 2),
     ("fsdp", 2),
@@ -69,23 +72,23 @@ def test_data_takes_what_other_axes_leave():
     ("context", 1),
     ("tensor", 2),
   )
-  assert sharding.row_shards(mesh) == 4
+  assert row_shards(mesh) == 4
 
 
 @pytest.mark.parametrize(
   "sizes, message",
   [
-    (dict(tensor=3), "tensor 3 do not divide the 8 devices"),
+    (dict(tensor=3), "tensor 3 does not divide the 8 devices"),
     (dict(data=4, fsdp=4), "data 4, fsdp 4 takes 16 devices, but there are 8"),
     (dict(fsdp=0), r"mesh\.fsdp is 0; an axis that is not used has size 1"),
     (dict(tensor=-1), r"mesh\.tensor is -1"),
     (dict(fsdp=4, num_slices=4), "num_slices 4 does not divide mesh.data 2"),
-    (dict(num_slices=2), "num_slices is 2, but .* those of 1 "),
+    (dict(num_slices=2), "num_slices is 2, but .* belong to 1 "),
   ],
 )
 def test_sizes_that_do_not_fit_the_devices_are_refused(sizes, message):
   with pytest.raises(ValueError, match=message):
-    sharding.make_mesh(**sizes)
+    make_mesh(**sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,24 +104,26 @@ class Chip:
 
 def test_only_the_data_axis_crosses_slices():
   chips = [Chip(i, i // 8) for i in range(16)]
-  mesh = sharding.make_mesh(fsdp=2, tensor=2, num_slices=2, devices=chips)
+  mesh = make_mesh(fsdp=2, tensor=2, num_slices=2, devices=chips)
   slices = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
   assert mesh.shape["data"] == 4
   np.testing.assert_array_equal(slices[:2], 0)
   np.testing.assert_array_equal(slices[2:], 1)
-  with pytest.raises(ValueError, match="num_slices is 1, .* those of 2 slices"):
-    sharding.make_mesh(devices=chips)
+  with pytest.raises(
+    ValueError, match="num_slices is 1, .* belong to 2 slices"
+  ):
+    make_mesh(devices=chips)
 
 
 def test_another_mesh_of_the_same_devices_keeps_their_order():
-  mesh = sharding.make_mesh(fsdp=4, tensor=2)
-  other = sharding.reshaped(mesh, data=4, tensor=2)
+  mesh = make_mesh(fsdp=4, tensor=2)
+  other = reshape_mesh(mesh, data=4, tensor=2)
   assert list(other.devices.flat) == list(mesh.devices.flat)
   assert other.shape["data"] == 4
   with pytest.raises(
-    ValueError, match="of 4 devices has not those of one of 8"
+    ValueError, match="has 4 devices, but the mesh it reshapes has 8"
   ):
-    sharding.reshaped(mesh, data=4)
+    reshape_mesh(mesh, data=4)
 
 
 AXES_OF = {  # By hand, from the table.
@@ -139,17 +144,17 @@ AXES_OF = {  # By hand, from the table.
 
 @pytest.mark.parametrize("names, shape", AXES_OF)
 def test_the_table_says_what_is_split(names, shape):
-  mesh = sharding.make_mesh(fsdp=2, expert=2, tensor=2)
+  mesh = make_mesh(fsdp=2, expert=2, tensor=2)
   assert sharding.spec(names, shape, mesh) == AXES_OF[names, shape]
 
 
 def test_an_axis_that_does_not_divide_leaves_its_place_to_the_next():
-  mesh = sharding.make_mesh(data=4, fsdp=2)
+  mesh = make_mesh(data=4, fsdp=2)
   assert sharding.spec(("rows",), (6,), mesh) == P("fsdp")
 
 
 def test_what_belongs_to_a_parameter_lies_as_it_does():
-  mesh = sharding.make_mesh(fsdp=4, tensor=2)
+  mesh = make_mesh(fsdp=4, tensor=2)
   params = {"norm": np.ones(8), "block": {"up": np.ones((3, 8, 6))}}
   axes = {
     "norm": ("width",),
@@ -160,7 +165,7 @@ def test_what_belongs_to_a_parameter_lies_as_it_does():
     lambda params: jax.tree.map(lambda _: "trained", params),
   )
   tree = (params, jax.eval_shape(optimizer.init, params))
-  found = jax.tree.leaves_with_path(sharding.shardings(mesh, axes, tree))
+  found = jax.tree.leaves_with_path(sharding.tree_shardings(mesh, axes, tree))
   by_name = {}
   for path, of in found:
     by_name.setdefault(jax.tree_util.keystr(path[-1:]), []).append(of.spec)
@@ -168,31 +173,31 @@ def test_what_belongs_to_a_parameter_lies_as_it_does():
   assert by_name.pop("['up']") == [P(None, "fsdp", "tensor")] * 3
   assert all(of == [P()] * len(of) for of in by_name.values())
   with pytest.raises(ValueError, match=r"'other'.*belongs to no parameter"):
-    sharding.shardings(mesh, axes, {"other": np.ones(3)})
+    sharding.tree_shardings(mesh, axes, {"other": np.ones(3)})
 
 
 def test_what_is_placed_is_split_and_comes_back():
-  mesh = sharding.make_mesh(fsdp=4, tensor=2)
+  mesh = make_mesh(fsdp=4, tensor=2)
   x = np.arange(48.0, dtype=np.float32).reshape(8, 6)
-  of = sharding.shardings(mesh, {"x": ("width", "hidden")}, {"x": x})
-  placed = sharding.place({"x": x}, of)["x"]
+  of = sharding.tree_shardings(mesh, {"x": ("width", "hidden")}, {"x": x})
+  placed = sharding.to_device({"x": x}, of)["x"]
   assert {s.data.shape for s in placed.addressable_shards} == {(2, 3)}
-  np.testing.assert_array_equal(sharding.local(placed), x)
-  again = sharding.place({"x": placed}, of)["x"]
-  np.testing.assert_array_equal(sharding.local(again), x)
+  np.testing.assert_array_equal(sharding.to_host(placed), x)
+  again = sharding.to_device({"x": placed}, of)["x"]
+  np.testing.assert_array_equal(sharding.to_host(again), x)
 
 
 def test_a_constraint_binds_only_where_there_is_a_mesh():
   x = jnp.zeros((8, 4))
-  assert sharding.constrain(x, "rows", "hidden") is x
-  with jax.set_mesh(sharding.make_mesh(data=1)):
-    assert sharding.constrain(x, "rows", "hidden") is x
-  mesh = sharding.make_mesh(fsdp=4, tensor=2)
+  assert sharding.shard_constraint(x, "rows", "hidden") is x
+  with jax.set_mesh(make_mesh(data=1)):
+    assert sharding.shard_constraint(x, "rows", "hidden") is x
+  mesh = make_mesh(fsdp=4, tensor=2)
   with jax.set_mesh(mesh):
-    y = jax.jit(lambda x: sharding.constrain(x + 1, "rows", "hidden"))(x)
+    y = jax.jit(lambda x: sharding.shard_constraint(x + 1, "rows", "hidden"))(x)
     assert y.sharding.spec == P("fsdp", "tensor")
     by_hand = jax.shard_map(
-      lambda x: sharding.constrain(x, "rows", "hidden"),
+      lambda x: sharding.shard_constraint(x, "rows", "hidden"),
       mesh=mesh,
       in_specs=P("fsdp", "tensor"),
       out_specs=P("fsdp", "tensor"),
@@ -201,38 +206,39 @@ def test_a_constraint_binds_only_where_there_is_a_mesh():
 
 
 def test_rows_are_split_over_all_that_split_rows():
-  mesh = sharding.make_mesh(data=2, fsdp=2, expert=2)
-  placed = sharding.assemble(mesh, BATCH)["tokens"]
+  mesh = make_mesh(data=2, fsdp=2, expert=2)
+  placed = sharding.rows_to_device(mesh, BATCH)["tokens"]
   assert {s.data.shape for s in placed.addressable_shards} == {(1, 3)}
-  np.testing.assert_array_equal(sharding.local(placed), BATCH["tokens"])
+  np.testing.assert_array_equal(sharding.to_host(placed), BATCH["tokens"])
 
 
 def test_scalars_have_no_rows():
   with pytest.raises(ValueError, match="no rows do not divide"):
-    sharding.assemble(sharding.make_mesh(), {"x": np.float32(1)})
+    sharding.rows_to_device(make_mesh(), {"x": np.float32(1)})
 
 
 EIGHT = """
   import jax, numpy as np
   from r1jax.parallel import sharding
-  mesh = sharding.make_mesh()
+  from r1jax.parallel.mesh import make_mesh
+  mesh = make_mesh()
   assert mesh.shape["data"] == mesh.size == 8, mesh.shape
   x = np.arange(48, dtype=np.float32).reshape(16, 3)
-  placed = sharding.assemble(mesh, {"x": x})["x"]
+  placed = sharding.rows_to_device(mesh, {"x": x})["x"]
   assert [s.data.shape for s in placed.addressable_shards] == [(2, 3)] * 8
   total = jax.jit(lambda x: x.sum(0))(placed)
-  np.testing.assert_allclose(sharding.local(total), x.sum(0))
-  np.testing.assert_array_equal(sharding.local(placed), x)
+  np.testing.assert_allclose(sharding.to_host(total), x.sum(0))
+  np.testing.assert_array_equal(sharding.to_host(placed), x)
   doubled = jax.jit(lambda x: 2 * x)(placed)
-  assert doubled.sharding.is_equivalent_to(sharding.rows(mesh), 2)
+  assert doubled.sharding.is_equivalent_to(sharding.by_rows(mesh), 2)
   w = sharding.replicate(mesh, {"w": x})["w"]
   assert len(w.addressable_shards) == 8 and w.is_fully_replicated
-  np.testing.assert_array_equal(sharding.local(w), x)
+  np.testing.assert_array_equal(sharding.to_host(w), x)
   try:
-    sharding.assemble(mesh, {"x": x[:12]})
+    sharding.rows_to_device(mesh, {"x": x[:12]})
   except ValueError as error:
     print(error)
-  assert sharding.make_mesh(data=2).size == 2
+  assert make_mesh(data=2).size == 2
 """
 
 

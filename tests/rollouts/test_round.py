@@ -11,7 +11,7 @@ from r1jax import rewards
 from r1jax.rewards import Scores
 from r1jax.rollouts.grading import GroupGrader
 from r1jax.rollouts.round import Round, make_sample, sample_until_it_teaches
-from r1jax.training.inspection import explain_nothing
+from r1jax.training.inspection import explain_no_signal
 from r1jax.types import Completion, Example, Rollout, within_lengths
 
 P, G = 3, 2
@@ -206,7 +206,7 @@ def test_shaping_does_not_make_a_group_teach(shaping):
 def test_rounds_that_teach_nothing_are_explained(values, message):
   config = ml_collections.ConfigDict(dict(dynamic_sampling=dict(rounds=3)))
   scores = Scores(np.array([9.0, 9.0]), {"accuracy": np.array(values)}, {})
-  assert re.search(message, explain_nothing(scores, config))
+  assert re.search(message, explain_no_signal(scores, config))
 
 
 def test_a_round_asks_its_own_problems_each_beginning_with_bos():

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts.engine import make_engine
 from r1jax.rollouts.slots import empty
 
@@ -24,7 +24,7 @@ def engine(toy):
     return make_engine(
       toy.model,
       toy.words,
-      sharding.make_mesh(data=data),
+      make_mesh(data=data),
       prefix,
       num_slots=num_slots,
       decode_steps=3,

@@ -274,15 +274,15 @@ def test_an_unreadable_checkpoint_is_passed_over(tmp_path, python):
     (
       lambda like: make_state(0, width=16),
       r"reference\.blocks\.bias: checkpoint has bfloat16\[3, 8\], "
-      r"this config wants bfloat16\[3, 16\]; use another --workdir",
+      r"this config needs bfloat16\[3, 16\]; use another --workdir",
     ),
     (
       lambda like: like.replace(reference=None),
-      r"reference\.blocks\.bias: .* this config wants nothing",
+      r"reference\.blocks\.bias: .* this config needs nothing",
     ),
     (
       lambda like: like.replace(reference=like.reference | {"extra": 0.5}),
-      r"reference\.extra: checkpoint has nothing, .* wants float64\[\]",
+      r"reference\.extra: checkpoint has nothing, .* needs float64\[\]",
     ),
     (
       lambda like: like.replace(

@@ -22,6 +22,7 @@ JOINS = """
   import os, signal, sys, time
   import numpy as np
   from r1jax.parallel import sharding
+  from r1jax.parallel.mesh import make_mesh
   from r1jax.runtime import checkpoint, distributed, interrupt
 
   address, count, own, workdir = sys.argv[1:]
@@ -39,7 +40,7 @@ JOINS = """
     except interrupt.Interrupted as stop:
       sys.exit(128 + stop.signum)
     except BaseException as error:
-      distributed.leave(3)
+      distributed.exit_process(3)
 """
 
 
@@ -86,21 +87,21 @@ AGREES = """
     assert distributed.from_first(lambda: own) == 0
 
     # What lies split over both is whole on each, and in a checkpoint.
-    mesh = sharding.make_mesh()
+    mesh = make_mesh()
     assert sharding.row_hosts(mesh).tolist() == [0, 0, 1, 1]
     x = np.arange(24.0, dtype=np.float32).reshape(8, 3)
-    batch = sharding.assemble(mesh, {"x": x})
+    batch = sharding.rows_to_device(mesh, {"x": x})
     assert len(batch["x"].addressable_shards) == 2
-    np.testing.assert_array_equal(sharding.local(batch)["x"], x)
+    np.testing.assert_array_equal(sharding.to_host(batch)["x"], x)
     checkpoint.save(workdir, 1, batch)
     back = checkpoint.restore(workdir, batch)
     assert back["x"].sharding == batch["x"].sharding
-    np.testing.assert_array_equal(sharding.local(back)["x"], x)
+    np.testing.assert_array_equal(sharding.to_host(back)["x"], x)
 
     # Told to stop, one stops both, at the same step.
     step = 0
     while True:
-      distributed.stop_if_told()
+      distributed.raise_if_interrupted()
       step += 1
       print(step, flush=True)
       if own == 1 and step == 3:
@@ -121,11 +122,11 @@ def test_two_processes_agree(tmp_path):
 
 
 TURNS = """
-  distributed.SILENCE, distributed.PERIOD = 6.0, 2.0
+  distributed.HEARTBEAT_TIMEOUT, distributed.PERIOD = 6.0, 2.0
 
   def work():
     while True:
-      distributed.stop_if_told()
+      distributed.raise_if_interrupted()
       print("turn", flush=True)
       time.sleep(0.1)
 """
@@ -176,8 +177,8 @@ def test_a_second_signal_ends_a_wait_for_a_host_that_stands_still(tmp_path):
 
 DIFFERS = """
   def work():
-    distributed.compare({"config.seed": 3, "sizes": (1, 2)})
-    distributed.compare({"config.lr": 0.1 + own})
+    distributed.require_equal({"config.seed": 3, "sizes": (1, 2)})
+    distributed.require_equal({"config.lr": 0.1 + own})
     time.sleep(60)
 """
 
@@ -196,7 +197,7 @@ def meeting(process, count, address, *, seconds=300.0):
   def meet():
     try:
       rendezvous.meet(
-        address, count, process, say=said.append, bind=address, seconds=seconds
+        address, count, process, log=said.append, bind=address, seconds=seconds
       )
       end.append(None)
     except ValueError as error:
@@ -227,7 +228,7 @@ def test_all_meet_whoever_comes_first(monkeypatch):
 
 def until_open(address):
   host, _, port = address.rpartition(":")
-  while not service.is_there(address):
+  while not service.is_listening(address):
     time.sleep(0.05)
   return host, int(port)
 
@@ -238,11 +239,13 @@ def test_who_does_not_come_is_named_to_all(monkeypatch):
   several = [meeting(i, 4, address, seconds=2.0 + 9 * i) for i in (0, 2)]
   for thread, said, end in several:
     thread.join(30)
-    assert end[0].startswith(f"hosts 1, 3 of 4 did not come to {address} with")
+    assert end[0].startswith(
+      f"hosts 1, 3 of 4 did not connect to {address} with"
+    )
     assert any(line.startswith("waiting for hosts 1, 3 of 4") for line in said)
   thread, said, end = meeting(1, 2, address, seconds=1.0)
   thread.join(30)
-  assert "host 0 did not come" in end[0] and "Connection refused" in end[0]
+  assert "host 0 did not connect" in end[0] and "Connection refused" in end[0]
   assert said[0].startswith(f"waiting for host 0 at {address}")
 
 
@@ -294,7 +297,7 @@ def test_alone_nothing_is_shared():
   value = np.float64(0.1)
   assert distributed.all_gather(value).tolist() == [0.1]
   assert distributed.from_first(lambda: (1, 2)) == (1, 2)
-  distributed.stop_if_told()
+  distributed.raise_if_interrupted()
   with distributed.job():
     assert distributed.is_first()
 
@@ -320,12 +323,12 @@ def test_the_environment_says_whether_there_are_several(
       monkeypatch.delenv(name)
   for name, value in env.items():
     monkeypatch.setenv(name, value)
-  assert distributed.expected() == several
+  assert service.is_multi_host() == several
 
 
 def test_half_an_address_is_refused():
   with pytest.raises(
-    ValueError, match="--num_processes needs --coordinator_address beside it"
+    ValueError, match="--num_processes also needs --coordinator_address"
   ):
     with distributed.job(num_processes=2):
       pass

@@ -188,7 +188,7 @@ def test_a_foreign_line_costs_no_other(tmp_path, caplog, line):
   good = [f'{{"step": {i}, "x": {i}.5}}\n' for i in range(6)]
   file.write_text("".join([*good[:2], line + "\n", *good[2:], '{"step": 9']))
   assert [row["step"] for row in metrics.read(tmp_path)] == [*range(6)]
-  assert "metrics.jsonl:3: no row of a run" in caplog.text
+  assert "metrics.jsonl:3: not a row of a run" in caplog.text
   with metrics.Writer(tmp_path, step=4, sinks=()) as writer:
     writer.write(5, x=7.0)
   assert file.read_text().startswith("".join(good[:5]))
@@ -241,12 +241,12 @@ def test_a_bucket_that_does_not_answer_is_not_remembered(tmp_path, monkeypatch):
     workdir.prepare(tmp_path / "run", bucket)
   workdir.prepare(tmp_path / "run")
   assert workdir.checkpoints(tmp_path / "run").startswith(str(tmp_path / "run"))
-  # One that was there before: the message says how to go on without it.
+  # One that was there before: the message says how to continue without it.
   workdir.prepare(tmp_path / "run", str(tmp_path / "mount"))
   shutil.rmtree(tmp_path / "mount")
   (tmp_path / "mount").write_text("")
   with pytest.raises(
-    ValueError, match=r"delete .*run/checkpoints\.at to go on"
+    ValueError, match=r"delete .*run/checkpoints\.at to continue"
   ):
     workdir.prepare(tmp_path / "run")
   monkeypatch.setattr(workdir, "PATIENCE", 0.1)
@@ -273,12 +273,14 @@ def test_other_data_are_refused_or_accepted_with_a_word(tmp_path, caplog):
   claim("a" * 64)
   claim("a" * 64)
   for _ in range(2):
-    with pytest.raises(ValueError, match=f"was {'a' * 12}, is {'b' * 12}; put"):
+    with pytest.raises(
+      ValueError, match=f"was {'a' * 12}, is {'b' * 12}; restore"
+    ):
       claim("b" * 64)
   workdir.prepare(tmp_path, accept_other_data=True)
   assert not caplog.text
   claim("b" * 64)
-  assert "the dataset has other content" in caplog.text
+  assert "the dataset has changed" in caplog.text
   claim("b" * 64)
   with pytest.raises(ValueError, match="--accept_other_data"):
     claim("a" * 64)
@@ -326,7 +328,7 @@ OUTLIVES = """
   import os, sys, time
   from absl import logging
   from r1jax.runtime import console
-  console.outlive_streams()
+  console.tolerate_closed_streams()
   shown = console.Console()
   for i in range(50):
     shown.note(f"line {i} " + "x" * 2000)

@@ -146,7 +146,7 @@ STUCK = """
   lock = ctypes.create_string_buffer(64)  # A mutex of the C library.
   libc = ctypes.CDLL(None)
   libc.pthread_mutex_lock(lock)
-  with interrupt.guard(), interrupt.held():
+  with interrupt.guard(), interrupt.only_recorded():
     print("ready", flush=True)
     libc.pthread_mutex_lock(lock)  # For ever.
 """
@@ -224,7 +224,7 @@ def test_a_signal_that_comes_as_a_block_begins_is_not_lost():
 
 def test_held_a_signal_is_only_noted():
   with interrupt.guard():
-    with interrupt.held():
+    with interrupt.only_recorded():
       send(signal.SIGTERM)
       with interrupt.deferred():
         pass

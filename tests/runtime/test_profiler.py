@@ -55,7 +55,7 @@ def test_a_window_is_parsed():
 
 def run(rounds, window, tmp_path, **kwargs):
   said = []
-  with Profiler(str(tmp_path), window, say=said.append, **kwargs) as traced:
+  with Profiler(str(tmp_path), window, log=said.append, **kwargs) as traced:
     for round in rounds:
       traced.begin(round)
   return said
@@ -76,7 +76,7 @@ def test_rounds_are_counted_from_the_beginning_of_the_run(traces, tmp_path):
 def test_a_run_that_stops_within_the_window_keeps_its_trace(traces, tmp_path):
   said = []
   with pytest.raises(KeyboardInterrupt):
-    with Profiler(str(tmp_path), Window(0, 9), say=said.append) as traced:
+    with Profiler(str(tmp_path), Window(0, 9), log=said.append) as traced:
       traced.begin(0)
       raise KeyboardInterrupt
   assert traces == ["start", "round 0", "end round 0", "stop"]
@@ -85,7 +85,7 @@ def test_a_run_that_stops_within_the_window_keeps_its_trace(traces, tmp_path):
 
 def test_nothing_to_trace_is_said_once(traces, tmp_path):
   assert run(range(5, 9), Window(2, 2), tmp_path) == [
-    "nothing is traced for --profile=2:2: the run goes on from round 5"
+    "nothing is traced for --profile=2:2: the run resumed at round 5"
   ]
   assert run(range(4), Window(7, 1), tmp_path, unit="step") == [
     "nothing is traced for --profile=7:1: the run ended before step 7"
@@ -96,7 +96,7 @@ def test_nothing_to_trace_is_said_once(traces, tmp_path):
 
 def test_the_phases_have_their_names_in_the_trace(tmp_path):
   said = []
-  with Profiler(str(tmp_path), Window(1, 1), say=said.append) as traced:
+  with Profiler(str(tmp_path), Window(1, 1), log=said.append) as traced:
     for round in range(3):
       traced.begin(round)
       with jax.profiler.TraceAnnotation("sampling"):

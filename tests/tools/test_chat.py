@@ -57,7 +57,7 @@ def everything(messages, *, generation_prompt=False):
   return told + "[assistant:" * generation_prompt
 
 
-def converse(words, template, *answers, messages=(), max_tokens=999):
+def run_interactive(words, template, *answers, messages=(), max_tokens=999):
   complete, given = scripted(words, *answers)
   return chat.Conversation(
     words, template, complete, max_tokens, [*messages]
@@ -94,7 +94,7 @@ def together(parts):
 def test_a_thought_is_what_an_answer_begins_with(text, thought, rest):
   for size in (1, 2, 3, 5, 8, 99):
     parts = [text[i : i + size] for i in range(0, len(text), size)]
-    assert together(chat.tell_apart(parts)) == (thought, rest)
+    assert together(chat.split_thought(parts)) == (thought, rest)
 
 
 PARTS = st.lists(
@@ -108,8 +108,10 @@ PARTS = st.lists(
 @given(PARTS)
 def test_no_text_is_lost_however_it_comes(parts):
   text = "".join(parts)
-  assert together(chat.tell_apart(parts)) == together(chat.tell_apart([text]))
-  assert "".join(together(chat.tell_apart(parts))) == text
+  assert together(chat.split_thought(parts)) == together(
+    chat.split_thought([text])
+  )
+  assert "".join(together(chat.split_thought(parts))) == text
 
 
 @settings(max_examples=300, deadline=None)
@@ -125,13 +127,13 @@ def test_only_what_may_be_a_tag_is_held_back(parts):
       held = given[len(out) :]
       assert len(held.lstrip()) < len("</think>")
 
-  for _, text in chat.tell_apart(feed()):
+  for _, text in chat.split_thought(feed()):
     out += text
   assert out == given
 
 
 def test_earlier_thoughts_are_not_read_again(words):
-  told, given = converse(
+  told, given = run_interactive(
     words, everything, "<think>\nhm</think>\n\nHo", "<think>\nhm", "Ha"
   )
   shown = [together(told.ask(question)) for question in ("a", "b", "c")]
@@ -150,28 +152,28 @@ def test_earlier_thoughts_are_not_read_again(words):
 
 def test_a_system_message_stays_in_front(words):
   system = dict(role="system", content="S")
-  told, given = converse(words, everything, "x", "y", messages=[system])
+  told, given = run_interactive(words, everything, "x", "y", messages=[system])
   for question in ("a", "b"):
     together(told.ask(question))
   assert all(prompt.startswith("[system:S][user:a]") for prompt in given)
 
 
 def test_the_opening_that_a_template_writes_is_shown(words):
-  told, given = converse(words, open_up, "hm</think>Ho")
+  told, given = run_interactive(words, open_up, "hm</think>Ho")
   assert together(told.ask("a")) == ("<think>\nhm</think>", "Ho")
   assert given == ["a|<think>\n"]
   assert told.messages[-1] == dict(role="assistant", content="Ho")
 
 
 def test_text_is_shown_as_it_comes(words):
-  told, _ = converse(words, everything, "caf\u00e9 \U0001f600!")
+  told, _ = run_interactive(words, everything, "caf\u00e9 \U0001f600!")
   parts = [text for _, text in told.ask("a")]
   assert len(parts) > 5 and "".join(parts) == "caf\u00e9 \U0001f600!"
   assert "\ufffd" not in "".join(parts)
 
 
 def test_an_answer_that_was_left_is_kept_as_far_as_it_went(words):
-  told, given = converse(words, everything, "one two three", "x")
+  told, given = run_interactive(words, everything, "one two three", "x")
   answer, heard = told.ask("a"), ""
   while "tw" not in heard:
     heard += next(answer)[1]
@@ -182,7 +184,7 @@ def test_an_answer_that_was_left_is_kept_as_far_as_it_went(words):
 
 
 def test_a_limit_ends_an_answer(words):
-  told, _ = converse(words, everything, "one two three", max_tokens=2)
+  told, _ = run_interactive(words, everything, "one two three", max_tokens=2)
   answer = words.decode(words.encode("one two three")[:2])
   assert together(told.ask("a")) == ("", answer)
 
@@ -194,7 +196,7 @@ def test_a_question_that_cannot_be_asked_is_forgotten(words):
 
   template = lambda *arguments, **options: next(refuse())
   for changed in (dict(template=template), dict(complete=refuse)):
-    told, _ = converse(words, open_up, "x")
+    told, _ = run_interactive(words, open_up, "x")
     told = dataclasses.replace(told, **changed)
     with pytest.raises(ValueError, match="not this"):
       together(told.ask("a"))
@@ -252,11 +254,14 @@ def test_pressed_once_it_stops_and_twice_it_leaves():
         press()
       yield i
 
-  with chat.stoppable(count(0)) as parts:
+  with chat.until_interrupted(count(0)) as parts:
     assert [*parts] == [*range(9)]
-  with chat.stoppable(count(1)) as parts:
+  with chat.until_interrupted(count(1)) as parts:
     assert [*parts] == [0, 1, 2]
-  with pytest.raises(KeyboardInterrupt), chat.stoppable(count(2)) as parts:
+  with (
+    pytest.raises(KeyboardInterrupt),
+    chat.until_interrupted(count(2)) as parts,
+  ):
     assert [*parts]
   assert signal.getsignal(signal.SIGINT) is before
 
@@ -299,7 +304,7 @@ def test_a_large_model_is_loaded_beside_the_answer(
   monkeypatch.setattr(runtime, "start", lambda: None)
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
   monkeypatch.setattr(stream, "Stream", opened)
-  assert chat.open_conversation(options(bos=True)).words.prefix_ids == (1,)
+  assert chat.open_conversation(options(bos=True)).tokenizer.prefix_ids == (1,)
   assert used == [dtype, dtype]
   printed = capsys.readouterr()
   assert printed.out == "" and "MB" in printed.err
@@ -312,10 +317,10 @@ def run(python, *arguments, **kwargs):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ([], "no --model; name the directory of a model"),
+    ([], "--model is not set; set it to the directory"),
     (["--model=nope"], "nope is no directory; to download a model"),
     (["--model=tests", "--prompt=a"], "tests holds no tokenizer.model"),
-    ([f"--model={BASE}"], "the question is empty; give it by --prompt"),
+    ([f"--model={BASE}"], "the question is empty; set --prompt"),
     ([f"--model={BASE}", "--prompt= "], "the question is empty"),
     ([f"--model={BASE}", "--prompt=a", "b"], "unknown argument 'b'; flags"),
     ([f"--model={BASE}", "--promt=a"], "unknown flag --promt; did you mean"),

@@ -12,7 +12,7 @@ import pytest
 from r1jax import data, hf
 from r1jax.data import tokenizer
 from r1jax.models import transformer
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.runtime import checkpoint, metrics
 from r1jax.training import inspection, sft
 from r1jax.training.batch import microbatch
@@ -41,7 +41,7 @@ class Words:
 
 def make_batch(examples, words, template="{question}", **rows):
   pieces = sft.demonstrations(examples, template, words)
-  return sft.make_batch(sharding.make_mesh(data=1), pieces, **rows)
+  return sft.make_batch(make_mesh(data=1), pieces, **rows)
 
 
 def test_prompts_are_read_and_answers_with_their_end_are_imitated():
@@ -125,9 +125,9 @@ def test_a_document_longer_than_a_row_is_refused():
 
 def test_microbatches_must_divide_over_the_mesh():
   rows = ml_collections.ConfigDict(dict(max_rows=6, microbatch_rows=3))
-  inspection.check_rows(rows, sharding.make_mesh(data=3))
+  inspection.check_rows(rows, make_mesh(data=3))
   with pytest.raises(ValueError, match="3 do not divide over 2 devices"):
-    inspection.check_rows(rows, sharding.make_mesh(data=2))
+    inspection.check_rows(rows, make_mesh(data=2))
 
 
 def test_rows_must_divide_into_microbatches():

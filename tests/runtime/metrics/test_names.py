@@ -61,12 +61,12 @@ def test_every_name_in_the_code_is_defined():
 def test_a_definition_is_that_of_the_name():
   for name, begins in (
     ("reward/mean", "weighted sum"),
-    ("reward/accuracy/mean", "one rule's"),
-    ("eval/sums/pass@1", "mean over problems"),
+    ("reward/accuracy/mean", "mean of one reward"),
+    ("eval/sums/pass@1", "correct samples"),
     ("eval/sums/pass@16", "unbiased"),
   ):
     assert metrics.describe(name)[1].startswith(begins)
-  assert metrics.describe("router/load/2")[1].endswith("a list")
+  assert metrics.describe("router/load/2")[1].endswith("as a list")
   assert metrics.describe("nonsense") is None
 
 

@@ -66,7 +66,7 @@ def test_weights_count_tokens():
 
 
 def test_a_name_is_of_one_kind():
-  with pytest.raises(ValueError, match=r"'x' is of several kinds.*Max.*Sum"):
+  with pytest.raises(ValueError, match=r"'x' has several types.*Max.*Sum"):
     metrics.combine([{"x": Sum(1)}, {"x": Max(1)}])
 
 
