@@ -1,8 +1,8 @@
-"""The one form of all benchmarks: `python -m benchmarks.NAME [--flags]`.
+"""The command line of all benchmarks: `python -m benchmarks.NAME [--flags]`.
 
-A benchmark is a function of keyword arguments that returns what it measured.
-Each argument is a flag. The last line printed is one JSON object; progress goes
-to standard error.
+A benchmark is a function of keyword arguments that returns a dict of results.
+Each argument becomes a flag. The last line of output is the result as a JSON
+object; progress is printed to standard error.
 """
 
 import functools
@@ -30,11 +30,11 @@ def run(benchmark: Callable[..., dict]) -> None:
 
 
 def main(benchmark: Callable[..., dict]) -> None:
-  """Prints what a benchmark measures with the arguments that flags gave."""
+  """Runs a benchmark with the arguments in the flags, and prints its result."""
   process.start(cpu_devices=process.cores())
   names = inspect.signature(benchmark).parameters
-  given = {name: flags.FLAGS[name].value for name in names}
-  print(json.dumps(benchmark(**given)), flush=True)
+  arguments = {name: flags.FLAGS[name].value for name in names}
+  print(json.dumps(benchmark(**arguments)), flush=True)
 
 
 def define_flags(benchmark: Callable[..., dict]) -> None:
@@ -44,7 +44,7 @@ def define_flags(benchmark: Callable[..., dict]) -> None:
     if isinstance(default, bool):
       flags.DEFINE_bool(name, default, "")
     elif isinstance(default, int):
-      lowest = min(default, 1)  # 0 where it has a meaning of its own.
+      lowest = min(default, 1)  # 0 is allowed where it is the default.
       flags.DEFINE_integer(name, default, "", lower_bound=lowest)
     elif isinstance(default, float):
       flags.DEFINE_float(name, default, "")

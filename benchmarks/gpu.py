@@ -1,14 +1,14 @@
-"""Decoding and updating at the sizes of Qwen2.5-1.5B, for one large GPU.
+"""Decoding and updates at the sizes of Qwen2.5-1.5B, on one large GPU.
 
     python -m benchmarks.gpu
 
-Random weights, bfloat16 activations, float32 masters, and the functions of the
-training loop. Decoding is measured with the prefill of its prompts, beside the
-time that the memory needs to bring all weights and each row's own cache once
-per token. The update is measured as MFU: the FLOPs of the tokens that the rows
-hold, forward and backward, logits of sampled tokens alone, and attention to
-what may be seen; what a rematerialised gradient makes again does not count.
---width and --layers scale the model down for other machines.
+It uses random weights, bfloat16 activations, float32 master weights, and the
+functions of the training loop. The time of decoding, prefill included, is
+compared with the time to read all weights and each row's cache once per token
+at the memory bandwidth. Updates are reported as MFU. It counts the model FLOPs
+of all tokens in the rows, forward and backward, with logits of sampled tokens
+only and causal attention; rematerialisation does not count. --width and
+--layers scale the model down for smaller machines.
 """
 
 import statistics
@@ -23,7 +23,7 @@ from benchmarks.grpo import Endless, Size
 from r1jax.models import flops, transformer
 from r1jax.models.config import ModelConfig
 from r1jax.models.presets import PRESETS, preset
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts.engine import make_engine
 
 NAME = "qwen2.5-math-1.5b"
@@ -44,19 +44,19 @@ def gpu(
   microbatch_rows: int = 16,
   steps: int = 3,
 ) -> dict:
-  """Decoding as a share of the memory's rate, the update as one of matmuls'.
+  """Decoding speed relative to memory bandwidth, and MFU of the update.
 
   Args:
     width: of the model.
     layers: of the model.
-    batch: completions that are decoded at once.
-    group_size: completions of a prompt.
+    batch: number of completions that are decoded at once.
+    group_size: completions per prompt.
     prompt: tokens of a prompt in decoding.
-    completion: tokens decoded after it.
-    rows: packed rows of the update, a group in each.
-    row_width: tokens of a row, an eighth of them the prompt's.
+    completion: tokens of a completion in decoding.
+    rows: packed rows of the update, with one group in each.
+    row_width: tokens of a row, of which an eighth is the prompt.
     microbatch_rows: rows that go through the model at once.
-    steps: timed, after two to warm up.
+    steps: timed steps, after two for warm-up.
   """
   if batch % group_size:
     raise ValueError(f"group_size {group_size} does not divide batch {batch}")
@@ -66,21 +66,26 @@ def gpu(
   decoding = Size(batch // group_size, group_size, prompt, completion)
   decoded = decode(sizes, decoding, steps, peak)
   print("updating ...", file=sys.stderr, flush=True)
-  own = max(2, row_width // 8)
-  learned = Size(rows, group_size, own, (row_width - own + 1) // group_size)
-  if learned.completion < 1:
+  prompt_part = max(2, row_width // 8)
+  updating = Size(
+    rows,
+    group_size,
+    prompt_part,
+    (row_width - prompt_part + 1) // group_size,
+  )
+  if updating.completion < 1:
     raise ValueError(f"no group of {group_size} fits a row_width {row_width}")
   return {
     "machine": peak | {"device": jax.devices()[0].device_kind},
     "model": NAME if sizes == sized() else f"{NAME}, scaled",
     "parameters": parameters(sizes),
     "decode": decoded,
-    "update": update(sizes, learned, microbatch_rows, steps, peak),
+    "update": update(sizes, updating, microbatch_rows, steps, peak),
   }
 
 
 def sized(width: int = 1536, layers: int = 28) -> ModelConfig:
-  """The model, narrower and less deep where asked for."""
+  """The config of the model, scaled to this width and depth."""
   full = PRESETS[NAME]
   return preset(
     NAME,
@@ -92,7 +97,7 @@ def sized(width: int = 1536, layers: int = 28) -> ModelConfig:
 
 
 def peaks() -> dict:
-  """What the machine could do; measured where its maker's number is unknown."""
+  """The peak rates of the machine; measured if no nominal figures are known."""
   nominal = PEAKS.get(jax.devices()[0].device_kind)
   arithmetic, memory = nominal or (
     timing.matmul_rate(timing.PEAK_ROWS, dtype="bfloat16"),
@@ -106,13 +111,13 @@ def peaks() -> dict:
 
 
 def parameters(sizes: ModelConfig) -> int:
-  """Weights of the matrices that a token meets, the unembedding's with them."""
+  """The number of weights in matmuls of a token, unembedding included."""
   return (flops.of_token(sizes) + flops.of_logits(sizes)) // 2
 
 
 def decode(sizes: ModelConfig, size: Size, steps: int, peak: dict) -> dict:
-  """Seconds of a generation, and how close the memory's rate lets it come."""
-  mesh, model = sharding.make_mesh(data=1), transformer.Transformer(sizes)
+  """The seconds of a generation, and the share of the memory bandwidth."""
+  mesh, model = make_mesh(data=1), transformer.Transformer(sizes)
   engine = make_engine(
     model,
     Endless(sizes.vocab_size),
@@ -131,15 +136,15 @@ def decode(sizes: ModelConfig, size: Size, steps: int, peak: dict) -> dict:
   taken = statistics.median(timing.seconds(generate) for _ in range(steps))
   item = jnp.dtype(sizes.compute_dtype).itemsize
   token = sizes.num_layers * sizes.cache_size * item
-  # A row's cache grows by a token a step.
-  held = size.prompt + (size.completion - 1) / 2
+  # The cache of a row grows by one token per step.
+  context = size.prompt + (size.completion - 1) / 2
   rows = size.prompts * size.group_size
-  moved = item * parameters(sizes) + rows * held * token
+  moved = item * parameters(sizes) + rows * context * token
   floor = size.completion * moved / (peak["memory_gb_per_s"] * 1e9)
   prefill = step.work(sizes, size).prefill / (peak["peak_tflops"] * 1e12)
   return size._asdict() | {
     "batch": rows,
-    "mean_context": held,
+    "mean_context": context,
     "generation_s": round(taken, 4),
     "tokens_per_s": round(size.sampled / taken),
     "memory_floor_s": round(floor, 4),
@@ -155,7 +160,7 @@ def update(
   steps: int,
   peak: dict,
 ) -> dict:
-  """Seconds of an update on full rows, and its MFU."""
+  """The seconds of an update on full rows, and its MFU."""
   rows = step.rows_of(size, size.group_size, microbatch_rows)
   running = step.train(sizes, size, rows)
   for _ in range(2):
@@ -175,7 +180,7 @@ def update(
 
 
 def memory() -> int:
-  """Bytes of the device at their most; of the process, where none says."""
+  """The peak memory of the device in bytes, or of the process if unknown."""
   stats = jax.devices()[0].memory_stats() or {}
   return stats.get("peak_bytes_in_use", timing.peak_memory())
 

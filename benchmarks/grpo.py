@@ -1,20 +1,18 @@
-"""One GRPO step, beside TRL and Tunix, and beside the arithmetic it takes.
+"""One GRPO step, compared with TRL and Tunix and with a floor of FLOPs.
 
     python -m benchmarks.grpo --prompt=32 --completion=128 \\
       --peers --trl_python=.trl/bin/python --tunix_python=.tunix/bin/python
 
 A step samples `group_size` completions of each of `prompts` prompts, scores
-them under a reference policy, and makes one AdamW update with the k3 KL, by the
-functions of the training loop. A prompt's completions share its cache, and no
-id ends them, so that every one has its full length. The model is a tiny Qwen2,
-of the sizes of the peers' scripts, or a tiny DeepSeek-V3, which they do not
-have.
+them under a reference policy, and makes one AdamW update with the k3 KL, with
+the functions of the training loop. The completions of a prompt share its cache.
+No token ends them, so all have full length. The model is a tiny Qwen2 with the
+sizes of the peers' scripts, or a tiny DeepSeek-V3, which the peers lack.
 
-`floor_s` is the arithmetic alone: what decoding multiplies, at the rate at
-which this machine multiplies 64 rows, and prompts, scoring and the update, at
-the rate of 2,048 rows. A prompt counts once per group, and what only one side
-computes (the same prompt again, masked scores, the forward pass of a
-rematerialised gradient) not at all.
+`floor_s` is the time of the matmuls alone: decoding at the rate of this machine
+for matmuls of 64 rows; prompts, scoring and update at its rate for 2,048 rows.
+A prompt counts once per group. Work that not every implementation does (the
+same prompt again, masked scores, rematerialisation) does not count.
 """
 
 import dataclasses
@@ -47,11 +45,11 @@ RECIPE = PRESETS["grpo"]
 KL_COEFFICIENT = 0.001
 OPTIMIZER = dict(learning_rate=1e-5, b2=0.999)
 PHASES = "generation_s", "scoring_s", "update_s"
-EQUAL = 0.02  # Share by which the tokens of two sides may differ.
+EQUAL = 0.02  # The tolerance for equal numbers of tokens on two sides.
 
 
 class Size(NamedTuple):
-  """What a step samples; lengths in tokens."""
+  """The sizes of a step; lengths are in tokens."""
 
   prompts: int
   group_size: int
@@ -60,20 +58,20 @@ class Size(NamedTuple):
 
   @property
   def sampled(self) -> int:
-    """Tokens that the policy chooses."""
+    """The number of sampled tokens."""
     return self.prompts * self.group_size * self.completion
 
 
 @dataclasses.dataclass(frozen=True)
 class Endless:
-  """A tokenizer of characters whose completions no id ends."""
+  """A character tokenizer without an EOS that the model could sample."""
 
   vocab_size: int
   eos_ids: tuple[int, ...] = (-1,)
   prefix_ids: tuple[int, ...] = ()
 
   def encode(self, text: str) -> list[int]:
-    """Code points, as far as the vocabulary goes."""
+    """The code points of the characters, modulo the vocabulary size."""
     return [ord(character) % self.vocab_size for character in text]
 
   def decode(self, ids: Sequence[int]) -> str:
@@ -100,25 +98,25 @@ def grpo(
   tunix_python: str | None = None,
   peer_timeout: float = 900.0,
 ) -> dict:
-  """Median seconds of a step, where they go, the floor, and the peers'.
+  """Median seconds of a step and its phases, the floor, and the peers' times.
 
   Args:
     prompt: tokens of a prompt.
     completion: tokens of a completion.
-    prompts: of a step.
-    group_size: completions of each.
-    model: of MODELS.
-    width: of the model; the peers have its feed-forward 4 times as wide.
+    prompts: number of prompts of a step.
+    group_size: completions per prompt.
+    model: a name in MODELS.
+    width: of the model; the feed-forward width is 4 times as large.
     layers: of the model.
-    steps: timed in every turn.
-    turns: in which we and the peers take turns; without peers there is one.
-    completions_per_row: in a packed row; 0 for `best_rows`.
-    microbatch_rows: rows that go through the model at once; 0 likewise.
-    peers: whether to time them.
-    bench_dir: see `peer_scripts.find`, as for their interpreters.
-    trl_python: TRL's.
-    tunix_python: Tunix's.
-    peer_timeout: seconds for one run of a peer, its start included.
+    steps: number of timed steps in every turn.
+    turns: number of turns between us and the peers; without peers, 1.
+    completions_per_row: completions in a packed row; 0 uses `best_rows`.
+    microbatch_rows: rows that go through the model at once; 0 uses `best_rows`.
+    peers: whether to time the peers.
+    bench_dir: folder of the peers' scripts; see `peer_scripts.find`.
+    trl_python: interpreter with TRL.
+    tunix_python: interpreter with Tunix.
+    peer_timeout: seconds for one run of a peer, with its start.
   """
   if peers and model != "qwen2":
     raise ValueError(f"the peers have nothing to time beside {model}")
@@ -137,18 +135,18 @@ def grpo(
     microbatch_rows or rows["microbatch_rows"],
   )
   running = train(sizes, size, rows)
-  tell("compiling ...")
-  for _ in range(2):  # What follows the first step may still compile.
+  log("compiling ...")
+  for _ in range(2):  # The second step may still compile something.
     next(running)
   ours, theirs = [], {name: [] for name in others}
   for turn in range(turns if peers else 1):
     time.sleep(timing.PAUSE)
     for _ in range(steps):
       ours.append(next(running))
-    tell(f"turn {turn + 1}: {median(ours, 'step_s'):.2f} s a step")
+    log(f"turn {turn + 1}: {median(ours, 'step_s'):.2f} s a step")
     for name, script in others.items():
       time.sleep(timing.PAUSE)
-      tell(f"  {name} ...")
+      log(f"  {name} ...")
       arguments = size._asdict() | dict(width=width, layers=layers)
       theirs[name].append(
         peer_scripts.run(
@@ -176,9 +174,10 @@ def grpo(
 
 
 def sized(model: str, width: int, layers: int) -> ModelConfig:
-  """One of MODELS at that size; the Qwen2 ties its embeddings, as the peers'.
+  """One of MODELS with this width and depth.
 
-  Heads become narrower or wider with the model.
+  The head size scales with the width. The Qwen2 ties its embeddings, like those
+  of the peers.
   """
   config = MODELS[model]
   overrides = dict(width=width, dense_width=4 * width, num_layers=layers)
@@ -189,7 +188,7 @@ def sized(model: str, width: int, layers: int) -> ModelConfig:
 
 
 def settings(size: Size, rows: dict) -> ConfigDict:
-  """The sections of a run that a step reads, with GRPO's recipe."""
+  """The config sections that a step reads, with the recipe of GRPO."""
   return ConfigDict(
     dict(
       prompts_per_round=size.prompts,
@@ -213,16 +212,16 @@ def settings(size: Size, rows: dict) -> ConfigDict:
 
 
 def train(sizes: ModelConfig, size: Size, rows: dict) -> Iterator[dict]:
-  """Steps without end: the seconds of each, "step_s" and by phase."""
-  config, words = settings(size, rows), Endless(sizes.vocab_size)
+  """An endless iterator over steps: the seconds of each and of its phases."""
+  config, tokenizer = settings(size, rows), Endless(sizes.vocab_size)
   mesh = mesh_for(size.prompts, rows["microbatch_rows"])
   model = transformer.Transformer(sizes)
-  engine = make_engine(model, words, mesh, (), **config.sampling)
-  optimizer, score, update = make_steps(config, model, words)
+  engine = make_engine(model, tokenizer, mesh, (), **config.sampling)
+  optimizer, score, update = make_steps(config, model, tokenizer)
   params = transformer.init(model, jax.random.key(0))
   reference = sharding.replicate(mesh, reference_copy(sizes, params))
   state = sharding.replicate(mesh, init_state(params, optimizer))
-  everyone = np.arange(size.prompts)
+  all_prompts = np.arange(size.prompts)
 
   for round in itertools.count():
     started = time.perf_counter()
@@ -237,13 +236,13 @@ def train(sizes: ModelConfig, size: Size, rows: dict) -> Iterator[dict]:
       raise RuntimeError("a completion ended early, though no id ends it")
     sampled = time.perf_counter()
 
-    packed, count = pack_prompts(rollout, everyone, **config.rows)
+    packed, count = pack_prompts(rollout, all_prompts, **config.rows)
     batch = make_batch(rollout, packed, count, mesh)
     with jax.set_mesh(mesh):
       reference_logprobs = jax.block_until_ready(score(reference, batch))
     scored = time.perf_counter()
 
-    # Any reward will do that differs within a group.
+    # Any reward that differs within a group works.
     total = (rollout.completions % 2).mean(axis=-1)
     tokens = rollout.sampled_mask.sum(-1)
     weights = token_weights(tokens, np.isfinite(total), **config.aggregation)
@@ -266,21 +265,21 @@ def train(sizes: ModelConfig, size: Size, rows: dict) -> Iterator[dict]:
 
 
 def draw(config: ModelConfig, size: Size, round: int) -> list[list[int]]:
-  """Random prompts, the same in every run."""
+  """Random prompts [P][T], the same in every run."""
   rng = np.random.default_rng((0, round))
   shape = size.prompts, size.prompt
   return rng.integers(0, config.vocab_size, shape).tolist()
 
 
 def best_rows(size: Size) -> dict:
-  """What was quickest: completions beside their prompt, rows at once."""
+  """The packing that was fastest on two CPU cores."""
   if size.prompt > size.completion:
     return dict(completions_per_row=4, microbatch_rows=2)
   return dict(completions_per_row=2, microbatch_rows=8)
 
 
 def rows_of(size: Size, completions: int, microbatch_rows: int) -> dict:
-  """What `pack_prompts` takes, for so many completions beside a prompt."""
+  """The section `rows` for packed rows with this number of completions."""
   completions = min(completions, size.group_size)
   count = size.prompts * -(-size.group_size // completions)
   microbatch_rows = min(microbatch_rows, count)
@@ -292,21 +291,21 @@ def rows_of(size: Size, completions: int, microbatch_rows: int) -> dict:
 
 
 class Work(NamedTuple):
-  """FLOPs that a step cannot do without."""
+  """The model FLOPs of a step."""
 
-  prefill: float  # Each prompt once, before decoding.
+  prefill: float  # Of each prompt once, before decoding.
   decoding: float
-  forward: float  # Over the packed rows; its gradient takes twice that.
+  forward: float  # Of the packed rows; the gradient takes twice as many.
 
 
 def work(sizes: ModelConfig, size: Size) -> Work:
-  """FLOPs of a step's parts; only what a token may see is multiplied."""
+  """The model FLOPs of the parts of a step, with causal attention."""
   token, logits = flops.of_token(sizes), flops.of_logits(sizes)
   pair = flops.of_pair(sizes)
-  # A prompt but for its last token, which begins each completion.
+  # The last token of a prompt is decoded with each completion.
   head = size.prompt - 1
   prefill = size.prompts * (head * token + head * (head + 1) / 2 * pair)
-  # Keys that a completion's tokens see: the prompt, those before, themselves.
+  # Pairs of a completion: its tokens see the prompt and the tokens before.
   seen = size.completion * (size.prompt + (size.completion - 1) / 2)
   pairs = size.prompts * size.group_size * seen
   sampled = size.sampled * (token + logits)
@@ -318,12 +317,12 @@ def work(sizes: ModelConfig, size: Size) -> Work:
 
 
 def floors(sizes: ModelConfig, size: Size, machine: dict) -> dict:
-  """Seconds that the arithmetic of a step takes at the machine's own rates."""
-  must = work(sizes, size)
+  """The seconds of the matmuls of a step at the machine's rates."""
+  flops_of = work(sizes, size)
   rate = lambda rows: machine[f"matmul_{rows}_gflops"] * 1e9
-  # Scoring is one pass forward, the update one more and its gradient.
-  rest = (must.prefill + 4 * must.forward) / rate(timing.PEAK_ROWS)
-  decoding = must.decoding / rate(timing.DECODE_ROWS)
+  # Scoring takes one forward pass, and the update takes three.
+  rest = (flops_of.prefill + 4 * flops_of.forward) / rate(timing.PEAK_ROWS)
+  decoding = flops_of.decoding / rate(timing.DECODE_ROWS)
   return {
     "floor_s": round(decoding + rest, 4),
     "floor_decode_s": round(decoding, 4),
@@ -332,7 +331,7 @@ def floors(sizes: ModelConfig, size: Size, machine: dict) -> dict:
 
 
 def compare(runs: Sequence[dict], size: Size, step_s: float) -> dict:
-  """A peer's median step, over all its runs, and ours beside it."""
+  """The median step of a peer over all its runs, and its ratio to ours."""
   if failed := [run["error"] for run in runs if "error" in run]:
     return {"error": failed[0]}
   times = [taken for run in runs for taken in run["times"]]
@@ -349,12 +348,12 @@ def compare(runs: Sequence[dict], size: Size, step_s: float) -> dict:
 
 
 def median(steps: Sequence[dict], key: str) -> float:
-  """Of one phase over the steps."""
+  """The median of one phase over the steps."""
   return statistics.median(step[key] for step in steps)
 
 
-def tell(text: str) -> None:
-  """Says how far we are."""
+def log(text: str) -> None:
+  """Prints progress to standard error."""
   print(text, file=sys.stderr, flush=True)
 
 

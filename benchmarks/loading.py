@@ -1,11 +1,11 @@
-"""How fast a checkpoint is loaded, beside copying its tensors.
+"""The rate of loading a checkpoint, compared with copying its tensors.
 
     python -m benchmarks.loading
 
-Writes a toy model in bfloat16, in shards, to a temporary directory; once they
-are in the page cache, loads it in bfloat16, and copies every tensor of the same
-shards into fresh memory. Prints JSON: both rates, in bytes per second, their
-ratio, and the most memory that loading took beyond the parameters themselves.
+It writes a toy model in bfloat16, in shards, to a temporary directory. With the
+shards in the page cache, it loads the model in bfloat16, and copies every
+tensor of the shards into fresh memory. It prints JSON with both rates (bytes
+per second), their ratio, and the peak memory of loading beyond the parameters.
 """
 
 import json
@@ -25,7 +25,7 @@ from r1jax.models.config import ModelConfig
 from r1jax.models.presets import preset
 from r1jax.models.weights import is_router_bias, weights
 
-# A gigabyte or so each; layers like those of the published models.
+# Models of about a gigabyte, with layers like those of the published models.
 TOYS = {
   "qwen2": preset(
     "qwen2.5-math-7b", num_layers=2, vocab_size=16_384, max_length=4096
@@ -50,13 +50,13 @@ TOYS = {
 
 
 def load_rate(config: ModelConfig, *, repeats: int = 3) -> dict[str, Any]:
-  """Both rates, the best of `repeats` each, and the memory of loading."""
+  """Both rates, each the best of `repeats`, and the peak memory of loading."""
   with tempfile.TemporaryDirectory() as folder:
     directory = pathlib.Path(folder) / "model"
     hf.save(directory, config, _random(config), file_bytes=5e8)
     size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
     copied, loaded, peaks = [], [], []
-    for _ in range(repeats):  # In turns, so that both meet the same machine.
+    for _ in range(repeats):  # In turns, so that both see the same load.
       copied.append(_seconds(lambda: _copy(directory)))
       before = _reset_peak()
       loaded.append(_seconds(lambda: hf.load(directory, dtype="bfloat16")))
@@ -72,7 +72,7 @@ def load_rate(config: ModelConfig, *, repeats: int = 3) -> dict[str, Any]:
 
 
 def _random(config: ModelConfig):
-  """Bits of any kind, made fast; the balancing biases are float32."""
+  """Random parameters in bfloat16; the balancing biases are float32."""
   rng = np.random.default_rng(0)
 
   def draw(path, weight):
@@ -84,7 +84,7 @@ def _random(config: ModelConfig):
 
 
 def _copy(directory: pathlib.Path) -> dict[str, np.ndarray]:
-  """Every tensor in memory of its own."""
+  """A copy of every tensor."""
   return {
     name: np.array(tensor.read().view(f"u{tensor.dtype.itemsize}"))
     for name, tensor in open_folder(directory).items()
@@ -100,7 +100,7 @@ def _seconds(work) -> float:
 
 
 def _memory(field: str) -> int:
-  """A number of bytes of /proc/self/status; 0 where there is no such file."""
+  """A field of /proc/self/status in bytes; 0 if the file does not exist."""
   status = pathlib.Path("/proc/self/status")
   if not status.is_file():
     return 0
@@ -109,7 +109,7 @@ def _memory(field: str) -> int:
 
 
 def _reset_peak() -> int:
-  """The memory of now, from which on the peak is counted."""
+  """Resets the peak memory of the process; returns its current memory."""
   reset = pathlib.Path("/proc/self/clear_refs")
   if reset.is_file():
     reset.write_text("5")
@@ -117,7 +117,7 @@ def _reset_peak() -> int:
 
 
 def main() -> int:
-  """Measures every toy, and prints JSON."""
+  """Measures all toy models, and prints JSON."""
   print(json.dumps({name: load_rate(toy) for name, toy in TOYS.items()}))
   return 0
 

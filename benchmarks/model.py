@@ -1,10 +1,12 @@
-"""Decoding and training of tiny models, beside transformers.
+"""Decoding and training of tiny models, compared with transformers.
 
-`model`: decoding at batch 64 and training of a tiny Qwen2 and a tiny
-DeepSeek-V3, beside transformers with the same weights (`r1jax[reference]`):
-sizes, rates, and what share of the machine's own matmul rate they are. Runs of
-the two sides alternate; every number is a median. Both use all cores: ours as
-devices of a mesh that rows are split over.
+    python -m benchmarks.model
+
+It measures decoding at batch 64 and training of a tiny Qwen2 and a tiny
+DeepSeek-V3, here and in transformers with the same weights
+(`r1jax[reference]`). It reports sizes, rates, and the share of the machine's
+matmul rate. Runs of the two sides alternate, and every number is a median. Both
+sides use all cores; ours are devices of a mesh that splits the rows.
 """
 
 import contextlib
@@ -25,10 +27,11 @@ from r1jax.models import flops, transformer
 from r1jax.models.config import Experts, Grouped, Latent, ModelConfig
 from r1jax.models.weights import sizes
 from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 
 DECODE = dict(rows=64, prompt_tokens=32, tokens=128)
 TRAIN = dict(rows=8, tokens=256)
-GROWTH = 32  # Tokens by which our cache grows; theirs grows by one.
+GROWTH = 32  # Tokens by which our cache grows; that of transformers grows by 1.
 
 COMMON = dict(
   vocab_size=512,
@@ -69,7 +72,7 @@ MODELS = {
 
 
 def model() -> dict:
-  """Rates of both sides, in tokens per second, and of the machine."""
+  """The rates of both sides in tokens per second, and those of the machine."""
   report = {
     "machine": timing.machine(),
     "versions": {"jax": jax.__version__} | peers.versions(),
@@ -83,7 +86,7 @@ def model() -> dict:
 
 
 def compare(name: str, config: ModelConfig, machine: dict) -> dict:
-  """One architecture, both sides in turns."""
+  """The rates of both sides for one architecture, measured in turns."""
   params = transformer.init(transformer.Transformer(config), jax.random.key(0))
   peer = peers.build(config, params)
   report = {"parameters": sizes(config)["total"]}
@@ -108,7 +111,7 @@ def compare(name: str, config: ModelConfig, machine: dict) -> dict:
 
 
 def decoder(config: ModelConfig, params) -> Callable:
-  """`run(rows, prompt_tokens, tokens)` decodes greedily."""
+  """A function run(rows, prompt_tokens, tokens) that decodes greedily."""
   network = transformer.Transformer(config)
 
   @functools.partial(
@@ -147,7 +150,7 @@ def decoder(config: ModelConfig, params) -> Callable:
 
 
 def trainer(config: ModelConfig, params) -> Callable:
-  """`run(rows, tokens)` makes the gradient of the mean cross-entropy."""
+  """A function run(rows, tokens): the gradient of the mean cross-entropy."""
   network = transformer.Transformer(config)
 
   @jax.jit
@@ -171,21 +174,21 @@ def trainer(config: ModelConfig, params) -> Callable:
 
 
 def mesh_for(*counts: int) -> Mesh:
-  """One of as many devices as all these numbers of rows divide by."""
-  return sharding.make_mesh(data=math.gcd(jax.device_count(), *counts))
+  """A mesh of the most devices over which all these numbers of rows divide."""
+  return make_mesh(data=math.gcd(jax.device_count(), *counts))
 
 
 def everywhere(params) -> Callable[[Mesh], Any]:
-  """Copies of the weights on each device of a mesh, made once."""
+  """A function that replicates the weights on a mesh, once per mesh."""
   return functools.cache(lambda mesh: sharding.replicate(mesh, params))
 
 
 @contextlib.contextmanager
 def on_mesh(placed: Callable[[Mesh], Any], rows: np.ndarray) -> Iterator[tuple]:
-  """Weights, and rows split over as many devices as they divide by."""
+  """A block with weights and rows on a mesh over which the rows divide."""
   mesh = mesh_for(len(rows))
   with jax.set_mesh(mesh):
-    yield placed(mesh), sharding.assemble(mesh, rows)
+    yield placed(mesh), sharding.rows_to_device(mesh, rows)
 
 
 def draw(config: ModelConfig, rows: int, tokens: int) -> np.ndarray:

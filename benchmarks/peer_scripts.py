@@ -1,7 +1,7 @@
-"""Other frameworks' steps, each a script run by an interpreter of its own.
+"""GRPO steps of other frameworks: scripts that run in their own interpreters.
 
-A script takes the sizes as flags, and its last line is a JSON object with
-"times", seconds of each step, and "mean_length", tokens of a completion.
+A script takes the sizes as flags. Its last line of output is a JSON object with
+"times" (seconds of each step) and "mean_length" (tokens of a completion).
 """
 
 import contextlib
@@ -16,11 +16,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 BENCH = pathlib.Path(__file__).parents[3] / "shared" / "bench"
-FOREIGN = "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"  # Ours, not theirs.
+# Variables of our environment that a peer must not inherit.
+FOREIGN = "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"
 
 
 class Script(NamedTuple):
-  """A peer's step, and what runs it."""
+  """The script of a peer, and its interpreter."""
 
   python: pathlib.Path
   file: pathlib.Path
@@ -29,17 +30,17 @@ class Script(NamedTuple):
 def find(
   bench_dir: str | os.PathLike | None, **pythons: str | os.PathLike | None
 ) -> dict[str, Script]:
-  """The peers that can be run here, by name; says which cannot, and why.
+  """The peers that can run here, by name; prints why others cannot.
 
   Args:
-    bench_dir: holds NAME_grpo.py of each peer; None for the folder
+    bench_dir: folder with the script NAME_grpo.py of each peer; None means
       shared/bench beside the repository.
-    **pythons: the interpreter of each peer; None for
-      .NAME/bin/python in `bench_dir`.
+    **pythons: the interpreter of each peer; None means .NAME/bin/python in
+      `bench_dir`.
 
-  Raises ValueError if there is none.
+  Raises ValueError if no peer can run.
   """
-  folder, found = pathlib.Path(bench_dir or BENCH), {}
+  folder, scripts = pathlib.Path(bench_dir or BENCH), {}
   for name, python in pythons.items():
     script = Script(
       pathlib.Path(python or folder / f".{name}" / "bin" / "python"),
@@ -53,20 +54,20 @@ def find(
         file=sys.stderr,
       )
       continue
-    found[name] = script
-  if not found:
+    scripts[name] = script
+  if not scripts:
     raise ValueError(
-      f"no peer can be run: {folder} should hold the script of each, "
-      "--bench_dir, and each needs an interpreter, "
+      f"no peer can be run: {folder} (--bench_dir) must hold their scripts, "
+      "and each needs an interpreter, "
       + ", ".join(f"--{name}_python" for name in pythons)
     )
-  return found
+  return scripts
 
 
 def run(
   script: Script, arguments: Mapping[str, int], *, timeout: float
 ) -> dict:
-  """What the script found; {"error": why} if it did not end well."""
+  """The result of the script, or {"error": reason} if it failed."""
   command = [script.python.absolute(), script.file.absolute()]
   for name, value in arguments.items():
     command += [f"--{name.replace('_', '-')}", str(value)]
@@ -82,7 +83,7 @@ def run(
       text=True,
       start_new_session=True,
     )
-    # Where memory ends, it ends the peer.
+    # If memory runs out, the kernel kills the peer, not this process.
     with contextlib.suppress(OSError):
       path = pathlib.Path(f"/proc/{process.pid}/oom_score_adj")
       path.write_text("1000")

@@ -1,4 +1,4 @@
-"""transformers' own modules at a config's sizes, to measure against."""
+"""Models of the transformers library, to compare with."""
 
 import dataclasses
 import importlib.metadata
@@ -15,21 +15,21 @@ from r1jax.types import Params
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-  """The same work as ours, on the same weights."""
+  """Functions that do the same work as ours, with the same weights."""
 
   decode: Callable  # (rows, prompt_tokens, tokens) -> tokens [B, T]
-  train: Callable  # (rows, tokens) -> the loss, after its gradient.
+  train: Callable  # (rows, tokens) -> loss, after computing its gradient.
 
 
 def versions() -> dict[str, str]:
-  """Of what the peer is made of."""
+  """The versions of the peer's packages."""
   return {
     name: importlib.metadata.version(name) for name in ("torch", "transformers")
   }
 
 
 def build(config: ModelConfig, params: Params) -> Peer:
-  """transformers' model with our weights, in float32."""
+  """The model of transformers with our weights, in float32."""
   import torch
   import transformers
 
@@ -49,12 +49,12 @@ def build(config: ModelConfig, params: Params) -> Peer:
   def decode(rows, prompt_tokens, tokens):
     with torch.inference_mode():
       token, cache = draw(rows, prompt_tokens), transformers.DynamicCache()
-      made = []
+      sampled = []
       for _ in range(tokens):
         out = network(token, past_key_values=cache, use_cache=True)
         token = out.logits[:, -1:].argmax(-1)
-        made.append(token)
-      return torch.cat(made, dim=1).numpy()
+        sampled.append(token)
+      return torch.cat(sampled, dim=1).numpy()
 
   def train(rows, tokens):
     batch = draw(rows, tokens)

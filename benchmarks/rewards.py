@@ -1,12 +1,12 @@
-"""How fast answers are graded, and a plain loop on the same machine.
+"""The speed of grading answers, compared with a plain loop over math-verify.
 
     python -m benchmarks.rewards
 
-8,192 completions of mathematics, half of them of MATH's kind and half of
-GSM8K's, come from `DATA`: sampled ones, as far as there are, then the data
-sets' own solutions, every fourth of MATH's with another problem's gold answer.
-One side is a loop over math-verify, as most frameworks grade; the other is the
-grader pool. Both grade the same answers in the same run, and the verdicts are
+The input is 8,192 completions of mathematics from `DATA`, half of them from
+MATH and half from GSM8K: sampled completions as far as there are any, then the
+solutions of the datasets. Every fourth of MATH is paired with the answer of
+another problem. One side is a loop over math-verify, as in most frameworks; the
+other is the grader pool. Both grade the same answers, and their verdicts are
 compared.
 """
 
@@ -22,16 +22,16 @@ from pathlib import Path
 from benchmarks import command
 from r1jax.data import jsonl
 from r1jax.rewards import accuracy
-from r1jax.rewards.maths import answers, verifier
+from r1jax.rewards.maths import answers, latex, verifier
 from r1jax.rewards.pool.pool import Call, GraderPool
 from r1jax.types import Completion, Example
 
 DATA = Path(os.environ.get("R1JAX_DATA", "../shared/data"))
 SIZE = 4096  # Completions of each half.
-TIMEOUT = 5.0
-HOSTILE_TIMEOUT = 1.0
+TIMEOUT = 5.0  # Seconds.
+HOSTILE_TIMEOUT = 1.0  # Seconds.
 PROGRAMS = 100
-# Some pass the guards, and only the limit of time ends them.
+# Hostile answers. Some pass the guards, and only the time limit stops them.
 HOSTILE = (
   r"\sum_{k=1}^{99999} \frac{1}{k^{9999}+1}",
   r"\int_0^1 \sin(x^x)^{x^{99}} \exp(\cos(x^{77})) dx",
@@ -45,7 +45,7 @@ Row = tuple[Example, Completion]
 
 
 def rewards() -> dict:
-  """Seconds and ratios, and what share was decided without math-verify."""
+  """Seconds of both sides, ratios, and other shares, by half of the input."""
   halves = {"math": of_math(), "gsm8k": of_gsm8k()}
   report = {
     "machine": {"cores": os.cpu_count()},
@@ -82,7 +82,7 @@ def rewards() -> dict:
 def compare(
   pool: GraderPool, rows: Sequence[Row], looped: Sequence, seconds: float
 ) -> dict:
-  """One half by the pool, beside what the loop said and took."""
+  """The pool's verdicts and time on one half, compared with the loop's."""
   calls = [Call(accuracy.reward, row) for row in rows]
   pooled, pool_seconds = _timed(lambda: pool.map(calls))
   differing = [
@@ -103,21 +103,21 @@ def compare(
     "right": sum(value == 1.0 for value in pooled),
     "decided_without_math_verify": round(decided(rows), 4),
     "same_verdicts": len(rows) - len(differing),
-    # The gold's own text, which math-verify calls wrong: a time of day with
-    # another space, which it reads as a formula.
+    # Answers equal to the reference that math-verify rejects, such as a time of
+    # day with different spaces, which it parses as a formula.
     "differing_on_the_same_text": sum(each["same_text"] for each in differing),
     "differing": differing[:20],
   }
 
 
 def loop(example: Example, completion: Completion) -> float:
-  """math-verify, asked about the last box and the gold answer, one by one."""
+  """The verdict of math-verify on the last box and the reference answer."""
   import math_verify
 
   config = math_verify.LatexExtractionConfig(
     boxed_match_priority=0, try_extract_without_anchor=False
   )
-  gold, given = (
+  gold, answer = (
     math_verify.parse(
       rf"\boxed{{{text}}}",
       [config],
@@ -126,11 +126,11 @@ def loop(example: Example, completion: Completion) -> float:
     )
     for text in (example.answer, accuracy.extract(completion))
   )
-  return float(math_verify.verify(gold, given, timeout_seconds=None))
+  return float(math_verify.verify(gold, answer, timeout_seconds=None))
 
 
 def _same_text(example: Example, completion: Completion) -> bool:
-  """Whether an answer is the gold itself, but for spaces and the like."""
+  """Whether an answer equals the reference after normalisation."""
   answer = accuracy.extract(completion) or ""
   return answers.normalise(answer) == answers.normalise(example.answer)
 
@@ -140,18 +140,19 @@ def _loop_over(rows: Sequence[Row]) -> list[float]:
 
 
 def decided(rows: Sequence[Row]) -> float:
-  """The share of rows for which math-verify is never asked."""
-  asked = 0
-  ask = verifier.equivalent.__wrapped__
+  """The share of rows that are graded without a call of math-verify."""
+  calls = 0
+  equivalent = verifier.equivalent.__wrapped__
 
   def count(*args):
-    nonlocal asked
-    asked += 1
-    return ask(*args)
+    nonlocal calls
+    calls += 1
+    return equivalent(*args)
 
   original, verifier.equivalent = verifier.equivalent, count
   try:
-    return 1.0 - sum(_asks(row, lambda: asked) for row in rows) / len(rows)
+    called = sum(_needs_call(row, lambda: calls) for row in rows)
+    return 1.0 - called / len(rows)
   finally:
     verifier.equivalent = original
 
@@ -162,12 +163,11 @@ def without_fast_path(
   looped: Sequence,
   loop_seconds: float,
 ) -> dict:
-  """The pool alone: math-verify is asked about every answer."""
+  """The pool with math-verify called for every answer."""
+  texts = [(e.answer, accuracy.extract(c) or "") for e, c in rows]
   calls = [
-    Call(
-      answers.grade, (example, accuracy.extract(written) or ""), {"fast": False}
-    )
-    for example, written in rows
+    Call(verifier.equivalent, (latex.clean(gold), latex.clean(answer)))
+    for gold, answer in texts
   ]
   values, seconds = _timed(lambda: pool.map(calls))
   same = sum(map(operator.eq, values, looped))
@@ -179,15 +179,15 @@ def without_fast_path(
 
 
 def with_hostile(rows: Sequence[Row]) -> dict:
-  """Seconds that 1% of hostile answers add, at a limit of one second."""
+  """The seconds that 1% of hostile answers add, at a limit of one second."""
   with GraderPool(num_workers=os.cpu_count(), timeout=HOSTILE_TIMEOUT) as pool:
     pool.warm()
     calls = [Call(accuracy.reward, row) for row in rows]
     _, plain = _timed(lambda: pool.map(calls))
     for i in range(0, len(rows), 100):
       text = HOSTILE[i // 100 % len(HOSTILE)]
-      written = Completion(rf"<think></think>\boxed{{{text}}}")
-      calls[i] = Call(accuracy.reward, (rows[i][0], written))
+      completion = Completion(rf"<think></think>\boxed{{{text}}}")
+      calls[i] = Call(accuracy.reward, (rows[i][0], completion))
     grading = pool.submit(calls)
     _, mixed = _timed(grading.values)
   return {
@@ -198,7 +198,7 @@ def with_hostile(rows: Sequence[Row]) -> dict:
 
 
 def programs() -> dict:
-  """MBPP's reference solutions, in the sandbox."""
+  """The rate of running MBPP's reference solutions in the sandbox."""
   from r1jax.rewards.code import programs
 
   rows = [row for _, row in jsonl.read(DATA / "eval/code_mbpp_test.jsonl")]
@@ -218,9 +218,9 @@ def programs() -> dict:
 
 
 def of_math() -> list[Row]:
-  """Completions with a box: sampled ones, and MATH's own solutions.
+  """Completions with a box: sampled ones, and the solutions of MATH.
 
-  Every fourth is held against another problem's answer, so that it is wrong.
+  Every fourth is paired with the answer of another problem, so it is wrong.
   """
   sampled = [
     (Example(row["problem"], row["gold"], "math"), row["completion"])
@@ -243,7 +243,7 @@ def of_math() -> list[Row]:
 
 
 def of_gsm8k() -> list[Row]:
-  """Sampled solutions with their verdicts, and GSM8K's own."""
+  """Sampled completions of GSM8K, and its solutions."""
   sampled = []
   for _, row in jsonl.read(DATA / "eval/completions_gsm8k_dev.jsonl"):
     thought, _, answer = row["completion"].strip().rpartition("\nA: ")
@@ -271,10 +271,10 @@ def _prepare_loop() -> None:
   logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
-def _asks(row: Row, asked: Callable[[], int]) -> bool:
-  before = asked()
+def _needs_call(row: Row, calls: Callable[[], int]) -> bool:
+  before = calls()
   accuracy.reward(*row)
-  return asked() > before
+  return calls() > before
 
 
 def _pair(row: Row) -> tuple[str, str | None]:

@@ -1,14 +1,14 @@
-"""Slots that are refilled, against a batch that waits for its longest.
+"""Continuous batching compared with static batching.
 
     python -m benchmarks.rollouts
 
-The tiny Qwen2 of the other benchmarks writes completions whose lengths are
-forced, log-uniform and the same for both sides. `refilled` is one call of the
-engine for all of them; `static` is the same engine, asked for as many as it has
-slots and no more until they are all done. Runs alternate and a time is the
-median; both read every prompt once, within it. `occupancy` is the share of
-slots, over all decode steps, that held a completion under way; `ideal` is what
-it would be if a slot were refilled the step after it is free.
+The tiny Qwen2 of the other benchmarks samples completions whose lengths are
+fixed in advance: log-uniform, and the same for both sides. `refilled` is one
+call of the engine for all completions. `static` calls the same engine for as
+many completions as it has slots, and waits for all of them before the next
+call. Runs alternate, and times are medians that include prefill. `occupancy` is
+the share of slots that hold an unfinished completion, over all decode steps;
+`ideal_occupancy` assumes that a free slot is refilled in the next step.
 """
 
 import functools
@@ -20,12 +20,12 @@ import numpy as np
 from benchmarks import command, timing
 from benchmarks.model import MODELS
 from r1jax.models import transformer
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts.engine import make_engine
 
 
 class Endless:
-  """Ids that mean nothing, and none that ends a text."""
+  """A tokenizer without EOS, so that completions have the full length."""
 
   eos_ids = prefix_ids = ()
 
@@ -33,11 +33,11 @@ class Endless:
     self.vocab_size = vocab_size
 
   def encode(self, text: str) -> list[int]:
-    """The bytes."""
+    """The bytes of the text."""
     return list(text.encode())
 
   def decode(self, ids: list[int]) -> str:
-    """The ids, as they are printed."""
+    """The ids as text."""
     return " ".join(map(str, ids))
 
 
@@ -51,21 +51,21 @@ def rollouts(
   shortest: int = 13,
   longest: int = 128,
 ) -> dict:
-  """Seconds and occupancies of both sides, and how many times one is faster.
+  """The seconds and occupancies of both sides, and their ratio.
 
   Args:
-    requests: completions in all.
-    group_size: completions of one prompt.
+    requests: total number of completions.
+    group_size: completions per prompt.
     slots: that decode at once; the size of a static batch.
-    decode_steps: tokens between two looks of the host.
+    decode_steps: decode steps between two checks by the host.
     prompt: tokens of every prompt.
-    shortest: tokens of a completion, at least.
-    longest: tokens of a completion, at most.
+    shortest: the least tokens of a completion.
+    longest: the most tokens of a completion.
   """
   if requests % slots or slots % group_size:
     raise ValueError(
-      f"requests {requests} must be whole batches of slots {slots}, and those "
-      f"whole groups of group_size {group_size}"
+      f"requests {requests} must be a multiple of slots {slots}, and slots a "
+      f"multiple of group_size {group_size}"
     )
   network = transformer.Transformer(MODELS["qwen2"])
   params = transformer.init(network, jax.random.key(0))
@@ -73,7 +73,7 @@ def rollouts(
   engine = make_engine(
     network,
     Endless(vocabulary),
-    sharding.make_mesh(data=1),
+    make_mesh(data=1),
     (),
     num_slots=slots,
     decode_steps=decode_steps,
@@ -88,11 +88,11 @@ def rollouts(
   steps = {}
 
   def run(name, size):
-    """Asks for `size` prompts at a time."""
+    """Runs the engine on `size` prompts at a time."""
     steps[name] = 0
     for start in range(0, len(prompts), size):
       part = slice(start, start + size)
-      made = engine(
+      rollout = engine(
         params,
         prompts[part].tolist(),
         group_size,
@@ -100,7 +100,7 @@ def rollouts(
         round=start,
         max_tokens=lengths[part],
       )
-      steps[name] += made.steps
+      steps[name] += rollout.steps
 
   print("measuring both sides in turns ...", file=sys.stderr)
   refilled, static = timing.in_turns(
@@ -129,13 +129,13 @@ def rollouts(
 def log_uniform(
   rng: np.random.Generator, low: int, high: int, shape: tuple[int, ...]
 ) -> np.ndarray:
-  """Whole numbers from `low` to `high` whose logarithm is even."""
+  """Log-uniform integers from `low` to `high`."""
   drawn = np.exp(rng.uniform(np.log(low), np.log(high + 1), shape))
   return np.minimum(np.floor(drawn), high).astype(np.int32)
 
 
 def ideal_steps(lengths: np.ndarray, slots: int) -> int:
-  """Steps in which all are written, in order, by slots that never wait."""
+  """The decode steps for all lengths, in order, if slots never wait."""
   free_at = [0] * slots
   for length in lengths.reshape(-1).tolist():
     first = free_at.index(min(free_at))

@@ -1,4 +1,4 @@
-"""How long things take, and how fast the machine is at its best."""
+"""Timing of functions, and the peak rates of the machine."""
 
 import os
 import resource
@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 
 REPEATS = 5
-PAUSE = 0.5  # Seconds: threads of the side before spin on for a while.
-PEAK_ROWS, DECODE_ROWS = 2048, 64  # Of the matmuls that set the pace.
+PAUSE = 0.5  # Seconds between sides; threads of the last one spin for a while.
+PEAK_ROWS, DECODE_ROWS = 2048, 64  # Rows of the matmuls that are measured.
 
 
 def machine() -> dict:
-  """What we run on, and its float32 matmul rates in GFLOP per second."""
+  """The machine, and its float32 matmul rates in GFLOP per second."""
   return {
     "cores": os.cpu_count(),
     "backend": jax.default_backend(),
@@ -28,7 +28,7 @@ def machine() -> dict:
 
 
 def in_turns(*sides: Callable) -> list[float]:
-  """Median seconds of each side; they run one after the other, repeatedly."""
+  """The median seconds of each side; the sides run alternately."""
   for side in sides:
     side()  # Compiles.
   times = [[] for _ in sides]
@@ -40,7 +40,7 @@ def in_turns(*sides: Callable) -> list[float]:
 
 
 def seconds(work: Callable) -> float:
-  """That `work()` takes."""
+  """The seconds that `work()` takes."""
   start = time.perf_counter()
   work()
   return time.perf_counter() - start
@@ -49,7 +49,7 @@ def seconds(work: Callable) -> float:
 def matmul_rate(
   rows: int, size: int = 2048, calls: int = 10, dtype: str = "float32"
 ) -> float:
-  """FLOP per second of [rows, size] @ [size, size]."""
+  """The FLOP per second of [rows, size] @ [size, size]."""
   x, w = jnp.ones((rows, size), dtype), jnp.ones((size, size), dtype)
   many = jax.jit(
     lambda x, w: jax.lax.fori_loop(0, calls, lambda _, x: x @ w * 1e-3, x)
@@ -59,7 +59,7 @@ def matmul_rate(
 
 
 def memory_rate(size: int = 2**28) -> float:
-  """Bytes per second that pass when an array is read and another written."""
+  """The bytes per second of reading one array and writing another."""
   x = jnp.ones(size // 4)
   add = jax.jit(lambda x: x + 1)
   (taken,) = in_turns(lambda: add(x).block_until_ready())
@@ -67,6 +67,6 @@ def memory_rate(size: int = 2**28) -> float:
 
 
 def peak_memory() -> int:
-  """Bytes of this process at their most, since it began."""
+  """The peak memory of this process in bytes."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak * (1 if sys.platform == "darwin" else 1024)

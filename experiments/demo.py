@@ -2,21 +2,22 @@ r"""R1-Zero in ten minutes on two CPU cores: `make demo`.
 
     python -m r1jax train --config=experiments/demo.py --workdir=runs/demo
 
-Pure reinforcement learning from a base model (arXiv:2501.12948, sec. 2.2): the
-paper's template, accuracy and format rewards with equal weight and nothing
-else, no supervised step. The base is the tiny DeepSeek-V3 that ships with the
-package (`experiments/demo_base.py`); the problems come from reasoning-gym, with
-training and test problems disjoint by content.
+Pure reinforcement learning from a base model (arXiv:2501.12948, sec. 2.2), with
+the template of the paper and accuracy and format rewards of equal weight, and
+without supervised fine-tuning. The base model is the tiny DeepSeek-V3 that is
+part of the package (`experiments/demo_base.py`). The problems come from
+reasoning-gym; training and test problems are disjoint by content.
 
-From the paper: the template, the rewards, G = 16, temperature 1, the k3 KL of
-weight 0.001 in the loss, the reference policy copied from the policy every so
-many steps. Ours, because a model of a million weights is not one of 671
-billion: the clip (the paper's 10 is printed for R1, none for R1-Zero), learning
-rate, batch, lengths and number of steps.
+From the paper: the template, the rewards, G = 16, temperature 1, the k3 KL with
+coefficient 0.001 in the loss, and copying the policy to the reference policy at
+fixed intervals. Ours, because the model has a million weights instead of 671
+billion: the clip range (the paper gives 10 for R1, and none for R1-Zero), the
+learning rate, batch, lengths and number of steps.
 
-Expect: see README. `demo.py:random_reward` is the control: the same rounds,
-paid by the toss of a coin; nothing should rise. `demo.py:dapo`, and so on, runs
-the recipe of that name in `r1jax.losses.presets` at the demo's sizes.
+Expected result: see README. `demo.py:random_reward` is the control experiment:
+the same rounds with random rewards; no metric should improve. `demo.py:dapo`
+and so on run the recipe of that name in `r1jax.losses.presets` at the sizes of
+the demo.
 """
 
 import importlib.resources
@@ -30,7 +31,7 @@ SIZES = ("group_size", "prompts_per_round", "minibatches", "reference_every")
 
 
 def get_config(variant="zero"):
-  """Everything this run depends on."""
+  """The config of the run."""
   if variant not in VARIANTS:
     raise ValueError(f"unknown variant {variant!r}; there is {VARIANTS}")
   base = str(importlib.resources.files("r1jax") / "base")
@@ -59,7 +60,7 @@ def get_config(variant="zero"):
   c.num_steps = 88  # Updates.
   c.template = "r1_zero"
 
-  c.cpu_devices = 4  # Cores that split the rows, at most.
+  c.cpu_devices = 4  # The most CPU cores that the rows are split over.
   c.mesh = dict(data=-1)
   c.rollout_mesh = dict(data=-1)
   c.model = dict(name="pretrained", path=base)
@@ -96,14 +97,14 @@ def get_config(variant="zero"):
   )
   c.kl_reward = dict(name="k1", coefficient=0.0)
   c.mask_truncated = False
-  c.max_tokens = ()  # As `sampling` has it, from the first step.
+  c.max_tokens = ()  # `sampling.max_tokens` from the first step on.
   c.dynamic_sampling = dict(rounds=0)
   c.old = "sampler"
   c.mtp = "frozen"
   c.reference_every = 22
-  c.router_bias_speed = 0.0  # Frozen in RL.
-  c.offload = ()  # Or "optimizer", "reference": to the hosts' memory.
-  c.peak_flops = None  # Of a device, per second, for perf/mfu.
+  c.router_bias_speed = 0.0  # The balancing biases are frozen in RL.
+  c.offload = ()  # "optimizer" or "reference" are kept in host memory.
+  c.peak_flops = None  # FLOPs per second of a device, for perf/mfu.
   c.optimizer = dict(
     learning_rate=2e-4,
     warmup_steps=4,

@@ -1,40 +1,42 @@
-r"""The base model of the demo, from nothing: `make demo-base`.
+r"""The base model of the demo, trained from scratch: `make demo-base`.
 
     python -m r1jax train --config=experiments/demo_base.py \
         --workdir=runs/demo_base
 
-A tiny DeepSeek-V3 learns to predict worked problems (`r1jax/data/worked.py`),
-every token of them. Of the documents:
+A tiny DeepSeek-V3 learns to predict every token of worked problems
+(`r1jax/data/worked.py`). Of the documents:
 
-  * 4% are sums worked in Chinese; of the others 36% are sums of two to six
-    digits, 28% words of three to seven letters spelled backward, 36% Countdown
-    with three numbers up to 16 (plus and minus only);
-  * 12% use the paper's R1-Zero template. Among those, 50% are bare guesses, 30%
-    short chains, 20% long chains that check each step; one in twelve is
-    malformed. The others have a plain layout, 10% / 40% / 50%;
-  * 80% of guesses are altered to be wrong; a step of a chain is wrong with
-    chance 8% (a letter, 4%), and a check misses that with chance 25%.
+  * 4% are sums worked in Chinese. Of the others, 36% are sums of two to six
+    digits, 28% are words of three to seven letters spelled backward, and 36%
+    are Countdown with three numbers up to 16 (plus and minus only).
+  * 12% use the R1-Zero template of the paper. Of those, 50% are bare guesses,
+  30%
+    short chains, and 20% long chains that check each step; one in twelve is
+    malformed. The others have a plain layout, with shares of 10%, 40% and 50%.
+  * 80% of the guesses are changed to be wrong. A step of a chain is wrong with
+    probability 8% (a letter with 4%), and a check misses this with 25%.
 
-So the base knows how to work slowly, seldom does so when asked with the
-template, and errs on purpose. What R1-Zero can add is to choose the better
-style, to err less than the corpus does, and to keep the format. No problem of
-the reasoning-gym test split is in the corpus. The mixture is ours: the paper
-starts from DeepSeek-V3-Base.
+The base model can therefore work step by step, but rarely does so with the
+template, and it makes mistakes. R1-Zero can choose the better style, make fewer
+mistakes than the corpus, and keep to the format. No problem of the
+reasoning-gym test split is in the corpus. The mixture is ours; the paper starts
+from DeepSeek-V3-Base.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config():
-  """Everything this run depends on."""
+  """The config of the run."""
   c = ConfigDict()
   c.loop = "sft"
   c.seed = 0
+  c.template = "plain"  # Of prompts; a document has none.
   c.num_steps = 4100
   c.metrics_every = 10
   c.checkpoint_every = 200
 
-  c.cpu_devices = 1  # No core has weights of its own.
+  c.cpu_devices = 1  # One copy of the weights; matmuls use all cores.
   c.mesh = dict(data=-1)
   c.model = dict(name="tiny_deepseek", vocab_size=192)
   c.tokenizer = dict(documents=20_000, word_share=0.002)
@@ -56,7 +58,7 @@ def get_config():
 
   c.loss = dict(mtp=0.1, balance=1e-4)
   c.router_bias_speed = 0.001
-  c.offload = ()  # Or "optimizer", "reference": to the hosts' memory.
+  c.offload = ()  # "optimizer" is kept in host memory.
   c.optimizer = dict(
     learning_rate=3e-3,
     warmup_steps=100,

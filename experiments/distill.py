@@ -1,22 +1,21 @@
-r"""The six students of DeepSeek-R1: SFT, and no RL.
+r"""Distillation of DeepSeek-R1 to six students, by SFT without RL.
 
-    r1jax plan --config=experiments/distill.py:qwen_32b \
-        --topology=v5p:4x8x8
+    r1jax plan --config=experiments/distill.py:qwen_32b --topology=v5p:4x8x8
 
-From the paper (arXiv:2501.12948v2, app. B.4.3): the students and their learning
-rates, a cosine to a tenth of the peak, rows of 32,768 tokens, batches of 64.
-The paper's 800,000 demonstrations were never published; two epochs of them are
-25,000 updates. Ours, because it prints none: AdamW with V3's pre-training
-values, no warm-up, bfloat16 activations over float32 masters, the mesh.
+From the paper (arXiv:2501.12948v2, app. B.4.3): the students and their peak
+learning rates, a cosine decay to a tenth of the peak, rows of 32,768 tokens,
+and batches of 64. Two epochs of the paper's 800,000 demonstrations, which are
+not published, are 25,000 updates. Ours, because the paper gives no values:
+AdamW with the pre-training values of V3, no warm-up, bfloat16 activations with
+float32 master weights, and the mesh.
 
-Begun like this, a student has random weights and reads `r1jax.data.worked`: the
-sizes are real and what they take of a pod can be planned, but no run has been
-made of it.
+Not run: as it is, a student has random weights and reads `r1jax.data.worked`.
+The sizes are those of the paper, so that `r1jax plan` is meaningful.
 """
 
 from ml_collections import ConfigDict
 
-# The preset, the peak of the learning rate, the rows of the mesh and the heads.
+# Name: (preset, peak learning rate, mesh.fsdp, mesh.tensor)
 STUDENTS = {
   "qwen_1_5b": ("qwen2.5-math-1.5b", 1e-4, 32, 1),
   "qwen_7b": ("qwen2.5-math-7b", 8e-5, 32, 1),
@@ -29,7 +28,7 @@ VARIANTS = tuple(STUDENTS)
 
 
 def get_config(variant="qwen_1_5b"):
-  """Everything this run depends on."""
+  """The config of the run."""
   if variant not in STUDENTS:
     raise ValueError(f"unknown variant {variant!r}; there is {VARIANTS}")
   name, rate, fsdp, tensor = STUDENTS[variant]
@@ -37,11 +36,12 @@ def get_config(variant="qwen_1_5b"):
   c = ConfigDict()
   c.loop = "sft"
   c.seed = 0
+  c.template = "plain"  # Of prompts; a document has none.
   c.num_steps = 25_000
   c.metrics_every = 10
   c.checkpoint_every = 500
 
-  c.cpu_devices = 1  # Of no use to a pod.
+  c.cpu_devices = 1  # Not used on a pod.
   c.mesh = dict(data=-1, fsdp=fsdp, context=1, tensor=tensor)
   c.model = dict(name=name, compute_dtype="bfloat16")
   c.tokenizer = dict(documents=20_000, word_share=0.002)
@@ -63,7 +63,7 @@ def get_config(variant="qwen_1_5b"):
 
   c.loss = dict(mtp=0.0, balance=0.0)
   c.router_bias_speed = 0.0
-  c.offload = ()  # Or "optimizer", "reference": to the hosts' memory.
+  c.offload = ()  # "optimizer" is kept in host memory.
   c.optimizer = dict(
     learning_rate=rate,
     warmup_steps=0,

@@ -1,4 +1,4 @@
-r"""R1-Zero on real input: GSM8K's own file, DeepSeek-R1's own tokenizer.
+r"""R1-Zero on real input: the file of GSM8K and the tokenizer of DeepSeek-R1.
 
     python -m r1jax train --config=experiments/gsm8k_zero.py \
         --workdir=runs/gsm8k_zero --config.dataset.path=GSM8K.jsonl \
@@ -6,25 +6,25 @@ r"""R1-Zero on real input: GSM8K's own file, DeepSeek-R1's own tokenizer.
 
 The loop, template and rewards of `demo.py` (arXiv:2501.12948, sec. 2.2) on
 grade-school mathematics (arXiv:2110.14168), with the vocabulary of DeepSeek-V3:
-129,280 rows, of which its tokenizer makes 128,815 ids and the others are never
-sampled. DIRECTORY holds tokenizer.json or tokenizer.json.gz, and
-tokenizer_config.json. Nine tenths of the problems are trained on; evaluation
-draws on the rest.
+129,280 rows, of which the tokenizer uses 128,815; the others are never sampled.
+DIRECTORY holds tokenizer.json or tokenizer.json.gz, and tokenizer_config.json.
+Nine tenths of the problems are for training, and the rest for evaluation.
 
-The windows hold the longest of GSM8K's 8,792 problems: 215 tokens beyond the
-template's 81. All else is as small as it can be: a model with random weights,
-two rounds of 16 completions of at most 64 tokens.
+The windows fit the longest of the 8,792 problems of GSM8K: 215 tokens, after
+the 81 of the template. Everything else is minimal: a tiny model with random
+weights, and two rounds of 16 completions of at most 64 tokens.
 
-Expect: one to two minutes on two CPU cores, 4 GB of memory. It learns nothing:
-nearly every completion is 64 random tokens, cut at the limit, worth 0, so the
-advantages and the gradient are 0 too. What it proves is the path.
+Expected result: one to two minutes on two CPU cores, with 4 GB of memory. It
+learns nothing. Nearly every completion is 64 random tokens that are cut at the
+limit and have reward 0, so the advantages and the gradient are 0 too. The run
+tests the path from files to updates.
 """
 
 from ml_collections import ConfigDict, FieldReference
 
 
 def get_config():
-  """Everything this run depends on; the two paths are the caller's."""
+  """The config of the run; the caller sets the two paths."""
   c = ConfigDict()
   c.loop = "grpo"
   c.seed = 0
@@ -32,13 +32,13 @@ def get_config():
   c.template = "r1_zero"
 
   path = FieldReference("")
-  c.cpu_devices = 1  # No core has weights of its own.
+  c.cpu_devices = 1  # One copy of the weights; matmuls use all cores.
   c.mesh = dict(data=-1)
   c.rollout_mesh = dict(data=-1)
   c.model = dict(
     name="fresh", preset_name="tiny_deepseek", seed=0, vocab_size=129_280
   )
-  c.tokenizer = dict(path="", bos=None)  # As the tokenizer itself has it.
+  c.tokenizer = dict(path="", bos=None)  # BOS as the tokenizer is configured.
   c.dataset = dict(
     name="problems", path=path, domain="math/gsm8k", split="train"
   )
@@ -69,14 +69,14 @@ def get_config():
   )
   c.kl_reward = dict(name="k1", coefficient=0.0)
   c.mask_truncated = False
-  c.max_tokens = ()  # As `sampling` has it, from the first step.
+  c.max_tokens = ()  # `sampling.max_tokens` from the first step on.
   c.dynamic_sampling = dict(rounds=0)
   c.old = "sampler"
   c.mtp = "frozen"
   c.reference_every = 4
   c.router_bias_speed = 0.0
-  c.offload = ()  # Or "optimizer", "reference": to the hosts' memory.
-  c.peak_flops = None  # Of a device, per second, for perf/mfu.
+  c.offload = ()  # "optimizer" or "reference" are kept in host memory.
+  c.peak_flops = None  # FLOPs per second of a device, for perf/mfu.
   c.optimizer = dict(
     learning_rate=1e-4,
     warmup_steps=0,

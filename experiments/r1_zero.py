@@ -1,33 +1,33 @@
-r"""DeepSeek-R1-Zero itself: pure RL on DeepSeek-V3-Base, on a pod.
+r"""DeepSeek-R1-Zero: pure RL on DeepSeek-V3-Base, on a pod.
 
     python -m r1jax train --config=experiments/r1_zero.py \
         --workdir=gs://BUCKET/r1_zero \
         --config.model.path=DIRECTORY --config.tokenizer.path=DIRECTORY \
         --config.dataset.path=PROBLEMS.jsonl
 
-    r1jax plan --config=experiments/r1_zero.py \
-        --topology=v5p:8x8x8
+    r1jax plan --config=experiments/r1_zero.py --topology=v5p:8x8x8
 
-The second command says whether the first would fit, without a pod.
+The second command checks, without a pod, whether the first would fit.
 
 From the paper (arXiv:2501.12948v2, sec. 2.1, and the methods of its Nature
 version): the template, accuracy and format rewards with equal weight, learning
-rate 3e-6, the k3 KL of weight 0.001, temperature 1, G = 16, 32 questions an
-update, 8,192 outputs a rollout in 16 minibatches, completions of at most 32,768
-tokens (`r1_zero.py:long`: 65,536 from step 8,200 on, the whole run), the
-reference policy copied from the policy every 400 steps, 10,400 steps.
+rate 3e-6, the k3 KL with coefficient 0.001, temperature 1, G = 16, 32 questions
+per update, 8,192 outputs per rollout in 16 minibatches, completions of at most
+32,768 tokens (`r1_zero.py:long` is the whole run, with 65,536 from step 8,200
+on), copying the policy to the reference policy every 400 steps, 10,400 steps.
 
-Ours, because the paper prints none: the clip (10 is printed for R1, not for
-R1-Zero), the loss's sum over a completion's tokens and its mean over
-completions, AdamW with V3's pre-training values (arXiv:2412.19437, sec. 4.2)
-and no weight decay, no warm-up, routing biases that stay, MTP blocks that stay,
-float32 masters with bfloat16 activations, the mesh, the problems.
+Ours, because the paper gives no values: the clip range (it gives 10 for R1, but
+none for R1-Zero), the sum of the loss over the tokens of a completion and its
+mean over completions, AdamW with the pre-training values of V3
+(arXiv:2412.19437, sec. 4.2) without weight decay, no warm-up, frozen balancing
+biases and MTP blocks, bfloat16 activations with float32 master weights, the
+mesh, and the problems.
 
-`r1_zero.py:qwen_math_7b` is R1-Zero on Qwen2.5-Math-7B, whose context holds
-4,096 tokens: a recipe of our own with the paper's rewards.
+`r1_zero.py:qwen_math_7b` is R1-Zero on Qwen2.5-Math-7B, whose context is 4,096
+tokens: our own recipe with the rewards of the paper.
 
-Expect: with the paper's problems and the paper's patience, AIME 2024 pass@1
-from 15.6% to 77.9% (Nature version, Fig. 1). It has not been run.
+Published result: AIME 2024 pass@1 from 15.6% to 77.9% (Nature version, Fig. 1),
+with the problems of the paper. Not run here.
 """
 
 from ml_collections import ConfigDict, FieldReference
@@ -36,7 +36,7 @@ VARIANTS = ("deepseek_v3", "long", "qwen_math_7b")
 
 
 def get_config(variant="deepseek_v3"):
-  """Everything this run depends on; the three paths are the caller's."""
+  """The config of the run; the caller sets the three paths."""
   if variant not in VARIANTS:
     raise ValueError(f"unknown variant {variant!r}; there is {VARIANTS}")
   c = ConfigDict()
@@ -45,7 +45,7 @@ def get_config(variant="deepseek_v3"):
   c.num_steps = 10_400 if variant == "long" else 8_192  # Updates.
   c.template = "r1_zero"
 
-  c.cpu_devices = 1  # Of no use to a pod.
+  c.cpu_devices = 1  # Not used on a pod.
   c.mesh = dict(data=-1, fsdp=32, expert=16, context=1)
   c.rollout_mesh = dict(data=-1, expert=256, context=1)
   path = FieldReference("")
@@ -56,7 +56,7 @@ def get_config(variant="deepseek_v3"):
     compute_dtype="bfloat16",
     how=dict(moe_chunk=2048),
   )
-  c.tokenizer = dict(path=path, bos=None)  # As the tokenizer itself has it.
+  c.tokenizer = dict(path=path, bos=None)  # BOS as the tokenizer is configured.
   problems = FieldReference("")
   c.dataset = dict(name="problems", path=problems, split="train")
   c.rewards = dict(accuracy=1.0, format=1.0)
@@ -67,16 +67,16 @@ def get_config(variant="deepseek_v3"):
   c.minibatches = 16  # Updates per round.
   longest = 65_536 if variant == "long" else 32_768
   c.sampling = dict(
-    # 4 for each of 512 chips: beside training's state and weights that stay
-    # whole, a chip of 95 GiB has room for their caches, held twice, as the
-    # loop over tokens takes them in a layout of its own.
+    # 4 slots for each of 512 chips. Beside the state of training and replicated
+    # weights, a chip of 95 GiB has space for two copies of their caches; the
+    # loop over tokens needs the caches in another layout.
     num_slots=2_048,
     decode_steps=64,
     prompt_tokens=2_048 - 128,  # The template takes less than 128.
     max_tokens=longest,
     temperature=1.0,
   )
-  # One completion of the greatest length fills a row.
+  # One completion of maximum length fills a row.
   c.rows = dict(width=longest + 2_048, max_rows=512, microbatch_rows=512)
 
   c.advantage = dict(name="group_std")
@@ -99,8 +99,8 @@ def get_config(variant="deepseek_v3"):
   c.mtp = "frozen"
   c.reference_every = 400
   c.router_bias_speed = 0.0
-  c.offload = ()  # Or "optimizer", "reference": to the hosts' memory.
-  c.peak_flops = None  # Of a device, per second, for perf/mfu.
+  c.offload = ()  # "optimizer" or "reference" are kept in host memory.
+  c.peak_flops = None  # FLOPs per second of a device, for perf/mfu.
   c.optimizer = dict(
     learning_rate=3e-6,
     warmup_steps=0,
@@ -125,8 +125,8 @@ def get_config(variant="deepseek_v3"):
   )
   if variant == "qwen_math_7b":
     c.num_steps = 800
-    # The state split over all of v5e:8x8; over 16, it and its gradients take
-    # more than a chip's 15.75 GiB. Set fsdp to 16 on v6e:4x4.
+    # The state is split over all 64 chips of v5e:8x8; split over 16, it would
+    # exceed the 15.75 GiB of a chip. Set fsdp to 16 on v6e:4x4.
     c.mesh = dict(data=-1, fsdp=64, expert=1, context=1)
     c.rollout_mesh = dict(data=-1, tensor=4)
     c.model = dict(

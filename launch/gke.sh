@@ -5,10 +5,10 @@
 #     --workdir=DIR [FLAGS]
 #   launch/gke.sh r1 gcr.io/me/r1jax tpu-v5p-slice 4x4x4 16 4 --config=...
 #
-# IMAGE holds the repository, installed with its extra `tpu`; HOSTS times CHIPS
-# is the slice. A pod that fails or is preempted restarts the job, which goes on
-# from its checkpoint, up to 20 times. NFS_VOLUME, a claim, is mounted on
-# /data for DIR. --dry-run, before NAME, prints the manifest.
+# IMAGE contains the repository, installed with the extra `tpu`. The slice has
+# HOSTS x CHIPS chips. If a pod fails or is preempted, the job restarts from its
+# checkpoint, up to 20 times. The volume claim NFS_VOLUME is mounted on /data, for
+# DIR. --dry-run, before NAME, prints the manifest.
 set -euo pipefail
 
 apply=(kubectl apply -f -)

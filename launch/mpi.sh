@@ -3,9 +3,9 @@
 #
 #   launch/mpi.sh PROCESSES --config=experiments/demo.py --workdir=DIR [FLAGS]
 #
-# One process per GPU, or per host without GPUs: name the hosts in MPIRUN_FLAGS,
-# as in MPIRUN_FLAGS="--hostfile hosts". A stopped run has ten minutes to save.
-# --dry-run, before PROCESSES, prints the command.
+# Start one process per GPU, or per host without GPUs. MPIRUN_FLAGS passes flags
+# to mpirun, such as "--hostfile hosts". An interrupted run has ten minutes to
+# save a checkpoint. --dry-run, before PROCESSES, prints the command.
 set -euo pipefail
 
 run=()

@@ -4,10 +4,11 @@
 #   launch/slurm.sh gpu NODES GPUS --config=... --workdir=DIR [FLAGS]
 #   launch/slurm.sh cpu NODES      --config=... --workdir=DIR [FLAGS]
 #
-# One process per GPU, or per node without. The repository, its environment and
-# DIR must be seen by all nodes. Two minutes before its time is over the job gets
-# SIGTERM, saves, and is queued again until it has ended by itself. Account,
-# partition and time go into SBATCH_FLAGS. --dry-run, first, prints the script.
+# It starts one process per GPU, or per node without GPUs. The repository, its
+# environment and DIR must be on a file system that all nodes share. Two minutes
+# before its time limit, the job gets SIGTERM, saves a checkpoint, and is requeued
+# until it is finished. Set account, partition and time in SBATCH_FLAGS.
+# --dry-run, as the first argument, prints the script.
 set -euo pipefail
 
 submit=(sbatch)
@@ -52,7 +53,7 @@ $resources
 cd ${PWD@Q}
 status=0
 srun --kill-on-bad-exit=1 --label $python -m r1jax train$flags || status=\$?
-if ((status == 143)); then  # Stopped by the signal, and saved.
+if ((status == 143)); then  # Interrupted by SIGTERM, and saved.
   scontrol requeue "\$SLURM_JOB_ID"
 fi
 exit \$status

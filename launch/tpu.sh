@@ -3,9 +3,10 @@
 #
 #   launch/tpu.sh NAME ZONE --config=experiments/demo.py --workdir=DIR [FLAGS]
 #
-# The repository must be on every host, in ~/r1jax, with its environment made
-# (`make venv EXTRAS=tpu`). JAX finds the hosts by the slice's metadata. DIR is a
-# folder that all hosts see, or --bucket=gs://... keeps the checkpoints.
+# The repository must be in ~/r1jax on every host, with its environment
+# (`make venv EXTRAS=tpu`). JAX finds the hosts from the metadata of the slice.
+# DIR is on a file system that all hosts share, or --bucket=gs://... names a place
+# for the checkpoints.
 # --dry-run, before NAME, prints the command.
 set -euo pipefail
 

@@ -1,8 +1,8 @@
 """r1jax: DeepSeek-R1 in JAX.
 
-    r1jax COMMAND [--flags]      or, the same: python -m r1jax COMMAND
+    r1jax COMMAND [--flags]      or: python -m r1jax COMMAND [--flags]
 
-`r1jax COMMAND --help` says what a command does and shows its flags.
+`r1jax COMMAND --help` describes a command and its flags.
 """
 
 import importlib
@@ -11,20 +11,20 @@ import sys
 
 from r1jax import config
 
-# The module of each command, and what it does. Imported on use: a command must
-# not wait for what another needs.
+# The module and description of each command. Modules are imported on use, so
+# that no command waits for the imports of another.
 COMMANDS = {
-  "train": ("r1jax.tools.train", "run an experiment, or go on with it"),
-  "chat": ("r1jax.tools.chat", "talk to a model"),
-  "report": ("r1jax.tools.report.command", "show runs as one HTML page"),
+  "train": ("r1jax.tools.train", "run or resume an experiment"),
+  "chat": ("r1jax.tools.chat", "chat with a model"),
+  "report": ("r1jax.tools.report.command", "report runs as one HTML page"),
   "doctor": ("r1jax.tools.doctor", "check a config before it runs"),
-  "plan": ("r1jax.tools.plan.command", "compile a config for chips elsewhere"),
-  "convert": ("r1jax.tools.convert", "export a run; rewrite a checkpoint"),
+  "plan": ("r1jax.tools.plan.command", "compile a config for a remote pod"),
+  "convert": ("r1jax.tools.convert", "export a run, or convert a model"),
 }
 
 
 def program() -> str:
-  """What a user types before the command: r1jax, or python -m r1jax."""
+  """The program as the user started it: "r1jax" or "python -m r1jax"."""
   if not sys.argv[0].endswith("__main__.py"):
     return "r1jax"
   python = os.path.relpath(sys.executable)
@@ -32,7 +32,7 @@ def program() -> str:
 
 
 def main() -> None:
-  """Runs the command that `sys.argv` names, and exits with its code."""
+  """Runs the command that `sys.argv` names, and exits with its exit code."""
   name = sys.argv[1] if len(sys.argv) > 1 else "--help"
   if name in ("help", "-h", "--help"):
     print(__doc__)
@@ -44,14 +44,14 @@ def main() -> None:
     print(f"error: {problem}", file=sys.stderr)
     sys.exit(2)
   del sys.argv[1]
-  # Where "my_module:function" of a config is looked for.
+  # Users' modules ("my_module:function" in a config) are imported from here.
   sys.path.insert(0, os.getcwd())
   module = importlib.import_module(COMMANDS[name][0])
   command = f"{program()} {name}"
   if hasattr(module, "run"):
     module.run(command)
     return
-  from r1jax.tools import command_line  # absl is not needed for the above.
+  from r1jax.tools import command_line  # Imported late, because absl is slow.
 
   command_line.run(command, module.main, module.define_flags, module.__doc__)
 

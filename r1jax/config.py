@@ -1,14 +1,16 @@
-"""From a file of experiments/ to a config that is known to fit its loop.
+"""Configs: loading files of experiments/, overrides, and checks.
 
-A section of a config is the keyword arguments of one function, and a loop's
-module says of which one in its SECTIONS:
+A section of a config is the keyword arguments of one function. The module of a
+loop maps sections to functions:
 
     SECTIONS = {"loss": grpo_loss, "dataset": data.DATASETS, ...}
 
-A table stands for the entry that the section's `name` picks; without a `name`,
-the section's keys are themselves names in it, or labels of sections that have a
-`name` of their own. FIELDS, beside it, are the plain
-values that the loop reads, and `check(config)` its rules across sections.
+If the value is a table of functions, the `name` in the section selects one; in
+a `Table`, the name may also be "my_module:function", from a module of the user.
+Without a `name`, the keys of the section are names in the table, or labels of
+subsections that have a `name` of their own. The module also lists the values
+that are not sections, in FIELDS, and defines `check(config)` for rules across
+sections.
 """
 
 import dataclasses
@@ -19,6 +21,8 @@ import importlib.util
 import inspect
 import os
 import pathlib
+import pkgutil
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
@@ -26,23 +30,26 @@ from typing import Any
 
 import ml_collections
 
-LOOPS = {  # Imported on use: one loop must not wait for another's imports.
+LOOPS = {  # Imported on use, so that no loop waits for the imports of another.
   "grpo": "r1jax.training.grpo",
   "sft": "r1jax.training.sft",
 }
 
 
 def loop(name: str) -> ModuleType:
-  """The module of a loop: `train(config, workdir)`, SECTIONS, FIELDS."""
+  """The module of a loop, with `train(config, workdir)`, SECTIONS and FIELDS.
+
+  Raises ValueError for an unknown name.
+  """
   if name not in LOOPS:
     raise ValueError(unknown("loop", name, LOOPS))
   return importlib.import_module(LOOPS[name])
 
 
 def load(path: str, overrides: Mapping[str, Any] = {}):
-  """The locked config of "experiments/demo.py" or "...demo.py:variant".
+  """The locked config in a file "experiments/demo.py" or "...demo.py:variant".
 
-  `overrides` replaces values by dotted key, as `--config.key=` does.
+  `overrides` maps dotted keys to values, like `--config.key=value`.
   """
   file, _, variant = path.partition(":")
   module = _execute(file)
@@ -53,25 +60,65 @@ def load(path: str, overrides: Mapping[str, Any] = {}):
 
 
 def sweep(path: str) -> list[dict[str, Any]]:
-  """The overrides that the `sweep()` of a config file yields, if it has one."""
+  """The overrides that `sweep()` of a config file yields; [] without one."""
   file = path.partition(":")[0]
   function = getattr(_execute(file), "sweep", tuple)
   return [dict(setting) for setting in _guarded(file, function)]
 
 
+def resolve(path: str) -> Callable:
+  """The function that "module:function" names; its module is imported.
+
+  Raises ValueError, in one line, if there is none.
+  """
+  try:
+    function = pkgutil.resolve_name(path)
+  except (ImportError, AttributeError, ValueError) as error:
+    raise ValueError(
+      f"{path!r} is no function of a module that can be imported: {error}"
+    ) from None
+  if not callable(function):
+    raise ValueError(f"{path!r} is {function!r:.80}, and no function")
+  return function
+
+
+class Table(dict):
+  """Functions by name; users' own are there too, by "module:function"."""
+
+  def __init__(
+    self, entries: Mapping, adapt: Callable[[Callable], Any] = lambda f: f
+  ):
+    """`adapt` makes an entry of a user's function."""
+    super().__init__(entries)
+    self._adapt = adapt
+
+  def __contains__(self, name: Any) -> bool:
+    return super().__contains__(name) or ":" in str(name)
+
+  def __missing__(self, name: Any) -> Any:
+    if ":" not in str(name):
+      raise KeyError(name)
+    return self._adapt(resolve(name))
+
+
 def override(
   config: ml_collections.ConfigDict, overrides: Mapping[str, Any]
 ) -> None:
-  """Replaces values by dotted key; unknown keys are refused."""
+  """Replaces values by dotted key; raises ValueError for unknown keys."""
   for key in overrides:
     find(config, key)
   config.update_from_flattened_dict(dict(overrides))
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-  """Raises ValueError unless every section fits the function that reads it."""
+  """Raises ValueError unless every section binds to its function.
+
+  It also raises for unknown and missing keys, and calls `check` of the loop.
+  """
   if "loop" not in config:
-    raise ValueError("the config does not say its 'loop'")
+    raise ValueError(
+      f"config key 'loop' is missing; set it to one of {', '.join(LOOPS)}"
+    )
   module = loop(config.loop)
   sections = module.SECTIONS
   fields = getattr(module, "FIELDS", None)
@@ -98,11 +145,16 @@ def check(config: ml_collections.ConfigDict) -> None:
 def bind(
   path: str, section: Mapping[str, Any], reader: Callable | Mapping[str, Any]
 ) -> None:
-  """Raises ValueError unless `reader(**section)` has no wrong or missing key.
+  """Raises ValueError if `reader(**section)` has an unknown or missing key.
 
-  Keyword-only parameters without a default must be there; positional ones may
-  be what the loop passes itself. A reader that makes a dataclass is called, so
-  that values are checked too.
+  Keyword-only parameters without a default are required; positional parameters
+  may be passed by the loop. If `reader` constructs a dataclass, it is called to
+  check the values too.
+
+  Args:
+    path: dotted key of the section, for errors.
+    section: of a config.
+    reader: a function, or a table of functions by name.
   """
   if isinstance(reader, Mapping):
     if "name" in section:
@@ -122,17 +174,17 @@ def bind(
         bind(f"{path}.{key}", value, reader[key])
     return
   signature = inspect.signature(reader)
-  makes = reader if inspect.isclass(reader) else signature.return_annotation
+  result = reader if inspect.isclass(reader) else signature.return_annotation
   forwards = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-  makes_dataclass = dataclasses.is_dataclass(makes) and (
+  makes_dataclass = dataclasses.is_dataclass(result) and (
     forwards or inspect.isclass(reader)
   )
-  accepted, required, anything = set(), set(), False
+  accepted, required, accepts_any = set(), set(), False
   for name, parameter in signature.parameters.items():
     if parameter.kind is parameter.VAR_KEYWORD:
-      anything = not makes_dataclass
+      accepts_any = not makes_dataclass
       if makes_dataclass:
-        accepted |= {field.name for field in dataclasses.fields(makes)}
+        accepted |= {field.name for field in dataclasses.fields(result)}
     elif parameter.kind in (
       parameter.KEYWORD_ONLY,
       parameter.POSITIONAL_OR_KEYWORD,
@@ -144,7 +196,7 @@ def bind(
       ):
         required.add(name)
   for key in section:
-    if key not in accepted and not anything:
+    if key not in accepted and not accepts_any:
       raise ValueError(unknown("config key", key, accepted, path))
   for key in sorted(required - section.keys()):
     raise ValueError(f"config key '{path}.{key}' is missing")
@@ -156,7 +208,11 @@ def bind(
 
 
 def unknown(kind: str, name: Any, known: Iterable[str], prefix="") -> str:
-  """An error's text: "unknown <kind> 'x'; did you mean 'y'?"."""
+  """An error text: "unknown <kind> 'x'; did you mean 'y'?".
+
+  Without a similar name in `known`, it lists all of them. `prefix` is the
+  dotted key before `name`.
+  """
   dotted = f"{prefix}." if prefix else ""
   known = sorted(map(str, known))
   text = f"unknown {kind} {dotted + str(name)!r}"
@@ -166,7 +222,7 @@ def unknown(kind: str, name: Any, known: Iterable[str], prefix="") -> str:
 
 
 def one_line(error: BaseException) -> str:
-  """What an exception says, without its line breaks."""
+  """The message of an exception, without line breaks."""
   if isinstance(error, FileNotFoundError) and error.filename is not None:
     if error.strerror == os.strerror(errno.ENOENT):
       return f"no file {os.fspath(error.filename)!r}"
@@ -177,19 +233,22 @@ def one_line(error: BaseException) -> str:
 def find(config: ml_collections.ConfigDict, key: str) -> None:
   """Raises ValueError unless the dotted key exists."""
   node: Any = config
-  done: list[str] = []
+  parents: list[str] = []
   for part in key.split("."):
     known = list(node.keys()) if hasattr(node, "keys") else []
     if part not in known:
-      raise ValueError(unknown("config key", part, known, ".".join(done)))
+      raise ValueError(unknown("config key", part, known, ".".join(parents)))
     node = node[part]
-    done.append(part)
+    parents.append(part)
 
 
 def _execute(file: str) -> ModuleType:
   path = pathlib.Path(file)
   if not path.is_file():
     raise FileNotFoundError(f"no config file {file!r}")
+  folder = str(path.parent.resolve())
+  if folder not in sys.path:  # Modules beside it can be imported.
+    sys.path.append(folder)
   spec = importlib.util.spec_from_file_location(path.stem, path)
   if spec is None or spec.loader is None:
     raise ValueError(f"{file} is not a Python file")
@@ -199,7 +258,7 @@ def _execute(file: str) -> ModuleType:
 
 
 def _guarded(file: str, function: Callable, *args):
-  """Calls what a config file defines; its errors name their line."""
+  """Calls a function of a config file; its errors name the file and line."""
   try:
     return function(*args)
   except Exception as error:

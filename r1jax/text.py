@@ -1,28 +1,28 @@
-"""The nouns that are text: what graders see. No JAX is imported for them."""
+"""Types of text that graders use; this module does not import JAX."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-# The value of a reward for an example that is none of its business; None is
-# that of a completion that it could not grade.
+# The value of a reward that does not apply to an example. None instead means
+# that the reward applies, but the completion could not be graded.
 DOES_NOT_APPLY = "does not apply"
 
 
 class Example(NamedTuple):
-  """A problem and what its grader needs; text, on the host."""
+  """A problem, and the data that its grader needs."""
 
-  prompt: str  # The question alone; the template is added when encoding.
+  prompt: str  # The question; encoding adds the template.
   answer: str  # The reference answer.
-  domain: str = ""  # Picks the grader, and names the task in metrics.
-  id: str = ""  # Unique within its dataset.
-  metadata: Mapping[str, Any] = {}  # What else the domain's grader reads.
+  domain: str = ""  # Selects the grader, and names the task in metrics.
+  id: str = ""  # Unique within a dataset.
+  metadata: Mapping[str, Any] = {}  # Further data for the domain's grader.
 
 
 class Completion(NamedTuple):
-  """What the policy wrote, as rewards see it; text, on the host."""
+  """A completion of a prompt, as rewards see it."""
 
-  text: str  # Whole: a prefilled tag is put back; EOS is not in it.
-  num_tokens: int = 0  # Tokens that the policy chose, EOS included.
-  max_tokens: int = 0  # The limit it ran under; 0 if unknown.
+  text: str  # The whole text, with the prefill and without EOS.
+  num_tokens: int = 0  # Tokens that the policy sampled, EOS included.
+  max_tokens: int = 0  # The token limit; 0 if unknown.
   finish: str = "stop"  # "stop" (EOS) or "length" (cut at the limit).
-  prefill: str = ""  # The part of `text` that the template had written.
+  prefill: str = ""  # The start of `text` that the template wrote.

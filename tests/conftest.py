@@ -1,4 +1,4 @@
-"""What tests of every kind share."""
+"""Fixtures that tests of several rooms use."""
 
 import json
 import os
@@ -12,26 +12,22 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import jax
 import pytest
 
-# Eight devices, of which most tests use one: `sharding.make_mesh(data=1)`.
+# Eight devices, of which most tests use one: `make_mesh(data=1)`.
 jax.config.update("jax_num_cpu_devices", 8)
 
 ROOT = pathlib.Path(__file__).parent.parent
-LONG = (
-  "training",
-  "models",
-  "ops",
-  "rollouts",
-)  # Folders of tests that take long.
+# Folders of tests that take long.
+LONG = ("training", "models", "ops", "rollouts", "parallel")
 
 
 def pytest_collection_modifyitems(items):
-  """What takes long begins first: at the end, one worker would wait for it."""
+  """Runs long tests first, so that no worker waits for one at the end."""
   items.sort(key=lambda item: item.path.parent.name not in LONG)
 
 
 @pytest.fixture
 def quick_to_compile():
-  """For what is compiled to run once, and whose bits no run is held to."""
+  """Turns XLA's optimizations off, for programs that run once."""
   jax.config.update("jax_disable_most_optimizations", True)
   yield
   jax.config.update("jax_disable_most_optimizations", False)
@@ -39,7 +35,7 @@ def quick_to_compile():
 
 @pytest.fixture(scope="module")
 def module_quick_to_compile():
-  """The same for all of a module, the fixtures that it shares included."""
+  """`quick_to_compile` for a module's tests and its shared fixtures."""
   jax.config.update("jax_disable_most_optimizations", True)
   yield
   jax.config.update("jax_disable_most_optimizations", False)
@@ -47,7 +43,7 @@ def module_quick_to_compile():
 
 @pytest.fixture(scope="session")
 def random_params():
-  """`random_params(sizes)`: a model's first parameters, without compiling."""
+  """`random_params(sizes)`: initial parameters of a model, from NumPy."""
 
   def make(sizes, seed=0):
     import jax
@@ -70,11 +66,36 @@ def random_params():
 
 
 @pytest.fixture(scope="session")
+def draw_params():
+  """`draw_params(config, seed)`: random weights, none of them 0.
+
+  Norms have scales other than 1 and biases other than 0.
+  """
+
+  def make(config, seed):
+    import numpy as np
+
+    from r1jax.models.weights import weights
+
+    rng = np.random.default_rng(seed)
+
+    def draw(path, weight):
+      name = path[-1].key
+      centre = 1.0 if name == "scale" else 0.0
+      spread = 0.1 if name.endswith("bias") else 0.25
+      return rng.normal(centre, spread, weight.shape).astype(np.float32)
+
+    return jax.tree.map_with_path(draw, weights(config))
+
+  return make
+
+
+@pytest.fixture(scope="session")
 def write_tokenizer():
   """Writes a byte-level Hugging Face tokenizer that knows R1-Zero's template.
 
-  `write_tokenizer(directory, eos="<eos>")` gives the directory back; whatever
-  `eos` names, only "<eos>" is a special token.
+  `write_tokenizer(directory, eos="<eos>")` returns the directory. "<eos>" is
+  the only special token, even if `eos` names another.
   """
 
   def write(directory, eos="<eos>"):

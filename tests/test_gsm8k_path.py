@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from r1jax import config, data, rewards
-from r1jax.data import templates, tokenizer
+from r1jax.data import chat, templates, tokenizer
 from r1jax.data.packing import unpack
 from r1jax.data.split import in_test
 from r1jax.losses.aggregation import completion_mean
 from r1jax.models import transformer
 from r1jax.models.presets import PRESETS, preset
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts.engine import Engine, make_engine
 from r1jax.runtime import metrics
 from r1jax.training import grpo, models
@@ -133,7 +133,7 @@ def test_rewards_masks_and_lengths_of_texts_in_r1s_tokens(r1):
   ids = [[r1.encode(text) + [1] for text in group] for group in texts]
   ids[0][1].pop()
   lengths = np.array([[len(row) for row in group] for group in ids])
-  asked = templates.encode_prompts(examples, "r1_zero", r1)
+  asked = chat.encode_prompts(examples, "r1_zero", r1)
   rollout = Rollout(
     prompts=pad(asked, 200),
     prompt_lengths=np.array([len(row) for row in asked]),
@@ -188,11 +188,11 @@ def test_padding_of_the_vocabulary_is_never_sampled(r1, toy):
   engine = make_engine(
     transformer.Transformer(sizes),
     r1,
-    sharding.make_mesh(**c.mesh),
-    templates.shared_tokens("r1_zero", r1),
+    make_mesh(**c.mesh),
+    chat.shared_tokens("r1_zero", r1),
     **c.sampling,
   )
-  asked = templates.encode_prompts(examples, "r1_zero", r1)
+  asked = chat.encode_prompts(examples, "r1_zero", r1)
   rollout = engine(params, asked, 4, seed=0, round=0)
   check_rollout(rollout, r1)
   assert set(rollout.finish.flat) == {FINISH_STOP, FINISH_LENGTH}
@@ -201,7 +201,9 @@ def test_padding_of_the_vocabulary_is_never_sampled(r1, toy):
   ):
     ids = row[:length].tolist()
     assert ids[0] == r1.bos_id
-    assert r1.decode(ids[1:]) == templates.r1_zero(example.prompt)
+    assert r1.decode(ids[1:]) == templates.TEMPLATES["r1_zero"].fill(
+      example.prompt
+    )
 
 
 @needs_data
@@ -286,9 +288,9 @@ def test_what_is_missing_is_said_before_anything_runs(
 @needs_data
 def test_all_of_gsm8k_fits_the_windows(r1):
   c = config.load(EXPERIMENT)
-  shared = len(templates.shared_tokens(c.template, r1))
+  shared = len(chat.shared_tokens(c.template, r1))
   for file in (GSM8K, SHARED / "eval/math_gsm8k_test.jsonl"):
-    asked = templates.encode_prompts(
+    asked = chat.encode_prompts(
       data.load("problems", path=str(file)), c.template, r1
     )
     longest = max(map(len, asked))

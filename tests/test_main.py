@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 LOOP = """
 import json, os, pathlib, signal, time
-from r1jax import checkpoint, interrupt
+from r1jax.runtime import checkpoint, interrupt
 
 def optimizer(params, *, learning_rate, decay=0.0): ...
 def sums(*, digits): ...
@@ -39,7 +39,7 @@ def train(config, workdir, *, profile=None, sinks=(), replay=None):
     import jax
     print(jax.config.jax_compilation_cache_dir)
   if config.mode == "ok":
-    from r1jax import metrics
+    from r1jax.runtime import metrics
     with metrics.Writer(workdir) as writer:
       writer.write(1, **{"loss/total": 0.5})
     (pathlib.Path(workdir) / "summary.json").write_text('{"rl_steps": 1}\\n')
@@ -98,9 +98,9 @@ def command(tmp_path, python):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ([], "no --config; name a file of experiments/"),
-    (["--workdir=w"], "no --config; name a file of experiments/"),
-    (["--config=c.py"], "no --workdir; say where the run's files should go"),
+    ([], "--config is not set; set it to a file"),
+    (["--workdir=w"], "--config is not set; set it to a file"),
+    (["--config=c.py"], "--workdir is not set; set it to a folder"),
     (["--config=nope.py", "--workdir=w"], "no config file 'nope.py'"),
     (
       ["--config=c.py", "--wrokdir=w"],
@@ -158,7 +158,7 @@ def command(tmp_path, python):
     ),
     (
       ["--config=c.py", "--workdir=w", "--replay=nowhere"],
-      "--replay=nowhere: no rollouts in it; give the workdir of a run",
+      "--replay=nowhere: it has no rollouts; use the workdir of a run",
     ),
     (["--config=c.py:input", "--workdir=w"], "line one line two"),
     (["--config=c.py:file", "--workdir=w"], "no file '/nowhere/data.jsonl'"),
@@ -246,7 +246,7 @@ def test_a_stopped_run_says_how_to_go_on(command, name, code):
   done = command("--config=c.py:stop", "--workdir=a b", SIGNAL=name)
   assert done.returncode == code
   last = done.stderr.strip().splitlines()[-1]
-  assert last.startswith("stopped at step 7; to go on, run the same command: ")
+  assert last.startswith("stopped at step 7; to resume, run the same command: ")
   assert last.endswith(
     "python -m r1jax train --config=c.py:stop '--workdir=a b'"
   )

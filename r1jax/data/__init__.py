@@ -1,44 +1,55 @@
-"""Examples: datasets addressed by index, and drawing from them.
+"""Datasets of examples with random access, and drawing from them.
 
-To add a dataset: write a module with `load`, and name it in DATASETS.
+A dataset is a sequence of Examples. To add one, write a module with a function
+`load` and add it to DATASETS. A config can also name a function of the user's
+module:
+
+    dataset=dict(name="my_module:load", path="mine.jsonl")
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from r1jax.data import mixture, order, problems, reasoning_gym, worked
+from r1jax import config
+from r1jax.data import custom, mixture, order, problems, reasoning_gym, worked
 from r1jax.types import Example
 
-DATASETS: dict[str, Callable | Mapping[str, Callable]] = {
-  "problems": problems.load,
-  "reasoning_gym": reasoning_gym.load,
-  "worked": worked.load,
-}
-DATASETS["mixture"] = {
-  name: mixture.of_mixture(load) for name, load in DATASETS.items()
-}
+PROBES = 16  # Examples of a generated dataset that are hashed.
 
-PROBES = 16
+
+DATASETS = config.Table(
+  {
+    "problems": problems.load,
+    "reasoning_gym": reasoning_gym.load,
+    "worked": worked.load,
+  },
+  custom.dataset,
+)
+DATASETS["mixture"] = config.Table(
+  {name: mixture.part_loader(load) for name, load in DATASETS.items()},
+  lambda function: mixture.part_loader(custom.dataset(function)),
+)
 
 
 def load(name: str = "", **section) -> Sequence[Example]:
-  """The dataset `name`; its section's other keys are its arguments.
+  """Returns the dataset `name`, loaded with the section's other keys.
 
-  Without a name the section is `mixture={label: part}`; see `data.mixture`.
+  A section without a name is `mixture={label: part}`; see `data.mixture`.
+  Raises ValueError for an unknown name, and what the dataset's loader raises.
   """
   if not name and [*section] == ["mixture"]:
     name, section = "mixture", {**section["mixture"]}
   if name not in DATASETS:
     raise ValueError(
-      f"dataset.name is {name!r}, with {[*section]}; it is one of "
-      f"{[*DATASETS]}, or else 'mixture' stands alone"
+      f"dataset.name is {name!r}, with {[*section]}; set it to one of "
+      f"{[*DATASETS]}, or set dataset.mixture and nothing else"
     )
   if name != "mixture":
     return DATASETS[name](**section)
   parts = {}
-  for label, part in sorted(section.items()):  # As they are, or in a config.
+  for label, part in sorted(section.items()):  # A config sorts them, too.
     arguments = {"name": label, **part}
     load_part = DATASETS["mixture"][arguments.pop("name")]
     try:
@@ -49,10 +60,10 @@ def load(name: str = "", **section) -> Sequence[Example]:
 
 
 def content_hash(dataset: Sequence[Example]) -> str:
-  """A checksum of the examples, of all that are in memory.
+  """Returns a checksum of a dataset's examples.
 
-  Of a dataset that makes them when they are read it is of its length and of
-  PROBES of them: its arguments, which the config holds, say what they are.
+  For a dataset that generates examples on demand, it covers the length and
+  PROBES of the examples; the rest follows from the arguments in the config.
   """
   if isinstance(dataset, mixture.Mixture):
     parts = {
@@ -79,15 +90,16 @@ def draw(
   step: int,
   attempt: int = 0,
 ) -> list[Example]:
-  """The `step`-th `count` examples of the shuffled, repeated dataset.
+  """Returns the `count` examples of a step from the shuffled, repeated dataset.
 
-  A pure function of (seed, step): nothing is saved or replayed, and a run
-  resumes exactly from its step alone. Every epoch has an order of its own. Of a
-  mixture, every draw has its proportions as nearly as whole numbers allow, and
-  in the long run exactly.
+  The result is a pure function of (seed, step), so that a run resumes exactly
+  from its step alone, without saved state. Each epoch has its own order. Each
+  draw from a mixture has the mixture's proportions up to rounding; over many
+  steps they are exact.
 
-  An `attempt` above 0 draws instead of, or beside, the examples of the same
-  step: from another shuffle, so that what one step needs moves no other's.
+  An `attempt` above 0 draws more examples for the same step, or others in their
+  place. They come from another shuffle, so that the draws of other steps do not
+  change.
   """
   if isinstance(dataset, mixture.Mixture):
     return dataset.draw(count, seed=seed, step=step, attempt=attempt)
@@ -100,10 +112,11 @@ def draw(
 def epochs(
   dataset: Sequence[Example], count: int, *, step: int
 ) -> dict[str, float]:
-  """Passes over the dataset before the `step`-th draw of `count`, as metrics.
+  """Returns the number of epochs before a step, as metrics.
 
-  "data/epoch", and for each part of a mixture "data/epoch/LABEL"; of the
-  mixture as a whole it is what was drawn over what there is.
+  The metrics are "data/epoch", and "data/epoch/LABEL" for each part of a
+  mixture. For a mixture, "data/epoch" is the number of drawn examples divided
+  by the number of all examples.
   """
   numbers = {"data/epoch": step * count / len(dataset)}
   if isinstance(dataset, mixture.Mixture):

@@ -1,237 +1,118 @@
-"""Conversations to token ids: what a model reads, and what it learns to write.
+"""Conversations as token ids: prompts for sampling, demonstrations for SFT.
 
-A conversation is a list of messages, {"role": "user", "content": "Hi"}; roles
-are system, user, assistant and tool. A template writes it as one text,
+A template (see `data.templates`) renders a conversation as one text. It may
+prefill the beginning of the answer, such as "<think>", which is then a part of
+the prompt.
 
-    template(messages, generation_prompt=True)
-
-which ends where the assistant is to go on. A template may write the first words
-of the answer itself, the opened thought: they are a part of the prompt.
-
-Whoever writes a message cannot forge a turn of another. A special token's name
-within a message, `<｜Assistant｜>` say, is spelled out in ordinary
-tokens; only the template writes special tokens, and the assistant those of its
-own thought. Everything else encodes as the rendered text does.
+A message cannot forge a turn of another role. The name of a special token
+within a message, such as `<｜Assistant｜>`, becomes ordinary tokens. Only the
+template writes special tokens, except that an assistant's message may contain
+<think> and </think>. All other text is encoded as the rendered text would be.
 """
 
-import dataclasses
-import json
+import functools
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from r1jax.data import jinja
-from r1jax.types import Tokenizer
+from r1jax.data import templates
+from r1jax.data.templates import (
+  BEGIN_THOUGHT,
+  END_THOUGHT,
+  Message,
+  Template,
+  check_messages,
+)
+from r1jax.types import Example, Tokenizer
 
-Message = Mapping[str, Any]
-Template = Callable[..., str]
-
-BEGIN_THOUGHT, END_THOUGHT = "<think>", "</think>"
-ROLES = ("system", "user", "assistant", "tool")
+# A template's prefill: an unfinished thought, or an empty one for a model that
+# shall not think.
+PREFILL = re.compile(
+  r"<think>(?:(?!</?think>).)*\Z|<think>\s*\n\s*</think>\s*\Z", re.DOTALL
+)
+# Questions that have nothing in common; see `shared_tokens`.
+PROBES = ("What", "0", "(x", "\u8ba1\u7b97")
 
 
 @runtime_checkable
 class ChatTokenizer(Tokenizer, Protocol):
-  """A tokenizer that also knows its model's special tokens."""
+  """A tokenizer with the special tokens and the template of a chat model."""
 
   bos_id: int | None
-  chat_template: str | None  # Jinja, as the model's files have it.
-  specials: tuple[str, ...]  # The names that `encode` takes for one token.
+  chat_template: str | None  # The Jinja text in the model's files.
+  special_tokens: tuple[str, ...]  # Names that `encode` turns into one token.
   # By the keys of tokenizer_config.json: {"bos_token": "<s>", ...}.
-  named_specials: Mapping[str, str]
+  special_tokens_map: Mapping[str, str]
 
-  def spell(self, text: str) -> list[int]:
-    """Token ids of `text`; special tokens' names are spelled out."""
+  def encode_ordinary(self, text: str) -> list[int]:
+    """Returns the token ids of `text` without any special tokens."""
 
-  def piece(self, token: int) -> str:
-    """The token as the vocabulary spells it."""
+  def id_to_token(self, token: int) -> str:
+    """Returns the token's string in the vocabulary."""
 
 
 class Prompt(NamedTuple):
-  """What a model is given, up to where it goes on."""
+  """The token ids of a prompt."""
 
   ids: list[int]
-  prefill: str  # What of the answer the template wrote: "" or "<think>\n".
+  prefill: str  # The beginning of the answer in `ids`: "" or "<think>\n".
 
 
 class Demonstration(NamedTuple):
-  """A prompt, and the completion to imitate; losses count the latter alone."""
+  """A prompt, and the completion to imitate; only the latter has a loss."""
 
   prompt: list[int]
   completion: list[int]  # EOS included.
 
 
-# Templates: messages to text.
-
-
-def deepseek_r1(
-  messages: Sequence[Message], *, generation_prompt: bool = False
-) -> str:
-  """The text of a conversation as DeepSeek-R1 first read it (January 2025).
-
-  Past answers lose their thoughts. Tool calls follow the released template to
-  the letter, in that only the first of a conversation opens a turn.
-  """
-  _check(messages)
-  system = [m["content"] for m in messages if m["role"] == "system"]
-  texts = ["<｜begin▁of▁sentence｜>", "\n\n".join(system)]
-  called = reported = False  # Whether a tool ever was, and ever answered.
-  open_outputs = False  # Whether the last message is a tool's.
-  for message in messages:
-    role, content = message["role"], message["content"]
-    if role == "user":
-      texts += ["<｜User｜>", content]
-    elif role == "tool":
-      if not reported:
-        texts.append("<｜tool▁outputs▁begin｜>")
-      texts += ["<｜tool▁output▁begin｜>", content, "<｜tool▁output▁end｜>"]
-      reported = True
-    elif message.get("tool_calls"):
-      opening = f"<｜Assistant｜>{content or ''}<｜tool▁calls▁begin｜>"
-      calls = "\n".join(map(_tool_call, message["tool_calls"]))
-      texts += ["\n" if called else opening, calls]
-      texts.append("<｜tool▁calls▁end｜><｜end▁of▁sentence｜>")
-      called = True
-    elif role == "assistant":
-      if open_outputs:
-        texts += ["<｜tool▁outputs▁end｜>", content]
-      else:
-        texts += ["<｜Assistant｜>", content.rpartition(END_THOUGHT)[2]]
-      texts.append("<｜end▁of▁sentence｜>")
-    if role != "system":
-      open_outputs = role == "tool"
-  if open_outputs:
-    texts.append("<｜tool▁outputs▁end｜>")
-  elif generation_prompt:
-    texts.append("<｜Assistant｜>")
-  return "".join(texts)
-
-
-def deepseek_r1_think(
-  messages: Sequence[Message], *, generation_prompt: bool = False
-) -> str:
-  """The same in the later release, which opens the thought itself.
-
-  The distilled models' own templates differ where there are tools, or several
-  system messages, of which they keep the last.
-  """
-  text = deepseek_r1(messages, generation_prompt=generation_prompt)
-  opens = generation_prompt and text.endswith("<｜Assistant｜>")
-  return text + f"{BEGIN_THOUGHT}\n" if opens else text
-
-
-TEMPLATES = {"deepseek_r1": deepseek_r1, "deepseek_r1_think": deepseek_r1_think}
-
-
-def _tool_call(call: Mapping[str, Any]) -> str:
-  function = call["function"]
-  return (
-    f"<｜tool▁call▁begin｜>{call['type']}<｜tool▁sep｜>{function['name']}\n"
-    f"```json\n{function['arguments']}\n```<｜tool▁call▁end｜>"
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class QuestionOnly:
-  """A template for base models: `write` of the last question, and no more."""
-
-  write: Callable[[str], str]
-
-  def __call__(
-    self, messages: Sequence[Message], *, generation_prompt: bool = False
-  ) -> str:
-    """The text of the last question, which must be a user's."""
-    _check(messages)
-    if any(message["role"] == "system" for message in messages):
-      raise ValueError("this template has no place for a system message")
-    if not messages or messages[-1]["role"] != "user":
-      raise ValueError("this template writes questions, and none is the last")
-    return self.write(messages[-1]["content"])
-
-
-def own_template(tokenizer: ChatTokenizer) -> Template:
-  """The Jinja template that came with the tokenizer, in a sandbox.
-
-  It is given what `transformers` gives it: `messages`, the special tokens by
-  their names (`bos_token`, `pad_token`, ...) and `add_generation_prompt`,
-  without tools. What it refuses, or gets wrong, is a ValueError.
-  """
-  if tokenizer.chat_template is None:
-    raise ValueError("the tokenizer has no chat template of its own")
-  compiled = jinja.compiled(tokenizer.chat_template)
-
-  def template(
-    messages: Sequence[Message], *, generation_prompt: bool = False
-  ) -> str:
-    _check(messages)
-    try:
-      return compiled.render(
-        messages=list(messages),
-        add_generation_prompt=generation_prompt,
-        tools=None,
-        documents=None,
-        **tokenizer.named_specials,
-      )
-    except Exception as error:  # It is a program; it may fail in any way.
-      raise ValueError(f"the chat template says: {error}") from error
-
-  return template
-
-
 def without_thought(text: str) -> str:
-  """What an answer says to others; nothing, if its thought never ended."""
+  """Returns an answer without its thought; "" if the thought is not closed."""
   before, ended, after = text.rpartition(END_THOUGHT)
   if not ended and after.lstrip().startswith(BEGIN_THOUGHT):
     return ""
   return after
 
 
-# Token ids.
-
-
 def prompt(
-  messages: Sequence[Message], template: Template, tokenizer: ChatTokenizer
+  messages: Sequence[Message], template: Template, tokenizer: Tokenizer
 ) -> Prompt:
-  """The ids of a conversation, up to where the assistant goes on."""
+  """Returns the ids of a conversation, up to where the assistant continues."""
   messages, spelled = _shield(messages, tokenizer)
   text, prefill = _prompt_text(messages, template)
   ids = _encode(text + prefill, spelled, tokenizer)
-  return Prompt([*_begins(template, tokenizer), *ids], prefill)
+  return Prompt([*_prefix_ids(template, tokenizer), *ids], prefill)
 
 
 def demonstrations(
   messages: Sequence[Message],
   template: Template,
-  tokenizer: ChatTokenizer,
+  tokenizer: Tokenizer,
   *,
   turns: str = "last",
 ) -> list[Demonstration]:
-  """What to learn from a conversation: the "last" answer, or "each" of them.
+  """Returns demonstrations of the "last" answer, or of "each" answer.
 
-  Each answer is an example of its own, after the prompt that a model would be
-  given at that place, in which past answers have lost their thoughts. So no
-  token is learned that the model would not have to write, and none is read that
-  it would not see. Prompt and completion are encoded apart and joined as ids,
-  as they are when a model is sampled; the completion ends with the EOS that
-  ends a turn in this template.
+  The prompt of an answer is the one that a model would see at that point of the
+  conversation, in which past answers have no thoughts. Prompt and completion
+  are encoded separately and joined as ids, as in sampling. The completion ends
+  with the EOS that ends a turn in this template.
 
-  An opened thought that the template writes belongs to the prompt. An answer
-  that does not begin with it follows the prompt without it.
+  A prefill of the template belongs to the prompt, unless the answer does not
+  begin with it. Then the prompt has no prefill.
+
+  Raises ValueError for messages that the template cannot render, and if the
+  token that ends a turn is not an EOS of the tokenizer.
   """
   if turns not in ("last", "each"):
-    raise ValueError(f'turns {turns!r} is neither "last" nor "each"')
-  end = end_of_turn(template, tokenizer)
-  if end not in tokenizer.eos_ids:
-    raise ValueError(
-      f"the template ends a turn with {tokenizer.piece(end)!r}, which is no "
-      "EOS of the tokenizer: a model that learned it would not stop there"
-    )
-  _check(messages)
+    raise ValueError(f'turns must be "last" or "each", got {turns!r}')
+  end = check_end_of_turn(template, tokenizer)
+  check_messages(messages)
   messages, spelled = _shield(messages, tokenizer)
   answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
   if turns == "last" and (not answers or answers[-1] != len(messages) - 1):
     raise ValueError("the conversation does not end with an answer")
-  found = []
+  result = []
   for i in answers if turns == "each" else answers[-1:]:
     if messages[i].get("tool_calls"):
       raise ValueError(f"message {i} calls a tool, which is not supported")
@@ -239,22 +120,62 @@ def demonstrations(
     answer = messages[i]["content"]
     if answer.startswith(prefill):
       text, answer = text + prefill, answer[len(prefill) :]
-    found.append(
+    result.append(
       Demonstration(
         prompt=[
-          *_begins(template, tokenizer),
+          *_prefix_ids(template, tokenizer),
           *_encode(text, spelled, tokenizer),
         ],
         completion=[*_encode(answer, spelled, tokenizer), end],
       )
     )
-  return found
+  return result
 
 
-def end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
-  """The id of the special token that the template writes behind an answer.
+def encode(template: str, question: str, tokenizer: Tokenizer) -> list[int]:
+  """Returns the token ids of a question in a template.
 
-  The tokenizer's first EOS, if the template writes none.
+  They include BOS if the template or the tokenizer adds it.
+  """
+  render = templates.find(template, tokenizer)
+  return prompt(templates.user_turn(question), render, tokenizer).ids
+
+
+def encode_prompts(
+  examples: Sequence[Example], template: str, tokenizer: Tokenizer
+) -> list[list[int]]:
+  """Returns the token ids of each example's prompt in a template."""
+  render = templates.find(template, tokenizer)
+  return [
+    prompt(templates.user_turn(example.prompt), render, tokenizer).ids
+    for example in examples
+  ]
+
+
+def prefill(template: str, tokenizer: Tokenizer) -> str:
+  """Returns the template's prefill of every answer: "", or "<think>\\n"."""
+  render = templates.find(template, tokenizer)
+  return prompt(templates.user_turn(PROBES[0]), render, tokenizer).prefill
+
+
+def shared_tokens(template: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+  """Returns the token ids with which every prompt in a template begins.
+
+  They are those that the prompts of PROBES share. The last one is left out,
+  because another question could be merged with it.
+  """
+  first, *others = (encode(template, probe, tokenizer) for probe in PROBES)
+  size = 0
+  while all(size < len(o) and o[size] == first[size] for o in others):
+    size += 1
+  least = len(_prefix_ids(templates.find(template, tokenizer), tokenizer))
+  return tuple(first[: max(size - 1, least)])
+
+
+def end_of_turn(template: Template, tokenizer: Tokenizer) -> int:
+  """Returns the id of the special token with which the template ends an answer.
+
+  If the template writes none, it is the tokenizer's first EOS.
   """
   probe = "\U0010fffd"
   messages = [
@@ -267,45 +188,65 @@ def end_of_turn(template: Template, tokenizer: ChatTokenizer) -> int:
     tail = ""
   ids = tokenizer.encode(tail)
   ends = [n for n in ids if n in tokenizer.eos_ids]
-  marks = [n for n in ids if tokenizer.piece(n) in tokenizer.specials]
-  return [*ends, *marks, tokenizer.eos_ids[0]][0]
+  special = tokenizer.special_tokens
+  others = [n for n in ids if tokenizer.id_to_token(n) in special]
+  return [*ends, *others, tokenizer.eos_ids[0]][0]
 
 
-def _begins(template: Template, tokenizer: ChatTokenizer) -> tuple[int, ...]:
-  """What stands before the text; a template of messages writes its own BOS."""
-  bare = isinstance(template, QuestionOnly)
-  return tokenizer.prefix_ids if bare else ()
+def check_end_of_turn(template: Template, tokenizer: Tokenizer) -> int:
+  """Returns `end_of_turn`; raises ValueError if it is not an EOS."""
+  end = end_of_turn(template, tokenizer)
+  if end not in tokenizer.eos_ids:
+    raise ValueError(
+      f"the template ends a turn with {tokenizer.id_to_token(end)!r}, which is "
+      "not an EOS of the tokenizer, so that generation would not stop there"
+    )
+  return end
+
+
+def _prefix_ids(template: Template, tokenizer: Tokenizer) -> tuple[int, ...]:
+  """Returns the ids before the text; chat templates write BOS themselves."""
+  is_text = isinstance(template, templates.QuestionOnly)
+  return tokenizer.prefix_ids if is_text else ()
 
 
 def _prompt_text(
   messages: Sequence[Message], template: Template
 ) -> tuple[str, str]:
-  """The text before the answer, and what of the answer the template wrote."""
+  """Returns the text before the answer, and the template's prefill of it.
+
+  The prefill is searched only in the text that a generation prompt adds,
+  because a message may contain the tags, too.
+  """
   text = template(messages, generation_prompt=True)
-  opened = re.search(rf"{BEGIN_THOUGHT}\s*\Z", text)
+  ended = template(messages)
+  added = len(os.path.commonprefix([text, ended]))
+  opened = PREFILL.search(text, added)
   cut = opened.start() if opened else len(text)
   return text[:cut], text[cut:]
 
 
 def _shield(
-  messages: Sequence[Message], tokenizer: ChatTokenizer
+  messages: Sequence[Message], tokenizer: Tokenizer
 ) -> tuple[list[Message], dict[str, str]]:
-  """Messages without special tokens' names, and what stands for which.
+  """Returns messages with placeholders for the names of special tokens.
 
-  Each name is replaced by one character that no message uses, so that whatever
-  a template does with a text, it can neither meet nor make a special token.
+  Each name is replaced by a character that no message uses, so that a template
+  can neither find nor form a special token, whatever it does with the text. The
+  second result maps placeholders to names.
   """
-  _check(messages)
-  names = tokenizer.specials
-  if not names:
+  check_messages(messages)
+  every, others = _patterns(tuple(getattr(tokenizer, "special_tokens", ())))
+  texts = [*_texts(list(messages))]
+  if not any(map(every.search, texts)):
     return list(messages), {}
-  used = {*json.dumps(list(messages), ensure_ascii=False, default=str)}
+  used = set().union(*texts)
   free = (c for c in map(chr, range(0xF0000, 0xFFFFE)) if c not in used)
   marks: dict[str, str] = {}
 
   def shield(value, pattern):
     if isinstance(value, str):
-      return pattern.sub(lambda found: mark(found[0]), value)
+      return pattern.sub(lambda match: mark(match[0]), value)
     if isinstance(value, Mapping):
       return {key: shield(part, pattern) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -317,9 +258,6 @@ def _shield(
       marks[name] = next(free)
     return marks[name]
 
-  any_of = lambda names: re.compile("|".join(map(re.escape, names)) or "(?!)")
-  every = any_of(names)
-  others = any_of([n for n in names if n not in (BEGIN_THOUGHT, END_THOUGHT)])
   shielded = []
   for message in messages:
     copy = shield(message, every)
@@ -329,28 +267,34 @@ def _shield(
   return shielded, {character: name for name, character in marks.items()}
 
 
+def _texts(value: Any) -> Iterator[str]:
+  """Yields all strings in messages."""
+  if isinstance(value, str):
+    yield value
+  elif isinstance(value, Mapping | list | tuple):
+    parts = value.values() if isinstance(value, Mapping) else value
+    for part in parts:
+      yield from _texts(part)
+
+
+@functools.cache
+def _patterns(names: tuple[str, ...]) -> tuple[re.Pattern, re.Pattern]:
+  """Returns patterns of all names, and of all but the tags of a thought."""
+  others = [n for n in names if n not in (BEGIN_THOUGHT, END_THOUGHT)]
+  any_of = lambda names: re.compile("|".join(map(re.escape, names)) or "(?!)")
+  return any_of(names), any_of(others)
+
+
 def _encode(
-  text: str, spelled: Mapping[str, str], tokenizer: ChatTokenizer
+  text: str, spelled: Mapping[str, str], tokenizer: Tokenizer
 ) -> list[int]:
-  """Token ids of `text`; characters of `spelled` are names to spell out."""
+  """Returns the ids of a text; `spelled` maps placeholders to their names."""
   if not spelled:
     return tokenizer.encode(text)
   ids = []
   for part in re.split(f"([{''.join(spelled)}])", text):
-    is_name = part in spelled
-    ids += tokenizer.spell(spelled[part]) if is_name else tokenizer.encode(part)
+    if part in spelled:
+      ids += tokenizer.encode_ordinary(spelled[part])
+    else:
+      ids += tokenizer.encode(part)
   return ids
-
-
-def _check(messages: Sequence[Message]) -> None:
-  """Raises ValueError unless every message has a known role and a text."""
-  for i, message in enumerate(messages):
-    if message.get("role") not in ROLES:
-      raise ValueError(
-        f"message {i}: role {message.get('role')!r} is none of "
-        + ", ".join(ROLES)
-      )
-    content = message.get("content")
-    calls = message["role"] == "assistant" and message.get("tool_calls")
-    if not isinstance(content, str) and not (content is None and calls):
-      raise ValueError(f"message {i}: content {content!r} is no text")

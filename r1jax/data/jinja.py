@@ -1,32 +1,34 @@
-"""Jinja as chat templates are written for it: the dialect of `transformers`."""
+"""Compiles the Jinja chat templates of `transformers`, in a sandbox."""
 
 import datetime
 import functools
 import json
 
 
+@functools.cache
 def compiled(source: str):
-  """The template, whose `render` runs it in a sandbox.
+  """Returns the compiled template, whose `render` runs in a sandbox.
 
-  Raises ValueError if it is no Jinja.
+  Raises ValueError for invalid Jinja.
   """
   import jinja2
 
   try:
     return _environment().from_string(source)
   except jinja2.TemplateError as error:
-    raise ValueError(f"the chat template is no Jinja: {error}") from error
+    raise ValueError(f"the chat template is not Jinja: {error}") from error
 
 
 @functools.cache
 def _environment():
+  """Returns a Jinja environment with the extensions of `transformers`."""
   import jinja2
   import jinja2.ext
   from jinja2 import nodes
   from jinja2.sandbox import ImmutableSandboxedEnvironment
 
   class Generation(jinja2.ext.Extension):
-    """{% generation %}, which marks what an assistant writes: it is kept."""
+    """{% generation %} marks an assistant's text; its content is rendered."""
 
     tags = {"generation"}
 

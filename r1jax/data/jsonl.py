@@ -1,4 +1,4 @@
-"""Files of one JSON object per line, and errors that name file and line."""
+"""Reads JSON lines; errors name the file and the line."""
 
 import gzip
 import io
@@ -17,19 +17,20 @@ SURROGATE = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 def read(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
   """Yields (line number from 1, object) for each line that is not blank.
 
-  A file whose name ends in .gz is read through gzip.
+  A file whose name ends in .gz is decompressed.
 
-  Raises FileNotFoundError at once if there is no such file, and ValueError with
-  "path:line" on reaching a line that is no JSON object in UTF-8.
+  Raises FileNotFoundError at the call if the file does not exist. While it is
+  read, raises ValueError with "path:line" for a line that is not a JSON object
+  in UTF-8.
   """
-  return _strict(each(path))
+  return _strict(read_or_error(path))
 
 
-def each(
+def read_or_error(
   path: str | Path,
 ) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
-  """As `read`, with the error in the place of a line that is no JSON object."""
-  return _lines(existing(path))
+  """Yields what `read` does, but a ValueError in place of an invalid line."""
+  return _lines(existing_file(path))
 
 
 def _strict(rows) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -39,25 +40,25 @@ def _strict(rows) -> Iterator[tuple[int, dict[str, Any]]]:
     yield number, row
 
 
-def existing(path: str | Path) -> Path:
-  """The path; raises FileNotFoundError if there is no such file."""
+def existing_file(path: str | Path) -> Path:
+  """Returns the path; raises FileNotFoundError if the file does not exist."""
   path = Path(path)
   if not path.is_file():
     raise FileNotFoundError(
-      f"{path}: no such file (looked from {Path.cwd()}); give the path of a "
-      "file of JSON lines"
+      f"{path}: no such file (the working directory is {Path.cwd()}); give the "
+      "path of a file of JSON lines"
     )
   return path
 
 
-def unzipped(path: Path) -> io.BufferedIOBase:
-  """The file, opened to be read; one that ends in .gz through gzip."""
+def open_binary(path: Path) -> io.BufferedIOBase:
+  """Opens a file for reading, and decompresses it if its name ends in .gz."""
   return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
   number = 0
-  with unzipped(path) as lines:
+  with open_binary(path) as lines:
     try:
       for number, line in enumerate(lines, 1):
         if line.strip():
@@ -66,16 +67,17 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
             row, _ = decode(text.strip(), whole=True)
           except (ValueError, RecursionError) as error:
             row = ValueError(f"{path}:{number}: not JSON: {error}")
-          yield number, an_object(row, f"{path}:{number}")
+          yield number, object_or_error(row, f"{path}:{number}")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
       raise ValueError(f"{path}:{number + 1}: not gzip: {error}") from None
 
 
 def decode(text: str, start: int = 0, *, whole: bool = False):
-  """The JSON value at `start` of `text`, and where it ends.
+  """Returns the JSON value at index `start` of a text, and its end's index.
 
-  Raises ValueError for what Python's reader takes, though it is no JSON or no
-  text: NaN, Infinity, numbers beyond float64, halves of surrogate pairs.
+  With `whole`, nothing may follow the value. Raises ValueError for invalid
+  JSON, also where Python's `json` accepts it: NaN, Infinity, numbers beyond
+  float64, and halves of surrogate pairs.
   """
   value, end = DECODER.raw_decode(text, start)
   if whole and end != len(text):
@@ -85,12 +87,12 @@ def decode(text: str, start: int = 0, *, whole: bool = False):
       json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
       half = ord(error.object[error.start])
-      raise ValueError(f"\\u{half:04x} alone is no character") from None
+      raise ValueError(f"\\u{half:04x} alone is not a character") from None
   return value, end
 
 
 def _refuse(name: str) -> None:
-  raise ValueError(f"{name} is no JSON")
+  raise ValueError(f"{name} is not JSON")
 
 
 def _finite(digits: str) -> float:
@@ -101,19 +103,19 @@ def _finite(digits: str) -> float:
 DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
 
 
-def an_object(row: Any, where: str) -> dict[str, Any] | ValueError:
-  """The row if it is a JSON object, or the error; `where` is "path:line"."""
+def object_or_error(row: Any, where: str) -> dict[str, Any] | ValueError:
+  """Returns the row if it is a JSON object, else an error with `where`."""
   if isinstance(row, dict | ValueError):
     return row
   kind = type(row).__name__
-  return ValueError(f"{where}: want a JSON object, got a {kind}")
+  return ValueError(f"{where}: must be a JSON object, got a {kind}")
 
 
 def text(row: Mapping[str, Any], *names: str, where: str) -> str:
-  """The string under the first of the names that the row has.
+  """Returns the text of the first of the named fields that the row has.
 
-  A number is written out. Raises ValueError that begins with `where`, such as
-  "path:line", if no name is there or what it holds is no text.
+  A number is returned in digits. Raises ValueError, which begins with `where`
+  ("path:line"), if the row has none of the fields, or if the field is not text.
   """
   for name in names:
     if name not in row:
@@ -124,10 +126,10 @@ def text(row: Mapping[str, Any], *names: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
       raise ValueError(f"{where}: {name!r} must be text, got {value!r:.80}")
     return value
-  wanted = " or ".join(map(repr, names))
-  raise ValueError(f"{where}: no field {wanted}; it has {[*row]}")
+  fields = " or ".join(map(repr, names))
+  raise ValueError(f"{where}: no field {fields}; it has {[*row]}")
 
 
 def number_text(value: int | float | Decimal) -> str:
-  """The number in digits, without an exponent: 1e-07 is 0.0000001."""
+  """Returns a number in digits, without an exponent: 1e-07 as 0.0000001."""
   return format(Decimal(str(value)), "f")

@@ -1,12 +1,12 @@
-"""Several datasets as one, in fixed proportions.
+"""A mixture of datasets in fixed proportions.
 
     dataset=dict(mixture={
       "problems": dict(weight=2.0, path="train.jsonl"),
       "sums": dict(weight=1.0, name="reasoning_gym", tasks={...}, ...),
     })
 
-A part's key is its label, and its dataset's name unless it gives a `name`. The
-rest are the arguments of `of_mixture` and of the dataset's own loader.
+The key of a part is its label, and also the name of its dataset unless it has a
+`name`. Its other arguments are those of `part_loader` and of the dataset.
 """
 
 import dataclasses
@@ -23,22 +23,22 @@ from r1jax.types import Example
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-  """A dataset of a mixture, and which of its examples take part."""
+  """A dataset of a mixture, and which of its examples are used."""
 
   dataset: Sequence[Example]
   weight: float | int
-  kept: Sequence[int]  # Indices of the dataset, ascending.
-  counts: Mapping[str, int]  # Examples by kind, as `pass_rates.choose` has it.
+  kept: Sequence[int]  # Indices of the examples that are used, ascending.
+  counts: Mapping[str, int]  # Of examples by kind; see `pass_rates.select`.
 
 
-def of_mixture(load: Callable[..., Sequence[Example]]) -> Callable[..., Part]:
-  """`load`, with the arguments that a part of a mixture has beside its own:
+def part_loader(load: Callable[..., Sequence[Example]]) -> Callable[..., Part]:
+  """Returns a loader of a `Part`, with these arguments besides those of `load`:
 
-  weight: of the part; its share is this over the sum of all weights.
-  pass_rates: a file, or a directory, of recorded pass rates; what lies outside
-    of the range is left out (see `r1jax.data.pass_rates`). It reads the whole
-    dataset once. None keeps everything.
-  min_pass_rate, max_pass_rate: that range, ends included.
+  weight: the part's share is its weight divided by the sum of all weights.
+  pass_rates: a file, or a directory, of recorded pass rates. Examples outside
+    of the range are left out, for which the whole dataset is read once (see
+    `r1jax.data.pass_rates`). None keeps all examples.
+  min_pass_rate, max_pass_rate: the range, ends included.
   """
 
   def load_part(
@@ -54,27 +54,29 @@ def of_mixture(load: Callable[..., Sequence[Example]]) -> Callable[..., Part]:
     dataset = load(**kwargs)
     if pass_rates is None:
       return Part(dataset, weight, range(len(dataset)), {})
-    kept, counts = _choose(dataset, pass_rates, min_pass_rate, max_pass_rate)
+    kept, counts = _select(dataset, pass_rates, min_pass_rate, max_pass_rate)
     return Part(dataset, weight, kept, counts)
 
-  # A config is checked against it: the loader's arguments instead of **kwargs.
-  *own, _ = inspect.signature(load_part).parameters.values()
-  others = inspect.signature(load).parameters.values()
-  load_part.__signature__ = inspect.Signature([*own, *others])
+  # Configs are checked against the signature, so it needs the loader's names in
+  # place of **kwargs.
+  *part_parameters, _ = inspect.signature(load_part).parameters.values()
+  parameters = inspect.signature(load).parameters.values()
+  load_part.__signature__ = inspect.Signature([*part_parameters, *parameters])
   return load_part
 
 
-_choose = pass_rates.choose  # The argument `pass_rates` hides the module.
+_select = pass_rates.select  # The argument `pass_rates` shadows the module.
 
 
 class Mixture(Sequence[Example]):
-  """All examples that take part, part after part; `draw` mixes them."""
+  """The examples that are used, part after part; `draw` mixes the parts."""
 
   def __init__(self, parts: Mapping[str, Part]):
     if not parts:
       raise ValueError("dataset.mixture names no dataset")
     self.parts = dict(parts)
-    self._units = units([part.weight for part in parts.values()])
+    weights = [part.weight for part in parts.values()]
+    self._weights = integer_weights(weights)
     self._ends = [*itertools.accumulate(len(p.kept) for p in parts.values())]
 
   def __len__(self) -> int:
@@ -92,49 +94,49 @@ class Mixture(Sequence[Example]):
   def draw(
     self, count: int, *, seed: int, step: int, attempt: int = 0
   ) -> list[Example]:
-    """The `step`-th `count` examples, part after part; see `data.draw`.
+    """Returns the `count` examples of a step, part after part; see `data.draw`.
 
-    Each part has shuffled epochs of its own, which neither the other parts nor
-    what is left out of it put into another order.
+    Each part has its own shuffled epochs. Their order depends neither on the
+    other parts nor on which examples are left out.
     """
     drawn = []
     for (label, part), (first, number) in zip(
-      self.parts.items(), quotas(self._units, count, step)
+      self.parts.items(), quotas(self._weights, count, step)
     ):
-      own = order.seed_of(seed, label, attempt)
+      part_seed = order.seed_of(seed, label, attempt)
       drawn += [
-        part.dataset[_nth(part, own, index)]
+        part.dataset[_dataset_index(part, part_seed, index)]
         for index in range(first, first + number)
       ]
     return drawn
 
   def epochs(self, count: int, step: int) -> dict[str, float]:
-    """Passes over each part before the `step`-th draw of `count`, by label."""
-    firsts = [first for first, _ in quotas(self._units, count, step)]
+    """Returns the number of epochs of each part before a step, by label."""
+    firsts = [first for first, _ in quotas(self._weights, count, step)]
     return {
       label: first / len(part.kept)
       for (label, part), first in zip(self.parts.items(), firsts)
     }
 
   def describe(self) -> list[str]:
-    """A line for each part: its share, its size, and what was left out."""
+    """Returns a line on each part: its share, size, and examples left out."""
     lines = []
-    for (label, part), unit in zip(self.parts.items(), self._units):
-      line = f"{label}: {unit / sum(self._units):.1%} of each round, from "
+    for (label, part), weight in zip(self.parts.items(), self._weights):
+      line = f"{label}: {weight / sum(self._weights):.1%} of each round, from "
       line += f"{len(part.kept):,} examples"
       if part.counts:
         line += (
           "; left out {below:,} below and {above:,} above the range of pass "
-          "rates; {unrecorded:,} have none on record"
+          "rates; {unrecorded:,} have no pass rate"
         ).format(**part.counts)
       lines.append(line)
     return lines
 
 
-def units(weights: Sequence[float | int]) -> list[int]:
-  """The least whole numbers in the proportion of the weights: 0.5, 1 -> 1, 2.
+def integer_weights(weights: Sequence[float | int]) -> list[int]:
+  """Returns the smallest integers in the ratio of the weights: 0.5, 1 -> 1, 2.
 
-  A weight is the decimal that it prints as.
+  A weight is taken for the decimal number that it prints as.
   """
   exact = [fractions.Fraction(str(weight)) for weight in weights]
   least = math.lcm(*(weight.denominator for weight in exact))
@@ -143,22 +145,22 @@ def units(weights: Sequence[float | int]) -> list[int]:
 
 
 def quotas(
-  units: Sequence[int], count: int, step: int
+  weights: Sequence[int], count: int, step: int
 ) -> list[tuple[int, int]]:
-  """For each part how many were drawn before the step, and how many in it.
+  """Returns for each part (draws before the step, draws in the step).
 
-  Systematic sampling (W. G. Madow 1949): the parts lie on a line, each as long
-  as its share of `count`, and every whole number plus an offset draws from the
-  part that it hits. So a step has the share, rounded up or down, and `count` in
-  all. The offset of step s is (s p mod U) / U, for U the sum of the units and p
-  coprime to it: in U steps it is every multiple of 1 / U once, and each part
-  has exactly its share.
+  Systematic sampling (W. G. Madow 1949): the parts are intervals on a line,
+  each as long as its share of `count`. Each integer plus an offset draws from
+  the part in whose interval it lies. A part's draws in a step are therefore its
+  share, rounded up or down, and `count` in total. The offset of step s is
+  (s p mod W) / W, where W is the sum of the weights and p is coprime to W: over
+  W steps it takes each multiple of 1 / W once, so that the shares are exact.
   """
-  total = sum(units)
+  total = sum(weights)
   stride = round(total * (math.sqrt(5) - 1) / 2)  # Spreads the offsets.
   while math.gcd(stride, total) != 1:
     stride += 1
-  edges = [0, *itertools.accumulate(unit * count for unit in units)]
+  edges = [0, *itertools.accumulate(weight * count for weight in weights)]
   before, after = (
     [floor_sum(steps, stride, edge, total) for edge in edges]
     for steps in (step, step + 1)
@@ -169,10 +171,10 @@ def quotas(
 
 
 def floor_sum(n: int, a: int, b: int, m: int) -> int:
-  """The sum of floor((a i + b) / m) for i < n, in about log(m) steps.
+  """Returns the sum of floor((a i + b) / m) over i < n, in O(log m) steps.
 
-  Whole parts of a / m and b / m are summed at once; what is left is the points
-  under a line, which are counted along the other axis.
+  The integer parts of a / m and b / m are summed in closed form. The rest is
+  the number of lattice points under a line, counted along the other axis.
   """
   total = 0
   while n:
@@ -182,8 +184,8 @@ def floor_sum(n: int, a: int, b: int, m: int) -> int:
   return total
 
 
-def _nth(part: Part, seed: int, index: int) -> int:
-  """Which example of the part's dataset is read `index`-th."""
+def _dataset_index(part: Part, seed: int, index: int) -> int:
+  """Returns the index of the example of a part that is read `index`-th."""
   size = len(part.dataset)
   if len(part.kept) == size:
     return order.shuffled(size, seed)[index]
@@ -193,7 +195,7 @@ def _nth(part: Part, seed: int, index: int) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _kept_epoch(part: Part, seed: int, epoch: int) -> list[int]:
-  """The whole dataset's epoch, less what is left out of it."""
+  """Returns an epoch of the whole dataset without the examples left out."""
   size, kept = len(part.dataset), set(part.kept)
   whole = order.shuffled(size, seed)
   read = (whole[epoch * size + i] for i in range(size))

@@ -1,4 +1,4 @@
-"""The order in which a dataset is read: epochs without end, each shuffled."""
+"""The order in which a dataset is read: endless epochs, each shuffled."""
 
 import functools
 import hashlib
@@ -6,16 +6,16 @@ import hashlib
 
 @functools.lru_cache(maxsize=64)
 def shuffled(size: int, seed: int):
-  """What `shuffled(size, seed)[i]` reads i-th, for any i >= 0.
+  """Returns a dataset of indices, whose i-th element is read i-th, for i >= 0.
 
-  Each run of `size` indices is one epoch, with an order of its own.
+  Each `size` consecutive elements are one epoch, in an order of its own.
   """
-  import grain  # A second to import.
+  import grain  # The import takes a second.
 
   return grain.MapDataset.range(size).shuffle(seed=seed).repeat()
 
 
 def seed_of(*parts: int | str) -> int:
-  """A seed below 2^32 for what the parts name; another name, another seed."""
+  """Returns a seed below 2^32 that is a hash of the parts."""
   digest = hashlib.blake2b(repr(parts).encode(), digest_size=4).digest()
   return int.from_bytes(digest)

@@ -1,10 +1,10 @@
-"""Texts to rows of fixed length, and their values back again.
+"""Packs texts into rows of fixed length, and unpacks their values.
 
-A row holds whole pieces of text. A piece is a shared prompt and the
-completions that follow it: the prompt is laid out once, and each completion
-sees it and itself (`prefix_end`, `k_start`). The token before a completion, the
-prompt's last, is laid out again at the head of each completion, so that every
-value has a slot of its own.
+A row holds several pieces. A piece is a prompt with one or more completions:
+the prompt is stored once, and each completion attends to the prompt and to
+itself (`prefix_end`, `k_start`). The last token of the prompt is repeated at
+the head of each completion, so that the value of every completion token has a
+slot of its own.
 """
 
 from collections.abc import Sequence
@@ -16,29 +16,30 @@ from r1jax.types import Packed, Rollout
 
 
 class Piece(NamedTuple):
-  """Completions of one prompt, to be laid out in one row."""
+  """Completions of one prompt that are packed into one row."""
 
   prompt: Sequence[int]
   completions: Sequence[Sequence[int]]
-  origins: Sequence[int]  # Where the first value of each completion belongs.
+  origins: Sequence[int]  # The index of each completion's first value.
 
   @property
   def size(self) -> int:
-    """Slots it takes in a row."""
+    """The number of slots that the piece takes in a row."""
     head = max(len(self.prompt) - 1, 0)
     return head + sum(map(len, self.completions))
 
 
 def pack(pieces: Sequence[Piece], width: int, *, rows: int = 0) -> Packed:
-  """Lays `pieces` out in rows of `width` slots, best fit, longest first.
+  """Packs pieces into rows of `width` slots, by best fit, longest first.
 
   Args:
-    pieces: one whose prompt is shared begins a row of its own; pieces of one
-      completion stand wherever there is room.
-    width: slots of a row.
-    rows: how many rows to make, the last ones empty; 0 for as few as it takes.
+    pieces: a piece with several completions begins a row of its own; a piece
+      with one completion goes wherever there is room.
+    width: the number of slots of a row.
+    rows: the number of rows, of which the last may be empty; 0 for as few as
+      needed.
 
-  Raises ValueError if a piece is longer than a row, or `rows` are too few.
+  Raises ValueError if a piece is longer than a row, or `rows` is too small.
   """
   bins: list[list[Piece]] = []
   room: list[int] = []
@@ -62,6 +63,7 @@ def pack(pieces: Sequence[Piece], width: int, *, rows: int = 0) -> Packed:
 
 
 def _lay_out(bins: list[list[Piece]], width: int, rows: int) -> Packed:
+  """Returns the packed rows, each with the pieces of its bin."""
   shape = (rows, width)
   slots = np.broadcast_to(np.arange(width, dtype=np.int32), shape)
   tokens, targets, prefix_end = (np.zeros(shape, np.int32) for _ in range(3))
@@ -78,7 +80,7 @@ def _lay_out(bins: list[list[Piece]], width: int, rows: int) -> Packed:
       k_start[row, at : at + head] = start
       at += head
       for completion, first in zip(completions, origins, strict=True):
-        skip = 0 if prompt else 1  # Nothing precedes a text's first token.
+        skip = 0 if prompt else 1  # A text's first token is not predicted.
         inputs = [*prompt[-1:], *completion[:-1]]
         part = slice(at, at + len(inputs))
         tokens[row, part] = inputs
@@ -105,9 +107,10 @@ def pack_rollout(
   chosen: Sequence[int] | np.ndarray,
   rows: int,
 ) -> Packed:
-  """Packs all completions of the `chosen` prompts; each prompt is shared.
+  """Packs all completions of the prompts with the indices `chosen`.
 
-  Values belong at their place in [P, G, Tc], flattened.
+  Completions share their prompt, as far as they fit into a row. The origin of a
+  value is its index in [P, G, Tc], flattened.
   """
   _, group, size = rollout.completions.shape
   pieces = []
@@ -139,7 +142,7 @@ def _piece(rollout, prompt, p, part, group, size) -> Piece:
 
 
 def unpack(values: np.ndarray, packed: Packed, shape: tuple) -> np.ndarray:
-  """Values [..., T] of packed rows at their place in `shape`; 0 elsewhere."""
+  """Returns packed values [..., T] in an array of `shape`; 0 elsewhere."""
   out = np.zeros(int(np.prod(shape)), np.asarray(values).dtype)
   origin = np.asarray(packed.origin).reshape(-1)
   out[origin[origin >= 0]] = np.asarray(values).reshape(-1)[origin >= 0]

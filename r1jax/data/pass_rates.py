@@ -1,15 +1,14 @@
-"""Which problems are worth training on: those a policy sometimes solves.
+"""Selects problems by recorded pass rates.
 
-A policy that is right every time, or never, learns nothing from a problem. What
-share of its completions was right is read from JSON lines, in either form, or
-in both:
+A policy learns nothing from problems that it always or never solves. The pass
+rate, the share of correct completions, is read from JSON lines of two forms:
 
     {"id": "a.jsonl:7", "pass_rate": 0.25}
     {"id": "a.jsonl:7", "domain": "math/gsm8k", "rewards": {"accuracy": 1.0}}
 
-The second is one completion, as a run's dump of its rollouts has it; the rate
-is the mean over those of the problem. Where a line names a domain, it speaks of
-that domain's problem alone.
+The second form is one completion, as in the rollouts that a run writes; the
+pass rate is the mean over all lines of a problem. A line with a domain applies
+only to the problem of that domain.
 """
 
 import numbers
@@ -24,10 +23,10 @@ from r1jax.types import Example
 
 
 def read(path: str | Path) -> dict[tuple[str, str], float]:
-  """The recorded rates by (id, domain); the domain is "" if no line names it.
+  """Returns pass rates by (id, domain); the domain is "" for lines without one.
 
   `path` is a file, or a directory whose .jsonl and .jsonl.gz files are read. A
-  completion that could not be graded (null) does not count.
+  completion that could not be graded (null) is ignored.
 
   Raises FileNotFoundError, or ValueError that names the file and the line.
   """
@@ -47,6 +46,7 @@ def read(path: str | Path) -> dict[tuple[str, str], float]:
 
 
 def _rate(row: Mapping, where: str) -> float | None:
+  """Returns the pass rate of a line; None if it could not be graded."""
   rewards = row.get("rewards")
   if "pass_rate" in row:
     rate = row["pass_rate"]
@@ -63,20 +63,20 @@ def _rate(row: Mapping, where: str) -> float | None:
   return float(rate)
 
 
-def choose(
+def select(
   examples: Sequence[Example], path: str | Path, low: float, high: float
 ) -> tuple[list[int], dict[str, int]]:
-  """Indices of the examples to keep, and how many are of each kind.
+  """Returns the indices of examples to keep, and the number of each kind.
 
-  The kinds are "below" and "above" [low, high], which are left out, "within",
-  and "unrecorded", of which nothing is known: they are kept.
+  The kinds are "below" and "above" the range [low, high], which are left out,
+  and "within" and "unrecorded" (without a pass rate), which are kept.
 
-  Raises ValueError if the range is none, if no example is on record, which
-  means another dataset's file, or if none is left.
+  Raises ValueError for an invalid range, if no example has a pass rate (the
+  file probably belongs to another dataset), or if no example is left.
   """
   if not 0 <= low <= high <= 1:
     raise ValueError(
-      f"min_pass_rate {low} and max_pass_rate {high} are no range within 0..1"
+      f"min_pass_rate {low} and max_pass_rate {high} are not a range in 0..1"
     )
   rates = read(path)
   kept, counts = [], dict(below=0, above=0, within=0, unrecorded=0)

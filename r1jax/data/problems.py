@@ -1,4 +1,4 @@
-r"""Problems of any kind from a file, for the grader that a config names.
+r"""Loads problems of any kind from a file.
 
     dataset=dict(name="problems", path="math500.jsonl")
     dataset=dict(name="problems", path="mbpp.parquet", domain="code")
@@ -7,9 +7,9 @@ r"""Problems of any kind from a file, for the grader that a config names.
       fields=dict(prompt="task.text", tests="task.checks"),
     )
 
-The domain picks the grader (see `r1jax.rewards.accuracy`), and what that reads
-beside the answer is in the metadata: all fields of the row under their own
-names, and under those of `FIELDS`.
+The domain selects the grader (see `r1jax.rewards.accuracy`). The metadata of an
+example hold all fields of its row, both under their own names and under those
+of `FIELDS`, for graders that need more than the answer.
 """
 
 import json
@@ -27,8 +27,8 @@ from r1jax.types import Example
 
 logger = logging.getLogger(__name__)
 
-# Where the published sets keep it: the first field that is there and not null.
-# A dot leads into an object.
+# Names of fields in published data sets. The first one that exists and is not
+# null is used. A dot separates the keys of nested objects.
 FIELDS: dict[str, tuple[str, ...]] = {
   "prompt": ("problem", "question", "prompt", "text"),
   "answer": (
@@ -38,21 +38,21 @@ FIELDS: dict[str, tuple[str, ...]] = {
   "tests": ("tests", "test_list", "test", "input_output"),
   "choices": ("choices", "options"),
 }
-# Graded by these, and not by an answer.
+# Domains that are graded by a field other than the answer.
 UNANSWERED = {
   "code": "tests",
   "countdown": "target",
   "instructions": "instruction_id_list",
 }
 SPLITS = ("all", "train", "test")
-SHOWN = 10  # Rows whose faults are told one by one.
+SHOWN = 10  # Skipped rows that are logged one by one.
 
-# One number with its thousands apart, and no other digit or comma around it.
+# A text whose only number has commas between its thousands.
 THOUSANDS = re.compile(
   r"([^\d,.;()\[\]{}<>|_^]*)([1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?)([^\d,]*)"
 )
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-LABEL = re.compile(r"\(?([A-Z])[).:]\s*")  # Of a choice.
+LABEL = re.compile(r"\(?([A-Z])[).:]\s*")  # The letter before a choice.
 CURRENCY = re.compile(r"\\?\$|[€£¥]")
 
 
@@ -64,26 +64,26 @@ def load(
   split: str = "all",
   max_skipped: float = 0.1,
 ) -> Sequence[Example]:
-  r"""The problems of a file, in its order; `id` is the file's name and line.
+  r"""Returns the problems of a file in its order, with the id "file:line".
 
-  An answer is text, a number, or a list of them. Of a text that marks its
-  answer it is what follows the last "####", or the last \boxed. Commas between
-  the thousands of a number are left out, and no others. A problem of choices
-  has these below it, with their letters.
+  An answer is text, a number, or a list of these. If a text marks its answer,
+  with "####" or \boxed, the answer is what the last mark says. Commas between
+  the thousands of a number are removed. The choices of a multiple-choice
+  problem are added to its prompt with their letters.
 
-  A row that cannot be used is skipped, and the log says why.
+  Invalid rows are skipped, with a warning in the log.
 
   Args:
-    path: JSON lines, a JSON array (.json) or Parquet (.parquet), or one of them
-      through gzip (.gz).
-    domain: of all problems; "math", "code", "choice", "logic", "instructions",
-      or any of these and "/" and a name for the metrics.
-    fields: where a row keeps "prompt", "answer", "domain" or an entry of the
-      metadata, in place of what `FIELDS` says: the name of a field, or several
-      of which the first that is there counts.
-    split: "all" of the file; or "train" or "test", nine tenths and the rest of
-      it, by a hash of the problem.
-    max_skipped: share of the rows that may be skipped.
+    path: JSON lines, a JSON array (.json) or Parquet (.parquet), which may be
+      compressed (.gz).
+    domain: the domain of all problems: "math", "code", "choice", "logic" or
+      "instructions", optionally followed by "/" and a name for the metrics.
+    fields: the fields of a row that hold "prompt", "answer", "domain" or an
+      entry of the metadata, in place of those in `FIELDS`: a name, or several
+      of which the first that exists is used.
+    split: "all", or "train" or "test": nine tenths or one tenth of the
+      problems, by a hash of their content.
+    max_skipped: the share of rows that may be skipped.
 
   Raises FileNotFoundError, or ValueError that names the file and the line.
   """
@@ -95,8 +95,8 @@ def load(
   if split not in SPLITS:
     raise ValueError(f"split must be one of {[*SPLITS]}, got {split!r}")
   names = FIELDS | {
-    name: (found,) if isinstance(found, str) else tuple(found)
-    for name, found in fields.items()
+    name: (paths,) if isinstance(paths, str) else tuple(paths)
+    for name, paths in fields.items()
   }
   file, examples, faults = Path(path).name, [], []
   for number, row in rows.read(path):
@@ -110,13 +110,13 @@ def load(
   count = len(examples) + len(faults)
   if not count:
     raise ValueError(f"{path}: no problems in it")
-  told = f"{len(faults):,} of {count:,} rows of {path} cannot be used"
+  summary = f"{len(faults):,} of {count:,} rows of {path} cannot be used"
   if not examples or len(faults) > max_skipped * count:
-    raise ValueError(f"{faults[0]} ({told}; max_skipped is {max_skipped:g})")
+    raise ValueError(f"{faults[0]} ({summary}; max_skipped is {max_skipped:g})")
   for fault in faults[:SHOWN]:
     logger.warning("skipped %s", fault)
   if faults:
-    logger.warning("skipped: %s", told)
+    logger.warning("skipped: %s", summary)
   if split == "all":
     return examples
   chosen = [
@@ -126,8 +126,8 @@ def load(
   ]
   if not chosen:
     raise ValueError(
-      f"{path}: of its {len(examples)} problems none is for {split!r}; give a "
-      "longer file"
+      f"{path}: none of its {len(examples)} problems is in the split "
+      f"{split!r}; use a longer file"
     )
   return chosen
 
@@ -138,38 +138,41 @@ def _example(
   domain: str,
   id: str,
 ) -> Example:
-  """A row as an example; raises ValueError if it cannot be used."""
-  found = {name: _find(row, paths) for name, paths in names.items()}
-  own = {name: value for name, (_, value) in found.items() if value is not None}
-  if "domain" in own:
-    domain = _text(*found["domain"])
+  """Returns a row as an example; raises ValueError if it cannot be used."""
+  fields = {name: _find(row, paths) for name, paths in names.items()}
+  values = {name: v for name, (_, v) in fields.items() if v is not None}
+  if "domain" in values:
+    domain = _text(*fields["domain"])
   family = domain.partition("/")[0]
-  reads = UNANSWERED.get(family, "answer")
+  graded = UNANSWERED.get(family, "answer")  # The field for the grader.
   metadata = dict(row)
-  for name in own.keys() - {"prompt", "answer", "domain"}:
-    metadata[name] = own[name]
-  if family == "code" and "tests" in own:
-    metadata["tests"] = _tests(own["tests"])
-  if family == "choice" and "choices" in own:
-    metadata["choices"] = _choices(own["choices"])
-  if own.get(reads, metadata.get(reads)) is None:
+  for name in values.keys() - {"prompt", "answer", "domain"}:
+    metadata[name] = values[name]
+  if family == "code" and "tests" in values:
+    metadata["tests"] = _tests(values["tests"])
+  if family == "choice" and "choices" in values:
+    metadata["choices"] = _choices(values["choices"])
+  if values.get(graded, metadata.get(graded)) is None:
     raise ValueError(
-      f"{found.get(reads, [reads])[0]!r} is null or missing; a problem of "
-      f"{family!r} is graded by it"
+      f"{fields.get(graded, [graded])[0]!r} is null or missing; problems of "
+      f"the domain {family!r} need it"
     )
-  prompt = _prompt(*found["prompt"])
-  metadata.pop(found["prompt"][0], None)
+  prompt = _prompt(*fields["prompt"])
+  metadata.pop(fields["prompt"][0], None)
   if family == "choice":
     prompt = _with_choices(prompt, metadata.get("choices") or ())
   answer = ""
-  if reads == "answer":
-    answer = _answer(*found["answer"], family, metadata.get("choices") or ())
-    metadata.pop(found["answer"][0], None)
+  if graded == "answer":
+    answer = _answer(*fields["answer"], family, metadata.get("choices") or ())
+    metadata.pop(fields["answer"][0], None)
   return Example(prompt, answer, domain, id, metadata)
 
 
 def _find(row: Mapping[str, Any], paths: Sequence[str]) -> tuple[str, Any]:
-  """The first path that leads to a value, and this; or a path's name, None."""
+  """Returns the first path that leads to a value, and the value.
+
+  Without a value it returns a name for error messages, and None.
+  """
   for path in paths:
     value: Any = row
     if path in row:
@@ -179,12 +182,12 @@ def _find(row: Mapping[str, Any], paths: Sequence[str]) -> tuple[str, Any]:
         value = value.get(key) if isinstance(value, Mapping) else None
     if value is not None:
       return path, value
-  there = [path for path in paths if path in row]
-  return (there or [" or ".join(paths)])[0], None
+  existing = [path for path in paths if path in row]
+  return (existing or [" or ".join(paths)])[0], None
 
 
 def _text(name: str, value: Any) -> str:
-  """The value as text, if it is text or a number."""
+  """Returns text or a number as text; raises ValueError for other values."""
   is_number = isinstance(value, int | float | Decimal)
   if is_number and not isinstance(value, bool) and math.isfinite(value):
     return jsonl.number_text(value)
@@ -194,7 +197,7 @@ def _text(name: str, value: Any) -> str:
 
 
 def _prompt(name: str, value: Any) -> str:
-  """A question; or of a conversation, what the user alone says in it."""
+  """Returns the question, from text or from a single message of a user."""
   if not isinstance(value, list):
     return _text(name, value)
   messages = [part if isinstance(part, Mapping) else {} for part in value]
@@ -206,7 +209,7 @@ def _prompt(name: str, value: Any) -> str:
 
 
 def _with_choices(prompt: str, choices: Sequence[str]) -> str:
-  """The question with the choices below it, unless it has their letters."""
+  """Returns the question and, unless it has their letters, the choices."""
   letters = _letters(len(choices))
   if all(re.search(rf"\b{letter}[).:．、]", prompt) for letter in letters):
     return prompt
@@ -215,13 +218,13 @@ def _with_choices(prompt: str, choices: Sequence[str]) -> str:
 
 
 def _answer(name: str, value: Any, family: str, choices: Sequence[str]) -> str:
-  """The reference answer, as the family's grader takes it."""
+  """Returns the reference answer in the form that the domain's grader needs."""
   if family == "logic":
     plain = isinstance(value, str)
     return _text(name, value) if plain else json.dumps(value)
   if family == "choice" and type(value) is int and choices:
     if not 0 <= value < len(choices):
-      raise ValueError(f"{name!r} is {value}, of {len(choices)} choices")
+      raise ValueError(f"{name!r} is {value}, but has {len(choices)} choices")
     return _letters(len(choices))[value]
   if isinstance(value, list) and value:
     return ", ".join(_answer(name, part, family, choices) for part in value)
@@ -240,7 +243,7 @@ def _answer(name: str, value: Any, family: str, choices: Sequence[str]) -> str:
 
 
 def _listed(text: str) -> list[str] | None:
-  """The strings of a list that is written as JSON; None if it is none."""
+  """Returns the strings of a JSON list; None if the text is not one."""
   try:
     parts = json.loads(text)
   except ValueError:
@@ -249,7 +252,7 @@ def _listed(text: str) -> list[str] | None:
 
 
 def _plain_number(answer: str) -> str:
-  """The answer; if it is one number, without commas between thousands."""
+  """Returns the answer, without commas between thousands if it is a number."""
   match = THOUSANDS.fullmatch(answer)
   if not match:
     return answer
@@ -260,7 +263,7 @@ def _plain_number(answer: str) -> str:
 
 
 def _last_boxed(text: str) -> str | None:
-  r"""What the last \boxed{...} holds; None without one that is closed."""
+  r"""Returns the content of the last \boxed{...}; None if it is not closed."""
   _, boxed, rest = text.rpartition(r"\boxed{")
   depth = 1
   for match in BRACE.finditer(rest) if boxed else ():
@@ -271,7 +274,7 @@ def _last_boxed(text: str) -> str | None:
 
 
 def _tests(value: Any) -> Any:
-  """Tests as the code reward takes them: Python text, or a list of cases."""
+  """Returns tests as the code reward needs them: Python text or a list."""
   if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
     try:
       value = json.loads(value)
@@ -279,14 +282,14 @@ def _tests(value: Any) -> Any:
       return value
   if isinstance(value, Mapping) and {"inputs", "outputs"} <= value.keys():
     cases = zip(value["inputs"], value["outputs"], strict=True)
-    return [dict(input=given, output=wanted) for given, wanted in cases]
+    return [dict(input=stdin, output=stdout) for stdin, stdout in cases]
   if isinstance(value, list) and all(isinstance(test, str) for test in value):
     return "\n".join(value)
   return value
 
 
 def _choices(value: Any) -> list[str]:
-  """The texts of the choices, without letters of their own."""
+  """Returns the texts of the choices, without their letters."""
   if isinstance(value, Mapping):  # {"text": [...]}, or {"A": ..., "B": ...}.
     value = value.get("text", [*value.values()])
   if not isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Rows of a file: JSON lines, a JSON array or Parquet, zipped or not."""
+"""Reads the rows of a file of JSON lines, a JSON array or Parquet."""
 
 import gzip
 import json
@@ -16,22 +16,23 @@ Row = dict[str, Any] | ValueError
 
 
 def read(path: str | Path) -> Iterator[tuple[int, Row]]:
-  """Yields (number, row), or the error in the place of a row that is none.
+  """Yields (number, row), with a ValueError in place of an invalid row.
 
-  What a file holds is told by its name: .parquet; .json, which is an array of
-  objects if it begins with a bracket; all else is JSON lines. The number is
-  that of the line on which a row begins, or of Parquet's row, from 1.
+  The file's name gives its format: .parquet; .json, a JSON array if it begins
+  with a bracket; JSON lines otherwise. A file whose name ends in .gz is
+  decompressed. The number, from 1, is that of the row's first line or of
+  Parquet's row.
 
-  Raises FileNotFoundError at once, and ValueError that names the file if it
-  cannot be read on.
+  Raises FileNotFoundError at the call if the file does not exist. While it is
+  read, raises ValueError, which names the file, if the rest cannot be read.
   """
-  path = jsonl.existing(path)
+  path = jsonl.existing_file(path)
   kind = Path(path.name.removesuffix(".gz")).suffix
   if kind == ".parquet":
     return _parquet(path)
   if kind == ".json" and _is_array(path):
     return _array(path)
-  return jsonl.each(path)
+  return jsonl.read_or_error(path)
 
 
 def _is_array(path: Path) -> bool:
@@ -40,7 +41,7 @@ def _is_array(path: Path) -> bool:
 
 def _read(path: Path) -> bytes:
   try:
-    with jsonl.unzipped(path) as file:
+    with jsonl.open_binary(path) as file:
       return file.read()
   except (EOFError, gzip.BadGzipFile, zlib.error) as error:
     raise ValueError(f"{path}: not gzip: {error}") from None
@@ -59,7 +60,7 @@ def _array(path: Path) -> Iterator[tuple[int, Row]]:
       break
     where = f"{path}:{line}"
     row, position = _element(text, position, where)
-    yield line, jsonl.an_object(row, where)
+    yield line, jsonl.object_or_error(row, where)
     position = SPACE.match(text, position).end()
     if text.startswith(",", position):
       position += 1
@@ -69,12 +70,12 @@ def _array(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _element(text: str, position: int, where: str) -> tuple[Any, int]:
-  """The value at a position of the array, or its error, and where it ends."""
+  """Returns the value or error at a position of the array, and its end."""
   try:
     return jsonl.decode(text, position)
   except (json.JSONDecodeError, RecursionError) as error:
     raise ValueError(f"{where}: not JSON: {error}") from None
-  except ValueError as error:  # No JSON, and yet Python knows where it ends.
+  except ValueError as error:  # Python can parse it, although it is not JSON.
     end = json.JSONDecoder().raw_decode(text, position)[1]
     return ValueError(f"{where}: not JSON: {error}"), end
 
@@ -85,11 +86,11 @@ def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
     import pyarrow.parquet
   except ImportError:
     raise ValueError(
-      f"{path}: pyarrow reads Parquet, and it is not installed; "
+      f"{path}: Parquet needs pyarrow, which is not installed; run: "
       "pip install 'r1jax[parquet]'"
     ) from None
   number = 0
-  with jsonl.unzipped(path) as file:
+  with jsonl.open_binary(path) as file:
     try:
       for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
         for row in batch.to_pylist():

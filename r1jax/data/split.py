@@ -1,4 +1,4 @@
-"""Which problems are for testing: decided by what they ask, for good."""
+"""The split into training and test problems, by a hash of their content."""
 
 import hashlib
 
@@ -6,10 +6,10 @@ TEST_SHARE = 0.1
 
 
 def in_test(domain: str, content: str) -> bool:
-  """True for one problem in ten, which must then never be trained on.
+  """Whether a problem belongs to the test split, as one in ten does.
 
-  `content` says what is asked, in one form for all wordings of it, so that no
-  seed and no order moves a problem to the other side.
+  `content` is a normal form of the question, equal for all of its wordings. A
+  problem is therefore always in the same split, whatever the seed and order.
   """
   text = f"{domain}\0{content}".encode("utf-8", "surrogatepass")
   digest = hashlib.blake2b(text, digest_size=8).digest()

@@ -1,10 +1,10 @@
-"""Text to token ids and back, behind one small interface.
+"""Tokenizers: text to token ids and back.
 
-`load` opens a directory in Hugging Face layout: `tokenizer.json` (plain or
-gzipped) or `tokenizer.model` (SentencePiece). Beside the interface of
-`r1jax.types.Tokenizer` both kinds offer what conversations need; see
-`r1jax.data.chat.ChatTokenizer`. Padding has no place here: what is padding is
-known from lengths, so a pad token that is also an EOS is of no consequence.
+`load` opens a directory in Hugging Face layout, with `tokenizer.json` (plain or
+gzipped) or `tokenizer.model` (SentencePiece). Both kinds implement
+`r1jax.types.Tokenizer`, and `r1jax.data.chat.ChatTokenizer` for conversations.
+There is no pad token: padding is known from lengths, so that a tokenizer whose
+pad token is also an EOS causes no errors.
 """
 
 import collections
@@ -27,16 +27,18 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def load(path: str, *, bos: bool | None = None):
-  """The tokenizer in the directory `path`; see `r1jax.types.Tokenizer`.
+  """Returns the tokenizer in a directory; see `r1jax.types.Tokenizer`.
 
-  Of both kinds it takes `tokenizer.json`, which alone knows the tokens that
-  were added for conversations.
+  If the directory has both kinds, `tokenizer.json` is used, because only that
+  has the tokens that were added for conversations.
 
   Args:
-    path: of the directory.
-    bos: whether every text begins with BOS. None asks the tokenizer: its
-      `add_bos_token`, or else what the post-processor of tokenizer.json puts in
-      front. Chat templates write their own beginning, whatever this is.
+    path: the directory.
+    bos: whether each text begins with BOS. None follows the tokenizer: its
+      `add_bos_token`, or else the post-processor of tokenizer.json. Chat
+      templates write their own BOS in any case.
+
+  Raises ValueError if the directory has no tokenizer, or an invalid one.
   """
   if not path:
     raise ValueError(
@@ -58,7 +60,7 @@ def load(path: str, *, bos: bool | None = None):
 class SentencePiece:
   """A SentencePiece model; its `</s>` ends a completion."""
 
-  specials: tuple[str, ...] = ()  # No text makes its control tokens.
+  special_tokens: tuple[str, ...] = ()  # No text encodes to control tokens.
 
   def __init__(self, path: pathlib.Path, bos: bool | None = None):
     import sentencepiece
@@ -66,39 +68,41 @@ class SentencePiece:
     try:
       model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
-      raise ValueError(f"{path} is no SentencePiece model: {error}") from error
+      raise ValueError(
+        f"{path} is not a SentencePiece model: {error}"
+      ) from error
     self._model = model
     self.vocab_size = model.vocab_size()
     known = lambda number: 0 <= number < self.vocab_size
-    own = [number for number in [model.eos_id()] if known(number)]
-    self.eos_ids = _eos_ids(path, own, known)
+    ends = [model.eos_id()] if known(model.eos_id()) else []
+    self.eos_ids = _eos_ids(path, ends, known)
     self.bos_id = model.bos_id() if known(model.bos_id()) else None
     self.prefix_ids = _prefix_ids(path, bos, self.bos_id)
-    self.named_specials = _named_specials(self, path)
+    self.special_tokens_map = _special_tokens_map(self, path)
     self.chat_template = _chat_template(path.parent)
 
   def encode(self, text: str) -> list[int]:
-    """Token ids of `text`; no BOS, no EOS."""
+    """Returns the token ids of `text`, without BOS and EOS."""
     return self._model.encode(text)
 
-  def spell(self, text: str) -> list[int]:
-    """Token ids of `text`; user-defined symbols are a part of the language."""
+  def encode_ordinary(self, text: str) -> list[int]:
+    """Returns the ids of `encode`: user-defined symbols are ordinary text."""
     return self.encode(text)
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of `ids`, EOS dropped."""
+    """Returns the text of `ids`, without EOS."""
     return self._model.decode([int(i) for i in ids if i not in self.eos_ids])
 
-  def piece(self, token: int) -> str:
-    """The token as the vocabulary spells it."""
+  def id_to_token(self, token: int) -> str:
+    """Returns the token's string in the vocabulary."""
     return self._model.id_to_piece(token)
 
 
 class HuggingFace:
-  """A `tokenizer.json`; the files beside it say which tokens begin and end.
+  """A `tokenizer.json`, with the BOS and EOS of the files beside it.
 
-  EOS is the `eos_token` of tokenizer_config.json, and what `eos_token_id` of
-  generation_config.json and of config.json list: any of them ends a completion.
+  Several tokens may end a completion: the `eos_token` of tokenizer_config.json,
+  and the `eos_token_id` of generation_config.json and config.json.
   """
 
   def __init__(self, path: pathlib.Path, bos: bool | None = None):
@@ -109,9 +113,9 @@ class HuggingFace:
       if path.suffix == ".gz":
         data = gzip.decompress(data)
       self._model = tokenizers.Tokenizer.from_str(data.decode())
-    except Exception as error:  # The library raises nothing narrower.
-      raise ValueError(f"{path} is no tokenizer: {error}") from error
-    self._model.no_truncation()  # Both may be saved with it.
+    except Exception as error:  # The library raises plain Exceptions.
+      raise ValueError(f"{path} is not a tokenizer: {error}") from error
+    self._model.no_truncation()  # Both may be enabled in the file.
     self._model.no_padding()
     self.vocab_size = self._model.get_vocab_size()
     config = path.parent / "tokenizer_config.json"
@@ -119,20 +123,23 @@ class HuggingFace:
     self.eos_ids = _eos_ids(path, ends, self._known)
     begins = self._named(config, "bos_token")
     self.bos_id: int | None = begins[0] if begins else None
-    self.prefix_ids = _prefix_ids(path, bos, self.bos_id, self._put_in_front())
-    self.named_specials = _named_specials(self, path)
+    self.prefix_ids = _prefix_ids(
+      path, bos, self.bos_id, self._default_prefix()
+    )
+    self.special_tokens_map = _special_tokens_map(self, path)
     self.chat_template = _chat_template(path.parent)
     added = self._model.get_added_tokens_decoder()
     self._added = {n: t.content for n, t in added.items() if t.content.strip()}
-    self.specials = tuple(self._added.values())
+    self.special_tokens = tuple(self._added.values())
 
   def _known(self, number: int) -> bool:
     return number >= 0 and self._model.id_to_token(number) is not None
 
   def _named(self, config: pathlib.Path, key: str) -> list[int]:
-    """The id of the token that `config` names under `key`; none if it does not.
+    """Returns the id of the token under `key` of `config`, in a list.
 
-    Raises ValueError if it names a token that the vocabulary does not have.
+    The list is empty if `config` has no such key. Raises ValueError if the
+    token is not in the vocabulary.
     """
     token = _read(config).get(key)
     token = token.get("content") if isinstance(token, dict) else token
@@ -143,8 +150,8 @@ class HuggingFace:
       raise ValueError(f"{config}: {key} {token!r} is not in the vocabulary")
     return [number]
 
-  def _put_in_front(self) -> tuple[int, ...]:
-    """What the post-processor puts before a text."""
+  def _default_prefix(self) -> tuple[int, ...]:
+    """Returns the ids that the post-processor puts before a text."""
     text = self._model.encode("a", add_special_tokens=False).ids
     whole = self._model.encode("a").ids
     starts = range(len(whole) - len(text) + 1)
@@ -152,89 +159,94 @@ class HuggingFace:
     return tuple(whole[:start])
 
   def encode(self, text: str) -> list[int]:
-    """Token ids of `text`; no BOS, no EOS.
+    """Returns the token ids of `text`, without BOS and EOS.
 
-    Where `text` holds the name of a special token, that token is meant.
+    The name of a special token in `text` becomes that token.
     """
     return self._model.encode(text, add_special_tokens=False).ids
 
-  def spell(self, text: str) -> list[int]:
-    """Token ids of `text` as plain text: a special token's name is spelled out.
+  def encode_ordinary(self, text: str) -> list[int]:
+    """Returns the token ids of `text` without any special tokens.
 
-    Raises ValueError if the vocabulary has no other way to write it.
+    The name of a special token becomes ordinary tokens. Raises ValueError if
+    the vocabulary cannot encode it so.
     """
     ids = self._plain.encode(text, add_special_tokens=False).ids
-    if forged := {*ids} & self._added.keys():
-      names = [self._added[number] for number in sorted(forged)]
-      raise ValueError(f"this tokenizer cannot spell out {names}")
+    if special := {*ids} & self._added.keys():
+      names = [self._added[number] for number in sorted(special)]
+      raise ValueError(
+        f"this tokenizer cannot encode {names} without special tokens"
+      )
     return ids
 
   @functools.cached_property
   def _plain(self):
-    """The same tokenizer without its special tokens; few ever need it."""
+    """The same tokenizer without its special tokens."""
     import tokenizers
 
     data = json.loads(self._model.to_str())
     data["added_tokens"] = [
       token for token in data["added_tokens"] if token["id"] not in self._added
     ]
-    data["post_processor"] = None  # It may name them.
+    data["post_processor"] = None  # It may refer to special tokens.
     return tokenizers.Tokenizer.from_str(json.dumps(data))
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of `ids`, EOS dropped; other special tokens are shown."""
+    """Returns the text of `ids`, without EOS, with other special tokens."""
     ids = [int(i) for i in ids if i not in self.eos_ids]
     return self._model.decode(ids, skip_special_tokens=False)
 
-  def piece(self, token: int) -> str:
-    """The token as the vocabulary spells it."""
+  def id_to_token(self, token: int) -> str:
+    """Returns the token's string in the vocabulary."""
     return self._model.id_to_token(token)
 
 
 class TextStream:
-  """The text of ids that come one after another, as soon as it is certain.
+  """Decodes token ids incrementally, for streaming.
 
-  A character may take several tokens. Its text is held back until the last of
-  them has come, so that what was given out is never taken back.
+  A character may consist of several tokens. Its text is returned when the last
+  of them has arrived, so that returned text never changes.
   """
 
   def __init__(self, tokenizer: Tokenizer):
     self._decode = tokenizer.decode
     self._ids: list[int] = []
-    # Text is decoded from `_start`, since what a token reads as may depend on
-    # the token before it; up to `_read` it was given out.
+    # Text is decoded from `_start`, because a token's text may depend on the
+    # token before it. The text up to `_read` has been returned.
     self._start = self._read = 0
 
   def push(self, ids: Sequence[int]) -> str:
-    """The text that is certain once `ids` have come; may be empty."""
+    """Adds ids, and returns the new text that is final; it may be empty."""
     self._ids += ids
     text = self._pending()
-    return "" if text.endswith("\ufffd") else self._give(text)
+    return "" if text.endswith("\ufffd") else self._emit(text)
 
   def flush(self) -> str:
-    """What was held back, at the end; broken characters are U+FFFD."""
-    return self._give(self._pending())
+    """Returns the remaining text; an incomplete character is U+FFFD."""
+    return self._emit(self._pending())
 
   def _pending(self) -> str:
-    given = self._decode(self._ids[self._start : self._read])
-    return self._decode(self._ids[self._start :])[len(given) :]
+    emitted = self._decode(self._ids[self._start : self._read])
+    return self._decode(self._ids[self._start :])[len(emitted) :]
 
-  def _give(self, text: str) -> str:
+  def _emit(self, text: str) -> str:
     if text:
       self._start, self._read = self._read, len(self._ids)
     return text
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-  """The object in a JSON file; an empty one if there is no such file."""
+  """Returns the object in a JSON file, or {} if the file does not exist."""
   if not path.exists():
     return {}
   try:
     content = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
-    raise ValueError(f"{path} is no JSON: {error}") from error
+    raise ValueError(f"{path} is not JSON: {error}") from error
   if not isinstance(content, dict):
-    raise ValueError(f"{path} holds no object, but {type(content).__name__}")
+    raise ValueError(
+      f"{path} must hold a JSON object, got {type(content).__name__}"
+    )
   return content
 
 
@@ -242,25 +254,27 @@ def _prefix_ids(
   path: pathlib.Path,
   bos: bool | None,
   bos_id: int | None,
-  put_in_front: tuple[int, ...] = (),
+  default: tuple[int, ...] = (),
 ) -> tuple[int, ...]:
-  """What texts begin with: as `bos` says, or else as the tokenizer does."""
+  """Returns the ids with which texts begin, from `bos` or the files."""
   config = path.parent / "tokenizer_config.json"
-  wanted = _read(config).get("add_bos_token") if bos is None else bos
-  if wanted is None:
-    return put_in_front
+  add_bos = _read(config).get("add_bos_token") if bos is None else bos
+  if add_bos is None:
+    return default
   if bos and bos_id is None:
     raise ValueError(
       f"tokenizer.bos is True, but {config} names no bos_token; set it to None"
     )
-  return (bos_id,) if wanted and bos_id is not None else ()
+  return (bos_id,) if add_bos and bos_id is not None else ()
 
 
-def _named_specials(words, path: pathlib.Path) -> dict[str, str]:
-  """The special tokens by the names that files give them, and BOS and EOS."""
-  named = {"eos_token": words.piece(words.eos_ids[0])}
-  if words.bos_id is not None:
-    named["bos_token"] = words.piece(words.bos_id)
+def _special_tokens_map(
+  tokenizer: "SentencePiece | HuggingFace", path: pathlib.Path
+) -> dict[str, str]:
+  """Returns special tokens by their keys in the files, such as "bos_token"."""
+  named = {"eos_token": tokenizer.id_to_token(tokenizer.eos_ids[0])}
+  if tokenizer.bos_id is not None:
+    named["bos_token"] = tokenizer.id_to_token(tokenizer.bos_id)
   for name in ("special_tokens_map.json", "tokenizer_config.json"):
     declared = _read(path.parent / name)
     for key in SPECIAL_NAMES & declared.keys():
@@ -274,8 +288,8 @@ def _named_specials(words, path: pathlib.Path) -> dict[str, str]:
 def _eos_ids(
   path: pathlib.Path, named: Sequence[int], known: Callable[[int], bool]
 ) -> tuple[int, ...]:
-  """`named`, then what the files beside the tokenizer at `path` list."""
-  found = list(named)
+  """Returns the ids `named`, then those in the files beside the tokenizer."""
+  ids = list(named)
   for name in ("generation_config.json", "config.json"):
     file = path.parent / name
     listed = _read(file).get("eos_token_id")
@@ -285,35 +299,36 @@ def _eos_ids(
         raise ValueError(
           f"{file}: eos_token_id {number!r} is not in the vocabulary"
         )
-      found.append(number)
-  if not found:
+      ids.append(number)
+  if not ids:
     config = path.parent / "tokenizer_config.json"
     state = "names no eos_token" if config.exists() else "is missing"
-    raise ValueError(f"{config} {state}; it says which token is EOS")
-  return tuple(dict.fromkeys(found))
+    raise ValueError(f"{config} {state}; name the EOS token there")
+  return tuple(dict.fromkeys(ids))
 
 
 def _chat_template(directory: pathlib.Path) -> str | None:
-  """The Jinja text of `chat_template.jinja` or of tokenizer_config.json."""
+  """Returns the text of chat_template.jinja or of tokenizer_config.json."""
   file = directory / "chat_template.jinja"
   if file.exists():
     return file.read_text(encoding="utf-8")
   config = directory / "tokenizer_config.json"
-  found = _read(config).get("chat_template")
-  if isinstance(found, list):  # Several, by name.
-    found = {entry["name"]: entry["template"] for entry in found}.get("default")
-  if found is not None and not isinstance(found, str):
-    raise ValueError(f"{config}: chat_template {found!r} is no text")
-  return found
+  template = _read(config).get("chat_template")
+  if isinstance(template, list):  # Several templates, by name.
+    by_name = {entry["name"]: entry["template"] for entry in template}
+    template = by_name.get("default")
+  if template is not None and not isinstance(template, str):
+    raise ValueError(f"{config}: chat_template must be text, got {template!r}")
+  return template
 
 
 def fit(texts: Iterable[str], path: pathlib.Path, *, word_share: float) -> None:
   """Trains a SentencePiece model on `texts` and writes it to `path`.
 
-  Characters are tokens, digits among them; so are the template's tags and, with
-  the space before them, words that stand in at least `word_share` of the texts.
-  A rarer word is spelled out, which is what one asks of a model that spells.
-  Id 0 is unknown, 1 begins a text (unused) and 2 ends it.
+  The tokens are single characters, the template's tags, and words that occur in
+  at least a share `word_share` of the texts, with the space before them. Rarer
+  words are spelled in characters, which a model needs for spelling tasks. Id 0
+  is unknown, 1 is BOS (unused) and 2 is EOS.
   """
   import sentencepiece
 
@@ -336,7 +351,7 @@ def fit(texts: Iterable[str], path: pathlib.Path, *, word_share: float) -> None:
     vocab_size=6 + len(TAGS) + len(words) + len(characters),
     hard_vocab_limit=False,
     character_coverage=1.0,
-    # Also those that stand in words alone, where words are tokens.
+    # Includes characters that occur only in words that are tokens.
     required_chars="".join(sorted(characters)),
     user_defined_symbols=[*TAGS, "\n", *words],
     normalization_rule_name="identity",
@@ -352,19 +367,19 @@ def fit(texts: Iterable[str], path: pathlib.Path, *, word_share: float) -> None:
   draft.replace(path)
 
 
-def fit_once(
+def load_or_fit(
   texts: Iterable[str],
   directory: pathlib.Path,
   *,
   documents: int,
   word_share: float,
 ) -> SentencePiece:
-  """The tokenizer in `directory`; first trained there if there is none.
+  """Returns the tokenizer in a directory; trains it if it does not exist.
 
   Args:
-    texts: what to train on.
-    directory: where it is, or will be.
-    documents: how many of `texts` to read.
+    texts: the texts to train on.
+    directory: the directory of the tokenizer.
+    documents: the number of texts to read.
     word_share: see `fit`.
   """
   path = directory / "tokenizer.model"

@@ -1,12 +1,15 @@
-"""Released checkpoints: read into our parameters, and written from them.
+"""Released checkpoints in Hugging Face layout: reading and writing.
 
-    load, open_model    a directory in Hugging Face layout -> config, parameters
-    save                and back
+  load         directory -> config, parameters
+  open_model   directory -> config, parameters that are read when sliced
+  save         config, parameters -> directory
 
-From the question to the file: `config` and `architectures` for config.json,
-`layout` for the names of weights, `tensors` for the files that hold them,
-`arrays` for reading any slice of a parameter, `tokenizer_files` for what lies
-beside them.
+config, architectures   config.json
+layout                  which released tensor is which part of our arrays
+tensors                 safetensors files
+arrays                  slices of our arrays, read from released tensors
+transpose               fast copies between memory orders
+tokenizer_files         tokenizer and generation config
 """
 
 from r1jax.hf.config import directory

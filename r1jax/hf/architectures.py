@@ -1,4 +1,4 @@
-"""What config.json is like in each of the released architectures."""
+"""The keys of config.json in each of the released architectures."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ from r1jax.models.config import Llama3, Yarn
 
 Settings = Mapping[str, Any]  # What config.json holds.
 
-# Fields of ours: keys of theirs.
+# Fields of our config classes, and their keys in config.json.
 MODEL = {
   "vocab_size": "vocab_size",
   "width": "hidden_size",
@@ -58,7 +58,7 @@ LLAMA3 = {
 }
 ROPES = {"yarn": (Yarn, YARN), "llama3": (Llama3, LLAMA3)}
 
-# Where a key is absent or null.
+# Values for keys that are absent or null.
 DEFAULTS = {
   "tie_word_embeddings": False,
   "initializer_range": 0.02,
@@ -72,7 +72,7 @@ MAY_BE_ZERO = {
   "num_nextn_predict_layers",
 }
 KINDS = {int: "an integer", float: "a number", bool: "true or false"}
-# What other readers expect to find; it changes nothing that we compute.
+# Keys that we write for other readers. They do not affect what we compute.
 UNREAD = {"attention_dropout": 0.0, "use_cache": True}
 UNREAD_DEEPSEEK = UNREAD | {
   "aux_loss_alpha": 0.001,
@@ -82,12 +82,12 @@ UNREAD_DEEPSEEK = UNREAD | {
 
 
 class Family(NamedTuple):
-  """What the config.json of one architecture has of its own."""
+  """What is specific to the config.json of one architecture."""
 
   model_type: str
   default_length: int  # Where max_position_embeddings is absent.
-  fixed: Settings  # Another value would be another computation.
-  unread: Settings
+  fixed: Settings  # Keys for which we support only this value.
+  unread: Settings  # See UNREAD.
 
 
 FIXED = {"hidden_act": "silu"}
@@ -102,7 +102,8 @@ FAMILIES = {
   "DeepseekV2ForCausalLM": Family(
     "deepseek_v2",
     2048,
-    # Its readers disagree on whether renormalised scores are scaled, too.
+    # norm_topk_prob is not supported: implementations disagree on whether
+    # renormalised scores are also scaled.
     FIXED_DEEPSEEK | {"scoring_func": "softmax", "norm_topk_prob": False},
     UNREAD_DEEPSEEK,
   ),
@@ -116,7 +117,7 @@ FAMILIES = {
     UNREAD | {"pretraining_tp": 1},
   ),
 }
-# Read in every family and written in none.
+# Keys that must have this value if present, in every family. Never written.
 FOREIGN = {
   "rope_interleave": True,
   "partial_rotary_factor": 1.0,

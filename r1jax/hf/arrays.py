@@ -1,4 +1,4 @@
-"""Our arrays, read from released tensors when and where they are sliced."""
+"""Arrays of our parameters that read released tensors when they are sliced."""
 
 import itertools
 import math
@@ -13,13 +13,16 @@ from r1jax.hf import transpose
 from r1jax.hf.layout import Box, Piece, boxed, sizes
 from r1jax.hf.tensors import NamedTensors
 
-JOB = 1 << 23  # Numbers that a thread reads at once.
+JOB = 1 << 23  # Elements that a thread reads at once.
 THREADS = min(8, os.cpu_count() or 1)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class LazyArray:
-  """One of our arrays: it has a shape and a dtype, and slices are NumPy's."""
+  """An array of our parameters that is read when it is sliced.
+
+  Slices are NumPy arrays.
+  """
 
   def __init__(
     self,
@@ -28,13 +31,13 @@ class LazyArray:
     dtype: np.dtype,
     places: dict[tuple[int, ...], list[Piece]],
   ):
-    """Reads nothing yet.
+    """Describes the array; nothing is read yet.
 
     Args:
-      tensors: the checkpoint.
+      tensors: the tensors of the checkpoint.
       shape: of the array.
-      dtype: of the slices, whatever that of the tensors.
-      places: the pieces of the array by layer and expert.
+      dtype: of the slices; tensors of another dtype are cast.
+      places: the pieces of the array, by their layer and expert.
     """
     self.shape = shape
     self.dtype = dtype
@@ -43,15 +46,16 @@ class LazyArray:
     self._depth = len(next(iter(places), ()))
 
   def __getitem__(self, index) -> np.ndarray:
-    """The part at `index`, made of integers and of slices without step."""
+    """The part at `index`: integers, and slices without a step."""
     index = index if isinstance(index, tuple) else (index,)
+    # `read` keeps all dimensions; those indexed by an integer have size 1.
     kept = (slice(None) if isinstance(i, slice) else 0 for i in index)
     return self.read(boxed(index, self.shape))[(*kept, ...)]
 
   def read(
     self, box: Box, advance: Callable[[int], None] = lambda size: None
   ) -> np.ndarray:
-    """What lies in `box`; `advance` is told of bytes that are in place."""
+    """The part in `box`; `advance` is called with the size of each copy."""
     target = np.empty(sizes(box), self.dtype)
     jobs = list(self._jobs(box, target))
     fill = lambda job: self._fill(*job)
@@ -63,7 +67,8 @@ class LazyArray:
   def _jobs(
     self, box: Box, target: np.ndarray
   ) -> Iterator[tuple[Piece, Box, np.ndarray]]:
-    """Pieces that lie in `box`, the part of each, and where it belongs."""
+    """Copies to make: a piece, the part of it, and its place in `target`."""
+    # The leading dimensions are layer and expert; a piece covers the others.
     leads, inner = box[: self._depth], box[self._depth :]
     starts = [span.start for span in leads]
     for lead in itertools.product(*(range(s.start, s.stop) for s in leads)):
@@ -76,7 +81,7 @@ class LazyArray:
             yield piece, _shifted(part, piece.box), place
 
   def _fill(self, piece: Piece, part: Box, target: np.ndarray) -> int:
-    """Reads a part of a piece to its place; the number of bytes."""
+    """Reads a part of a piece into `target`; returns its size in bytes."""
     source = arranged(self._tensors[piece.tensor].read, piece, part)
     transpose.copy(target, cast(source, self.dtype))
     return target.nbytes
@@ -85,33 +90,42 @@ class LazyArray:
 def arranged(
   read: Callable[[Box], np.ndarray], piece: Piece, part: Box
 ) -> np.ndarray:
-  """A part of a piece, with our axes, as a view of what is read of its tensor.
+  """A part of a piece in our axes, as a view of what `read` returns.
 
-  The tensor is cut along the first of our axes that each of its dimensions
-  holds; the other axes are cut in the view.
+  A dimension of the tensor may hold several of our axes. The tensor is read
+  along the first of them from start to stop, and the view is sliced along the
+  others.
+
+  Args:
+    read: returns the part of the tensor in a box.
+    piece: the tensor, and its place in our array.
+    part: a box within the piece.
   """
-  own, cuts, split, inner = sizes(piece.box), [], [], []
+  shape, cuts, split, inner = sizes(piece.box), [], [], []
   for group, offset in zip(piece.axes, (0, piece.columns.start)):
     first, *others = group
-    step = math.prod(own[axis] for axis in others)
+    # Indices of the tensor per index of its first axis.
+    step = math.prod(shape[axis] for axis in others)
     span = part[first]
     cuts.append(slice(offset + span.start * step, offset + span.stop * step))
-    split += [span.stop - span.start, *(own[axis] for axis in others)]
+    split += [span.stop - span.start, *(shape[axis] for axis in others)]
     inner += [slice(None), *(part[axis] for axis in others)]
   order = np.argsort(list(itertools.chain(*piece.axes)))
   return read(tuple(cuts)).reshape(split)[tuple(inner)].transpose(order)
 
 
 def cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-  """`array` in `dtype`, rounded to the nearest; itself where it has it."""
+  """`array` rounded to `dtype`; the same array if it has that dtype."""
   if array.dtype == BFLOAT16 and dtype == np.float32:
-    wide = array.view(np.uint16).astype(np.uint32)  # Much the fastest way.
+    # A bfloat16 is the upper half of a float32. Shifting bits is much faster
+    # than `astype`.
+    wide = array.view(np.uint16).astype(np.uint32)
     return np.left_shift(wide, 16, out=wide).view(np.float32)
   return array.astype(dtype, copy=False)
 
 
 def _common(one: Box, other: Box) -> Box | None:
-  """What lies in both boxes, or None."""
+  """The intersection of two boxes; None if it is empty."""
   common = tuple(
     slice(max(a.start, b.start), min(a.stop, b.stop))
     for a, b in zip(one, other, strict=True)
@@ -120,7 +134,7 @@ def _common(one: Box, other: Box) -> Box | None:
 
 
 def _shifted(part: Box, whole: Box) -> Box:
-  """`part` as counted from where `whole` begins."""
+  """`part` relative to the start of `whole`."""
   return tuple(
     slice(a.start - b.start, a.stop - b.start)
     for a, b in zip(part, whole, strict=True)
@@ -128,7 +142,7 @@ def _shifted(part: Box, whole: Box) -> Box:
 
 
 def _split(box: Box, axis: int) -> Iterator[Box]:
-  """Boxes of about JOB numbers each, cut along `axis`."""
+  """`box` cut along `axis` into boxes of about JOB elements."""
   span = box[axis]
   per_step = math.prod(sizes(box)) // (span.stop - span.start)
   step = max(1, JOB // per_step)

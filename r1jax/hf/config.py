@@ -1,7 +1,8 @@
-"""ModelConfig <-> config.json of the released checkpoints.
+"""Conversion between `ModelConfig` and config.json of released checkpoints.
 
-Two spellings are read: the released one (`rope_theta`, `rope_scaling`) and that
-of transformers 5 (`rope_parameters`). The released one is written.
+RoPE is read in two forms: `rope_theta` and `rope_scaling`, as in the released
+files, and `rope_parameters`, as transformers 5 writes it. It is written in the
+released form.
 """
 
 import dataclasses
@@ -37,17 +38,19 @@ from r1jax.models.config import (
   float_name,
 )
 
-# Layers from which on depth is scanned, and blocks made again, as in presets.
-DEPTH_OF_SCAN = 16
+# Models of at least this many layers use `scan` and `remat="block"`, as the
+# presets do.
+SCAN_LAYERS = 16
 
 
 def directory(path: str | os.PathLike) -> pathlib.Path:
-  """A path to a directory; raises ValueError, with what to do, for others."""
+  """The path of a directory; raises ValueError if it is not one."""
   folder = pathlib.Path(path)
   if folder.is_dir():
     return folder
   if folder.exists():
     raise ValueError(f"{folder} is a file; give the directory of a model")
+  # Two parts look like OWNER/MODEL on Hugging Face.
   name = folder if len(folder.parts) == 2 else f"OWNER/{folder.name}"
   raise ValueError(
     f"{folder} is no directory; to download a model from Hugging Face: "
@@ -56,10 +59,10 @@ def directory(path: str | os.PathLike) -> pathlib.Path:
 
 
 def read(path: str | os.PathLike) -> ModelConfig:
-  """The model that config.json in a directory describes.
+  """The config of the model in a directory, from its config.json.
 
-  Raises ValueError, with the file, the key and its value, for what this package
-  does not implement and for what is missing.
+  Raises ValueError, with the file, the key and its value, for settings that are
+  not supported or missing.
   """
   folder = directory(path)
   return parse(settings(folder), str(folder / "config.json"))
@@ -76,26 +79,26 @@ def settings(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """The object in a file; an empty one if there is no such file."""
+  """The JSON object in a file; an empty dict if there is no such file."""
   if not path.is_file():
     return {}
   try:
-    found = json.loads(path.read_bytes())
+    value = json.loads(path.read_bytes())
   except ValueError as error:
     raise ValueError(f"{path} is not JSON: {error}") from None
-  if not isinstance(found, dict):
+  if not isinstance(value, dict):
     raise ValueError(f"{path} holds no JSON object")
-  return found
+  return value
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes `value`, indented."""
+  """Writes `value` as indented JSON."""
   text = json.dumps(value, indent=2, ensure_ascii=False)
   path.write_text(text + "\n", encoding="utf-8")
 
 
 def parse(settings: Settings, path: str = "config.json") -> ModelConfig:
-  """The model that `settings`, found in the file `path`, describe."""
+  """The config that `settings` describe; errors name the file `path`."""
   try:
     return _parse(_Reader(settings))
   except ValueError as error:
@@ -103,41 +106,44 @@ def parse(settings: Settings, path: str = "config.json") -> ModelConfig:
 
 
 def float8_block(folder: pathlib.Path) -> tuple[int, int] | None:
-  """Rows and columns that share a scale, where weights are float8; or None.
+  """Rows and columns of the blocks that share a scale, if weights are float8.
 
-  Raises ValueError for weights that are quantised in another way.
+  None if weights are not quantised. Raises ValueError for other quantisation.
   """
   reader = _Reader(settings(folder))
   if not reader.settings.get("quantization_config"):
     return None
   try:
-    found = reader.part("quantization_config")
-    found.expect({"quant_method": "fp8", "fmt": "e4m3"})
-    block = found.settings.get("weight_block_size")
-    known = isinstance(block, list) and len(block) == 2
-    if not known or not all(type(n) is int and n > 0 for n in block):
-      raise found.refusal("weight_block_size", "rows and columns of a block")
+    part = reader.part("quantization_config")
+    part.expect({"quant_method": "fp8", "fmt": "e4m3"})
+    block = part.settings.get("weight_block_size")
+    is_pair = isinstance(block, list) and len(block) == 2
+    if not is_pair or not all(type(n) is int and n > 0 for n in block):
+      raise part.refusal("weight_block_size", "rows and columns of a block")
   except ValueError as error:
     raise ValueError(f"{folder / 'config.json'}: {error}") from None
   return tuple(block)
 
 
 class _Reader:
-  """Reads fields of ours under keys of theirs, and says what is wrong."""
+  """Reads typed values from a JSON object; errors name the key and its value.
+
+  `within` is the path of the object in the file, such as "rope_scaling.".
+  """
 
   def __init__(self, settings: Settings, within: str = ""):
     self.settings = settings
     self._within = within
 
-  def refusal(self, key: str, wanted: str) -> ValueError:
-    """The error of a key whose value is not what is wanted."""
-    found = self.settings.get(key)
+  def refusal(self, key: str, supported: str) -> ValueError:
+    """The error for a value that is not one of the `supported`."""
+    value = self.settings.get(key)
     return ValueError(
-      f"{self._within}{key} is {found!r}; this reader takes {wanted}"
+      f"{self._within}{key} is {value!r}; this reader takes {supported}"
     )
 
   def expect(self, values: Settings) -> None:
-    """Raises ValueError for a key that is there and has another value."""
+    """Raises ValueError for a key that is present with another value."""
     for key, value in values.items():
       if self.settings.get(key) not in (None, value):
         raise self.refusal(key, repr(value))
@@ -149,7 +155,13 @@ class _Reader:
     return _Reader(self.settings[key], f"{key}.")
 
   def fields(self, owner, names: Mapping[str, str], defaults: Settings):
-    """Fields of the dataclass `owner`, each of its own type."""
+    """Values for fields of the dataclass `owner`, of the types it declares.
+
+    Args:
+      owner: the dataclass.
+      names: keys of the object by field.
+      defaults: values by key, for keys that are absent or null.
+    """
     kinds = {field.name: field.type for field in dataclasses.fields(owner)}
     return {
       ours: self.value(theirs, kinds[ours], defaults.get(theirs))
@@ -157,34 +169,38 @@ class _Reader:
     }
 
   def value(self, key: str, kind, default=None):
-    """A bool, an int or a float; None only where `kind` allows it."""
-    found = self.settings.get(key)
-    found = default if found is None else found
+    """The value of a key: a bool, a float, an int, or None if `kind` allows it.
+
+    `kind` is the type, or `int | None`. Raises ValueError for another type, and
+    for an int below 1, or below 0 if it may be zero.
+    """
+    value = self.settings.get(key)
+    value = default if value is None else value
     if isinstance(kind, types.UnionType):
-      if found is None:
+      if value is None:
         return None
       kind = int
-    if kind is float and type(found) is int:
-      found = float(found)
-    if type(found) is not kind:
+    if kind is float and type(value) is int:
+      value = float(value)
+    if type(value) is not kind:
       raise self.refusal(key, KINDS[kind])
-    if kind is int and found < (0 if key in MAY_BE_ZERO else 1):
+    if kind is int and value < (0 if key in MAY_BE_ZERO else 1):
       raise self.refusal(key, "larger numbers")
-    return found
+    return value
 
 
 def _parse(reader: _Reader) -> ModelConfig:
-  named = reader.settings.get("architectures")
-  if not isinstance(named, list) or len(named) != 1 or named[0] not in FAMILIES:
+  names = reader.settings.get("architectures")
+  if not isinstance(names, list) or len(names) != 1 or names[0] not in FAMILIES:
     raise reader.refusal("architectures", f"one of {', '.join(FAMILIES)}")
-  family = FAMILIES[named[0]]
+  family = FAMILIES[names[0]]
   reader.expect(FOREIGN | family.fixed)
   if {*(reader.settings.get("layer_types") or ())} - {"full_attention"}:
     raise reader.refusal("layer_types", "'full_attention' everywhere")
   defaults = DEFAULTS | family.fixed
   defaults["max_position_embeddings"] = family.default_length
   sizes = reader.fields(ModelConfig, MODEL, defaults)
-  sizes["scan"] = sizes["num_layers"] >= DEPTH_OF_SCAN
+  sizes["scan"] = sizes["num_layers"] >= SCAN_LAYERS
   sizes["remat"] = "block" if sizes["scan"] else "none"
   heads = reader.value("num_attention_heads", int)
   deepseek = family.model_type.startswith("deepseek")
@@ -212,7 +228,7 @@ def _parse(reader: _Reader) -> ModelConfig:
 
 
 def _read_rope(reader: _Reader, deepseek: bool):
-  """The base of RoPE, and how it is scaled."""
+  """The base of RoPE, theta, and its scaling or None."""
   theta = reader.value("rope_theta", float, 10_000.0)
   keys = ("rope_scaling", "rope_parameters")
   key = next((key for key in keys if reader.settings.get(key)), None)
@@ -238,7 +254,8 @@ def _read_rope(reader: _Reader, deepseek: bool):
     if field.default is not dataclasses.MISSING
   }
   if rope.settings.get("mscale_all_dim"):
-    defaults.pop("mscale")  # Without it, its readers disagree.
+    # Then mscale must be given: implementations disagree on its default.
+    defaults.pop("mscale")
   scaling = make(**rope.fields(make, names, defaults))
   if isinstance(scaling, Yarn) and (
     problem := _yarn_problem(scaling, deepseek)
@@ -248,7 +265,10 @@ def _read_rope(reader: _Reader, deepseek: bool):
 
 
 def _yarn_problem(yarn: Yarn, deepseek: bool) -> tuple[str, str] | None:
-  """A key on which readers of YaRN disagree, and what they agree on."""
+  """A key for whose value implementations disagree, and the values they share.
+
+  None if there is no such key.
+  """
   if yarn.mscale_all_dim and not deepseek:
     return "mscale_all_dim", "0 outside of DeepSeek's models"
   if yarn.mscale_all_dim and not yarn.mscale:
@@ -259,7 +279,7 @@ def _yarn_problem(yarn: Yarn, deepseek: bool) -> tuple[str, str] | None:
 
 
 def architecture(config: ModelConfig) -> str:
-  """The released architecture that `config` is an instance of.
+  """The name of the released architecture that can express `config`.
 
   Raises ValueError if there is none.
   """
@@ -285,10 +305,11 @@ def architecture(config: ModelConfig) -> str:
 
 
 def released(config: ModelConfig, *, dtype: Any) -> dict[str, Any]:
-  """config.json of `config`, in the released spelling.
+  """The contents of config.json for `config`, with parameters of `dtype`.
 
-  Left out are `auto_map`, whose files we do not have, and the tokens, which are
-  the tokenizer's. Raises ValueError if no released architecture is like it.
+  Without `auto_map`, as its Python files are not part of a checkpoint of ours,
+  and without the ids of special tokens, which come from the tokenizer. Raises
+  ValueError if no released architecture can express `config`.
   """
   name = architecture(config)
   family, c = FAMILIES[name], config
@@ -318,17 +339,19 @@ def released(config: ModelConfig, *, dtype: Any) -> dict[str, Any]:
 
 
 def _write(part, names: Mapping[str, str]) -> dict[str, Any]:
+  """The fields of `part` under their keys in config.json."""
   return {theirs: getattr(part, ours) for ours, theirs in names.items()}
 
 
 def _write_rope(config: ModelConfig, latent: bool) -> dict[str, Any] | None:
+  """The value of `rope_scaling`."""
   scaling = config.rope_scaling
   if scaling is None:
     return None
   if isinstance(scaling, Llama3):
     return _write(scaling, LLAMA3) | {"rope_type": "llama3"}
   if problem := _yarn_problem(scaling, latent):
-    key, wanted = problem
+    key, supported = problem
     value = getattr(scaling, key)
-    raise ValueError(f"rope_scaling.{key} is {value}; readers take {wanted}")
+    raise ValueError(f"rope_scaling.{key} is {value}; readers take {supported}")
   return _write(scaling, YARN) | {"type": "yarn"}

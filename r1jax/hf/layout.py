@@ -1,11 +1,12 @@
-"""Which released tensor holds which part of which of our arrays.
+"""The mapping between released tensors and the arrays of our parameters.
 
-The tables below have one line per released tensor: its name within a layer,
-and the array of ours that holds it, with the part that it fills where several
-tensors share one array. Only here are both names known.
+The tables below have one entry per released tensor: its name within a layer,
+and the array of ours that holds it. If several tensors share one array, the
+entry also says which part of the array the tensor fills. No other module knows
+the names of both sides.
 
-A released matrix is [out, in]; ours is [in..., out...], and the arrays of like
-layers are stacked, so that layer and expert are leading indices.
+Released matrices are [out, in]; ours are [in..., out...]. Our arrays stack the
+layers, and the experts of a layer, as leading dimensions.
 """
 
 import itertools
@@ -20,14 +21,14 @@ from r1jax.models.config import Experts, Grouped, Latent, ModelConfig
 from r1jax.models.weights import weights
 
 Box = tuple[slice, ...]  # A start and a stop for each dimension.
-Place = str | tuple[str, Any]  # An array, or an array and a part of it.
-# By the name of the released tensor; the parts in a list are its columns, side
-# by side.
+Place = str | tuple[str, Any]  # The path of an array, or a path and an index.
+# Places by the name of the released tensor. The columns of a tensor may be
+# divided among a list of places.
 Table = dict[str, Place | list[Place]]
 
 
 def latent_attention(a: Latent) -> Table:
-  """DeepSeek-V2 and DeepSeek-V3."""
+  """Latent attention and norms of a layer of DeepSeek-V2 and DeepSeek-V3."""
   rank, down = a.q_rank or 0, "attention.qkv_down"
   queries: Table = {"self_attn.q_proj.weight": "attention.q"}
   if a.q_rank is not None:
@@ -51,7 +52,11 @@ def latent_attention(a: Latent) -> Table:
 
 
 def grouped_attention(a: Grouped) -> Table:
-  """Qwen2 and Llama; the third axis of `qkv` holds queries, key and value."""
+  """Grouped-query attention and norms of a layer of Qwen2 and Llama.
+
+  The third axis of `qkv` holds the queries of a key/value head, its key and its
+  value.
+  """
   group = a.num_heads // a.num_kv_heads
   parts = {"q": np.s_[:group], "k": np.s_[-2:-1], "v": np.s_[-1:]}
   table: Table = {"input_layernorm.weight": "attention_norm.scale"}
@@ -72,7 +77,7 @@ def grouped_attention(a: Grouped) -> Table:
 
 
 def feed_forward(released: str, ours: str = "feed_forward.") -> Table:
-  """SwiGLU in every architecture."""
+  """A SwiGLU feed-forward layer, in every architecture."""
   return {
     f"{released}.gate_proj.weight": (f"{ours}gate_up", np.s_[:, 0:1]),
     f"{released}.up_proj.weight": (f"{ours}gate_up", np.s_[:, 1:2]),
@@ -81,7 +86,7 @@ def feed_forward(released: str, ours: str = "feed_forward.") -> Table:
 
 
 def routing(e: Experts) -> Table:
-  """DeepSeek-V2 and DeepSeek-V3: all of a layer but its routed experts."""
+  """The router and the shared experts of DeepSeek-V2 and DeepSeek-V3."""
   table: Table = {"mlp.gate.weight": "feed_forward.router.weight"}
   if e.biased:
     table["mlp.gate.e_score_correction_bias"] = "feed_forward.router.bias"
@@ -91,9 +96,10 @@ def routing(e: Experts) -> Table:
 
 
 def mtp_module(width: int) -> Table:
-  """DeepSeek-V3: what an MTP layer has beside its block.
+  """The weights of an MTP layer of DeepSeek-V3, apart from its block.
 
-  Theirs projects [embedding; hidden state], ours [hidden state; embedding].
+  The released projection takes [embedding; hidden state], ours takes [hidden
+  state; embedding].
   """
   return {
     "enorm.weight": "embed_norm.scale",
@@ -107,16 +113,16 @@ def mtp_module(width: int) -> Table:
 
 
 class Section(NamedTuple):
-  """A table, and where in the checkpoint and in our tree it applies."""
+  """A table, applied to one layer, one expert, or the whole model."""
 
-  released: str  # What the released names begin with.
-  ours: str  # What our paths begin with.
-  lead: tuple[int, ...]  # The layer, and the expert, within our arrays.
+  released: str  # Prefix of the released names.
+  ours: str  # Prefix of our paths.
+  lead: tuple[int, ...]  # Leading indices of our arrays: layer, expert.
   table: Table
 
 
 def model(config: ModelConfig) -> Iterator[Section]:
-  """A whole model, in the order of its layers."""
+  """The sections of a whole model, in the order of its layers."""
   c = config
   yield Section("model.", "", (), {"embed_tokens.weight": "embed"})
   for layer in range(c.num_layers):
@@ -135,19 +141,30 @@ def model(config: ModelConfig) -> Iterator[Section]:
 def block(
   config: ModelConfig, name: str, path: str, index: int, *, sparse: bool
 ) -> Iterator[Section]:
-  """One layer: attention, then its feed-forward or its experts."""
+  """The sections of one layer: attention and feed-forward, then the experts.
+
+  Args:
+    config: of the model.
+    name: prefix of the released names.
+    path: prefix of our paths.
+    index: of the layer in our arrays.
+    sparse: whether the layer has experts.
+  """
   a, e = config.attention, config.experts
   latent = isinstance(a, Latent)
   attention = latent_attention(a) if latent else grouped_attention(a)
-  own = routing(e) if sparse else feed_forward("mlp")
-  yield Section(name, path, (index,), attention | own)
+  rest = routing(e) if sparse else feed_forward("mlp")
+  yield Section(name, path, (index,), attention | rest)
   for expert in range(e.num_routed if sparse else 0):
     table = feed_forward(f"mlp.experts.{expert}", "feed_forward.expert_")
     yield Section(name, path, (index, expert), table)
 
 
 def mtp_copies(config: ModelConfig) -> Iterator[Section]:
-  """What MTP layers repeat of the model: written, and ignored when read."""
+  """The tensors that MTP layers repeat from the model.
+
+  They are written, and ignored when read.
+  """
   head = "embed" if config.tied else "unembed"
   table = {"embed_tokens.weight": "embed", "shared_head.head.weight": head}
   for name in mtp_layers(config):
@@ -155,27 +172,28 @@ def mtp_copies(config: ModelConfig) -> Iterator[Section]:
 
 
 def mtp_layers(config: ModelConfig) -> tuple[str, ...]:
-  """What the names of the tensors of each MTP layer begin with."""
+  """The prefixes of the released names of each MTP layer."""
   layers = range(config.num_layers, config.num_layers + config.mtp_depth)
   return tuple(f"model.layers.{layer}." for layer in layers)
 
 
 class Piece(NamedTuple):
-  """A released tensor, or some columns of it, and its place in our arrays."""
+  """A released tensor, or some of its columns, and its place in our arrays."""
 
   tensor: str  # "model.layers.3.self_attn.o_proj.weight"
   shape: tuple[int, ...]  # Of the whole tensor.
-  columns: slice  # Of the tensor: all but in MTP's projection.
+  columns: slice  # Of the tensor; all, except in the projection of MTP.
   path: str  # Of our array: "moe.attention.out".
-  lead: tuple[int, ...]  # Its layer, and expert, within the array.
-  box: Box  # Of array[lead].
+  lead: tuple[int, ...]  # Leading indices of our array: layer, expert.
+  box: Box  # The part of array[lead].
   axes: tuple[tuple[int, ...], ...]  # See `released_axes`.
 
 
 def released_axes(path: str, ndim: int) -> tuple[tuple[int, ...], ...]:
-  """Which of our axes each released dimension holds, in order.
+  """Our axes that each dimension of the released tensor holds, in order.
 
-  `ndim` counts neither layer nor expert.
+  `ndim` is that of our array without the leading dimensions for layer and
+  expert.
   """
   name, axes = path.split(".")[-1], tuple(range(ndim))
   if name == "embed":
@@ -187,18 +205,18 @@ def released_axes(path: str, ndim: int) -> tuple[tuple[int, ...], ...]:
 
 
 def pieces(config: ModelConfig, sections: Iterable[Section]) -> Iterator[Piece]:
-  """The pieces of some sections; those of one tensor follow each other."""
-  whole = shapes(config)
+  """The pieces of some sections; those of one tensor are consecutive."""
+  array_shapes = shapes(config)
   for section in sections:
     for name, places in section.table.items():
-      made, width = [], 0
+      of_tensor, width = [], 0
       for place in places if isinstance(places, list) else [places]:
         path, part = place if isinstance(place, tuple) else (place, ())
         path = section.ours + path
-        box = boxed(part, whole[path][len(section.lead) :])
+        box = boxed(part, array_shapes[path][len(section.lead) :])
         axes = released_axes(path, len(box))
-        own = sizes(box)
-        rows, *columns = (math.prod(own[a] for a in group) for group in axes)
+        size = sizes(box)
+        rows, *columns = (math.prod(size[a] for a in group) for group in axes)
         first, width = width, width + sum(columns)
         piece = Piece(
           tensor=section.released + name,
@@ -209,12 +227,14 @@ def pieces(config: ModelConfig, sections: Iterable[Section]) -> Iterator[Piece]:
           box=box,
           axes=axes,
         )
-        made.append(piece)
-      yield from (piece._replace(shape=made[-1].shape) for piece in made)
+        of_tensor.append(piece)
+      # The width of the tensor is known after its last piece.
+      shape = of_tensor[-1].shape
+      yield from (piece._replace(shape=shape) for piece in of_tensor)
 
 
 def by_place(config: ModelConfig) -> dict[str, dict[tuple, list[Piece]]]:
-  """The pieces of each of our arrays: by path, then by layer and expert."""
+  """The pieces of each of our arrays, by path and then by `Piece.lead`."""
   places: dict[str, dict[tuple, list[Piece]]] = {
     path: {} for path in shapes(config)
   }
@@ -224,7 +244,7 @@ def by_place(config: ModelConfig) -> dict[str, dict[tuple, list[Piece]]]:
 
 
 def by_tensor(config: ModelConfig) -> dict[str, list[Piece]]:
-  """The pieces of each released tensor, copies too, in the order of layers."""
+  """The pieces of each released tensor, `mtp_copies` included."""
   tensors: dict[str, list[Piece]] = {}
   sections = itertools.chain(model(config), mtp_copies(config))
   for piece in pieces(config, sections):
@@ -233,20 +253,21 @@ def by_tensor(config: ModelConfig) -> dict[str, list[Piece]]:
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-  """The shape of each of our arrays by its path."""
+  """The shape of each of our arrays, by path."""
   leaves = jax.tree.leaves_with_path(weights(config))
   return {path_name(path): weight.shape for path, weight in leaves}
 
 
 def path_name(path) -> str:
-  """A path in our tree as one word: "mtp.block.attention.out"."""
+  """A path in our tree as a string: "mtp.block.attention.out"."""
   return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def boxed(index: Any, shape: tuple[int, ...]) -> Box:
-  """The part of an array at `index`, made of integers and slices.
+  """The box that `index`, of integers and slices, selects from an array.
 
-  Raises ValueError for a slice with a step.
+  An integer selects a slice of size 1. Raises ValueError for a slice with a
+  step.
   """
   index, box = index if isinstance(index, tuple) else (index,), []
   for at, n in itertools.zip_longest(index, shape, fillvalue=slice(None)):
@@ -258,5 +279,5 @@ def boxed(index: Any, shape: tuple[int, ...]) -> Box:
 
 
 def sizes(box: Box) -> tuple[int, ...]:
-  """The shape of what lies in a box."""
+  """The shape of a box."""
   return tuple(span.stop - span.start for span in box)

@@ -1,4 +1,4 @@
-"""A directory in Hugging Face layout as a model: its config and parameters."""
+"""Loads the config and the parameters of a model in Hugging Face layout."""
 
 import math
 import os
@@ -21,9 +21,9 @@ from r1jax.models.weights import is_router_bias, weights
 from r1jax.types import Params
 
 Path = str | os.PathLike
-Progress = Callable[[int, int], None]  # Bytes that are done, and all.
-BIAS = ".router.bias"  # float32 whatever the dtype of the others.
-# Buffers that older checkpoints hold, and that are computed from the config.
+Progress = Callable[[int, int], None]  # Bytes done, bytes in total.
+BIAS = ".router.bias"  # Always float32, whatever the dtype of other parameters.
+# Buffers in older checkpoints that we compute from the config instead.
 RECOMPUTED = ".rotary_emb."
 
 
@@ -35,20 +35,20 @@ def load(
   mtp: bool = True,
   progress: Progress = lambda done, total: None,
 ) -> tuple[ModelConfig, Params]:
-  """The config and the parameters in a directory of Hugging Face layout.
+  """The config and the parameters of the model in a directory.
 
   Args:
-    path: the directory of a DeepSeek-V3, DeepSeek-V2, Qwen2 or Llama.
-    dtype: of the parameters, as `jnp.dtype` takes it: float32, bfloat16 or
-      float16. The balancing bias is always float32.
-    sharding: one `jax.sharding.Sharding`, or a tree of them that begins like
-      the parameters: each process then reads what its own devices hold, one
-      device's part of one array at a time. None gives NumPy arrays.
-    mtp: False leaves the MTP layers out.
-    progress: called with the number of bytes that are in place, and of all.
+    path: directory of a DeepSeek-V3, DeepSeek-V2, Qwen2 or Llama model.
+    dtype: of the parameters: float32, bfloat16 or float16, in any form that
+      `jnp.dtype` accepts. The balancing bias is always float32.
+    sharding: a `jax.sharding.Sharding`, or a prefix tree of them. Each process
+      then reads only what its devices hold, one device's part of one array at a
+      time. None for NumPy arrays.
+    mtp: whether to load the MTP layers.
+    progress: called with the number of bytes done, and the total.
 
-  Raises ValueError, in one line, for a model that is not one of these, and for
-  a tensor that is missing, unknown or of another shape.
+  Raises ValueError for an architecture that is not one of these, and for a
+  tensor that is missing, unknown, or of another shape.
   """
   config, arrays = open_model(path, dtype=dtype, mtp=mtp)
   leaves, tree = jax.tree.flatten(arrays)
@@ -77,10 +77,10 @@ def load(
 def open_model(
   path: Path, *, dtype: Any = "float32", mtp: bool = True
 ) -> tuple[ModelConfig, Any]:
-  """As `load`, but of `LazyArray`s, which are read when they are sliced.
+  """The config, and the parameters as `LazyArray`s; see `load`.
 
-  A config that promises MTP layers of which there is no tensor at all, as
-  transformers writes it, is taken to have none.
+  If config.json announces MTP layers but the files hold none of their tensors,
+  as transformers writes them, the returned config has no MTP layers.
   """
   folder = configs.directory(path)
   dtype = jnp.dtype(float_name(dtype))
@@ -119,6 +119,7 @@ def open_model(
 def _check_tensor(
   folder: pathlib.Path, tensors: NamedTensors, piece: Piece
 ) -> None:
+  """Raises ValueError unless the tensor of a piece exists and fits."""
   tensor = tensors.get(piece.tensor)
   if tensor is None:
     raise ValueError(
@@ -138,7 +139,7 @@ def _check_tensor(
 
 
 def _parts(array: LazyArray, sharding: Sharding | None):
-  """The parts of an array that this process reads: boxes, and their devices."""
+  """The boxes of an array that this process reads, each with its devices."""
   if sharding is None:
     return [(boxed((), array.shape), [])]
   devices: dict[tuple, list[jax.Device]] = {}
@@ -158,15 +159,15 @@ def _read(
   parts: list,
   advance: Callable[[int], None],
 ) -> np.ndarray | jax.Array:
-  """An array in NumPy, or where its sharding says."""
+  """The array, read to NumPy, or to devices by its sharding."""
   if sharding is None:
     ((box, _),) = parts
     return array.read(box, advance)
   placed = []
   for box, devices in parts:
-    part = array.read(box, advance)  # Once for all devices that hold it.
+    part = array.read(box, advance)  # Read once for all devices that hold it.
     for device in devices:
       place = SingleDeviceSharding(device, memory_kind=sharding.memory_kind)
       placed.append(jax.device_put(part, place))
-    jax.block_until_ready(placed)  # So that no more than one part waits.
+    jax.block_until_ready(placed)  # Keeps only one part in host memory.
   return jax.make_array_from_single_device_arrays(array.shape, sharding, placed)

@@ -1,9 +1,9 @@
-"""A model as a directory in Hugging Face layout, for any reader of it.
+"""Saves a model as a directory in Hugging Face layout.
 
-config.json                            what the model is
+config.json                            the config of the model
 model-00001-of-00002.safetensors ...   its tensors, and their index
 tokenizer.json, generation_config.json, chat template
-provenance.json                        how it came to be, where known
+provenance.json                        how the model was trained, if known
 """
 
 import functools
@@ -39,25 +39,26 @@ def save(
   file_bytes: int | float = 5e9,
   progress: Progress = lambda done, total: None,
 ) -> None:
-  """Writes a model; it replaces the one in `directory` once it is complete.
+  """Writes a model to `directory`, replacing any model there once complete.
 
-  Of several processes all call this, and the first writes.
+  All processes of a job must call it. Process 0 writes.
 
   Args:
-    directory: is made.
-    config: must be of one of the released architectures.
-    params: arrays of NumPy, of JAX or of `open_model`; gathered one tensor at a
-      time.
+    directory: created if it does not exist.
+    config: must have one of the released architectures.
+    params: arrays of NumPy, of JAX or from `open_model`. They are gathered one
+      tensor at a time.
     tokenizer: a directory whose tokenizer, chat template and
       generation_config.json are copied.
-    provenance: goes into provenance.json, after the digests of the files.
-    dtype: of the tensors, as `jnp.dtype` takes it; None keeps that of the
-      parameters. The balancing bias is always float32.
-    file_bytes: the most that one file holds, unless a single tensor is larger;
-      this much is in the memory of the first process.
-    progress: called with the number of bytes that are gathered, and of all.
+    provenance: written to provenance.json, after the digests of the files.
+    dtype: of the tensors, in any form that `jnp.dtype` accepts; None for that
+      of the parameters. The balancing bias is always float32.
+    file_bytes: the most that one file holds, unless a single tensor is larger.
+      Process 0 holds this much in memory.
+    progress: called with the number of bytes gathered, and the total.
 
-  Raises ValueError if `directory` holds something else than a model.
+  Raises ValueError if `directory` holds anything but a model, and if `params`
+  do not fit `config`.
   """
   target = pathlib.Path(directory).absolute()
   _check_target(target)
@@ -75,13 +76,14 @@ def save(
     name: jax.ShapeDtypeStruct(group[0].shape, dtypes[group[0].path])
     for name, group in pieces.items()
   }
-  # Pieces of one layer are parts of a few arrays: each is gathered once.
+  # Consecutive tensors are often parts of the same array, as queries, keys and
+  # values are. The cache gathers such an array once.
   block = functools.lru_cache(maxsize=4)(
     lambda path, lead: on_host(arrays[path], lead)
   )
   make = lambda name: _gather(tensors[name], pieces[name], block)
   settings = configs.released(config, dtype=dtypes["embed"])
-  if jax.process_index():
+  if jax.process_index():  # Takes part in gathering, in the same order.
     for name in tensors:
       make(name)
     return
@@ -106,13 +108,14 @@ def save(
 
 
 def _check_target(target: pathlib.Path) -> None:
+  """Raises ValueError unless `target` is absent, empty, or holds a model."""
   if not target.exists() or (target.is_dir() and not any(target.iterdir())):
     return
   config = target / "config.json"
   if target.is_dir() and "architectures" in configs.read_json(config):
     return
   raise ValueError(
-    f"{target} holds something else than a model; choose another directory"
+    f"{target} is not the directory of a model; choose another directory"
   )
 
 
@@ -122,7 +125,7 @@ def _digest(file: pathlib.Path) -> str:
 
 
 def _swap(draft: pathlib.Path, target: pathlib.Path) -> None:
-  """Puts the directory `draft` in the place of `target`."""
+  """Replaces the directory `target` by `draft`."""
   aside = target.with_name(f".{target.name}.old")
   shutil.rmtree(aside, ignore_errors=True)
   if target.exists():
@@ -132,24 +135,24 @@ def _swap(draft: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def _named(config: ModelConfig, params: Params) -> dict[str, Any]:
-  """The arrays of `params` by path; raises ValueError unless all are there."""
+  """The arrays of `params` by path; raises ValueError unless they fit."""
   arrays = {
     layout.path_name(path): array
     for path, array in jax.tree.leaves_with_path(params)
   }
-  wanted = layout.shapes(config)
-  for path in sorted(arrays.keys() | wanted.keys()):
-    found = tuple(arrays[path].shape) if path in arrays else "missing"
-    if path not in wanted or found != wanted[path]:
+  expected = layout.shapes(config)
+  for path in sorted(arrays.keys() | expected.keys()):
+    shape = tuple(arrays[path].shape) if path in arrays else "missing"
+    if path not in expected or shape != expected[path]:
       raise ValueError(
-        f"parameter {path} is {found}; the config asks for "
-        f"{wanted.get(path, 'none')}"
+        f"parameter {path} is {shape}; the config asks for "
+        f"{expected.get(path, 'none')}"
       )
   return arrays
 
 
 def on_host(array: Any, lead: tuple[int, ...]) -> np.ndarray:
-  """array[lead] as NumPy's; all processes must ask for the same."""
+  """array[lead] in NumPy. All processes must ask for the same `lead`."""
   if not isinstance(array, jax.Array):
     return np.asarray(array[lead])
   if not array.is_fully_addressable:
@@ -167,9 +170,9 @@ def on_host(array: Any, lead: tuple[int, ...]) -> np.ndarray:
 
 
 def _slice(array: jax.Array, lead: tuple[int, ...]) -> np.ndarray:
-  """array[lead] of an array on one device; only that leaves it."""
+  """array[lead] of an array on one device, without copying the rest of it."""
   if next(iter(array.devices())).platform == "cpu":
-    return np.asarray(array)[lead]  # It is there already.
+    return np.asarray(array)[lead]  # A view: the array is in host memory.
   return np.asarray(array[lead])
 
 
@@ -178,7 +181,10 @@ def _gather(
   pieces: list[Piece],
   block: Callable[[str, tuple[int, ...]], np.ndarray],
 ) -> np.ndarray:
-  """A released tensor, from the places of its pieces."""
+  """A released tensor, put together from its pieces.
+
+  `block(path, lead)` returns array[lead] of the array at a path.
+  """
   tensor = np.empty(like.shape, like.dtype)
   for piece in pieces:
     whole = boxed((), sizes(piece.box))

@@ -1,11 +1,11 @@
-"""The tensors of a released model by name, from safetensors files.
+"""The tensors of a released model by name, in safetensors files.
 
-A source of weights is a mapping of released names to tensors whose shapes are
-known at once and whose values are read slice by slice. `open_folder` makes it
-from a directory of safetensors; a reader of another format makes the same.
+`NamedTensors` maps released names to tensors. Their shapes are known at once,
+and their values are read slice by slice. `open_folder` returns one for a
+directory of safetensors files. A reader of another format would do the same.
 
     model-00001-of-00002.safetensors ...   the tensors
-    model.safetensors.index.json           in which of the files each of them is
+    model.safetensors.index.json           the file of each tensor
 """
 
 import json
@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-SCALES = "_scale_inv"  # Ends the name of the scales of a float8 tensor.
+SCALES = "_scale_inv"  # Suffix of the name of a float8 tensor's scales.
 FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
 DTYPES = {
   name: np.dtype(kind)
@@ -37,27 +37,27 @@ DTYPES = {
     **{f"U{bits}": f"u{bits // 8}" for bits in (8, 16, 32, 64)},
   }.items()
 }
-# The value of each of the 256 float8 numbers, by its bits.
+# The values of the 256 float8 numbers, indexed by their bits.
 FLOAT8_VALUES = np.arange(256, dtype=np.uint8).view(FLOAT8).astype(np.float32)
 
 
 @runtime_checkable
 class Tensor(Protocol):
-  """One tensor of a source: `read` gives values of `dtype`."""
+  """One tensor of a checkpoint."""
 
   file: pathlib.Path
   shape: tuple[int, ...]
-  dtype: np.dtype
+  dtype: np.dtype  # Of the values that `read` returns.
 
   def read(self, index: tuple[slice, ...]) -> np.ndarray:
-    """The part at `index`: one slice per dimension, with start and stop."""
+    """The part at `index`: a slice with start and stop for each dimension."""
 
 
 NamedTensors = Mapping[str, Tensor]
 
 
 class Stored(NamedTuple):
-  """A tensor as it lies in a file."""
+  """A tensor that is stored in a file in its own dtype."""
 
   file: pathlib.Path
   shape: tuple[int, ...]
@@ -66,14 +66,14 @@ class Stored(NamedTuple):
 
   @property
   def nbytes(self) -> int:
-    """Bytes in the file."""
+    """Size in the file, in bytes."""
     return math.prod(self.shape) * self.dtype.itemsize
 
   def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
-    """A view of the file.
+    """A memory-mapped view of the part at `index`.
 
-    The map lives as long as the view, so that pages that were read leave the
-    memory of the process with it.
+    The file is mapped for each call. The map is released with the view, and so
+    are the pages that were read.
     """
     if not self.nbytes:
       return np.empty(self.shape, self.dtype)[index]
@@ -82,37 +82,40 @@ class Stored(NamedTuple):
 
 
 class Scaled(NamedTuple):
-  """A float8 matrix, each block of which has a scale; read in float32.
+  """A float8 matrix with one scale per block, read in float32.
 
-  As DeepSeek-V3's README_WEIGHTS.md has it: a weight is its block's scale times
-  what is stored; blocks at the lower and at the right edge may be smaller.
+  A weight is the stored value times the scale of its block. Blocks at the last
+  rows and columns may be smaller. The format is described in
+  README_WEIGHTS.md of DeepSeek-V3.
   """
 
   stored: Stored
   scales: Stored
-  block: tuple[int, int]  # Rows and columns.
+  block: tuple[int, int]  # Rows and columns of a block.
 
   dtype = np.dtype(np.float32)
 
   @property
   def file(self) -> pathlib.Path:
-    """Where the matrix is."""
+    """The file of the matrix."""
     return self.stored.file
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """Rows and columns."""
+    """Rows and columns of the matrix."""
     return self.stored.shape
 
   def read(self, index: tuple[slice, slice]) -> np.ndarray:
-    """A part of the matrix, scaled."""
+    """The part at `index`, multiplied by the scales."""
     (rows, columns), scales = index, self.scales.read()
     values = FLOAT8_VALUES[self.stored.read(index).view(np.uint8)]
-    high, wide = self.block
-    of_columns = np.arange(columns.start, columns.stop) // wide
-    for row in range(rows.start // high, -(-rows.stop // high)):
-      first = max(row * high, rows.start) - rows.start
-      values[first : (row + 1) * high - rows.start] *= scales[row, of_columns]
+    height, width = self.block
+    block_columns = np.arange(columns.start, columns.stop) // width
+    # For each row of blocks that overlaps `rows`.
+    for row in range(rows.start // height, -(-rows.stop // height)):
+      first = max(row * height, rows.start) - rows.start
+      last = (row + 1) * height - rows.start
+      values[first:last] *= scales[row, block_columns]
     return values
 
 
@@ -122,34 +125,35 @@ def open_folder(
   """The tensors in `model.safetensors`, or in the files that the index lists.
 
   Args:
-    directory: holds the files.
-    block: rows and columns of a float8 matrix that share a scale.
+    directory: the directory of the files.
+    block: rows and columns of the blocks of a float8 matrix that share a scale;
+      None if there is no float8.
 
-  Raises ValueError for a file that is missing or broken, and for a float8
-  tensor without the scales of its blocks.
+  Raises ValueError for a file that is missing or damaged, and for a float8
+  tensor without scales.
   """
-  index, found = _index(directory), {}
+  index, tensors = _index(directory), {}
   for file in sorted({*index.values()}) or [directory / SINGLE]:
     for name, tensor in stored(file).items():
-      if name in found:
+      if name in tensors:
         raise ValueError(
-          f"tensor {name} is in {found[name].file.name} and in {file}"
+          f"tensor {name} is in {tensors[name].file.name} and in {file}"
         )
-      found[name] = tensor
+      tensors[name] = tensor
   for name, file in index.items():
-    if name not in found or found[name].file != file:
+    if name not in tensors or tensors[name].file != file:
       raise ValueError(
         f"tensor {name} is not in {file}, where {INDEX} says it is; download "
         "both again"
       )
-  for name in [name for name in found if found[name].dtype == FLOAT8]:
-    scales = found.pop(name + SCALES, None)
-    found[name] = _scaled(name, found[name], scales, block)
-  return found
+  for name in [name for name in tensors if tensors[name].dtype == FLOAT8]:
+    scales = tensors.pop(name + SCALES, None)
+    tensors[name] = _scaled(name, tensors[name], scales, block)
+  return tensors
 
 
 def _index(directory: pathlib.Path) -> dict[str, pathlib.Path]:
-  """The file of each tensor; nothing if there is but one file."""
+  """The file of each tensor; an empty dict if there is only one file."""
   path = directory / INDEX
   if not path.is_file():
     if (directory / SINGLE).is_file():
@@ -176,13 +180,14 @@ def _index(directory: pathlib.Path) -> dict[str, pathlib.Path]:
 def stored(file: pathlib.Path) -> dict[str, Stored]:
   """The tensors of one file.
 
-  The library checks the header against the file. Its own slices are not used:
-  they are copies that are made one at a time, and it has no float8 for NumPy.
-  Tensors follow each other without gaps, which gives their offsets.
+  The safetensors library checks the header, but does not read the values: it
+  copies slices one at a time and does not support float8 in NumPy. Offsets
+  follow from the order of the tensors, as the format allows no gaps.
   """
-  found = {}
+  tensors = {}
   try:
     with safe_open(file, "numpy") as opened, open(file, "rb") as stream:
+      # The file begins with the size of the header, in 8 bytes.
       offset = 8 + int.from_bytes(stream.read(8), "little")
       for name in opened.offset_keys():
         tensor = opened.get_slice(name)
@@ -191,13 +196,13 @@ def stored(file: pathlib.Path) -> dict[str, Stored]:
           raise ValueError(
             f"tensor {name} in {file} is {kind}; known are {', '.join(DTYPES)}"
           )
-        found[name] = Stored(file, shape, DTYPES[kind], offset)
-        offset += found[name].nbytes
+        tensors[name] = Stored(file, shape, DTYPES[kind], offset)
+        offset += tensors[name].nbytes
   except SafetensorError as error:
     raise ValueError(
       f"{file} is cut short or broken ({error}); download it again"
     ) from None
-  return found
+  return tensors
 
 
 def _scaled(
@@ -214,11 +219,11 @@ def _scaled(
       f"tensor {name + SCALES} is missing from {tensor.file.parent}: without "
       f"it {name}, which is float8, cannot be read"
     )
-  wanted = tuple(-(-n // b) for n, b in zip(tensor.shape, block, strict=True))
-  if scales.shape != wanted or scales.dtype != np.float32:
+  expected = tuple(-(-n // b) for n, b in zip(tensor.shape, block, strict=True))
+  if scales.shape != expected or scales.dtype != np.float32:
     raise ValueError(
       f"tensor {name + SCALES} in {scales.file} is {scales.dtype}"
-      f"{list(scales.shape)}, not float32{list(wanted)}"
+      f"{list(scales.shape)}, not float32{list(expected)}"
     )
   return Scaled(tensor, scales, block)
 
@@ -231,11 +236,15 @@ def write(
   file_bytes: int | float,
   progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-  """Writes the tensors that `make` gives by name.
+  """Writes tensors to one or more files, and an index if there are several.
 
-  A file holds at most `file_bytes`, unless a single tensor is larger; only one
-  file is in memory at a time. Where there are several, an index is written
-  beside them.
+  Args:
+    directory: where to write.
+    tensors: shape and dtype of each tensor, in the order to write.
+    make: returns the values of a tensor by its name.
+    file_bytes: the most that one file holds, unless a single tensor is larger.
+      One file is in memory at a time.
+    progress: called with the number of bytes gathered, and the total.
   """
   nbytes = {name: t.size * t.dtype.itemsize for name, t in tensors.items()}
   files, size = [[]], 0

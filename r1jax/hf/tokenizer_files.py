@@ -1,4 +1,4 @@
-"""What lies beside the weights of a released model: its tokenizer's files."""
+"""The tokenizer and generation config that accompany the weights."""
 
 import pathlib
 import shutil
@@ -22,10 +22,10 @@ TOKENS = ("bos_token_id", "eos_token_id")
 
 
 def copy(source: pathlib.Path, target: pathlib.Path) -> dict[str, Any]:
-  """The ids that begin and end a text; copies the tokenizer's files.
+  """Copies a tokenizer's files to `target`; returns the ids of BOS and EOS.
 
-  Also `generation_config.json`, which is made up where there is none.
-  Raises ValueError if `source` holds no tokenizer.
+  `generation_config.json` is copied as well, or written with these ids if there
+  is none. Raises ValueError if `source` holds no tokenizer.
   """
   if not holds_tokenizer(source):
     raise ValueError(
@@ -44,39 +44,41 @@ def copy(source: pathlib.Path, target: pathlib.Path) -> dict[str, Any]:
 
 
 def holds_tokenizer(directory: pathlib.Path) -> bool:
-  """Whether there is a tokenizer in `directory`."""
+  """Whether a directory holds a tokenizer."""
   names = (name for name in TOKENIZER if name.startswith("tokenizer."))
   return any((directory / name).is_file() for name in names)
 
 
 def token_ids(source: pathlib.Path) -> dict[str, Any]:
-  """`bos_token_id` and `eos_token_id` of a tokenizer, None if it has none.
+  """`bos_token_id` and `eos_token_id` of a tokenizer; None if it has none.
 
-  As config.json beside it says; else generation_config.json; else what
-  tokenizer_config.json names; else SentencePiece's own.
+  Each id comes from the first source that has it: config.json,
+  generation_config.json, then the tokenizer itself.
   """
-  said = [read_json(source / name) for name in ("config.json", GENERATION)]
-  said.append(_named(source))
-  found = {key: [ids.get(key) for ids in said] for key in TOKENS}
+  sources = [read_json(source / name) for name in ("config.json", GENERATION)]
+  sources.append(_tokenizer_ids(source))
+  candidates = {key: [ids.get(key) for ids in sources] for key in TOKENS}
   return {
     key: next((value for value in values if value is not None), None)
-    for key, values in found.items()
+    for key, values in candidates.items()
   }
 
 
-def _named(source: pathlib.Path) -> dict[str, int | None]:
+def _tokenizer_ids(source: pathlib.Path) -> dict[str, int | None]:
+  """The ids from tokenizer.json and its config, or from a SentencePiece model.
+
+  The latter is used only if there is no tokenizer.json.
+  """
   model = source / "tokenizer.model"
   if not (source / "tokenizer.json").is_file() and model.is_file():
     import sentencepiece
 
-    words = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    ids = zip(TOKENS, (words.bos_id(), words.eos_id()), strict=True)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    ids = zip(TOKENS, (processor.bos_id(), processor.eos_id()), strict=True)
     return {key: number if number >= 0 else None for key, number in ids}
   settings = read_json(source / "tokenizer_config.json")
-  words = read_json(source / "tokenizer.json")
-  table = {
-    word["content"]: word["id"] for word in words.get("added_tokens", [])
-  }
+  added = read_json(source / "tokenizer.json").get("added_tokens", [])
+  table = {token["content"]: token["id"] for token in added}
   ids = {}
   for key in TOKENS:
     token = settings.get(key.removesuffix("_id"))

@@ -1,1 +1,1 @@
-"""Objectives: arrays in, scalar out. No model, no sampling, no config."""
+"""Objectives: arrays to a scalar, without a model, a sampler or a config."""

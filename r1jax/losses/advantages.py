@@ -1,10 +1,12 @@
-"""How much better a completion is than the others of its group.
+"""Advantages: how much better a completion is than the rest of its group.
 
-Host arithmetic in float64, rewards [P, G] to advantages [P, G]. A reward of NaN
-could not be graded: it leaves the statistics and its advantage is 0. A group
-whose rewards are all equal teaches nothing and its advantages are exactly 0:
-equal is decided by max == min, never by a small deviation. Groups are rows of
-the array, whatever their prompts say.
+Rewards [P, G] become advantages [P, G], on the host and in float64. Each row of
+the array is one group.
+
+A reward of NaN means that the completion could not be graded. It is left out of
+the group's statistics, and its advantage is 0. A group whose rewards are all
+equal has no learning signal, and its advantages are exactly 0. Equality is
+tested by max == min, not by a small standard deviation.
 """
 
 import numpy as np
@@ -16,7 +18,7 @@ from r1jax.losses.tables import choose
 def advantages(
   rewards: Float[np.ndarray, "P G"], *, name: str, **settings
 ) -> Float[np.ndarray, "P G"]:
-  """The advantages that `ADVANTAGES[name]` makes of the rewards.
+  """Returns `ADVANTAGES[name](rewards, **settings)`.
 
   Raises ValueError for groups of one completion, and for a name or a keyword
   argument that does not exist.
@@ -25,14 +27,17 @@ def advantages(
   rewards = np.asarray(rewards, np.float64)
   if rewards.shape[1] < 2:
     raise ValueError(
-      f"group_size is {rewards.shape[1]}: an advantage is measured against the "
-      "rest of the group, so it must be at least 2"
+      f"group_size is {rewards.shape[1]}, but must be at least 2: an advantage "
+      "compares a completion with the rest of its group"
     )
   return function(rewards)
 
 
 def zero_signal(rewards: Float[np.ndarray, "P G"]) -> Bool[np.ndarray, "P"]:
-  """Whether a group teaches nothing: max == min, or fewer than two grades."""
+  """True for groups without a learning signal: all their grades are equal.
+
+  A group with fewer than two grades has none either.
+  """
   graded = np.isfinite(rewards)
   highest = np.where(graded, rewards, -np.inf).max(axis=1)
   lowest = np.where(graded, rewards, np.inf).min(axis=1)
@@ -44,10 +49,10 @@ def group_mean(
 ) -> Float[np.ndarray, "P G"]:
   """r - mean(r): Dr. GRPO (arXiv:2503.20783)."""
   graded = np.isfinite(rewards)
-  known = np.where(graded, rewards, 0.0)
-  mean = known.sum(axis=1, keepdims=True) / _size(rewards)
-  teaches = graded & ~zero_signal(rewards)[:, None]
-  return np.where(teaches, known - mean, 0.0)
+  grades = np.where(graded, rewards, 0.0)
+  mean = grades.sum(axis=1, keepdims=True) / _num_graded(rewards)
+  has_signal = graded & ~zero_signal(rewards)[:, None]
+  return np.where(has_signal, grades - mean, 0.0)
 
 
 def group_std(
@@ -55,9 +60,12 @@ def group_std(
 ) -> Float[np.ndarray, "P G"]:
   """(r - mean(r)) / std(r): GRPO (arXiv:2402.03300, sec. 4.1.2).
 
-  Nothing is added to the deviation. By default it is the population's, and no
-  advantage exceeds sqrt(G - 1). The paper does not say which; with `ddof` 1 it
-  is the sample's, as in TRL and verl, and the bound is (G - 1) / sqrt(G).
+  No epsilon is added to the standard deviation. The paper does not say which
+  deviation it uses. The default, `ddof` 0, is that of the population, which
+  bounds advantages by sqrt(G - 1). `ddof` 1 is that of the sample, as in TRL
+  and verl, and the bound is (G - 1) / sqrt(G).
+
+  Raises ValueError for another `ddof`.
   """
   if ddof not in (0, 1):
     raise ValueError(
@@ -65,8 +73,9 @@ def group_std(
     )
   centred = group_mean(rewards)
   squares = (centred**2).sum(axis=1, keepdims=True)
-  deviation = np.sqrt(squares / np.maximum(_size(rewards) - ddof, 1))
-  return _divide(centred, deviation)
+  std = np.sqrt(squares / np.maximum(_num_graded(rewards) - ddof, 1))
+  # The deviation is 0 for equal rewards, and where tiny squares underflow.
+  return np.divide(centred, std, out=np.zeros_like(centred), where=std > 0)
 
 
 def leave_one_out(
@@ -74,10 +83,9 @@ def leave_one_out(
 ) -> Float[np.ndarray, "P G"]:
   """r_i - mean of the other r_j: RLOO (arXiv:2402.14740).
 
-  Equal to (r - mean(r)) n / (n - 1). It is not divided by a deviation of the
-  others: where these are equal, that would be a division by 0.
+  This equals (r - mean(r)) n / (n - 1) for n graded completions.
   """
-  size = _size(rewards)
+  size = _num_graded(rewards)
   return group_mean(rewards) * (size / np.maximum(size - 1, 1))
 
 
@@ -88,12 +96,6 @@ ADVANTAGES = {
 }
 
 
-def _size(rewards: np.ndarray) -> np.ndarray:
-  """How many of each group were graded [P, 1], at least 1."""
+def _num_graded(rewards: np.ndarray) -> np.ndarray:
+  """Number of graded completions of each group [P, 1], at least 1."""
   return np.maximum(np.isfinite(rewards).sum(axis=1, keepdims=True), 1)
-
-
-def _divide(centred: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-  """0 where the deviation is 0, which happens when tiny squares underflow."""
-  apart = deviation > 0
-  return np.where(apart, centred / np.where(apart, deviation, 1.0), 0.0)

@@ -1,13 +1,14 @@
-"""The weight of one token's loss in the loss of an update.
+"""Aggregation: the weight of each token in the loss of an update.
 
-Weights are made once, on the host, from the final counts of the whole update.
-They carry its denominators, so that the loss is a plain weighted sum and any
-split of the update into devices, microbatches or packed rows adds up.
+Weights are computed once per update, on the host, from the token counts of the
+whole update. They include the denominators. The loss is therefore a plain
+weighted sum, and the parts of an update add up however it is split into
+devices, microbatches or packed rows.
 
-All tokens of a completion have the same weight. Arguments are the number of
-tokens that the policy chose [P, G] and the completions that are trained on
-[P, G]. The other completions are in no numerator and in no denominator. If none
-is trained on, all weights are 0.
+All tokens of a completion have the same weight, so the functions return one
+weight per completion [P, G]. `num_tokens` counts the tokens that the policy
+sampled. It is 0 for a completion that is not trained on, which then counts in
+no numerator and no denominator.
 """
 
 import numpy as np
@@ -23,7 +24,10 @@ def token_weights(
   name: str,
   **settings,
 ) -> Float[np.ndarray, "P G"]:
-  """The weight that `AGGREGATIONS[name]` gives to each token of a completion.
+  """The weight of each token of a completion, by `AGGREGATIONS[name]`.
+
+  `trained` is True for completions that are trained on. All weights are 0 if
+  there are none.
 
   Raises ValueError for a name or a keyword argument that does not exist.
   """
@@ -37,7 +41,7 @@ def completion_mean(
 ) -> Float[np.ndarray, "P G"]:
   """1/N sum_i 1/|o_i| sum_t: GRPO (arXiv:2402.03300, eq. 3).
 
-  The mean over the N completions of the mean over a completion's tokens.
+  The mean over N completions of the mean over the tokens of each.
   """
   trained = num_tokens > 0
   return trained / np.maximum(num_tokens, 1) / _at_least_one(trained)
@@ -46,7 +50,7 @@ def completion_mean(
 def token_mean(num_tokens: Int[np.ndarray, "P G"]) -> Float[np.ndarray, "P G"]:
   """1/(sum_i |o_i|) sum_i sum_t: DAPO (arXiv:2503.14476, eq. 8).
 
-  The mean over all tokens of the update; the paper writes it for one group.
+  The mean over all tokens of the update. The paper writes it for one group.
   """
   return (num_tokens > 0) / _at_least_one(num_tokens)
 
@@ -56,8 +60,10 @@ def constant(
 ) -> Float[np.ndarray, "P G"]:
   """1/N sum_i 1/divisor sum_t: Dr. GRPO (arXiv:2503.20783).
 
-  Its divisor is the token limit of a completion, whatever was sampled. With a
-  divisor of 1, a completion counts by the sum over its tokens.
+  In Dr. GRPO the divisor is the token limit of a completion. A divisor of 1
+  gives the mean over completions of the sum over the tokens of each.
+
+  Raises ValueError for a divisor of 0 or below.
   """
   positive("aggregation 'constant'", divisor=divisor)
   trained = num_tokens > 0

@@ -1,7 +1,8 @@
-"""How far a ratio may move before it stops teaching.
+"""Clips: surrogate objectives that bound how far a ratio may move the policy.
 
-Each takes ratios, advantages and the policy's log-probabilities, token by
-token, and gives back what is to be maximised.
+Each function takes the ratio r, the advantage A and the policy's logprob of
+each token, and returns the objective to maximise. All raise ValueError for
+bounds that are 0 or below.
 """
 
 from typing import NamedTuple
@@ -14,11 +15,14 @@ from r1jax.losses.tables import positive
 
 
 class Clipped(NamedTuple):
-  """A surrogate objective, and where a bound took the ratio's place."""
+  """A surrogate objective, and the tokens at which the clip was active.
+
+  Tokens with an advantage of 0 are in neither mask.
+  """
 
   surrogate: Float[Array, "*B"]
-  low: Bool[Array, "*B"]  # The ratio was below its range, ...
-  high: Bool[Array, "*B"]  # ... above it. Never both, nor for advantage 0.
+  low: Bool[Array, "*B"]  # The lower bound replaced the ratio.
+  high: Bool[Array, "*B"]  # An upper bound replaced the ratio.
 
 
 def unclipped(
@@ -26,7 +30,7 @@ def unclipped(
   advantages: Float[Array, "*B"],
   logprobs: Float[Array, "*B"],
 ) -> Clipped:
-  """r A. On policy its gradient is REINFORCE's."""
+  """r A: no clip. On policy, the gradient is that of REINFORCE."""
   del logprobs
   never = jnp.zeros_like(ratio, bool)
   return Clipped(ratio * advantages, never, never)
@@ -41,14 +45,14 @@ def symmetric(
 ) -> Clipped:
   """min(r A, clip(r, 1 - e, 1 + e) A): PPO (arXiv:1707.06347, eq. 7).
 
-  As no ratio is negative, an epsilon above 1 is a cap for A > 0 alone; R1's 10
-  lets ratios grow to 11.
+  Ratios are positive, so an epsilon of 1 or more sets no lower bound. R1 uses
+  an epsilon of 10, which clips ratios at 11 where A > 0.
   """
   positive("clip 'symmetric'", epsilon=epsilon)
-  return higher(ratio, advantages, logprobs, low=epsilon, high=epsilon)
+  return asymmetric(ratio, advantages, logprobs, low=epsilon, high=epsilon)
 
 
-def higher(
+def asymmetric(
   ratio: Float[Array, "*B"],
   advantages: Float[Array, "*B"],
   logprobs: Float[Array, "*B"],
@@ -56,9 +60,12 @@ def higher(
   low: float,
   high: float,
 ) -> Clipped:
-  """min(r A, clip(r, 1 - low, 1 + high) A): DAPO (arXiv:2503.14476, eq. 8)."""
+  """min(r A, clip(r, 1 - low, 1 + high) A): DAPO (arXiv:2503.14476, eq. 8).
+
+  The paper calls it Clip-Higher, as `high` is above `low` there.
+  """
   del logprobs
-  positive("clip 'higher'", low=low, high=high)
+  positive("clip 'asymmetric'", low=low, high=high)
   clipped = jnp.clip(ratio, 1 - low, 1 + high)
   return Clipped(
     jnp.minimum(ratio * advantages, clipped * advantages),
@@ -78,8 +85,10 @@ def two_sided(
 ) -> Clipped:
   """min(min(r, d) A, clip(r, 1 - low, 1 + high) A): arXiv:2505.07291.
 
-  For A < 0 the ratio is capped too, at delta; also known as dual clip
-  (arXiv:1912.09729). Raises ValueError unless delta exceeds 1 + high.
+  For A < 0 the ratio is capped as well, at d = delta. Also known as dual-clip
+  PPO (arXiv:1912.09729).
+
+  Raises ValueError unless delta is above 1 + high.
   """
   if not delta > 1 + high:
     raise ValueError(
@@ -87,7 +96,7 @@ def two_sided(
       f"{1 + high}"
     )
   capped = jnp.minimum(ratio, delta)
-  surrogate, below, above = higher(
+  surrogate, below, above = asymmetric(
     capped, advantages, logprobs, low=low, high=high
   )
   return Clipped(surrogate, below, above | ((ratio > delta) & (advantages < 0)))
@@ -103,8 +112,9 @@ def cispo(
 ) -> Clipped:
   """sg(clip(r, 1 - low, 1 + high)) A log pi: CISPO (arXiv:2506.13585, eq. 4-5).
 
-  The clip bounds what a token weighs; no token loses its gradient. A `low` of 1
-  or more is no lower bound.
+  The clipped ratio is a constant factor of the gradient (sg is stop_gradient),
+  so that clipped tokens keep a gradient. A `low` of 1 or more sets no lower
+  bound.
   """
   positive("clip 'cispo'", low=low, high=high)
   weight = jax.lax.stop_gradient(jnp.clip(ratio, 1 - low, 1 + high))
@@ -118,7 +128,7 @@ def cispo(
 CLIPS = {
   "none": unclipped,
   "symmetric": symmetric,
-  "higher": higher,
+  "asymmetric": asymmetric,
   "two_sided": two_sided,
   "cispo": cispo,
 }

@@ -1,47 +1,47 @@
-"""Estimates of KL(pi || pi_ref) from tokens that were sampled.
+"""Estimates of KL(pi || pi_ref) from sampled tokens, in nats per token.
 
-Each takes x = log pi_ref - log pi of the sampled tokens, and their importance
-pi / pi_old, and gives back nats per token. Their values are what
-http://joschu.net/blog/kl-approx.html calls k1, k2 and k3. With tokens from pi,
-k1 and k3 are unbiased in value; what their gradients are, each says itself.
+Each function takes x = log pi_ref - log pi and the ratio pi / pi_old of every
+sampled token. The names k1, k2 and k3 are those of
+http://joschu.net/blog/kl-approx.html. For tokens sampled from pi, the values of
+k1 and k3 are unbiased. The gradients differ, see each function.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from r1jax.losses.ratios import completion_sums, exp
+from r1jax.losses.ratios import completion_sums, safe_exp
 from r1jax.losses.tables import choose
 
 Values = Float[Array, "*B"]
 
 
-def k1(x: Values, importance: Values) -> Values:
-  """-x. In a loss its gradient is 0 on average; its place is in the reward."""
-  del importance
+def k1(x: Values, ratio: Values) -> Values:
+  """-x. Meant for the reward: as a loss, its expected gradient is 0."""
+  del ratio
   return -x
 
 
-def k2(x: Values, importance: Values) -> Values:
-  """x^2 / 2. Its gradient on policy is that of KL(pi || pi_ref), unbiased."""
-  del importance
+def k2(x: Values, ratio: Values) -> Values:
+  """x^2 / 2. On policy, the expected gradient is that of KL(pi || pi_ref)."""
+  del ratio
   return x * x / 2
 
 
-def k3(x: Values, importance: Values) -> Values:
+def k3(x: Values, ratio: Values) -> Values:
   """e^x - x - 1, never negative: GRPO (arXiv:2402.03300, eq. 4).
 
-  Its gradient on policy is that of KL(pi_ref || pi), the other way round.
+  On policy, the expected gradient is that of the reverse, KL(pi_ref || pi).
   """
-  del importance
-  return exp(x) - x - 1
+  del ratio
+  return safe_exp(x) - x - 1
 
 
-def k3_importance(x: Values, importance: Values) -> Values:
+def k3_importance(x: Values, ratio: Values) -> Values:
   """(pi / pi_old) (e^x - x - 1): DeepSeek-V3.2 (arXiv:2512.02556, eq. 7).
 
-  Unbiased for tokens from pi_old, in value and in gradient.
+  For tokens sampled from pi_old, value and gradient are unbiased.
   """
-  return importance * k3(x, importance)
+  return ratio * k3(x, ratio)
 
 
 KLS = {"k1": k1, "k2": k2, "k3": k3, "k3_importance": k3_importance}
@@ -57,21 +57,19 @@ def kl_penalties(
   name: str,
   coefficient: float,
 ) -> Float[Array, "N"]:
-  """The penalty of each of N completions for its distance from the reference.
+  """The KL penalty of each of N completions, `coefficient` sum_t KL_t.
 
-    beta sum_t KL_t
-
-  To be subtracted from the rewards before the advantages, as in RLOO
+  It is subtracted from the rewards before advantages are computed, as in RLOO
   (arXiv:2402.14740) with k1.
 
   Args:
-    logprobs: of the policy that sampled.
+    logprobs: of the policy that sampled the tokens.
     reference_logprobs: of the reference policy.
-    mask: True at the sampled tokens; elsewhere any value is ignored, also NaN.
+    mask: True at sampled tokens. Other values are ignored, NaN included.
     completions: the completion of each token, below `num_completions`.
-    num_completions: N
-    name: one of KLS.
-    coefficient: beta, per nat.
+    num_completions: N, static.
+    name: a key of KLS.
+    coefficient: in units of reward per nat.
   """
   x = jnp.where(mask, reference_logprobs - logprobs, 0.0)
   estimate = choose("kl", KLS, dict(name=name))(x, jnp.ones_like(x))

@@ -1,7 +1,11 @@
-"""How much likelier a completion is under one policy than under another.
+"""Ratios: how much likelier tokens are under one policy than under another.
 
-All take log-ratios of single tokens and a function `total`, which gives at each
-token the sum of some values over the tokens of its completion.
+Two kinds are needed. RATIOS divide the policy by the old policy and multiply
+the advantage. CORRECTIONS divide the old policy by the sampler, whose kernels
+and precision may give slightly other probabilities.
+
+The functions take the log-ratio of each token and a function `total`. At each
+token, `total(values)` is the sum of the values over the token's completion.
 """
 
 from collections.abc import Callable
@@ -14,12 +18,11 @@ from r1jax.losses.tables import choose, positive
 LARGEST = 20.0  # Nats.
 
 
-def exp(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
-  """e^x, and above 20 nats the line that continues it.
+def safe_exp(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+  """e^x up to 20 nats, and its tangent at 20 above, so that it stays finite.
 
-  The fourth power of e^20 still fits in float32: the product of a ratio and a
-  KL estimate may be squared in a gradient norm. Above that, value and gradient
-  stay finite and keep their direction.
+  A gradient norm squares the product of a ratio and a KL estimate, and (e^20)^4
+  still fits in float32.
   """
   beyond = jnp.maximum(x - LARGEST, 0.0)
   return jnp.exp(jnp.minimum(x, LARGEST)) * (1.0 + beyond)
@@ -31,9 +34,10 @@ def completion_sums(
   mask: Bool[Array, "*B"],
   values: Float[Array, "*B"],
 ) -> Float[Array, "N"]:
-  """The sum of `values` over each completion's tokens in the mask.
+  """The sum of the masked `values` over the tokens of each of N completions.
 
-  Tokens outside of the mask may name any completion.
+  `completions` says which completion a token belongs to. It is ignored where
+  the mask is False.
   """
   at = jnp.where(mask, completions, 0)
   sums = jnp.zeros(num_completions, values.dtype)
@@ -46,15 +50,12 @@ def completion_total(
   mask: Bool[Array, "*B"],
   values: Float[Array, "*B"],
 ) -> Float[Array, "*B"]:
-  """At each token, the sum of `values` over its completion's tokens.
+  """At each token, the sum of the masked `values` over its completion.
 
-  Only tokens in the mask are added up, and only there the result has a meaning.
+  The result is meaningful only where the mask is True.
   """
   sums = completion_sums(completions, num_completions, mask, values)
   return sums[jnp.where(mask, completions, 0)]
-
-
-# What the surrogate is multiplied by.
 
 
 def token_ratio(
@@ -62,7 +63,7 @@ def token_ratio(
 ) -> Float[Array, "*B"]:
   """pi(o_t) / pi_old(o_t): GRPO (arXiv:2402.03300, eq. 3)."""
   del total
-  return exp(log_ratio)
+  return safe_exp(log_ratio)
 
 
 def sequence_ratio(
@@ -70,30 +71,30 @@ def sequence_ratio(
 ) -> Float[Array, "*B"]:
   """(pi(o) / pi_old(o))^(1/|o|): GSPO (arXiv:2507.18071, eq. 7).
 
-  The geometric mean over the completion's tokens, at each of them.
+  The geometric mean of the token ratios of a completion, at each of its tokens.
   """
   length = jnp.maximum(total(jnp.ones_like(log_ratio)), 1.0)
-  return exp(total(log_ratio) / length)
+  return safe_exp(total(log_ratio) / length)
 
 
 RATIOS = {"token": token_ratio, "sequence": sequence_ratio}
 
 
-# What corrects for a sampler whose probabilities are not the trainer's.
-
-
 def sequence_product(
   log_ratio: Float[Array, "*B"], total: Callable
 ) -> Float[Array, "*B"]:
-  """prod_t rho_t over the completion's tokens, at each of them."""
-  return exp(total(log_ratio))
+  """prod_t rho_t: the product of the ratios of a completion, at each token."""
+  return safe_exp(total(log_ratio))
 
 
 LEVELS = {"token": token_ratio, "sequence": sequence_product}
 
 
 def truncate(rho: Float[Array, "*B"], *, cap: float) -> Float[Array, "*B"]:
-  """min(rho, cap): truncated importance sampling (arXiv:1802.01561)."""
+  """min(rho, cap): truncated importance sampling (arXiv:1802.01561).
+
+  Raises ValueError for a cap of 0 or below.
+  """
   positive("correction 'truncate'", cap=cap)
   return jnp.minimum(rho, cap)
 
@@ -103,7 +104,9 @@ def mask(
 ) -> Float[Array, "*B"]:
   """rho if low <= rho <= high, else 0: masked importance sampling (IcePop).
 
-  What is masked stays in the loss's denominators.
+  Masked tokens still count in the denominators of the loss.
+
+  Raises ValueError unless 0 < low < high.
   """
   positive("correction 'mask'", low=low, high=high)
   if not low < high:
@@ -114,20 +117,23 @@ def mask(
 CORRECTIONS = {"truncate": truncate, "mask": mask}
 
 
-def correct(
+def correction_weights(
   log_ratio: Float[Array, "*B"],
   total: Callable,
   *,
   level: str = "",
   **settings,
 ) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
-  """rho = pi_old / pi_sampler, and the weight that a correction makes of it.
+  """The ratio rho = pi_old / pi_sampler, and the weight computed from it.
 
   Args:
-    log_ratio: of the old policy to the sampler, token by token.
-    total: sums over completions.
-    level: "token", or "sequence" for the product over the completion.
-    settings: the name of one of CORRECTIONS and its keyword arguments.
+    log_ratio: log rho of each token.
+    total: the sum over the completion of each token.
+    level: a key of LEVELS: "token", or "sequence" for the product over the
+      completion.
+    settings: "name", a key of CORRECTIONS, and the keyword arguments of that.
+
+  Raises ValueError for a name or a keyword argument that does not exist.
   """
   ratio = choose("correction level", LEVELS, dict(name=level))
   rho = ratio(log_ratio, total)

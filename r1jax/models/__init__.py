@@ -1,1 +1,1 @@
-"""What a model computes: tokens to hidden states and log-probabilities."""
+"""The models: tokens to hidden states and logprobs, as Flax modules."""

@@ -1,4 +1,7 @@
-"""Latent and grouped-query attention, over packed rows or with a cache."""
+"""Attention modules: latent (MLA) and grouped-query (GQA).
+
+Both attend within packed rows, or from new tokens to a cache.
+"""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,14 +16,15 @@ from r1jax.models.rope import rotate
 from r1jax.models.rows import RowLayout
 from r1jax.parallel import context
 
-LATENT_EPSILON = 1e-6  # Of the norms of latents, in all released models.
+LATENT_EPSILON = 1e-6  # Of the RMSNorms of latents, in all released models.
 
 
 class LatentAttention(Layer):
   """Multi-head latent attention, MLA (arXiv:2412.19437, sec. 2.1.1).
 
-  The keys and values of a token are made from one latent of R numbers, plus one
-  rotated key that all heads share. The cache holds just these two.
+  Each token is compressed to a latent of R numbers, from which the keys and
+  values of all heads are computed, and one key with RoPE that all heads share.
+  The cache holds only these two.
   """
 
   @nn.compact
@@ -31,19 +35,20 @@ class LatentAttention(Layer):
     layer: int | Int[Array, ""] | None = None,
     cache: Cache | None = None,
   ) -> tuple[Float[Array, "B T D"], Cache | None]:
-    """Attention of each token to those that it sees, and the cache with them.
+    """The output of attention, and the cache with these tokens appended.
 
     Args:
       x: normalised hidden states.
       layout: of the rows.
-      layer: whose part of the cache is read and extended.
-      cache: of the tokens before; None if there are none.
+      layer: the layer's number, for the cache.
+      cache: of earlier tokens; None to attend only within the rows.
     """
     a, d = self.config.attention, x.shape[-1]
     norm = lambda name: RMSNorm(LATENT_EPSILON, axis=None, name=name)
     q_axes = ("width", "heads", None)
 
-    # Down to the latents of queries, of keys and values, and to the shared key.
+    # Down-projection to the query latent, the key/value latent and the shared
+    # key, as one product (eq. 1, 3 and 6).
     latent_sizes = (a.q_rank or 0) + a.kv_rank + a.rope_size
     qkv_down = self.dense_weight("qkv_down", (d, latent_sizes), ("width", None))
     latents = ops.linear(x, qkv_down)
@@ -61,7 +66,7 @@ class LatentAttention(Layer):
     shared_key = rotate(shared_key, layout.rotation, interleaved=True)
     latents = jnp.concatenate([norm("kv_norm")(kv_latent), shared_key], axis=-1)
 
-    # Up to keys and values of each head.
+    # Up-projection to keys and values of each head (eq. 2 and 5).
     kv_shape = (a.kv_rank, a.num_heads, a.nope_size + a.value_size)
     kv_up = self.dense_weight("kv_up", kv_shape, ("width", "heads", None))
     scale = softmax_scale(self.config)
@@ -75,7 +80,8 @@ class LatentAttention(Layer):
         prefix_end=layout.prefix_end,
       )
     else:
-      # Absorbed: queries read the latents themselves, q (W_k c) = (q W_k) c.
+      # With a cache, the up-projections are absorbed into queries and output,
+      # q (W_k c) = (q W_k) c, so that attention reads the latents c directly.
       key_up, value_up = jnp.split(kv_up, [a.nope_size], axis=-1)
       absorbed = jnp.einsum("BTNH,RNH->BTNR", nope_queries, key_up)
       queries = jnp.concatenate([absorbed, rope_queries], axis=-1)[:, :, None]
@@ -92,8 +98,9 @@ class LatentAttention(Layer):
 class GroupedQueryAttention(Layer):
   """Grouped-query attention, GQA (arXiv:2305.13245).
 
-  One weight makes queries, key and value of a key/value head, side by side:
-  it is one product, and a split over heads keeps each group together.
+  One weight projects to the queries, the key and the value of each key/value
+  head, in this order. It is one product, and sharding it over key/value heads
+  keeps each group together.
   """
 
   @nn.compact
@@ -104,7 +111,7 @@ class GroupedQueryAttention(Layer):
     layer: int | Int[Array, ""] | None = None,
     cache: Cache | None = None,
   ) -> tuple[Float[Array, "B T D"], Cache | None]:
-    """See `LatentAttention`."""
+    """The output of attention, and the cache; see `LatentAttention`."""
     a, d = self.config.attention, x.shape[-1]
     group = a.num_heads // a.num_kv_heads
     head_shape = (a.num_kv_heads, group + 2, a.head_size)
@@ -142,13 +149,13 @@ class GroupedQueryAttention(Layer):
 def project_heads(
   heads: Float[Array, "B T *N H"], out: Float[Array, "*M H D"]
 ) -> Float[Array, "B T D"]:
-  """All heads through the output projection, as one product."""
+  """The output projection of all heads, as one matrix product."""
   heads = heads.reshape(*heads.shape[:2], -1)
   return ops.linear(heads, out.reshape(-1, out.shape[-1]))
 
 
 def softmax_scale(config: ModelConfig) -> float:
-  """Factor of attention scores: 1 / sqrt(size of a key), times YaRN's own."""
+  """The factor of attention scores: 1 / sqrt(key size), times that of YaRN."""
   scaling = config.rope_scaling
   return config.attention.key_size**-0.5 * (
     scaling.softmax_scale if scaling else 1.0

@@ -1,21 +1,21 @@
 """The cache of keys and values, or of latents: its interface and its layout.
 
-    cache = empty(config, rows, size)        room for `size` tokens per row
-    cache = append(cache, layer, new)        T tokens after the first `lengths`
-    out = attend(cache, layer, queries, ..)  attention to all that rows hold
-    cache = advance(cache, count)            every layer has appended
-    cache = copy_prompt(cache, row, ..)      a row holds a prompt and no more
-    cache = grow(cache, size)                room for another number of tokens
+    cache = empty(config, rows, size)        no tokens, room for `size` per row
+    cache = append(cache, layer, new)        write T tokens of one layer
+    out = attend(cache, layer, queries, ..)  attend to all tokens of each row
+    cache = advance(cache, count)            count the tokens that were appended
+    cache = copy_prompt(cache, row, ..)      restart rows with a cached prompt
+    cache = grow(cache, size)                change the room per row
 
-How many tokens each row holds is in `lengths`; what lies beyond is garbage. No
-other module knows how buffers are laid out, so that another layout, such as
-pages, is another body of these functions.
+`lengths` says how many tokens each row holds. Buffers beyond it hold garbage,
+which attention ignores. No other module knows the layout of the buffers, so
+that another layout, such as pages, only needs other bodies of these functions.
 
-A token is one array or two (`config.attention.cached`): its latent, or its key
-and its value. Tokens are the last dimension of the first array, as scores read
-it, and the one before the head size in the second, as mixing reads it. Layers
-that run as a loop have buffers of their own, layers that run as a scan share
-one with a leading L.
+Per token, the cache holds a key and a value, or one latent, which serves as
+both (`config.attention.cached`). Keys and latents are stored as [K, H, S] and
+values as [K, S, H], the orders in which scores and outputs read them. Layers
+that run as a loop have separate buffers. Layers that run as a scan share
+buffers with a leading dimension L.
 """
 
 import chex
@@ -28,28 +28,32 @@ from r1jax.models.config import ModelConfig
 from r1jax.ops import Segment
 from r1jax.parallel import sharding
 
-# A tuple by layer of ([..., K, H, S], and for keys and values [..., K, S, H]);
-# in a scan one such pair of [L, ...].
+# For each layer a tuple of one or two arrays: [..., K, H, S], [..., K, S, H].
+# In a scan, just one such tuple, whose arrays have a leading L.
 Buffers = tuple
-LayerIndex = int | Int[Array, ""]  # A scan counts its layers in an array.
+LayerIndex = int | Int[Array, ""]  # An array in a scan.
 
 
 @chex.dataclass(frozen=True)
 class Shared:
-  """M prompts, each of which B / M consecutive rows of a cache continue."""
+  """M prompts, each shared by B / M consecutive rows of a cache."""
 
-  rows: Buffers  # [M, K, H, S1], maybe [M, K, S1, H].
-  lengths: Int[Array, "M"]  # Tokens in each.
+  rows: Buffers  # [M, K, H, S1] and, for values, [M, K, S1, H].
+  lengths: Int[Array, "M"]  # Tokens of each prompt.
 
 
 @chex.dataclass(frozen=True)
 class Cache:
-  """Tokens of B rows: a prefix of all rows, shared prompts, and each row's."""
+  """The cached tokens of B rows.
 
-  prefix: Buffers  # [K, H, S0], maybe [K, S0, H].
-  rows: Buffers  # [B, K, H, S], maybe [B, K, S, H].
+  The text of a row is the prefix, then its shared prompt if there are any, then
+  the tokens of the row itself.
+  """
+
+  prefix: Buffers  # [K, H, S0] and, for values, [K, S0, H].
+  rows: Buffers  # [B, K, H, S] and, for values, [B, K, S, H].
   lengths: Int[Array, "B"]  # Tokens of each row in `rows`.
-  shared: Shared | None = None  # Between the prefix and the rows, if not None.
+  shared: Shared | None = None
 
   @property
   def positions(self) -> Int[Array, "B"]:
@@ -61,17 +65,17 @@ class Cache:
 
   @property
   def rows_per_prompt(self) -> int:
-    """Rows that continue one shared prompt."""
+    """Number of rows that share a prompt."""
     return len(self.lengths) // len(self.shared.lengths)
 
   @property
   def size(self) -> int:
-    """Tokens that each row has room for."""
+    """Number of tokens that each row has room for."""
     return jax.tree.leaves(self.rows)[0].shape[-1]
 
   @property
   def prompt_size(self) -> int:
-    """Tokens that each shared prompt has room for; 0 if rows share none."""
+    """Tokens that each shared prompt has room for; 0 without any."""
     if self.shared is None:
       return 0
     return jax.tree.leaves(self.shared.rows)[0].shape[-1]
@@ -86,14 +90,14 @@ def empty(
   prompts: int = 0,
   prompt_size: int = 0,
 ) -> Cache:
-  """A cache of no tokens.
+  """A cache without tokens, apart from the prefix.
 
   Args:
     config: of the model.
-    rows: B
+    rows: number of rows, B.
     size: tokens that each row has room for.
-    prefix: of all rows, from `as_prefix`; () for none.
-    prompts: prompts that rows share; 0 if each row holds its own.
+    prefix: tokens that all rows begin with, from `as_prefix`; () for none.
+    prompts: number of shared prompts, M; 0 if rows hold their own prompts.
     prompt_size: tokens that each shared prompt has room for.
   """
   shared = None
@@ -111,21 +115,27 @@ def empty(
 
 
 def as_prefix(cache: Cache) -> Buffers:
-  """The tokens of a cache of one row, as the prefix of another cache."""
-  layered = _is_stacked(cache.rows)
-  return jax.tree.map(lambda x: x[:, 0] if layered else x[0], cache.rows)
+  """The buffers of a cache of one row, for `empty(prefix=...)`."""
+  stacked = _is_stacked(cache.rows)
+  return jax.tree.map(lambda x: x[:, 0] if stacked else x[0], cache.rows)
 
 
 def append(
   cache: Cache, layer: LayerIndex, new: tuple[Float[Array, "B T K H"], ...]
 ) -> Cache:
-  """Writes T tokens of one layer after the first `lengths` of each row.
+  """The cache with T tokens of one layer written after the tokens of each row.
 
-  Tokens for which there is no room are dropped. `lengths` stays: the other
-  layers append theirs at the same place.
+  `lengths` does not change, as other layers write to the same place; `advance`
+  changes it once per step. Tokens for which there is no room are dropped.
+
+  Args:
+    cache: of the rows.
+    layer: number of the layer.
+    new: keys and values, or latents as a tuple of one array.
   """
   rows = cache.rows
   count, tokens, heads = new[0].shape[:3]
+  # Indices that broadcast to [B, T, K], the leading dimensions of `new`.
   places = cache.lengths[:, None, None] + jnp.arange(tokens)[:, None]
   row, head = jnp.arange(count)[:, None, None], jnp.arange(heads)
   stacked = _is_stacked(rows)
@@ -137,10 +147,12 @@ def append(
   def put(old, new, tokens_last):
     index = lambda place: (head, *[slice(None)] * tokens_last, place)
     if stacked:
-      # An array, so that indices on both sides of a slice come first.
+      # The layer is made an array, as then all indexed dimensions come first in
+      # the result, whatever slices stand between them.
       return write(old, new, (jnp.asarray(layer), row, *index(places)))
-    # Row by row, a mesh that splits rows has nothing to gather. In a buffer
-    # that layers share, TPUs would copy it for that.
+    # With vmap over rows, XLA sees that no row depends on another, and gathers
+    # nothing if a mesh splits the rows. It is not used for stacked buffers, as
+    # TPUs would copy the whole buffer.
     one = lambda old, new, place: write(old, new, index(place))
     return jax.vmap(one)(old, new, places)
 
@@ -157,11 +169,18 @@ def attend(
   *,
   scale: float,
 ) -> Float[Array, "B T K G Hv"]:
-  """Attention of T new tokens, appended already, to all that each row holds.
+  """Attention of T new tokens to all tokens of their rows.
 
-  Where a token is one array, a latent, it is key and value at once.
+  The new tokens must have been appended, but not yet counted by `advance`. A
+  latent serves as key and as value.
+
+  Args:
+    cache: of the rows.
+    layer: number of the layer.
+    queries: of the new tokens.
+    scale: factor of the scores.
   """
-  tokens = jnp.arange(1, queries.shape[1] + 1)
+  tokens = jnp.arange(1, queries.shape[1] + 1)  # Each sees itself as well.
   segments = [
     _segment(cache.rows, layer, (cache.lengths[:, None] + tokens)[:, None])
   ]
@@ -175,20 +194,21 @@ def attend(
 
 
 def _segment(buffers, layer, lengths) -> Segment:
+  """The tokens of one layer; `layer` is None if only that layer is given."""
   arrays = buffers if layer is None else read(buffers, layer)
   keys, values = arrays if len(arrays) == 2 else (*arrays, None)
   return Segment(keys, values, lengths)
 
 
 def advance(cache: Cache, count: Int[Array, "B"] | int) -> Cache:
-  """The cache with `count` more tokens in each row; all layers hold them."""
+  """The cache with `count` more tokens per row, after all layers appended."""
   return cache.replace(lengths=cache.lengths + count)
 
 
 def read(
   buffers: Buffers, layer: LayerIndex
 ) -> tuple[Float[Array, "..."], ...]:
-  """The arrays of one layer: of latents, or of keys and values."""
+  """The arrays of one layer: keys and values, or latents."""
   if _is_stacked(buffers):
     return tuple(x[layer] for x in buffers)
   return buffers[layer]
@@ -201,14 +221,14 @@ def copy_prompt(
   source: Int[Array, "M"],
   lengths: Int[Array, "M"],
 ) -> Cache:
-  """Each `row` holds nothing but the first `lengths` tokens of a prompt.
+  """The cache with some rows restarted: they hold a prompt and nothing else.
 
   Args:
-    cache: whose rows begin anew. Where rows share prompts, all rows of a
-      prompt must begin anew together.
-    row: rows of the cache; those beyond the last are dropped.
-    prompts: a cache whose rows are prompts.
-    source: rows of `prompts`.
+    cache: the cache. If its rows share prompts, all rows of a prompt must be
+      restarted together.
+    row: the rows to restart; those out of range are ignored.
+    prompts: a cache whose rows are the prompts.
+    source: the row of `prompts` for each `row`.
     lengths: tokens of each prompt.
   """
   if cache.shared is None:
@@ -216,7 +236,7 @@ def copy_prompt(
       rows=_copy_rows(cache.rows, row, prompts.rows, source),
       lengths=_put(cache.lengths, row, lengths),
     )
-  # Rows that share a prompt write the same values to the same place.
+  # All rows that share a prompt write the same values to the same place.
   place = row // cache.rows_per_prompt
   return cache.replace(
     lengths=_put(cache.lengths, row, 0),
@@ -232,7 +252,10 @@ def _put(x, at, values):
 
 
 def _copy_rows(rows: Buffers, target, others: Buffers, source) -> Buffers:
-  """Rows `source` of `others` at the start of rows `target`."""
+  """`rows` with rows `source` of `others` written over rows `target`.
+
+  Rows of `others` may have less room; they are written from the first token on.
+  """
 
   def put(old, new):
     at = (target, slice(None), slice(new.shape[-2]), slice(new.shape[-1]))
@@ -244,16 +267,16 @@ def _copy_rows(rows: Buffers, target, others: Buffers, source) -> Buffers:
 
 
 def grow(cache: Cache, size: int, prompt_size: int = 0) -> Cache:
-  """Room for `size` tokens in each row; tokens beyond it are lost.
+  """The cache with room for `size` tokens per row; tokens beyond are lost.
 
   `prompt_size` is the room of each shared prompt; 0 leaves it as it is.
   """
 
   def resize(buffers, size):
     def one(path, array):
-      axis = (-1, -2)[path[-1].idx]
+      axis = (-1, -2)[path[-1].idx]  # S in the first array and in the second.
       change = [(0, 0, 0)] * array.ndim
-      change[axis] = (0, size - array.shape[axis], 0)
+      change[axis] = (0, size - array.shape[axis], 0)  # May be negative.
       return jax.lax.pad(array, jnp.zeros((), array.dtype), change)
 
     return jax.tree.map_with_path(one, buffers)
@@ -266,15 +289,15 @@ def grow(cache: Cache, size: int, prompt_size: int = 0) -> Cache:
 
 
 def logical_axes(cache: Cache) -> Cache:
-  """The names of the dimensions of every array, in the tree of the cache.
+  """The logical axes of every array, as a tree like the cache.
 
-  They are tuples where the cache has arrays; see `sharding.LAYOUT`.
+  Leaves are tuples of names; `AXIS_RULES` maps them to mesh axes.
   """
 
   def names(path, array):
     if array.ndim == 1:
       return ("rows",)
-    if path[0].name == "prefix":  # Every device holds it.
+    if path[0].name == "prefix":  # Replicated on every device.
       return (None,) * array.ndim
     last = ((None, "tokens"), ("tokens", None))[path[-1].idx]
     return (*("layers",) * (array.ndim - 4), "rows", "kv_heads", *last)
@@ -283,12 +306,13 @@ def logical_axes(cache: Cache) -> Cache:
 
 
 def shard_constraint(cache: Cache) -> Cache:
-  """The cache split over the mesh of the context as `logical_axes` says."""
-  constrain = lambda x, names: sharding.constrain(x, *names)
+  """The cache, sharded over the mesh of the context by its `logical_axes`."""
+  constrain = lambda x, names: sharding.shard_constraint(x, *names)
   return jax.tree.map(constrain, cache, logical_axes(cache))
 
 
 def _zeros(config: ModelConfig, rows: tuple[int, ...], size: int) -> Buffers:
+  """Empty buffers of `size` tokens; `rows` are their leading dimensions."""
   layers = config.num_layers
   leading = (layers, *rows) if config.scan else rows
 
@@ -304,4 +328,5 @@ def _zeros(config: ModelConfig, rows: tuple[int, ...], size: int) -> Buffers:
 
 
 def _is_stacked(buffers: Buffers) -> bool:
+  """Whether the layers share arrays with a leading L, for a scan."""
   return not isinstance(buffers[0], tuple)

@@ -1,4 +1,4 @@
-"""What a model is: its parts, their sizes, and how they run."""
+"""The config of a model: its parts, their sizes, and how it runs."""
 
 import dataclasses
 import math
@@ -15,23 +15,23 @@ class Latent:
   """Multi-head latent attention (arXiv:2405.04434, sec. 2.1)."""
 
   num_heads: int  # N
-  q_rank: int | None  # Of the query latent; None makes queries from x itself.
-  kv_rank: int  # R, of the key/value latent: what the cache holds.
-  nope_size: int  # Head size of queries and keys without position.
-  rope_size: int  # Head size that carries the position; its key is shared.
-  value_size: int
+  q_rank: int | None  # Size of the query latent; None for no query latent.
+  kv_rank: int  # R, the size of the key/value latent.
+  nope_size: int  # Part of the head size of queries and keys without RoPE.
+  rope_size: int  # Part with RoPE, whose key is shared by all heads.
+  value_size: int  # Head size of values.
 
   def __post_init__(self):
     _even("rope_size", self.rope_size)
 
   @property
   def key_size(self) -> int:
-    """Numbers in a query and in a key of one head."""
+    """The head size of queries and keys."""
     return self.nope_size + self.rope_size
 
   @property
   def cached(self) -> tuple[tuple[int, int], ...]:
-    """(K, H) of every array that caches a token: one latent for all heads."""
+    """(K, H) of the cached array: a latent and a key, shared by all heads."""
     return ((1, self.kv_rank + self.rope_size),)
 
 
@@ -40,9 +40,9 @@ class Grouped:
   """Grouped-query attention (arXiv:2305.13245)."""
 
   num_heads: int  # N
-  num_kv_heads: int  # K; each serves N / K queries.
+  num_kv_heads: int  # K; each serves N / K query heads.
   head_size: int  # H
-  bias: bool  # Of queries, keys and values: Qwen2 has it.
+  bias: bool  # Whether queries, keys and values have biases, as in Qwen2.
 
   def __post_init__(self):
     _even("head_size", self.head_size)
@@ -54,17 +54,17 @@ class Grouped:
 
   @property
   def key_size(self) -> int:
-    """Numbers in a query and in a key of one head."""
+    """The head size of queries and keys."""
     return self.head_size
 
   @property
   def rope_size(self) -> int:
-    """Head size that carries the position: all of it."""
+    """The part of the head size with RoPE: all of it."""
     return self.head_size
 
   @property
   def cached(self) -> tuple[tuple[int, int], ...]:
-    """(K, H) of every array that caches a token: keys, then values."""
+    """(K, H) of the two cached arrays: keys, then values."""
     return ((self.num_kv_heads, self.head_size),) * 2
 
 
@@ -73,15 +73,15 @@ class Experts:
   """Routed and shared experts (arXiv:2412.19437, sec. 2.1.2)."""
 
   num_routed: int  # E
-  num_shared: int
-  num_dense_layers: int  # The first of the model; the others hold experts.
-  per_token: int  # Routed experts that work on one token.
+  num_shared: int  # Experts that process every token.
+  num_dense_layers: int  # Layers at the start of the model without experts.
+  per_token: int  # k, the routed experts that each token is sent to.
   width: int  # F of one expert.
   scores: str  # "sigmoid" with a balancing bias (V3), or "softmax" (V2).
-  renormalise: bool  # The scores of the chosen are made to sum to 1.
-  scale: float  # Of the routed experts' sum.
-  num_groups: int = 1
-  groups_per_token: int = 1  # Experts are chosen within the best groups.
+  renormalise: bool  # Whether the gates of a token are made to sum to 1.
+  scale: float  # Factor of the gates.
+  num_groups: int = 1  # Experts are divided into groups, and
+  groups_per_token: int = 1  # each token uses experts of its best groups.
 
   def __post_init__(self):
     if self.scores not in ("sigmoid", "softmax"):
@@ -107,32 +107,35 @@ class Experts:
 
   @property
   def biased(self) -> bool:
-    """Whether a bias, moved against the load, takes part in the choice."""
+    """Whether the router adds a load-balancing bias to its scores."""
     return self.scores == "sigmoid"
 
 
 @dataclasses.dataclass(frozen=True)
 class Yarn:
-  """RoPE for longer texts by YaRN (arXiv:2309.00071)."""
+  """RoPE scaled to longer contexts by YaRN (arXiv:2309.00071)."""
 
-  factor: float  # By which the window grew.
-  original_length: int
-  beta_fast: float = 32.0  # Turns within the original window: kept from here,
-  beta_slow: float = 1.0  # slowed by `factor` below this.
-  mscale: float = 1.0
-  mscale_all_dim: float = 0.0  # Of the softmax's scale; 0 leaves it alone.
+  factor: float  # By which the context grew.
+  original_length: int  # The context length of pretraining, in tokens.
+  # Frequencies that make at least `beta_fast` turns within the original length
+  # are kept; those below `beta_slow` turns are divided by `factor`.
+  beta_fast: float = 32.0
+  beta_slow: float = 1.0
+  mscale: float = 1.0  # See `amplitude`.
+  mscale_all_dim: float = 0.0  # See `softmax_scale`; 0 for a scale of 1.
 
   @property
   def softmax_scale(self) -> float:
-    """What the scores of attention are multiplied by."""
+    """The factor of attention scores."""
     return self._growth(self.mscale_all_dim) ** 2
 
   @property
   def amplitude(self) -> float:
-    """What sines and cosines are multiplied by."""
+    """The factor of sines and cosines."""
     return self._growth(self.mscale) / self._growth(self.mscale_all_dim)
 
   def _growth(self, weight: float) -> float:
+    """0.1 weight ln(factor) + 1 (sec. 3.4)."""
     return (
       0.1 * weight * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
     )
@@ -140,46 +143,48 @@ class Yarn:
 
 @dataclasses.dataclass(frozen=True)
 class Llama3:
-  """RoPE for longer texts as Llama 3.1 does it."""
+  """RoPE scaled to longer contexts as in Llama 3.1."""
 
-  factor: float
-  original_length: int
-  low: float  # Turns within the original window: slowed by `factor` below,
-  high: float  # kept above.
+  factor: float  # By which the context grew.
+  original_length: int  # The context length of pretraining, in tokens.
+  # Frequencies that make more than `high` turns within the original length are
+  # kept; those below `low` turns are divided by `factor`.
+  low: float
+  high: float
 
-  softmax_scale = amplitude = 1.0
+  softmax_scale = amplitude = 1.0  # As in `Yarn`.
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """A decoder-only transformer of the DeepSeek, Qwen2 or Llama family.
 
-  Frozen and hashable, so that a module that holds one can be a static argument.
+  It is hashable, so that modules that hold it can be static arguments of jit.
+  Raises ValueError for sizes that do not fit together.
   """
 
   vocab_size: int  # V
   width: int  # D
-  num_layers: int  # L, MTP blocks not counted.
+  num_layers: int  # L, not counting MTP blocks.
   attention: Latent | Grouped
-  dense_width: int  # F of the dense feed-forward.
+  dense_width: int  # F of the dense feed-forward layers.
   norm_epsilon: float
   rope_theta: float
-  max_length: int  # Tokens of the longest text it was made for.
+  max_length: int  # Context length, in tokens.
   rope_scaling: Yarn | Llama3 | None = None
-  tied: bool = False  # The embedding is the unembedding too.
+  tied: bool = False  # Whether the unembedding is the transposed embedding.
   experts: Experts | None = None
   mtp_depth: int = 0  # Tokens predicted beyond the next one.
   init_scale: float = 0.02  # Standard deviation of the initial weights.
 
-  # How it runs: none of this changes what is computed, up to rounding. A dtype
-  # is given as `jnp.dtype` takes it, and kept as its name.
-  compute_dtype: Any = "float32"  # Of activations and matmuls.
-  scan: bool = False  # Depth is a scan over stacked layers; else a loop.
-  remat: str = "none"  # What the gradient recomputes; see `transformer.remat`.
-  moe_chunk: int = 8192  # Tokens per device whose experts' buffers exist.
+  # How it runs. These fields change results by rounding only.
+  compute_dtype: Any = "float32"  # Of activations; see `float_name`.
+  scan: bool = False  # Whether layers run as a scan, instead of a loop.
+  remat: str = "none"  # What the gradient recomputes; see `remat.remat`.
+  moe_chunk: int = 8192  # Tokens whose expert buffers a device holds at once.
 
   def __post_init__(self):
-    """Refuses sizes that no model can have."""
+    """Raises ValueError for fields that do not fit together."""
     compute_dtype = float_name(self.compute_dtype, "compute_dtype")
     object.__setattr__(self, "compute_dtype", compute_dtype)
     if not 0 <= self.num_dense_layers <= self.num_layers:
@@ -199,41 +204,41 @@ class ModelConfig:
 
   @property
   def num_dense_layers(self) -> int:
-    """Layers without routed experts: the first."""
+    """Number of layers without routed experts, which come first."""
     return self.experts.num_dense_layers if self.experts else self.num_layers
 
   @property
   def num_moe_layers(self) -> int:
-    """Layers with routed experts."""
+    """Number of layers with routed experts."""
     return self.num_layers - self.num_dense_layers
 
   @property
   def cache_size(self) -> int:
-    """Numbers cached per token and layer."""
+    """Number of values cached per token and layer."""
     return sum(heads * size for heads, size in self.attention.cached)
 
 
 _FIELDS = [field.name for field in dataclasses.fields(ModelConfig)]
 # The fields that say how a model runs, not what it is.
-HOW = tuple(_FIELDS[_FIELDS.index("compute_dtype") :])
+RUNTIME_FIELDS = tuple(_FIELDS[_FIELDS.index("compute_dtype") :])
 
 
 def float_name(dtype: Any, name: str = "dtype") -> str:
   """The name of a dtype of parameters or activations.
 
   Args:
-    dtype: whatever `jnp.dtype` takes: "bfloat16", `jnp.bfloat16`, ...
-    name: of the argument, for the message.
+    dtype: anything that `jnp.dtype` accepts: "bfloat16", `jnp.bfloat16`, ...
+    name: of the argument, for the error.
 
   Raises ValueError unless it is one of FLOATS.
   """
   try:
-    found = jnp.dtype(dtype).name
+    canonical = jnp.dtype(dtype).name
   except TypeError:
-    found = None
-  if found not in FLOATS:
+    canonical = None
+  if canonical not in FLOATS:
     raise ValueError(f"{name} {dtype!r} is none of {', '.join(FLOATS)}")
-  return found
+  return canonical
 
 
 def _even(name: str, size: int) -> None:
@@ -242,9 +247,10 @@ def _even(name: str, size: int) -> None:
 
 
 def replace(config: ModelConfig, **overrides) -> ModelConfig:
-  """`config` with some fields replaced; a dict replaces fields of a part.
+  """`config` with some fields replaced.
 
-  Raises ValueError for a field that a model does not have.
+  A dict replaces fields of a part: `experts=dict(per_token=4)`. Raises
+  ValueError for a field that the model or the part does not have.
   """
   return _replace(config, overrides, "a model")
 

@@ -1,7 +1,8 @@
-"""FLOPs that a model cannot do without: its matmuls, forward.
+"""Model FLOPs: those of the matrix products of a forward pass.
 
-A multiplication with its addition is two. Norms, softmax and the like are left
-out, as is what a program computes only to throw it away.
+A multiplication and its addition count as two. Norms, softmax and other
+elementwise work are not counted, nor is work that a program wastes, such as
+padding and recomputation.
 """
 
 import math
@@ -13,10 +14,11 @@ from r1jax.models.weights import is_matrix, weights
 
 
 def of_token(config: ModelConfig) -> int:
-  """One token's way through all blocks: two per weight of a matrix it meets.
+  """FLOPs of one token in all blocks: two per weight of each matrix it uses.
 
-  Of the routed experts it meets those that work on it. Attention's scores are
-  not in it, see `of_pair`, nor is the unembedding, see `of_logits`.
+  Of the routed experts, only those that a token is routed to count. Attention
+  scores are separate, see `of_pair`, and so is the unembedding, see
+  `of_logits`.
   """
   tree, used = weights(config), 0
   layers = {name: tree[name] for name in ("dense", "moe") if name in tree}
@@ -30,15 +32,15 @@ def of_token(config: ModelConfig) -> int:
 
 
 def of_logits(config: ModelConfig) -> int:
-  """From one hidden state to its logits."""
+  """FLOPs from one hidden state to its logits."""
   return 2 * config.width * config.vocab_size
 
 
 def of_pair(config: ModelConfig, *, cached: bool = False) -> int:
-  """One query and one key that it sees, in all layers and heads.
+  """FLOPs of attention per query and key that it sees, in all layers and heads.
 
-  Latent attention reads the latents themselves where they are `cached`, which
-  is more than keys and values of each head would take, but needs none made.
+  With `cached` latents, latent attention reads the latents directly. A pair
+  then takes more FLOPs, but keys and values of each head are not computed.
   """
   a = config.attention
   if not isinstance(a, Latent):

@@ -1,4 +1,4 @@
-"""How the model's modules declare their weights; the norm."""
+"""The base class of the model's modules, and RMSNorm."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ Axes = tuple[str | None, ...]
 
 
 class Layer(nn.Module):
-  """A module of the model that `config` describes."""
+  """Base class of modules: holds the model's config and declares weights."""
 
   config: ModelConfig
 
@@ -26,14 +26,17 @@ class Layer(nn.Module):
     axes: Axes,
     init: Callable | None = None,
   ) -> Float[Array, "..."]:
-    """Declares a weight, in float32 or as it is loaded.
+    """Declares a weight and returns it in its own dtype.
+
+    The dtype is float32 when initialised, else that of the loaded parameters.
 
     Args:
-      name: within the module.
-      shape: of one layer.
-      axes: a logical name for each dimension; `sharding.LAYOUT` maps them to
-        axes of the mesh.
-      init: initialiser; None for a normal distribution of `config.init_scale`.
+      name: of the weight within the module.
+      shape: of the weight in one layer.
+      axes: a logical name for each dimension. `AXIS_RULES` maps logical
+        names to mesh axes.
+      init: initialiser; None for a normal distribution with standard deviation
+        `config.init_scale`.
     """
     init = init or nn.initializers.normal(self.config.init_scale)
     return self.param(name, nn.with_logical_partitioning(init, axes), shape)
@@ -46,23 +49,27 @@ class Layer(nn.Module):
     axes: Axes,
     init: Callable | None = None,
   ) -> Float[Array, "..."]:
-    """A weight in the compute dtype, its width gathered from all devices."""
+    """Declares a weight and returns it ready for a product.
+
+    It is cast to the compute dtype, and its width is gathered from all devices
+    (FSDP). For the arguments, see `weight`.
+    """
     weight = self.weight(name, shape, axes, init)
-    return sharding.gathered(weight.astype(self.config.compute_dtype), axes)
+    return sharding.gather_width(weight.astype(self.config.compute_dtype), axes)
 
 
 class RMSNorm(nn.Module):
-  """Scales vectors to unit root mean square (arXiv:1910.07467), in float32."""
+  """RMSNorm: scales vectors to unit root mean square (arXiv:1910.07467)."""
 
   epsilon: float
-  axis: str | None = "width"  # Logical name of the dimension.
+  axis: str | None = "width"  # Logical name of the dimension D.
 
   @nn.compact
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    """x / sqrt(mean(x^2) + epsilon) * scale, in the dtype of x."""
+    """x / sqrt(mean(x^2) + epsilon) * scale, in float32, cast to x's dtype."""
     ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
     scale = self.param("scale", ones, x.shape[-1:])
-    scale = sharding.gathered(scale, (self.axis,))
+    scale = sharding.gather_width(scale, (self.axis,))
     x32 = x.astype(jnp.float32)
     square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
     return (x32 * jax.lax.rsqrt(square + self.epsilon) * scale).astype(x.dtype)

@@ -1,10 +1,11 @@
 """Feed-forward layers: SwiGLU, and a mixture of routed and shared experts.
 
-DeepSeekMoE as in V3 (arXiv:2412.19437, sec. 2.1.2). V3 balances the load of its
-experts by a bias on their choice, which moves against the load after every
-optimizer step (`rebalance`). In RL the bias may stay as it is, so that a policy
-differs from an older one by its gradient alone (`router_bias_speed` 0, as in
-our experiments), or go on moving.
+The mixture is DeepSeekMoE as in V3 (arXiv:2412.19437, sec. 2.1.2), whose
+equations are cited below. V3 balances the load of experts without an auxiliary
+loss: after every optimizer step, `rebalance` moves a bias that is added to the
+scores when experts are chosen. In RL the bias can be frozen
+(`router_bias_speed` 0, as in our experiments), so that only the gradient
+changes the policy.
 """
 
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from r1jax.types import Ints
 
 
 class FeedForward(Layer):
-  """SwiGLU with `hidden` units (arXiv:2002.05202)."""
+  """The SwiGLU feed-forward layer (arXiv:2002.05202) with `hidden` units, F."""
 
   hidden: int
 
@@ -43,11 +44,11 @@ class Routing(NamedTuple):
   indices: Int[Array, "*M k"]
   gates: Float[Array, "*M k"]  # Float32.
   affinity: Float[Array, "*M E"]  # Scores, normalised to sum to 1.
-  mismatch: Bool[Array, "*M"]  # Replayed experts are not the router's choice.
+  mismatch: Bool[Array, "*M"]  # Whether the router would choose other experts.
 
 
 class Router(Layer):
-  """Chooses the experts of each token, in float32."""
+  """The router: chooses the experts of each token, in float32."""
 
   @nn.compact
   def __call__(
@@ -55,10 +56,10 @@ class Router(Layer):
     x: Float[Array, "*M D"],
     replay: Int[Array, "*M k"] | None = None,
   ) -> Routing:
-    """See `route`; `replay` are experts to use instead of the router's."""
+    """The experts and gates of each token; for `replay`, see `route`."""
     e = self.config.experts
     shape, axes = (x.shape[-1], e.num_routed), ("width", None)
-    weight = sharding.gathered(self.weight("weight", shape, axes), axes)
+    weight = sharding.gather_width(self.weight("weight", shape, axes), axes)
     logits = x.astype(jnp.float32) @ weight.astype(jnp.float32)
     bias = None
     if e.biased:
@@ -68,16 +69,16 @@ class Router(Layer):
 
 
 class Load(NamedTuple):
-  """What the routing of one layer amounts to."""
+  """The load of the experts of one layer, and the routing that caused it."""
 
-  tokens: Float[Array, "E"]  # That each expert got.
-  balance_loss: Float[Array, ""]  # Eq. 17-20 without alpha, summed over tokens.
-  indices: Int[Array, "B T k"]
-  mismatch: Bool[Array, "B T"]
+  tokens: Float[Array, "E"]  # Number of tokens of each expert.
+  balance_loss: Float[Array, ""]  # Summed over tokens; see `load_of`.
+  indices: Int[Array, "B T k"]  # The experts of each token.
+  mismatch: Bool[Array, "B T"]  # See `Routing`.
 
 
 class MoE(Layer):
-  """A mixture of shared experts and, for each token, a few routed ones."""
+  """Mixture of experts: shared experts, and k routed experts for each token."""
 
   @nn.compact
   def __call__(
@@ -86,16 +87,17 @@ class MoE(Layer):
     is_token: Float[Array, "B T"],
     replay: Int[Array, "B T k"] | None = None,
   ) -> tuple[Float[Array, "B T D"], Load]:
-    """The sum of the experts' outputs (eq. 12), and the load of each.
+    """The sum of the outputs of the experts (eq. 12), and their load.
 
     Args:
       x: normalised hidden states.
-      is_token: 0 for empty slots, which do not count in the load.
-      replay: experts to use instead of the router's choice.
+      is_token: 1 for tokens, 0 for empty slots, which the load excludes.
+      replay: experts to use instead of the router's choice; see `route`.
     """
     e, d = self.config.experts, x.shape[-1]
     routing = Router(self.config, name="router")(x, replay)
-    # Experts stay split over the mesh: `routed_experts` gathers their width.
+    # `weight`, not `dense_weight`: experts stay sharded over the mesh, and
+    # `routed_experts` gathers their width.
     gate_up = self.weight(
       "expert_gate_up",
       (e.num_routed, d, 2, e.width),
@@ -125,22 +127,24 @@ def route(
 ) -> Routing:
   """The experts of each token and their gates (eq. 12-16), in float32.
 
-  s = sigmoid(logits) or softmax(logits). The best groups are found first: those
-  whose two best s + bias sum highest (V3), or whose best s is highest (V2). The
-  top k of s + bias within them are chosen. Their gates are their s, without the
-  bias, normalised to sum to 1 if `renormalise`, times `scale`.
+  The scores s are sigmoid(logits) in V3, or softmax(logits) in V2. A token uses
+  experts of its best groups only. V3 ranks groups by the sum of their two
+  highest s + bias, V2 by their highest s. Of the experts in these groups, those
+  with the top k of s + bias are chosen. Their gates are s without the bias,
+  divided by their sum if `renormalise`, times `scale`.
 
   Args:
-    logits: of tokens for each expert.
-    bias: the balancing bias; None for softmax.
-    e: sizes, and which of the two it is.
-    replay: experts to use instead of those; below 0 for the router's choice.
+    logits: of each token for each expert.
+    bias: the balancing bias; None for softmax scores.
+    e: the config of the experts.
+    replay: experts to use instead of the router's choice, for each token.
+      Indices below 0 leave the choice to the router. Gates are the router's.
   """
   scores = (jax.nn.softmax if bias is None else jax.nn.sigmoid)(logits)
   ranked = scores if bias is None else scores + bias
-  chosen = choose(jax.lax.stop_gradient(ranked), e)
+  chosen = choose_experts(jax.lax.stop_gradient(ranked), e)
   indices = chosen if replay is None else jnp.where(replay < 0, chosen, replay)
-  # A masked sum: its gradient is no scatter.
+  # A masked sum instead of a gather, whose gradient would be a scatter.
   one_hot = indices[..., None] == jnp.arange(e.num_routed)
   gates = jnp.sum(jnp.where(one_hot, scores[..., None, :], 0), axis=-1)
   if e.renormalise:
@@ -156,34 +160,37 @@ def route(
 def router_mismatch(
   chosen: Int[Array, "*B k"], replayed: Ints
 ) -> Bool[Array, "*B"]:
-  """True where a token's chosen experts, as a set, are not the replayed ones.
+  """True where the chosen and the replayed experts of a token differ as sets.
 
-  False where nothing was recorded to replay (below 0).
+  False where no experts were recorded, which are indices below 0.
   """
   same = jnp.any(chosen[..., None] == replayed[..., None, :], axis=-1).all(-1)
   return ~same & (replayed >= 0).all(-1)
 
 
-def choose(ranked: Float[Array, "*M E"], e: Experts) -> Int[Array, "*M k"]:
-  """The best experts of each token's best groups."""
+def choose_experts(
+  ranked: Float[Array, "*M E"], e: Experts
+) -> Int[Array, "*M k"]:
+  """The k best experts within each token's best groups; see `route`."""
   if e.groups_per_token < e.num_groups:
     groups = ranked.reshape(*ranked.shape[:-1], e.num_groups, -1)
     counted = min(2 if e.biased else 1, groups.shape[-1])
-    value = largest(groups, counted)[0].sum(-1)
-    _, best = largest(value, e.groups_per_token)
+    group_scores = top_k(groups, counted)[0].sum(-1)
+    _, best = top_k(group_scores, e.groups_per_token)
     eligible = jnp.any(best[..., None] == jnp.arange(e.num_groups), axis=-2)
     groups = jnp.where(eligible[..., None], groups, -jnp.inf)
     ranked = groups.reshape(ranked.shape)
-  return largest(ranked, e.per_token)[1]
+  return top_k(ranked, e.per_token)[1]
 
 
-def largest(
+def top_k(
   x: Float[Array, "*M n"], k: int
 ) -> tuple[Float[Array, "*M k"], Int[Array, "*M k"]]:
-  """The k largest numbers in order, and their indices; k is small.
+  """The k largest numbers in descending order, and their indices.
 
-  As `jax.lax.top_k`, which takes the first of equals; but on a mesh that one
-  gathers the rows of all devices.
+  The result is that of `jax.lax.top_k`; of equal numbers, the first is taken.
+  Unlike `top_k`, it does not gather rows that are sharded over a mesh. Its cost
+  grows with k, which is small here.
   """
   values, indices, places = [], [], jnp.arange(x.shape[-1])
   for _ in range(k):
@@ -197,11 +204,12 @@ def largest(
 def load_of(
   routing: Routing, is_token: Float[Array, "B T"], e: Experts
 ) -> Load:
-  """Tokens per expert, and the balance loss, of tokens alone.
+  """The load of the experts, without empty slots.
 
-  The loss of a row is sum_e f_e P_e (eq. 17-20 without alpha): f_e is the share
-  of its tokens that expert e got, relative to an even load, and P_e its mean
-  affinity. A row counts as much as it has tokens.
+  The balance loss of a row is sum_e f_e P_e (eq. 17-20 without alpha). f_e is
+  the share of the row's tokens that expert e received, relative to an even
+  load, and P_e is its mean affinity. Rows are weighted by their number of
+  tokens.
   """
   by_row = lambda y: jnp.sum(y * is_token[..., None], axis=1)
   counts = by_row(jax.nn.one_hot(routing.indices, e.num_routed).sum(-2))
@@ -216,7 +224,7 @@ def load_of(
 
 
 def no_load(batch: int, length: int, e: Experts | None) -> Load:
-  """The stacked load of no layer at all [0, ...]."""
+  """The load of a model without experts: stacked arrays of 0 layers."""
   experts, k = (e.num_routed, e.per_token) if e else (0, 0)
   return Load(
     tokens=jnp.zeros((0, experts)),
@@ -229,8 +237,9 @@ def no_load(batch: int, length: int, e: Experts | None) -> Load:
 def rebalance(
   bias: Float[Array, "*L E"], load: Float[Array, "*L E"], speed: float
 ) -> Float[Array, "*L E"]:
-  """Moves the balancing bias by `speed` against the load (sec. 2.1.2).
+  """The balancing bias after a step, moved by `speed` (sec. 2.1.2).
 
-  It falls for experts with more than the mean load, and rises for the others.
+  It decreases for experts with more than the mean load, and increases for those
+  with less.
   """
   return bias + speed * jnp.sign(load.mean(-1, keepdims=True) - load)

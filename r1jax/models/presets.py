@@ -1,5 +1,6 @@
-"""Published models by name, and a tiny one of each family."""
+"""Configs of published models by name, and of a tiny model of each family."""
 
+from r1jax.config import unknown
 from r1jax.models.config import (
   Experts,
   Grouped,
@@ -133,7 +134,7 @@ _BASE = dict(norm_epsilon=1e-5, rope_theta=1_000_000.0, max_length=131_072)
 QWEN_MATH_1_5B = _qwen2(28, 1536, 12, 2, 8960, 151_936, tied=True, **_MATH)
 QWEN_MATH_7B = _qwen2(28, 3584, 28, 4, 18_944, 152_064, **_MATH)
 
-# A real DeepSeek-V3 in the small: every mechanism, under a million weights.
+# DeepSeek-V3 with all its mechanisms and less than a million parameters.
 TINY_DEEPSEEK = ModelConfig(
   vocab_size=512,
   width=128,
@@ -175,7 +176,7 @@ _TINY_DENSE = ModelConfig(
 )
 
 PRESETS: dict[str, ModelConfig] = {
-  "deepseek_v3": DEEPSEEK_V3,  # R1 and R1-Zero are of the same make.
+  "deepseek_v3": DEEPSEEK_V3,  # R1 and R1-Zero have the same architecture.
   "deepseek_v2_lite": DEEPSEEK_V2_LITE,
   "moonlight_16b": MOONLIGHT_16B,
   "qwen2.5-math-1.5b": QWEN_MATH_1_5B,
@@ -184,7 +185,7 @@ PRESETS: dict[str, ModelConfig] = {
   "qwen2.5-32b": _qwen2(64, 5120, 40, 8, 27_648, 152_064, **_BASE),
   "llama-3.1-8b": _llama3(32, 4096, 32, 14_336),
   "llama-3.3-70b": _llama3(80, 8192, 64, 28_672),
-  # The other distilled models have the config of the model they began as.
+  # The other distilled models have the config of the model they start from.
   "r1-distill-qwen-1.5b": replace(
     QWEN_MATH_1_5B, tied=False, max_length=131_072
   ),
@@ -217,12 +218,11 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str, **overrides) -> ModelConfig:
-  """The model published under `name`, some of its fields replaced.
+  """The config of the model `name`, with some fields replaced.
 
-  A dict replaces fields of a part: `experts=dict(num_routed=16)`.
+  A dict replaces fields of a part: `experts=dict(num_routed=16)`. Raises
+  ValueError for a model or a field that does not exist.
   """
   if name not in PRESETS:
-    raise ValueError(
-      f"unknown model {name!r}; PRESETS has {', '.join(sorted(PRESETS))}"
-    )
+    raise ValueError(unknown("model", name, PRESETS))
   return replace(PRESETS[name], **overrides)

@@ -1,4 +1,4 @@
-"""Rotary position embeddings (arXiv:2104.09864), YaRN and Llama 3 included."""
+"""Rotary position embeddings, RoPE (arXiv:2104.09864), and its scalings."""
 
 import math
 from typing import NamedTuple
@@ -11,21 +11,22 @@ from r1jax.models.config import Llama3, ModelConfig, Yarn
 
 
 class Rotation(NamedTuple):
-  """Sines and cosines of every token's angles, the same in all layers."""
+  """Sines and cosines of each token's rotation angles, for all layers."""
 
   sin: Float[Array, "B T half"]
   cos: Float[Array, "B T half"]
 
 
 def rotation(positions: Int[Array, "B T"], config: ModelConfig) -> Rotation:
-  """Sines and cosines of position times frequency."""
+  """Sines and cosines of position times frequency, times YaRN's amplitude."""
   scaling = config.rope_scaling
   angles = positions[..., None].astype(jnp.float32) * frequencies(
     config.attention.rope_size, config.rope_theta, scaling
   )
   sin, cos = jnp.sin(angles), jnp.cos(angles)
-  # The length is 1 up to rounding. XLA computes what it counts as cheap, which
-  # sines are, again in every layer and head that uses it; a division is not.
+  # XLA recomputes cheap operations, among which it counts sines, in every layer
+  # and head that uses them. Divisions are not cheap to XLA, so dividing by this
+  # length, which is 1 up to rounding, makes it keep the results.
   length = jnp.sqrt(sin * sin + cos * cos)
   amplitude = scaling.amplitude if scaling else 1.0
   return Rotation(amplitude * sin / length, amplitude * cos / length)
@@ -34,12 +35,12 @@ def rotation(positions: Int[Array, "B T"], config: ModelConfig) -> Rotation:
 def rotate(
   x: Float[Array, "B T *N H"], angles: Rotation, *, interleaved: bool
 ) -> Float[Array, "B T *N H"]:
-  """Rotates the pairs of numbers of each head by the token's angles.
+  """Each head of `x` with its pairs of numbers rotated by the token's angles.
 
-  Number i is paired with i + H/2; `interleaved` pairs 2i with 2i + 1 instead,
-  as DeepSeek's weights expect. In either case all first halves precede all
-  second halves in the result: queries and keys are permuted alike, so their
-  products are the same.
+  Number i is paired with number i + H/2, or, if `interleaved`, number 2i with
+  2i + 1, as in DeepSeek's weights. The result has the first numbers of all
+  pairs, then the second ones, in both cases. Queries and keys are permuted
+  alike, so that their dot products are unaffected.
   """
   heads = range(2, x.ndim - 1)
   sin, cos = (jnp.expand_dims(y, heads) for y in angles)
@@ -56,14 +57,19 @@ def rotate(
 def frequencies(
   size: int, theta: float, scaling: Yarn | Llama3 | None
 ) -> Float[np.ndarray, "half"]:
-  """Radians per token for each of the size / 2 pairs, fastest first."""
+  """Radians per token of each of the size / 2 pairs, from fast to slow.
+
+  Scaling divides the frequencies of slow pairs by its factor, keeps those of
+  fast pairs, and interpolates linearly in between.
+  """
   plain = theta ** (-np.arange(0, size, 2) / size)
-  turns = plain / (2 * math.pi)  # Per token.
+  turns = plain / (2 * math.pi)  # Full turns per token.
   match scaling:
     case None:
       kept = 1.0
     case Yarn():
-      # The index of the pair that turns `count` times in the original window.
+      # The index of the pair that makes `count` full turns within the original
+      # context length.
       pair = lambda count: (
         size
         * math.log(scaling.original_length / (count * 2 * math.pi))

@@ -1,4 +1,4 @@
-"""Rows of tokens: how they are arranged, and what is asked of them."""
+"""Rows of packed tokens: their layout for the layers, and their targets."""
 
 import chex
 import jax.numpy as jnp
@@ -12,18 +12,18 @@ from r1jax.types import Ints, Packed
 
 @chex.dataclass(frozen=True)
 class RowLayout:
-  """How tokens are arranged in their rows: the same for every layer."""
+  """What every layer needs to know about the tokens of a batch of rows."""
 
-  rotation: Rotation
-  k_start: Int[Array, "B T"]
-  prefix_end: Int[Array, "B T"]
+  rotation: Rotation  # Of RoPE.
+  k_start: Int[Array, "B T"]  # See `Packed`.
+  prefix_end: Int[Array, "B T"]  # See `Packed`.
   is_token: Float[Array, "B T"]  # 1.0 for a token, 0.0 for an empty slot.
 
 
 def row_layout(
   packed: Packed, cache: Cache | None, config: ModelConfig
 ) -> RowLayout:
-  """The layout of `packed` rows; with a cache, they continue those in it."""
+  """The layout of `packed` rows; with a cache, rows continue the cache's."""
   positions = jnp.asarray(packed.positions)
   is_token = (positions >= 0).astype(jnp.float32)
   if cache is not None:
@@ -37,9 +37,9 @@ def row_layout(
 
 
 def pack_rows(tokens: Ints) -> Packed:
-  """Whole rows [B, T] as `Packed`: one text per row, none of its tokens empty.
+  """Rows [B, T] of one text each, without padding, as `Packed`.
 
-  Values are asked for of all tokens but the first.
+  Every token but the first of a row is a target.
   """
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   origin = jnp.arange(tokens.size).reshape(tokens.shape) + 1
@@ -57,12 +57,13 @@ def pack_rows(tokens: Ints) -> Packed:
 def mtp_targets(
   packed: Packed, depth: int = 1
 ) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
-  """The targets of MTP block `depth`, and True where there is one.
+  """The targets of MTP block `depth`, and a mask, True where there is one.
 
-  They are the tokens t + 1 + depth, within the text of token t.
+  The target of token t is token t + 1 + depth of the same text.
   """
   roll = lambda x: jnp.roll(x, -depth, axis=1)
-  # Where a text ends, the next one may begin, in the row and in `origin`.
+  # Slots t and t + depth are of one text if both origin and position advance by
+  # depth. Either alone may also do so from the end of one text to the next.
   same_text = (packed.origin >= 0) & (
     roll(packed.origin) == packed.origin + depth
   )

@@ -1,9 +1,9 @@
 """A decoder-only transformer in Flax linen: DeepSeek-V3 and V2, Qwen2, Llama.
 
-Modules own `params` and nothing else; each declares its weights where it uses
-them. Like layers are one stack of weights [L, ...], and depth is a scan over
-it. Tiny models run their layers in a loop instead (`config.scan` False), over
-modules of their own names whose weights are slices of the stack (`unstack`).
+Modules declare their parameters where they use them, and have no other state.
+The weights of equal layers are stored as one stack [L, ...]. Large models scan
+over the stack. Small models run a loop of separately named layers instead
+(`config.scan` False), whose weights `unstack` slices from the stack.
 """
 
 import functools
@@ -22,31 +22,32 @@ from r1jax.models.cache import Cache
 from r1jax.models.config import Latent, ModelConfig, replace
 from r1jax.models.layers import Layer, RMSNorm
 from r1jax.models.moe import FeedForward, Load, MoE, no_load
+from r1jax.models.remat import BLOCK_INPUT, remat
 from r1jax.models.rows import RowLayout, pack_rows, row_layout
-from r1jax.ops.blockwise import OUTPUT as ATTENTION_OUTPUT
 from r1jax.parallel import sharding, vocab
 from r1jax.types import Ints, Packed, Params
-
-BLOCK_INPUT = "block_input"  # Names it for policies of `jax.checkpoint`.
 
 Carry = tuple[Float[Array, "B T D"], Cache | None]
 
 
 @chex.dataclass(frozen=True)
 class Forward:
-  """The results of a forward pass over rows of tokens."""
+  """The results of a forward pass.
 
-  hidden: Float[Array, "B T D"]  # Normalised: one matmul from the logits.
-  mtp_hidden: Float[Array, "depth B T D"] | None  # Of token t + 2 and on.
-  expert_load: Float[Array, "L E"]  # Tokens per expert; the MTP blocks last.
-  balance_loss: Float[Array, ""]  # Sum over tokens, mean over layers.
-  experts: Int[Array, "L B T k"]  # Used in each layer.
-  router_mismatch: Bool[Array, "L B T"]  # Replayed ones are not the router's.
-  cache: Cache | None  # With the tokens appended.
+  L counts the layers with experts, followed by the MTP blocks if those ran.
+  """
+
+  hidden: Float[Array, "B T D"]  # After the final norm; see `logits`.
+  mtp_hidden: Float[Array, "depth B T D"] | None  # To predict tokens t + 2, ...
+  expert_load: Float[Array, "L E"]  # Tokens of each expert.
+  balance_loss: Float[Array, ""]  # Summed over tokens, mean over layers.
+  experts: Int[Array, "L B T k"]  # The experts of each token.
+  router_mismatch: Bool[Array, "L B T"]  # See `moe.Routing`.
+  cache: Cache | None  # With the tokens appended; None if none was given.
 
 
 class Block(Layer):
-  """Attention, then feed-forward: each on the norm of x, and added to x."""
+  """A pre-norm transformer block: attention, then a feed-forward layer."""
 
   sparse: bool  # Whether the feed-forward is a mixture of experts.
 
@@ -58,12 +59,12 @@ class Block(Layer):
     replay: Int[Array, "B T k"] | None,
     layout: RowLayout,
   ) -> tuple[Carry, Load | None]:
-    """The carry after this layer, and the load of its experts, if any.
+    """The carry after this layer, and the load of its experts or None.
 
     Args:
-      carry: hidden states and the cache, None if there is none.
+      carry: hidden states, and the cache or None.
       layer: the layer's number, for the cache.
-      replay: experts to use instead of the router's choice.
+      replay: experts to use instead of the router's choice; see `moe.route`.
       layout: of the rows.
     """
     (x, cache), c, load = carry, self.config, None
@@ -84,11 +85,15 @@ class Block(Layer):
 
 
 class MTPBlock(Layer):
-  """Multi-token prediction: one more token ahead (arXiv:2412.19437, sec. 2.2).
+  """A multi-token prediction (MTP) module (arXiv:2412.19437, sec. 2.2).
 
-  h'_t = W [norm(h_t); norm(embedding of token t + k)], then one block and a
-  norm. h is the normalised output of the model or of the block before, which
-  the paper leaves open; the released weights expect it.
+  Depth k = 1, 2, ... predicts token t + 1 + k. It computes
+
+    h'_t = W [norm(h_t); norm(embedding of token t + k)]
+
+  and applies one block and a norm. h is the output of the model, or of depth
+  k - 1, after its final norm. The paper does not say whether h is normalised;
+  the released weights expect it.
   """
 
   @nn.compact
@@ -98,7 +103,13 @@ class MTPBlock(Layer):
     embedded: Float[Array, "B T D"],
     layout: RowLayout,
   ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T D"], Load | None]]:
-    """The states of the next depth, as the carry and as a result."""
+    """The hidden states of this depth, as the carry and as a result.
+
+    Args:
+      hidden: hidden states of the previous depth, after its final norm.
+      embedded: embeddings of the tokens to add.
+      layout: of the rows.
+    """
     c, d = self.config, hidden.shape[-1]
     norm = lambda name: RMSNorm(c.norm_epsilon, name=name)
     both = norm("hidden_norm")(hidden), norm("embed_norm")(embedded)
@@ -111,13 +122,13 @@ class MTPBlock(Layer):
 
 
 class Transformer(Layer):
-  """Tokens to hidden states.
+  """The whole model: tokens to hidden states.
 
-  `apply` takes the weights as `unstack` returns them; `forward` calls it.
+  Use `forward`, which calls `apply` with the weights that it expects.
   """
 
   def setup(self):
-    """Declares the weights and blocks; Flax calls it."""
+    """Declares the embeddings, the blocks and the final norm."""
     c, normal = self.config, nn.initializers.normal(self.config.init_scale)
     table = nn.with_logical_partitioning(normal, ("vocab", "width"))
     self.embed = self.param("embed", table, (c.vocab_size, c.width))
@@ -132,10 +143,14 @@ class Transformer(Layer):
 
   @nn.nowrap
   def stack(self, block: type[nn.Module], count: int, per_layer: int, **fields):
-    """`count` like blocks for `run_stack`; None if there are none.
+    """`count` equal blocks as a scan or a list, for `run_stack`; None for 0.
 
-    Called with a carry, `per_layer` inputs that differ by layer, and the layout
-    of the rows.
+    Args:
+      block: the class of the blocks, called with a carry, `per_layer` inputs
+        that differ by layer, and the layout of the rows.
+      count: number of blocks.
+      per_layer: number of inputs that differ by layer.
+      fields: of the blocks, apart from the config.
     """
     c = self.config
     if not count:
@@ -163,20 +178,25 @@ class Transformer(Layer):
     """See `forward`."""
     c, layout = self.config, row_layout(packed, cache, self.config)
     if mtp and cache is not None:
-      raise ValueError("the MTP blocks have no cache; ask for one or the other")
+      raise ValueError("MTP blocks have no cache: mtp=True needs cache=None")
     carry = self.embedding(packed.tokens), cache
-    # In a loop a layer's number picks its buffers of the cache: it is an int.
+    # A scan needs an array of layer numbers. In a loop they are ints, which
+    # select a layer's buffers from the cache, a tuple.
     layers = (np.arange if c.scan else range)(c.num_layers)
-    dense, sparse = layers[: c.num_dense_layers], layers[c.num_dense_layers :]
+    dense, moe = layers[: c.num_dense_layers], layers[c.num_dense_layers :]
+
+    # Dense layers, then layers with experts.
     load = None
     if self.dense:
       carry, load = run_stack(self.dense, carry, (dense, None), layout)
     if self.moe:
-      carry, load = run_stack(self.moe, carry, (sparse, experts), layout)
+      carry, load = run_stack(self.moe, carry, (moe, experts), layout)
     (x, cache), load = carry, load or no_load(*packed.tokens.shape, c.experts)
     hidden, mtp_hidden = self.final_norm(x), None
+
+    # Multi-token prediction.
     if mtp and c.mtp_depth:
-      mtp_hidden, mtp_load = self.predict_further(hidden, packed)
+      mtp_hidden, mtp_load = self.run_mtp(hidden, packed)
       load = jax.tree.map(lambda *x: jnp.concatenate(x), load, mtp_load)
     if cache is not None:
       cache = caches.advance(cache, jnp.sum(packed.positions >= 0, axis=1))
@@ -191,11 +211,13 @@ class Transformer(Layer):
       cache=cache,
     )
 
-  def predict_further(
+  def run_mtp(
     self, hidden: Float[Array, "B T D"], packed: Packed
   ) -> tuple[Float[Array, "depth B T D"], Load]:
-    """The states of the MTP blocks, each for one token further."""
+    """The hidden states of all MTP blocks, and their load."""
     c = self.config
+    # targets[t] is token t + 1; rolled by k, it is token t + 1 + k. Where that
+    # is beyond the text, `mtp_targets` masks the result.
     embedded = jnp.stack(
       [
         self.embedding(jnp.roll(packed.targets, -k, axis=1))
@@ -207,49 +229,26 @@ class Transformer(Layer):
     return states, load or no_load(*packed.tokens.shape, c.experts)
 
   def embedding(self, tokens: Ints) -> Float[Array, "B T D"]:
-    """What the first layer reads of each token."""
-    table = sharding.gathered(self.embed, ("vocab", "width"))
-    # Cast last: the gradient of the table accumulates in its own precision.
+    """The embeddings of tokens, in the compute dtype."""
+    table = sharding.gather_width(self.embed, ("vocab", "width"))
+    # Cast after the lookup, so that the gradient of the table accumulates in
+    # the dtype of the parameters.
     return shard_constraint(table[tokens].astype(self.config.compute_dtype))
 
 
 def shard_constraint(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-  """Hidden states, split over the mesh as they are between layers."""
-  return sharding.constrain(x, "rows", "tokens", None)
-
-
-def remat(block: type[nn.Module], config: ModelConfig) -> type[nn.Module]:
-  """`block`, with what its gradient keeps and recomputes by `config.remat`.
-
-  - "none": everything is kept.
-  - "block": its input is kept; the gradient runs the block again.
-  - "attention": the output of attention is kept as well and not computed again:
-    in long rows attention is most of a block's time.
-  - "host": its input is kept, in the host's memory, where the inputs of all
-    blocks would fill the device's.
-  """
-  if config.remat == "none":
-    return block
-  policies, policy = jax.checkpoint_policies, None
-  if config.remat == "attention":
-    policy = policies.save_only_these_names(ATTENTION_OUTPUT)
-  if config.remat == "host":
-    policy = policies.save_and_offload_only_these_names(
-      names_which_can_be_saved=[],
-      names_which_can_be_offloaded=[BLOCK_INPUT],
-      offload_src="device",
-      offload_dst="pinned_host",
-    )
-  static = () if config.scan else (2,)  # The layer's number; `self` is 0.
-  return nn.remat(
-    block, policy=policy, prevent_cse=not config.scan, static_argnums=static
-  )
+  """Hidden states, with the sharding that they have between layers."""
+  return sharding.shard_constraint(x, "rows", "tokens", None)
 
 
 def run_stack(blocks, carry, per_layer: tuple, layout: RowLayout):
-  """All blocks in turn: what they carry, and their results, stacked [L, ...].
+  """The final carry of all blocks, and their results, stacked [L, ...].
 
-  `per_layer` are inputs with a leading L, or None.
+  Args:
+    blocks: from `Transformer.stack`.
+    carry: of the first block.
+    per_layer: inputs with a leading L, or None.
+    layout: of the rows.
   """
   if not isinstance(blocks, (list, tuple)):
     return blocks(carry, *per_layer, layout)
@@ -262,7 +261,7 @@ def run_stack(blocks, carry, per_layer: tuple, layout: RowLayout):
 
 
 def stacks(config: ModelConfig) -> dict[str, int]:
-  """The stacks of like blocks, by name, and how many blocks each has."""
+  """The number of blocks in each stack of the parameters, by name."""
   counts = {
     "dense": config.num_dense_layers,
     "moe": config.num_moe_layers,
@@ -272,10 +271,11 @@ def stacks(config: ModelConfig) -> dict[str, int]:
 
 
 def unstack(model: Transformer, params: Params) -> Params:
-  """The weights as `apply` takes them: for a loop, each layer by its name.
+  """The weights as `Transformer.apply` expects them.
 
-  A program that runs the model many times, token after token, does it once
-  before; `forward` takes either.
+  For a loop, each stack is split into layers "moe_0", "moe_1", ...; for a scan
+  nothing changes. `forward` accepts both forms. A loop that decodes token by
+  token should unstack once before it starts.
   """
   if model.config.scan:
     return params
@@ -288,7 +288,11 @@ def unstack(model: Transformer, params: Params) -> Params:
 
 
 def _split_stack(stack: Params, count: int) -> list[Params]:
-  """The `count` layers of a stack; one split, so their gradients join once."""
+  """The `count` layers of a stack.
+
+  `jax.lax.split` makes their gradient one concatenation, where indexing would
+  add up `count` arrays of the size of the stack.
+  """
   leaves, treedef = jax.tree.flatten(stack)
   slices = [jax.lax.split(w, [1] * count) for w in leaves]
   return [
@@ -298,7 +302,7 @@ def _split_stack(stack: Params, count: int) -> list[Params]:
 
 
 def init_boxed(config: ModelConfig, key: jax.Array) -> Params:
-  """Fresh weights in float32, stacked, each boxed with its logical axes."""
+  """Initial weights in float32, stacked, each boxed with its logical axes."""
   model = Transformer(replace(config, scan=True))
   packed = pack_rows(np.zeros((1, 2), np.int32))
   return model.init(key, packed, mtp=True)["params"]
@@ -306,7 +310,7 @@ def init_boxed(config: ModelConfig, key: jax.Array) -> Params:
 
 @functools.partial(jax.jit, static_argnames="model")
 def init(model: Transformer, key: jax.Array) -> Params:
-  """Fresh weights in float32, a nested dict of arrays; layers are stacked."""
+  """Initial weights in float32: a nested dict of arrays, layers stacked."""
   return nn.unbox(init_boxed(model.config, key))
 
 
@@ -319,19 +323,19 @@ def forward(
   experts: Int[Array, "L B T k"] | None = None,
   mtp: bool = False,
 ) -> Forward:
-  """Hidden states of rows of tokens.
+  """A forward pass over rows of tokens.
 
   Args:
     model: the architecture.
-    params: its weights, stacked, or as `unstack` returns them.
-    packed: rows of texts; see `Packed`. With a cache, each row is one text
-      that continues the cache's row.
-    cache: of the tokens before; None if there are none.
-    experts: to use instead of the router's choice, for every layer that has
-      some; below 0 for the router's choice. Gates are the router's.
-    mtp: whether to compute the states of the MTP blocks as well.
+    params: its weights, stacked or from `unstack`.
+    packed: rows of texts. With a cache, each row is one text that continues the
+      row of the cache.
+    cache: of earlier tokens; None if there are none.
+    experts: experts to use instead of the router's choice, for each layer that
+      has experts; see `moe.route`. None for the router's choice everywhere.
+    mtp: whether to run the MTP blocks.
 
-  Raises ValueError if both a cache and the MTP blocks are asked for.
+  Raises ValueError for a cache together with `mtp`.
   """
   params = unstack(model, jax.tree.map(jnp.asarray, params))
   return model.apply(
@@ -345,24 +349,22 @@ def mtp_hidden(
   hidden: Float[Array, "B T D"],
   packed: Packed,
 ) -> Float[Array, "depth B T D"]:
-  """States of the MTP blocks, given the normalised states of the model."""
+  """Hidden states of the MTP blocks, given `Forward.hidden` of the model."""
   params = unstack(model, params)
-  states, _ = model.apply(
-    {"params": params}, hidden, packed, method="predict_further"
-  )
+  states, _ = model.apply({"params": params}, hidden, packed, method="run_mtp")
   return states
 
 
 def extend(
   model: Transformer, params: Params, tokens: Int[Array, "B T"], cache: Cache
 ) -> tuple[Float[Array, "B T D"], Cache]:
-  """Hidden states of T more tokens in each row of `cache`."""
+  """Hidden states of T more tokens in each row, and the cache with them."""
   result = forward(model, params, pack_rows(tokens), cache=cache)
   return result.hidden, result.cache
 
 
 def unembed(params: Params) -> Float[Array, "D V"]:
-  """From hidden states to logits; the embedding itself where they are tied."""
+  """The matrix from hidden states to logits; the embedding if it is tied."""
   return params["unembed"] if "unembed" in params else params["embed"].T
 
 
@@ -371,7 +373,7 @@ def logits(
 ) -> Float[Array, "*B V"]:
   """Logits of the next token, in float32."""
   weight = unembed(params).astype(hidden.dtype)
-  weight = sharding.gathered(weight, ("width", "vocab"))
+  weight = sharding.gather_width(weight, ("width", "vocab"))
   return jnp.dot(hidden, weight, preferred_element_type=jnp.float32)
 
 
@@ -381,14 +383,17 @@ def logprobs(
   targets: Int[Array, "*B T"],
   **options,
 ) -> tuple[Float[Array, "*B T"], Float[Array, "*B T"]]:
-  """log p(target) and the entropy, in nats; see `ops.linear_logprobs`."""
+  """log p(target) and the entropy, in nats, for targets of hidden states.
+
+  `options` are keyword arguments of `ops.linear_logprobs`.
+  """
   return vocab.linear_logprobs(hidden, unembed(params), targets, **options)
 
 
 def token_logprobs(
   model: Transformer, params: Params, tokens: Ints
 ) -> Float[Array, "B T"]:
-  """log p(tokens[t] | tokens[:t]) of [B, T], in nats; 0 for the first token."""
+  """log p(tokens[t] | tokens[:t]), in nats; 0 for the first token of a row."""
   hidden = forward(model, params, pack_rows(tokens)).hidden[:, :-1]
   result, _ = logprobs(params, hidden, jnp.asarray(tokens)[:, 1:])
   return jnp.pad(result, ((0, 0), (1, 0)))

@@ -1,4 +1,4 @@
-"""Every weight of a model as data: its shape, its logical axes, its dtype."""
+"""The parameters of a model as data: shapes, logical axes, dtypes, counts."""
 
 import dataclasses
 import functools
@@ -8,28 +8,30 @@ import flax.linen as nn
 import jax
 
 from r1jax.models import transformer
-from r1jax.models.config import HOW, ModelConfig
+from r1jax.models.config import RUNTIME_FIELDS, ModelConfig
 from r1jax.parallel import sharding
 from r1jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-  """One array of the parameter tree: a leaf of `weights`."""
+  """The shape and the logical axes of one array of the parameter tree."""
 
   shape: tuple[int, ...]
   axes: tuple[str | None, ...]  # A logical name for each dimension.
 
 
 def weights(config: ModelConfig) -> dict:
-  """The tree of parameters with a `Weight` for each array.
+  """The tree of parameters, with a `Weight` in place of each array.
 
-  It is what the model's modules declare, traced once and not computed.
+  The model's initialisation is traced for it, once per model, but not run.
   """
-  how = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
-  how = {name: how[name] for name in HOW}
+  # How a model runs does not affect its weights, so defaults share one trace.
+  defaults = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
+  plain = {name: defaults[name] for name in RUNTIME_FIELDS}
+  # A copy of the tree, as callers may change it.
   return jax.tree.map(
-    lambda weight: weight, _weights(dataclasses.replace(config, **how))
+    lambda weight: weight, _weights(dataclasses.replace(config, **plain))
   )
 
 
@@ -46,44 +48,47 @@ def _weights(config: ModelConfig) -> dict:
 
 
 def logical_axes(config: ModelConfig) -> dict:
-  """The logical axes of every array, in the tree of the parameters."""
+  """The logical axes of every array, as a tree like the parameters."""
   return jax.tree.map(lambda w: w.axes, weights(config))
 
 
 def used_axes(config: ModelConfig) -> dict:
-  """The same as layers use them, gathered; see `sharding.in_use`."""
-  return jax.tree.map(lambda w: sharding.in_use(w.axes), weights(config))
+  """The logical axes of weights that layers have gathered.
+
+  See `sharding.without_width`.
+  """
+  return jax.tree.map(lambda w: sharding.without_width(w.axes), weights(config))
 
 
 def names_of(path) -> tuple[str, ...]:
-  """The names along a path in the tree of parameters."""
+  """The keys along a path in the tree of parameters."""
   return tuple(str(key.key) for key in path)
 
 
 def is_router_bias(path) -> bool:
-  """Whether a path leads to a balancing bias of a router."""
+  """Whether the weight at a path is the balancing bias of a router."""
   return names_of(path)[-2:] == ("router", "bias")
 
 
 def is_matrix(path) -> bool:
-  """Whether a path leads to a matrix, not to a norm's scale or a bias."""
+  """Whether the weight at a path is a matrix: not a norm's scale or a bias."""
   return not names_of(path)[-1].endswith(("scale", "bias"))
 
 
 def keeps_float32(path) -> bool:
-  """Whether layers use a weight in the precision that it has.
+  """Whether layers use the weight at a path in its own dtype.
 
-  Norm scales, router weights and balancing biases are; all else is cast to the
-  compute dtype.
+  This holds for norm scales, router weights and balancing biases. All other
+  weights are cast to the compute dtype.
   """
   names = names_of(path)
   return names[-1] == "scale" or "router" in names[-2:]
 
 
 def to_compute_dtype(params: Params, config: ModelConfig) -> Params:
-  """The weights as layers use them; see `keeps_float32`.
+  """The weights cast as layers cast them; see `keeps_float32`.
 
-  A forward pass of the result is bit for bit that of `params`.
+  A forward pass with the result equals one with `params`, bit for bit.
   """
 
   def one(path, weight):
@@ -95,10 +100,10 @@ def to_compute_dtype(params: Params, config: ModelConfig) -> Params:
 
 
 def sizes(config: ModelConfig) -> dict[str, int]:
-  """Number of parameters by top-level name, and their "total".
+  """Numbers of parameters by top-level name, and their "total".
 
-  The total counts neither the balancing biases, which no optimizer moves, nor
-  the MTP blocks; "router_bias" and "mtp" are their numbers.
+  The total excludes the balancing biases, which are not trained by gradients,
+  and the MTP blocks. They are counted as "router_bias" and "mtp".
   """
   counts, biases = {}, 0
   for path, weight in jax.tree.leaves_with_path(weights(config)):

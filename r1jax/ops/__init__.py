@@ -1,8 +1,9 @@
-"""Ops in plain JAX: pure functions of arrays, and the contracts of kernels.
+"""Ops: the array functions that layers call, in plain JAX.
 
-A layer calls an op by its name here and knows nothing else of it. What an op
-does for the sake of speed (custom gradients, barriers, blocks, chunks) stays
-behind its signature. This package is the only one that may import `kernels/`.
+An op is defined by its signature and docstring. Custom gradients, blocks,
+chunks and compiler barriers are implementation details of its module. A kernel
+is another implementation of the same signature, and only this package may
+import `kernels/`.
 """
 
 from r1jax.ops.attention import (

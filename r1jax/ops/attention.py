@@ -1,9 +1,11 @@
-"""Softmax attention, in packed rows and to a cache.
+"""Softmax attention within packed rows, and from new tokens to a cache.
 
 In a packed row, query t sees key s when k_start[t] <= s <= t, or when
-s < prefix_end[t] <= t. These two integers per query describe packed texts and
-completions that share a prompt. Rows of up to NAIVE keys hold whole rows of
-scores (`unrolled`); beyond that, memory is linear in T (`blockwise`).
+s < prefix_end[t] <= t. These two integers per query describe both independent
+texts in one row and completions that share a prompt.
+
+Rows of up to NAIVE tokens use `unrolled`, which computes all scores of a block
+of queries at once. Longer rows use `blockwise`, whose memory is linear in T.
 """
 
 import functools
@@ -18,9 +20,9 @@ from r1jax.ops import blockwise, unrolled
 from r1jax.ops.blockwise import NEVER
 from r1jax.ops.linear import linear
 
-NAIVE = 1024  # Keys per row up to which whole rows of scores are held.
-BLOCK = 128  # Queries per block there.
-LONG_BLOCK = 512  # Queries and keys per block in longer rows.
+NAIVE = 1024  # Longest rows, in tokens, for which `unrolled` is used.
+BLOCK = 128  # Queries per block in `unrolled`.
+LONG_BLOCK = 512  # Queries and keys per block in `blockwise`.
 
 Output = tuple[Float[Array, "B T K G Hv"], Float[Array, "B T K G"]]
 
@@ -41,18 +43,18 @@ def packed_attention(
 
   Args:
     queries: of T tokens of each row.
-    keys: of the S tokens of each row; head sizes of values may differ.
-    values: likewise.
+    keys: of all S tokens of each row.
+    values: of the same tokens; their head size may differ.
     scale: factor of the scores.
-    k_start: first key that a query sees, as a position among the S.
-    prefix_end: end of the shared prefix that a query sees as well; 0 for none.
-    start: position of the first query among the S, for a device that has a
-      part of each row's queries; None if T is S.
+    k_start: index, among the S keys, of the first key that a query sees.
+    prefix_end: end of the shared prefix that a query also sees; 0 for none.
+    start: index, among the S tokens, of the first query. It is given when a
+      device holds only part of each row's queries; None if T = S.
   """
   if start is None and queries.shape[1] <= NAIVE:
     return _unrolled(queries, keys, values, scale, k_start, prefix_end)
   return _blockwise(
-    _as_they_are,
+    _stored_keys_values,
     queries,
     (keys, values),
     (),
@@ -73,17 +75,21 @@ def latent_attention(
   prefix_end: Int[Array, "B T"],
   start: int | Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, "B T N Hv"], Float[Array, "B T N"]]:
-  """Multi-head latent attention within packed rows (arXiv:2405.04434, 2.1).
+  """Multi-head latent attention, MLA, in packed rows (arXiv:2405.04434, 2.1).
 
-  Keys and values are made from the latents, in long rows for one block of
-  tokens at a time: all keys at once take far more memory than the latents.
+  Also returns the log-sum-exp of the scores, in float32. Keys and values of all
+  heads take far more memory than the latents, so in long rows they are computed
+  for one block of tokens at a time.
 
   Args:
-    queries: the part without position, then the rotated part.
-    latents: the normalised latent of R numbers, then the C - R numbers of the
-      rotated key that all heads share.
-    kv_up: from the latent to each head's key without position and its value.
-    scale: and the rest: see `packed_attention`.
+    queries: without position (NoPE), then with RoPE, along the head size H.
+    latents: C numbers per token: the normalised latent of R numbers, then the
+      key with RoPE, which all heads share.
+    kv_up: up-projection of latents to each head's NoPE key and value.
+    scale: factor of the scores.
+    k_start: see `packed_attention`.
+    prefix_end: see `packed_attention`.
+    start: see `packed_attention`.
   """
   rank = kv_up.shape[0]
   nope_size = queries.shape[-1] - (latents.shape[-1] - rank)
@@ -111,7 +117,7 @@ def latent_keys_values(
   kv_up: Float[Array, "R N H2"],
   latents: Float[Array, "B T C"],
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N Hv"]]:
-  """The keys and values that latents stand for; see `latent_attention`."""
+  """The keys and values of all heads, from latents; see `latent_attention`."""
   latent, rotated_key = jnp.split(latents, [kv_up.shape[0]], axis=-1)
   both = linear(latent, kv_up)
   keys, values = jnp.split(both, [nope_size], axis=-1)
@@ -120,8 +126,8 @@ def latent_keys_values(
   return jnp.concatenate([keys, rotated_key], axis=-1), values
 
 
-def _as_they_are(weights, stored):
-  """Keys and values that are stored as such."""
+def _stored_keys_values(weights, stored):
+  """An `expand` for `_blockwise` whose `stored` are keys and values already."""
   return stored
 
 
@@ -129,7 +135,8 @@ def _unrolled(queries, keys, values, scale, k_start, prefix_end) -> Output:
   queries = jnp.moveaxis(queries * scale, 1, 3)
   keys, values = (jnp.swapaxes(x, 1, 2) for x in (keys, values))
   length = queries.shape[3]
-  block = -(-length // -(-length // BLOCK))  # Blocks as even as can be.
+  # As few blocks as BLOCK allows, of nearly equal size.
+  block = -(-length // -(-length // BLOCK))
   out, lse = unrolled.attention(
     queries, keys, values, k_start, prefix_end, block
   )
@@ -147,7 +154,11 @@ def _blockwise(
   prefix_end: Int[Array, "B T"],
   start: int | Int[Array, ""],
 ) -> Output:
-  """Attention to the keys and values `expand(weights, stored)` [B, S, K, H]."""
+  """Attention to the keys and values [B, S, K, H] of `expand(weights, stored)`.
+
+  Pads T and S to whole blocks and moves the heads in front of the tokens, as
+  `blockwise.attention` expects them.
+  """
   heads_first = lambda weights, stored: tuple(
     jnp.swapaxes(x, 1, 2) for x in expand(weights, stored)
   )
@@ -156,7 +167,8 @@ def _blockwise(
   pad = functools.partial(_pad_to_blocks, block)
   queries = pad(jnp.moveaxis(queries * scale, 1, 3), 3)
   stored = jax.tree.map(lambda x: pad(x, 1), stored)
-  # Padding queries see what the last query sees.
+  # Padding queries repeat the last query's limits, so that they see some key
+  # and their softmax is finite. Padding keys come after every real query.
   k_start, prefix_end = (pad(x, 1, "edge") for x in (k_start, prefix_end))
   out, lse = blockwise.attention(
     heads_first,
@@ -179,12 +191,12 @@ def _pad_to_blocks(block, x, axis, mode="constant"):
 
 
 class Segment(NamedTuple):
-  """Cached tokens that B / M consecutive rows of queries see together."""
+  """M groups of cached tokens, each shared by B / M consecutive rows."""
 
   keys: Float[Array, "M K H S"]
-  values: Float[Array, "M K S Hv"] | None  # None: the keys are the values.
-  # Query t of a row sees the first lengths[t] of the S tokens. The last two
-  # dimensions may be 1. None: all queries see all S tokens.
+  values: Float[Array, "M K S Hv"] | None  # None if keys serve as values.
+  # Query t of a row sees the first lengths[..., t] of the S tokens. The last
+  # two dimensions broadcast, and may be 1. None if all queries see all tokens.
   lengths: Int[Array, "M rows T"] | None
 
 
@@ -194,10 +206,15 @@ def cached_attention(
   *,
   scale: float,
 ) -> Float[Array, "B T K G Hv"]:
-  """Attention of T new tokens per row to cached tokens, their own included.
+  """Attention of T new tokens per row to cached tokens, themselves included.
 
-  One softmax runs over all segments, which are never joined: each is read once
-  for all rows that share it.
+  One softmax spans all segments. The segments are not concatenated, and each is
+  read once for all rows that share it.
+
+  Args:
+    queries: of the new tokens.
+    segments: the cached tokens.
+    scale: factor of the scores.
   """
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   queries *= scale
@@ -205,10 +222,11 @@ def cached_attention(
   def by_segment(x, count):  # [B, T, K, ...] to [M, K, B/M, T, ...].
     return jnp.moveaxis(x.reshape(count, -1, *x.shape[1:]), 3, 1)
 
-  def by_row(x):  # And back.
+  def by_row(x):  # [M, K, B/M, T, ...] to [B, T, K, ...].
     x = jnp.moveaxis(x, 1, 3)
     return x.reshape(-1, *x.shape[2:])
 
+  # R stands for the B/M rows of a group.
   scores = []
   for keys, _, lengths in segments:
     x = product("MKRTGH,MKHS->MKRTGS", by_segment(queries, len(keys)), keys)
@@ -219,6 +237,7 @@ def cached_attention(
   largest = functools.reduce(
     jnp.maximum, [by_row(x.max(-1, keepdims=True)) for x in scores]
   )
+  # Sums of weighted values and of weights, over all segments.
   mixed, total = 0.0, 0.0
   for x, (keys, values, _) in zip(scores, segments, strict=True):
     weights = jnp.exp(x - by_segment(largest, len(x)))
@@ -227,8 +246,8 @@ def cached_attention(
     if values is not None:
       out = product("MKRTGS,MKSH->MKRTGH", weights, values)
     else:
-      # The barrier keeps XLA from swapping the operands, which makes a CPU
-      # slower by half.
+      # The barrier stops XLA from swapping the operands, which would make the
+      # product slower by half on CPUs.
       out = product("MKHS,MKRTGS->MKHRTG", keys, weights)
       out = jnp.moveaxis(jax.lax.optimization_barrier(out), 2, 5)
     mixed += by_row(out)

@@ -1,9 +1,10 @@
 """Attention whose memory is linear in the number of tokens.
 
-Softmax over blocks of keys with a running maximum and sum (arXiv:2205.14135);
-the gradient computes the scores again from the log-sum-exp. Keys and values
-are expanded from what is stored of them, one block of tokens at a time. Pairs
-of blocks in which no query sees a key are skipped.
+The softmax runs over blocks of keys with a running maximum and sum
+(FlashAttention, arXiv:2205.14135). The gradient recomputes the scores from the
+log-sum-exp. Keys and values may be stored in another form, such as latents, and
+are expanded one block at a time. Pairs of blocks in which no query sees a key
+are skipped.
 """
 
 import functools
@@ -15,8 +16,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-NEVER = -1e30  # The score of a key that a query does not see.
-OUTPUT = "attention"  # Names the outputs for policies of `jax.checkpoint`.
+NEVER = -1e30  # The score of a key that a query does not see; exp gives 0.
+OUTPUT = "attention"  # The name of the outputs for `jax.checkpoint` policies.
 
 
 def visible(
@@ -25,7 +26,11 @@ def visible(
   k_start: Int[Array, "B Tq"],
   prefix_end: Int[Array, "B Tq"],
 ):
-  """True where query t sees key s: k_start <= s <= t, or s < prefix_end."""
+  """The attention mask [B, Tq, Tk], True where query t sees key s.
+
+  That is k_start[t] <= s <= t, or s < prefix_end[t]. `query` and `key` are the
+  indices of queries and keys in their row.
+  """
   key, query = key[None, None, :], query[None, :, None]
   same_text = (key <= query) & (key >= k_start[..., None])
   return same_text | (key < prefix_end[..., None])
@@ -42,18 +47,18 @@ def attention(
   prefix_end: Int[Array, "B T"],
   start: Int[Array, ""],
 ) -> tuple[Float[Array, "B K G T Hv"], Float[Array, "B K G T"]]:
-  """Mixed values and the log-sum-exp of the scores, in float32.
+  """The output of attention, and the log-sum-exp of the scores in float32.
 
   Args:
     expand: `expand(weights, stored)` returns keys [B, K, s, H] and values
-      [B, K, s, Hv] of the s tokens that it is given.
+      [B, K, s, Hv] for s stored tokens.
     block: queries and keys per block; divides both T and S.
-    queries: scaled already.
+    queries: already scaled.
     stored: a tree of arrays [B, S, ...].
     weights: a tree of arrays.
-    k_start: the first key that a query sees, as a position among the S.
-    prefix_end: end of the prefix that it sees, at most the query's position.
-    start: position of the first query; query t is at start + t.
+    k_start: index, among the S tokens, of the first key that a query sees.
+    prefix_end: end of the prefix that a query also sees, at most its own index.
+    start: index, among the S tokens, of the first query.
   """
   return _forward(
     expand, block, queries, stored, weights, k_start, prefix_end, start
@@ -66,29 +71,30 @@ def _forward(
 ):
   pairs = _Pairs(block, k_start, prefix_end, start, stored)
 
-  def of_keys(j, carry):
+  def over_keys(j, carry):
     key, value = expand(weights, _tokens(stored, j, block))
 
-    def of_queries(i, carry):
+    def over_queries(i, carry):
       query = _part(queries, i, block)
 
-      def add(largest, total, mixed):
+      def update(largest, total, mixed):
         scores = _scores(query, key, pairs.mask(i, j))
-        higher = jnp.maximum(largest, scores.max(-1))
-        weights = jnp.exp(scores - higher[..., None])
-        shrink = jnp.exp(largest - higher)
-        mixed = mixed * shrink[..., None] + product(
+        new_largest = jnp.maximum(largest, scores.max(-1))
+        weights = jnp.exp(scores - new_largest[..., None])
+        # Sums over earlier blocks were relative to the old maximum.
+        rescale = jnp.exp(largest - new_largest)
+        mixed = mixed * rescale[..., None] + product(
           "BKGTS,BKSH->BKGTH", weights.astype(value.dtype), value
         )
-        return higher, total * shrink + weights.sum(-1), mixed
+        return new_largest, total * rescale + weights.sum(-1), mixed
 
       parts = tuple(_part(x, i, block, 3) for x in carry)
       skip = lambda *parts: parts
-      parts = jax.lax.cond(pairs.meet(i, j), add, skip, *parts)
+      parts = jax.lax.cond(pairs.meet(i, j), update, skip, *parts)
       return tuple(_put(x, p, i, 3) for x, p in zip(carry, parts))
 
     first = pairs.first_queries(j)
-    return jax.lax.fori_loop(first, pairs.count, of_queries, carry)
+    return jax.lax.fori_loop(first, pairs.count, over_queries, carry)
 
   shape, size = queries.shape[:-1], _value_size(expand, weights, stored)
   carry = (
@@ -96,7 +102,7 @@ def _forward(
     jnp.zeros(shape, jnp.float32),
     jnp.zeros((*shape, size.shape[-1]), jnp.float32),
   )
-  largest, total, mixed = jax.lax.fori_loop(0, pairs.used, of_keys, carry)
+  largest, total, mixed = jax.lax.fori_loop(0, pairs.used, over_keys, carry)
   out = (mixed / total[..., None]).astype(size.dtype)
   lse = largest + jnp.log(total)
   out, lse = (checkpoint_name(x, OUTPUT) for x in (out, lse))
@@ -109,19 +115,20 @@ def _backward(expand, block, saved, gradients):
   queries, stored, weights, k_start, prefix_end, start, out, lse = saved
   d_out, d_lse = gradients
   pairs = _Pairs(block, k_start, prefix_end, start, stored)
-  # Of the softmax: d score = weight * (d weight - sum of weight * d weight).
+  # Softmax: d score = weight * (d weight - sum(weight * d weight) + d lse). The
+  # sum over keys equals sum(out * d out) over the head size.
   delta = jnp.sum(out.astype(jnp.float32) * d_out, axis=-1) - d_lse
 
-  def of_keys(j, carry):
+  def over_keys(j, carry):
     d_queries, d_stored, d_weights = carry
     (key, value), pull = jax.vjp(expand, weights, _tokens(stored, j, block))
 
-    def of_queries(i, carry):
+    def over_queries(i, carry):
       d_queries, d_key, d_value = carry
       query, d_mixed = (_part(x, i, block) for x in (queries, d_out))
       lse_i, delta_i = (_part(x, i, block, 3) for x in (lse, delta))
 
-      def add(d_query, d_key, d_value):
+      def update(d_query, d_key, d_value):
         scores = _scores(query, key, pairs.mask(i, j))
         weights = jnp.exp(scores - lse_i[..., None])
         d_weights = product("BKGTH,BKSH->BKGTS", d_mixed, value)
@@ -135,7 +142,7 @@ def _backward(expand, block, saved, gradients):
 
       d_query, *others = jax.lax.cond(
         pairs.meet(i, j),
-        add,
+        update,
         lambda *parts: parts,
         _part(d_queries, i, block),
         d_key,
@@ -145,15 +152,16 @@ def _backward(expand, block, saved, gradients):
 
     zeros = (jnp.zeros(x.shape, jnp.float32) for x in (key, value))
     d_queries, d_key, d_value = jax.lax.fori_loop(
-      pairs.first_queries(j), pairs.count, of_queries, (d_queries, *zeros)
+      pairs.first_queries(j), pairs.count, over_queries, (d_queries, *zeros)
     )
-    of_weights, of_stored = pull(
+    block_d_weights, block_d_stored = pull(
       (d_key.astype(key.dtype), d_value.astype(value.dtype))
     )
     d_stored = jax.tree.map(
-      lambda x, part: _put(x, part, j, 1), d_stored, of_stored
+      lambda x, part: _put(x, part, j, 1), d_stored, block_d_stored
     )
-    return d_queries, d_stored, jax.tree.map(jnp.add, d_weights, of_weights)
+    d_weights = jax.tree.map(jnp.add, d_weights, block_d_weights)
+    return d_queries, d_stored, d_weights
 
   float32 = lambda x: jnp.zeros(x.shape, jnp.float32)
   carry = (
@@ -162,7 +170,7 @@ def _backward(expand, block, saved, gradients):
     jax.tree.map(float32, weights),
   )
   d_queries, d_stored, d_weights = jax.lax.fori_loop(
-    0, pairs.used, of_keys, carry
+    0, pairs.used, over_keys, carry
   )
   d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
   return d_queries.astype(queries.dtype), d_stored, d_weights, None, None, None
@@ -173,29 +181,32 @@ product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 class _Pairs:
-  """Which blocks of queries see which blocks of keys."""
+  """Which blocks of queries (index i) see which blocks of keys (index j)."""
 
   def __init__(self, block, k_start, prefix_end, start, stored):
     self.block, self.start = block, start
     self.k_start, self.prefix_end = k_start, prefix_end
-    self.count = k_start.shape[1] // block  # Of blocks of queries.
+    self.count = k_start.shape[1] // block  # Blocks of queries.
     by_block = lambda x: x.reshape(len(x), -1, block).swapaxes(0, 1)
     starts, prefixes = by_block(k_start), by_block(prefix_end)
     lowest = starts.min((1, 2)) // block
-    # The first and the last block of keys that any query of a block sees.
+    # The first and the last block of keys that any query of block i sees: a
+    # shared prefix begins at key 0, and no query sees keys after itself.
     self.first = jnp.where(jnp.any(prefixes > 0, (1, 2)), 0, lowest)
     self.last = (start + jnp.arange(1, self.count + 1) * block - 1) // block
     blocks = jax.tree.leaves(stored)[0].shape[1] // block
-    self.used = jnp.minimum(self.last[-1] + 1, blocks)  # Of keys.
+    self.used = jnp.minimum(self.last[-1] + 1, blocks)  # Blocks of keys.
 
   def meet(self, i, j):
+    """Whether any query of block i may see a key of block j."""
     return (self.first[i] <= j) & (j <= self.last[i])
 
   def first_queries(self, j):
-    """The first block of queries that is not before block j of keys."""
+    """The first block of queries that does not end before block j of keys."""
     return jnp.clip((j * self.block - self.start) // self.block, 0)
 
   def mask(self, i, j):
+    """The attention mask [B, block, block] between the two blocks."""
     at = i * self.block + jnp.arange(self.block)
     first, prefix = (
       jax.lax.dynamic_slice_in_dim(x, i * self.block, self.block, 1)
@@ -206,23 +217,27 @@ class _Pairs:
 
 
 def _scores(query, key, mask):
+  """Scores [B, K, G, block, block], NEVER where the mask is False."""
   scores = product("BKGTH,BKSH->BKGTS", query, key)
   return jnp.where(mask[:, None, None], scores, NEVER)
 
 
 def _tokens(stored, j, block):
+  """Block j of the stored tokens."""
   return jax.tree.map(lambda x: _part(x, j, block, 1), stored)
 
 
 def _value_size(expand, weights, stored):
-  """Shape and dtype of the values of all tokens."""
+  """The shape and dtype of all values, without computing them."""
   return jax.eval_shape(expand, weights, stored)[1]
 
 
 def _part(x, i, block, axis=3):
+  """Block i of `x` along an axis."""
   return jax.lax.dynamic_slice_in_dim(x, i * block, block, axis)
 
 
 def _put(x, part, i, axis):
+  """`x` with block i along an axis replaced by `part`."""
   start = i * part.shape[axis]
   return jax.lax.dynamic_update_slice_in_dim(x, part, start, axis)

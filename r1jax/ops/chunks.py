@@ -1,4 +1,4 @@
-"""A function of many tokens, computed for a chunk of them at a time."""
+"""Applies a function of tokens to one chunk of tokens at a time."""
 
 import functools
 from collections.abc import Callable
@@ -8,21 +8,23 @@ import jax.numpy as jnp
 
 
 def over_chunks(fn: Callable, chunk: int, weights, floats, integers):
-  """fn(weights, floats, integers), with buffers of `chunk` tokens at most.
+  """Returns fn(weights, floats, integers), computed `chunk` tokens at a time.
+
+  Only the inputs are saved for the gradient, which runs `fn` again. Gradients
+  of the weights accumulate in float32. If M is at most `chunk`, it is a plain
+  call of `fn`.
 
   Args:
-    fn: treats tokens independently: row m of its results depends on row m of
-      its inputs and on the weights.
+    fn: must treat tokens independently: row m of its result depends only on row
+      m of `floats` and `integers`, and on the weights.
     chunk: tokens per call.
     weights: a tree of arrays, the same in every call.
-    floats: a tree of arrays [M, ...], differentiable.
-    integers: a tree of arrays [M, ...]. The padding of the last chunk is -1,
-      that of `floats` 0.
+    floats: a tree of arrays [M, ...], differentiable. The last chunk is padded
+      with 0.
+    integers: a tree of arrays [M, ...]. The last chunk is padded with -1.
 
   Returns:
-    A tree of arrays [M, ...]. Only inputs are kept for the gradient, which runs
-    `fn` again and accumulates that of the weights in float32. Up to `chunk`
-    tokens are one plain call.
+    A tree of arrays [M, ...].
   """
   if jax.tree.leaves(floats)[0].shape[0] <= chunk:
     return fn(weights, floats, integers)
@@ -48,8 +50,8 @@ def _backward(fn, chunk, saved, gradients):
   def add(total, part):
     floats, integers, gradients = part
     _, pull = jax.vjp(lambda w, f: fn(w, f, integers), weights, floats)
-    of_weights, of_floats = pull(gradients)
-    return jax.tree.map(jnp.add, total, of_weights), of_floats
+    d_weights, d_floats = pull(gradients)
+    return jax.tree.map(jnp.add, total, d_weights), d_floats
 
   zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
   parts = (
@@ -57,16 +59,16 @@ def _backward(fn, chunk, saved, gradients):
     _split(integers, chunk, fill=-1),
     _split(gradients, chunk),
   )
-  total, of_floats = jax.lax.scan(add, zeros, parts)
-  total = jax.tree.map(lambda t, w: t.astype(w.dtype), total, weights)
-  return total, _join(of_floats, count), None
+  d_weights, d_floats = jax.lax.scan(add, zeros, parts)
+  d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
+  return d_weights, _join(d_floats, count), None
 
 
 _chunked.defvjp(_forward, _backward)
 
 
 def _split(tree, chunk, fill=0):
-  """[M, ...] as [M / chunk, chunk, ...], padded with `fill`."""
+  """Arrays [M, ...] as [ceil(M / chunk), chunk, ...], padded with `fill`."""
 
   def split(x):
     padding = [(0, -x.shape[0] % chunk)] + [(0, 0)] * (x.ndim - 1)
@@ -77,4 +79,5 @@ def _split(tree, chunk, fill=0):
 
 
 def _join(tree, count):
+  """The inverse of `_split`: arrays [count, ...], without the padding."""
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], tree)

@@ -1,7 +1,14 @@
-"""Routed experts: each token through its k experts; no token is dropped.
+"""Routed experts: each token passes through its k experts; none is dropped.
 
-An index that is no expert of these (below 0, or E and beyond) adds nothing and
-costs nothing: the expert is on another device, or the slot holds no token.
+A choice is one of the M * k pairs of a token and an expert. An index outside of
+0..E-1 contributes nothing: that expert is on another device, or the slot holds
+no token.
+
+  dense      computes all E experts for every token; for small models
+  blocked    grouped matmuls over blocks of tokens sorted by expert
+  ragged     the same by `jax.lax.ragged_dot`; for TPUs
+  windowed   one of these for a window of choices at a time, if most experts are
+             on other devices
 """
 
 import functools
@@ -20,8 +27,10 @@ from r1jax.ops.linear import (
   weight_gradient,
 )
 
-DENSE = 512  # Hidden units of all experts up to which `dense` runs,
-FEW = 1024  # and tokens times experts up to which it does.
+# `dense` is used up to DENSE hidden units of all experts together (E * F), or
+# up to FEW pairs of tokens and experts (M * E).
+DENSE = 512
+FEW = 1024
 
 
 def expert_swiglu(
@@ -34,17 +43,18 @@ def expert_swiglu(
   chunk: int,
   window: int | None = None,
 ) -> Float[Array, "M D"]:
-  """sum_k gates[:, k] * swiglu of expert indices[:, k].
+  """The weighted sum of experts, sum_k gates[:, k] * swiglu_indices[:, k](x).
 
   Args:
-    x: tokens.
+    x: hidden states of M tokens.
     gates: factors of the experts' outputs.
-    indices: experts; see above for those that are none.
-    gate_up: and `down`: see `swiglu`.
-    down: likewise.
-    chunk: tokens whose buffers, of the worst case, exist at once.
-    window: choices whose buffers exist at once instead, where few of the
-      indices are experts of these; None if most are.
+    indices: the experts of each token; others than 0..E-1 contribute nothing.
+    gate_up: of each expert; see `swiglu`.
+    down: of each expert; see `swiglu`.
+    chunk: tokens whose buffers are in memory at once; buffers have room for the
+      worst case of routing.
+    window: choices whose buffers are in memory at once, if most indices are
+      experts of other devices; None otherwise.
   """
   count, width, _ = down.shape
   if count * width <= DENSE or count * x.shape[0] <= FEW:
@@ -57,16 +67,17 @@ def expert_swiglu(
 
 
 def _sparse(weights, floats, indices):
+  """`ragged` on TPUs, `blocked` elsewhere."""
   return jax.lax.platform_dependent(
     weights, floats, indices, tpu=ragged, default=blocked
   )
 
 
 def dense(weights, floats, indices) -> Float[Array, "M D"]:
-  """Every expert reads every token; gates of experts not chosen are 0.
+  """All experts of all tokens, with a gate of 0 for experts not chosen.
 
-  It computes E experts per token where the model needs k, which is fastest as
-  long as E * F is about the width of a dense layer. Arguments as in `blocked`.
+  It computes E experts per token instead of k, which is fastest while E * F is
+  no wider than a dense layer. For the arguments, see `blocked`.
   """
   (gate_up, down), (x, gates) = weights, floats
   experts = jnp.arange(gate_up.shape[0])
@@ -75,7 +86,8 @@ def dense(weights, floats, indices) -> Float[Array, "M D"]:
   gate_of_expert = gate_of_expert.astype(x.dtype)
   width, hidden = gate_up.shape[1], gate_up.shape[3]
   if len(x) * (width + hidden) < 2 * width * hidden:
-    # Fewer numbers are copied if every expert has a copy of the tokens.
+    # CPUs copy an operand of the product. Copying the tokens for every expert
+    # moves fewer numbers than copying the weights.
     copies = jnp.broadcast_to(x, (len(experts), *x.shape))
     both = jnp.einsum("EMD,EDcF->EMcF", copies, gate_up)
     gated = gated_silu(both) * gate_of_expert.T[..., None]
@@ -86,21 +98,21 @@ def dense(weights, floats, indices) -> Float[Array, "M D"]:
 
 
 def ragged(weights, floats, indices) -> Float[Array, "M D"]:
-  """As `blocked`, by `jax.lax.ragged_dot`, for which TPUs have a kernel."""
+  """The result of `blocked`, by `jax.lax.ragged_dot`: TPUs have a kernel."""
   (gate_up, down), (x, gates) = weights, floats
   count = gate_up.shape[0]
   choices = _known(indices, count)
   order = jnp.argsort(choices, stable=True)
   counts = jnp.sum(choices[:, None] == jnp.arange(count), 0, dtype=jnp.int32)
-  # Rows after those of the last expert belong to no expert. The kernel leaves
-  # anything in them, forward and backward, so they are masked.
+  # Rows after the last expert's belong to no expert. The kernel leaves them
+  # undefined in both directions, so they are masked.
   used = (jnp.arange(order.size) < jnp.sum(counts))[:, None]
   rows = jnp.where(used, x[order // indices.shape[1]], 0)
   both = jax.lax.ragged_dot(rows, _flat(gate_up), counts)
   hidden = _activate(both)
   out = jax.lax.ragged_dot(hidden, down, counts)
   out = jnp.where(used, out, 0)
-  of_choice = out[jnp.argsort(order)].reshape(*indices.shape, -1)
+  of_choice = out[jnp.argsort(order)].reshape(*indices.shape, -1)  # [M, k, D]
   return jnp.einsum("MKD,MK->MD", of_choice, gates.astype(x.dtype))
 
 
@@ -110,12 +122,17 @@ def blocked(
   floats: tuple[Float[Array, "M D"], Float[Array, "M k"]],
   indices: Int[Array, "M k"],
 ) -> Float[Array, "M D"]:
-  """sum_k gates[:, k] * swiglu of expert indices[:, k], by grouped matmuls.
+  """The weighted sum of experts by grouped matmuls; see `expert_swiglu`.
 
-  Tokens are sorted by expert, each expert's padded to whole blocks, and one
-  loop runs over the blocks in use. The buffer has room for the worst case, so
-  no token is dropped. Tokens are moved by gathers, in the gradient as well; it
-  keeps the values before the silu.
+  Choices are sorted by expert. Those of each expert are padded to whole blocks,
+  and a loop runs over the blocks in use. The buffer has room for the worst
+  case. Tokens are moved by gathers, not scatters, in the gradient as well. The
+  values before the silu are saved for the gradient.
+
+  Args:
+    weights: `gate_up` and `down` of all experts.
+    floats: hidden states and gates.
+    indices: the experts of each token.
   """
   return _forward(weights, floats, indices)[0]
 
@@ -125,7 +142,7 @@ def _forward(weights, floats, indices):
   plan, flat = _plan(indices, len(down)), _flat(gate_up)
   rows = _take(x, plan.source // indices.shape[1])
 
-  def run(b, carry):
+  def run(b, carry):  # Block b of rows, all of one expert.
     both, out = carry
     e, put = plan.expert[b], functools.partial(_put, b=b, block=plan.block)
     both_b = linear(_block(rows, b, plan.block), flat[e])
@@ -152,7 +169,7 @@ def _backward(saved, gradient):
       _block(y, b, plan.block) for y in (rows, d_out, gate, both)
     )
     hidden, pull = jax.vjp(_activate, both_b)
-    d_hidden = input_gradient(d_out_b, down[e])  # Without the gate's factor.
+    d_hidden = input_gradient(d_out_b, down[e])  # Not yet times the gate.
     gate_b = gate_b[:, None].astype(d_out_b.dtype)
     (d_both,) = pull(d_hidden * gate_b)
     d_gate_b = jnp.sum(hidden * d_hidden, axis=-1).astype(gate.dtype)
@@ -188,35 +205,39 @@ def _activate(both):
 
 
 class _Plan(NamedTuple):
-  """The row of every choice, and the expert of each block of rows."""
+  """Where the choices lie in a buffer of rows, sorted by expert, in blocks."""
 
-  block: int  # Rows in a block.
-  slot: Int[Array, "M k"]  # The row of each choice; out of range for none.
-  source: Int[Array, "rows"]  # The choice in each row; M * k for an empty row.
-  expert: Int[Array, "blocks"]
-  used: Int[Array, ""]  # Blocks in use; those after them are empty.
+  block: int  # Rows per block.
+  slot: Int[Array, "M k"]  # The row of each choice; out of range if none.
+  source: Int[Array, "rows"]  # The choice in each row; M * k if it is empty.
+  expert: Int[Array, "blocks"]  # The expert of each block.
+  used: Int[Array, ""]  # Number of blocks in use, which come first.
 
 
 def _plan(indices: Int[Array, "M k"], experts: int) -> _Plan:
+  """The plan for a batch of choices; indices outside of 0..E-1 get no row."""
   choices = _known(indices, experts)
   n = choices.size
+  # About the mean number of choices per expert, a power of 2 within 8..128.
   block = min(max(8, 1 << (n // experts).bit_length() >> 1), 128)
   order = jnp.sort(choices * n + jnp.arange(n)) % n  # By expert, then token.
   counts = jnp.sum(choices[:, None] == jnp.arange(experts), axis=0)
   blocks = -(-counts // block)
-  # Where each expert's choices begin: in that order, and in whole blocks.
+  # Where each expert's choices start in `order`, and in the buffer of rows.
   start = jnp.cumsum(counts) - counts
   row_start = (jnp.cumsum(blocks) - blocks) * block
 
+  # Most blocks that can be in use: every expert may have one partial block.
   worst = n // block + min(experts, n)
   by_order = choices[order]
   row = row_start[by_order] + jnp.arange(n) - start[by_order]
   row = jnp.where(by_order < experts, row, worst * block)
   slot = jnp.zeros(n, jnp.int32).at[order].set(row, unique_indices=True)
 
+  # The inverse: the expert of each block, then the choice in each row.
   ends = jnp.cumsum(blocks)
   expert = jnp.sum(jnp.arange(worst)[:, None] >= ends, axis=1)
-  expert = jnp.minimum(expert, experts - 1)  # Of blocks that are not used.
+  expert = jnp.minimum(expert, experts - 1)  # For blocks that are not in use.
   of_row = jnp.repeat(expert, block)
   place = jnp.arange(worst * block) - row_start[of_row]
   choice = order[jnp.minimum(start[of_row] + place, n - 1)]
@@ -225,7 +246,7 @@ def _plan(indices: Int[Array, "M k"], experts: int) -> _Plan:
 
 
 def _known(indices, experts):
-  """All choices [M * k], with E for those of no expert."""
+  """The expert of every choice [M * k]; E if it is not one of 0..E-1."""
   choices = indices.reshape(-1)
   known = (choices >= 0) & (choices < experts)
   return jnp.where(known, choices, experts)
@@ -237,10 +258,12 @@ def _take(x, index):
 
 
 def _block(x, b, block):
+  """Block b of the rows of `x`."""
   return jax.lax.dynamic_slice_in_dim(x, b * block, block, 0)
 
 
 def _put(x, part, b, block):
+  """`x` with block b of its rows replaced by `part`."""
   return jax.lax.dynamic_update_slice_in_dim(x, part, b * block, 0)
 
 
@@ -248,10 +271,11 @@ def _put(x, part, b, block):
 def windowed(
   fn: Callable, window: int, weights, floats, indices
 ) -> Float[Array, "M D"]:
-  """As `fn`, one of the functions above, for `window` choices at a time.
+  """The result of `fn`, computed for `window` choices at a time.
 
-  For tokens most of whose experts are on other devices: only the choices of
-  experts that are here take room and time.
+  Only choices of this device's experts take memory and time, so it suits expert
+  parallelism, where most choices are of experts on other devices. `fn` is one
+  of the functions above. Sums accumulate in float32.
   """
   return _windowed_forward(fn, window, weights, floats, indices)[0]
 
@@ -281,11 +305,11 @@ def _windowed_backward(fn, window, saved, gradient):
     token, choice, expert = _window(order, indices, i, window)
     part = _parts(floats, token, choice)
     _, pull = jax.vjp(lambda w, f: fn(w, f, expert), weights, part)
-    of_weights, (of_x, of_gates) = pull(_take(gradient, token))
+    part_d_weights, (part_d_x, part_d_gates) = pull(_take(gradient, token))
     return (
-      jax.tree.map(jnp.add, d_weights, of_weights),
-      d_x.at[token].add(of_x.astype(d_x.dtype), mode="drop"),
-      d_gates.at[choice].set(of_gates[:, 0], mode="drop"),
+      jax.tree.map(jnp.add, d_weights, part_d_weights),
+      d_x.at[token].add(part_d_x.astype(d_x.dtype), mode="drop"),
+      d_gates.at[choice].set(part_d_gates[:, 0], mode="drop"),
     )
 
   x, gates = floats
@@ -301,9 +325,10 @@ windowed.defvjp(_windowed_forward, _windowed_backward)
 
 
 def _by_expert(indices, experts, window):
-  """The choices in whole windows, those of an expert first.
+  """The order of choices by expert, and the number of windows in use.
 
-  Also how many windows hold any of these. The padding is out of range.
+  Choices without an expert come last. The order is padded to whole windows with
+  indices that are out of range.
   """
   known = _known(indices, experts)
   fill = -known.size % window
@@ -313,12 +338,13 @@ def _by_expert(indices, experts, window):
 
 
 def _window(order, indices, i, window):
-  """The token, the choice and the expert in each row of a window."""
+  """The token [window], choice [window] and expert [window, 1] of window i."""
   choice = _block(order, i, window)
   expert = indices.reshape(-1).at[choice].get(mode="fill", fill_value=-1)
   return choice // indices.shape[1], choice, expert[:, None]
 
 
 def _parts(floats, token, choice):
+  """Hidden states [window, D] and gates [window, 1] of the choices."""
   x, gates = floats
   return _take(x, token), _take(gates.reshape(-1), choice)[:, None]

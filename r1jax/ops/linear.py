@@ -1,4 +1,4 @@
-"""Matrix products whose gradients are quick on CPUs as well."""
+"""Matrix products and SwiGLU, with gradients that are fast on CPUs as well."""
 
 import math
 
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 def linear(
   x: Float[Array, "*B D"], weight: Float[Array, "D *F"]
 ) -> Float[Array, "..."]:
-  """x @ weight [*B, *F], summed over D."""
+  """Returns x @ weight [*B, *F], summed over D."""
   return jnp.tensordot(x, weight, 1)
 
 
@@ -28,7 +28,7 @@ def input_gradient(
   gradient: Float[Array, "..."], weight: Float[Array, "D *F"]
 ) -> Float[Array, "*B D"]:
   """The gradient of `linear` with respect to x, given that of its result."""
-  summed = tuple(range(1 - weight.ndim, 0))
+  summed = tuple(range(1 - weight.ndim, 0))  # The dimensions F of both.
   return jnp.tensordot(gradient, weight, (summed, summed))
 
 
@@ -37,8 +37,8 @@ def weight_gradient(
 ) -> Float[Array, "D *F"]:
   """The gradient of `linear` with respect to its weight, a sum over tokens.
 
-  A CPU copies the left operand of such a product, so the narrower one goes
-  there; the barrier keeps XLA from swapping them.
+  CPUs copy the left operand of this product, so the narrower operand goes
+  there. The barrier stops XLA from swapping the two.
   """
   tokens = tuple(range(x.ndim - 1))
   over_tokens = lambda a, b: jax.lax.optimization_barrier(
@@ -55,16 +55,17 @@ def swiglu(
   gate_up: Float[Array, "D 2 F"],
   down: Float[Array, "F D"],
 ) -> Float[Array, "*B D"]:
-  """down(silu(gate(x)) * up(x)) (arXiv:2002.05202).
+  """SwiGLU, down(silu(gate(x)) * up(x)) (arXiv:2002.05202).
 
-  `gate_up` holds the weights of gate and up, which run as one product. For its
-  gradient, only the values before the silu are kept.
+  `gate_up` holds the weights of gate and up, so that they run as one product.
+  Apart from its inputs, only the values before the silu are saved for the
+  gradient.
   """
   return _swiglu_forward(x, gate_up, down)[0]
 
 
 def gated_silu(gate_up: Float[Array, "*B 2 F"]) -> Float[Array, "*B F"]:
-  """silu(gate) * up."""
+  """Returns silu(gate) * up of gate and up, stacked on the second-last axis."""
   return _gated_silu(gate_up[..., 0, :], gate_up[..., 1, :])
 
 
@@ -81,10 +82,12 @@ def _swiglu_backward(saved, gradient):
   x, gate_up, down, both = saved
   hidden, pull = jax.vjp(_gated_silu, both[..., 0, :], both[..., 1, :])
   d_both = pull(input_gradient(gradient, down))
-  # Stacked as weights, which are smaller than activations of many tokens.
+  # Gate and up are stacked only now, as weights: these are smaller than the
+  # gradients of many tokens.
   d_gate_up = jnp.stack([weight_gradient(x, d) for d in d_both], axis=1)
   d_x = sum(input_gradient(d, gate_up[:, i]) for i, d in enumerate(d_both))
-  # Of equal widths, `gradient` is the operand to copy: it exists already.
+  # Transposed, so that for equal widths the left operand, which is copied, is
+  # `gradient`: it is in memory already.
   return d_x, d_gate_up, weight_gradient(gradient, hidden).T
 
 

@@ -1,8 +1,9 @@
-"""Log-probabilities of targets, for a few tokens' logits at a time.
+"""Logprobs and entropies of target tokens, with few logits in memory at once.
 
-A chunk is some columns of tokens of all rows: rows are never taken apart, so
-that an axis of a mesh that splits them stays as it is. The tokens of each row
-that count come first, and the others are not computed.
+The logits [B, T, V] of a batch do not fit into memory, so they are computed for
+one chunk of tokens at a time. A chunk is a number of columns of all rows, which
+keeps a sharding of the rows intact. Tokens that are not needed are skipped: in
+each row, the needed ones are sorted to the front.
 """
 
 import functools
@@ -16,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from r1jax.ops.blockwise import NEVER
 
-LOGITS = 2**25  # Logits that exist at once: 128 MiB.
-COLUMNS = 128  # Tokens per row and chunk at most, where some do not count.
+LOGITS = 2**25  # Logits in memory at once: 128 MiB in float32.
+COLUMNS = 128  # Most tokens per row and chunk, where some are skipped.
 
 
 def linear_logprobs(
@@ -31,25 +32,25 @@ def linear_logprobs(
   chunk: int | None = None,
   axis: str | tuple[str, ...] | None = None,
 ) -> tuple[Float[Array, "*B T"], Float[Array, "*B T"]]:
-  """log p(target) and entropy under softmax(hidden @ unembed / temperature).
+  """log p(target) and the entropy of softmax(hidden @ unembed / temperature).
 
-  Both are in nats and float32.
+  Both are in nats and in float32.
 
   Args:
-    hidden: rows of tokens; a single row may come without B.
-    unembed: from hidden states to logits.
+    hidden: hidden states; a single row may omit B.
+    unembed: the matrix from hidden states to logits.
     targets: token ids.
     temperature: of the policy.
-    vocab_size: token ids from here on are padding of V and have probability 0;
-      None for V.
-    counted: tokens whose values are wanted; those of others are 0 and cost
-      nothing. None for all tokens.
-    chunk: tokens whose logits exist at once, in the gradient too, which
-      computes them again; None for 4096, or as many as LOGITS allows.
-    axis: of the mesh, within `jax.shard_map`, over which V is split.
+    vocab_size: ids from here on are padding of V and get probability 0; None if
+      V has no padding.
+    counted: False for tokens to skip: their results are 0. None for all tokens.
+    chunk: tokens whose logits are in memory at once, also in the gradient,
+      which recomputes them. None for 4096, or fewer if LOGITS requires it.
+    axis: the mesh axis, or axes, over which `jax.shard_map` has split V; None
+      if V is whole.
   """
   unembed = unembed.astype(hidden.dtype)
-  fn = functools.partial(whole, temperature, vocab_size, axis)
+  fn = functools.partial(unchunked, temperature, vocab_size, axis)
   rows = math.prod(targets.shape[:-1])
   chunk = chunk or min(4096, LOGITS // unembed.shape[1])
   if counted is None and targets.size <= chunk:
@@ -72,10 +73,10 @@ def mask_padding(
   vocab_size: int | None,
   first: int | Int[Array, ""] = 0,
 ) -> Float[Array, "*B V"]:
-  """The logits, with -1e30 for token ids from `vocab_size` on.
+  """The logits, with -1e30 for the token ids from `vocab_size` on.
 
-  A tokenizer has fewer ids than V where V is padded. The logits are those of
-  the ids from `first` on.
+  V may be padded beyond the ids of the tokenizer. The last dimension holds the
+  ids from `first` on. A `vocab_size` of None means that there is no padding.
   """
   unpadded = isinstance(first, int) and vocab_size == first + logits.shape[-1]
   if vocab_size is None or unpadded:
@@ -85,17 +86,18 @@ def mask_padding(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def whole(temperature, vocab_size, axis, unembed, hidden, targets):
-  """(log p(target), entropy), each [*B], of hidden [*B, D]; keeps [*B, V].
+def unchunked(temperature, vocab_size, axis, unembed, hidden, targets):
+  """log p(target) and entropy, each [*B], of hidden states [*B, D], at once.
 
-  If V is split over an `axis` of the mesh, it is this device's part.
+  Saves the logprobs [*B, V] for the gradient. If V is split over a mesh `axis`,
+  `unembed` is this device's part.
   """
-  return _whole_forward(
+  return _unchunked_forward(
     temperature, vocab_size, axis, unembed, hidden, targets
   )[0]
 
 
-def _whole_forward(temperature, vocab_size, axis, unembed, hidden, targets):
+def _unchunked_forward(temperature, vocab_size, axis, unembed, hidden, targets):
   total = functools.partial(_sum, axis=axis)
   logits = jnp.dot(hidden, unembed, preferred_element_type=jnp.float32)
   first = _first(logits.shape[-1], axis)
@@ -114,16 +116,16 @@ def _whole_forward(temperature, vocab_size, axis, unembed, hidden, targets):
   return (chosen - normalizer, entropy), saved
 
 
-def _whole_backward(temperature, vocab_size, axis, saved, gradients):
-  """d logprob = 1[target] - p; d entropy = -p (log p + entropy)."""
+def _unchunked_backward(temperature, vocab_size, axis, saved, gradients):
+  """d logprob / d logits = 1[target] - p; d entropy = -p (log p + entropy)."""
   unembed, hidden, targets, logprobs, entropy = saved
-  if axis is not None:  # Each device holds a share of the gradient.
+  if axis is not None:  # Within shard_map, each device has a partial gradient.
     gradients = jax.lax.psum(gradients, axis)
-  of_logprob, of_entropy = (x[..., None] for x in gradients)
+  d_logprob, d_entropy = (x[..., None] for x in gradients)
   first, count = _first(logprobs.shape[-1], axis), logprobs.shape[-1]
   is_target = first + jnp.arange(count) == targets[..., None]
-  d_logits = jnp.where(is_target, of_logprob, 0) - jnp.exp(logprobs) * (
-    of_logprob + of_entropy * (logprobs + entropy[..., None])
+  d_logits = jnp.where(is_target, d_logprob, 0) - jnp.exp(logprobs) * (
+    d_logprob + d_entropy * (logprobs + entropy[..., None])
   )
   d_logits = (d_logits / temperature).astype(hidden.dtype)
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -132,16 +134,16 @@ def _whole_backward(temperature, vocab_size, axis, saved, gradients):
   return d_unembed.astype(unembed.dtype), d_hidden, None
 
 
-whole.defvjp(_whole_forward, _whole_backward)
+unchunked.defvjp(_unchunked_forward, _unchunked_backward)
 
 
 def _first(count, axis):
-  """The first id of this device's part of the vocabulary."""
+  """The first token id of this device's part of the vocabulary."""
   return 0 if axis is None else jax.lax.axis_index(axis) * count
 
 
 def _sum(x, axis):
-  """Over the vocabulary."""
+  """The sum over the vocabulary, the last dimension, and over all devices."""
   x = jnp.sum(x, axis=-1)
   return x if axis is None else jax.lax.psum(x, axis)
 
@@ -155,11 +157,11 @@ def chunked(
   targets: Int[Array, "B T"],
   counted: Bool[Array, "B T"],
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-  """fn(unembed, hidden, targets), `columns` tokens of each row at a time.
+  """Returns fn(unembed, hidden, targets), for `columns` tokens per row at once.
 
-  Where `counted` is False the results are 0 and cost nothing: such tokens are
-  read only to fill the last chunk. The gradient runs `fn` again, and that of
-  `unembed` accumulates in float32.
+  Results are 0 where `counted` is False. Such tokens are computed only to fill
+  the last chunk. The gradient runs `fn` again; the gradient of `unembed`
+  accumulates in float32.
   """
   return _chunked_forward(fn, columns, unembed, hidden, targets, counted)[0]
 
@@ -189,10 +191,10 @@ def _chunked_backward(fn, columns, saved, gradients):
   def step(i, carry):
     d_unembed, d_hidden = carry
     take = functools.partial(_take, order=order, step=i, columns=columns)
-    one = lambda unembed, hidden: fn(unembed, hidden, take(targets))
-    _, pull = jax.vjp(one, unembed, take(hidden))
-    of_unembed, of_hidden = pull(tuple(take(g) for g in gradients))
-    return d_unembed + of_unembed, _put(d_hidden, of_hidden, i)
+    chunk = lambda unembed, hidden: fn(unembed, hidden, take(targets))
+    _, pull = jax.vjp(chunk, unembed, take(hidden))
+    chunk_d_unembed, chunk_d_hidden = pull(tuple(take(g) for g in gradients))
+    return d_unembed + chunk_d_unembed, _put(d_hidden, chunk_d_hidden, i)
 
   empty = jnp.zeros((*order.shape, hidden.shape[-1]), hidden.dtype)
   zeros = jnp.zeros(unembed.shape, jnp.float32)
@@ -205,42 +207,45 @@ chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
 def _order(counted, columns):
-  """The order of each row's tokens, those that count first, in whole chunks.
+  """The order in which tokens are computed, and the number of chunks in use.
 
-  Also how many chunks hold any. The padding is T, which `_take` reads as 0.
+  The order [B, whole chunks] has the indices of each row's counted tokens
+  first. It is padded with T, for which `_take` returns 0.
   """
   length = counted.shape[1]
   order = jnp.argsort(~counted, axis=1, stable=True)
   fill = ((0, 0), (0, -length % columns))
   order = jnp.pad(order, fill, constant_values=length)
   steps = -(-jnp.max(jnp.sum(counted, axis=1)) // columns)
-  if axes := _manual_axes():  # Devices with fewer steps wait for the others.
+  # Within shard_map all devices must run the same number of steps, as `fn` may
+  # communicate.
+  if axes := _manual_axes():
     steps = jax.lax.pmax(steps, axes)
   return order, steps
 
 
 def _manual_axes() -> tuple[str, ...]:
-  """The axes that `jax.shard_map` has split here."""
+  """The mesh axes of the `jax.shard_map` around this call; () if none."""
   mesh = jax.sharding.get_abstract_mesh()
   kinds = zip(mesh.axis_names, mesh.axis_types or (), strict=False)
   return tuple(axis for axis, kind in kinds if kind == AxisType.Manual)
 
 
 def _take(x, order, step, columns):
-  """The tokens [B, columns, ...] of one chunk."""
+  """The tokens [B, columns, ...] of chunk `step`."""
   index = jax.lax.dynamic_slice_in_dim(order, step * columns, columns, 1)
   index = jnp.expand_dims(index, range(2, x.ndim))
   return jnp.take_along_axis(x, index, axis=1, mode="fill", fill_value=0)
 
 
 def _put(x, part, step):
-  """`x` with one chunk written."""
+  """`x` with chunk `step` replaced by `part`."""
   start = step * part.shape[1]
   return jax.lax.dynamic_update_slice_in_dim(x, part, start, 1)
 
 
 def _restore(x, order, length):
-  """The inverse of the order of `_order`."""
+  """The tokens of `x` back in their places in the rows; inverts `order`."""
   back = jnp.argsort(order, axis=1, stable=True)[:, :length]
   back = jnp.expand_dims(back, range(2, x.ndim))
   return jnp.take_along_axis(x, back, axis=1)

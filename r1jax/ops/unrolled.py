@@ -1,7 +1,7 @@
-"""Attention of short rows: whole rows of scores, a block of queries at a time.
+"""Attention in short rows: all scores of one block of queries at a time.
 
-The loop over blocks is unrolled, so that each block skips the keys after it.
-The gradient computes the scores again from the log-sum-exp.
+The loop over blocks is unrolled, so that each block of queries skips the keys
+that come after it. The gradient recomputes the scores from the log-sum-exp.
 """
 
 import functools
@@ -25,7 +25,11 @@ def attention(
   prefix_end: Int[Array, "B T"],
   block: int,
 ) -> tuple[Float[Array, "B K G T Hv"], Float[Array, "B K G T"]]:
-  """Mixed values and the log-sum-exp of the scores; see `blockwise`."""
+  """The output of attention, and the log-sum-exp of the scores in float32.
+
+  `block` is the number of queries per block; see `blockwise.attention` for the
+  other arguments.
+  """
   return _forward(queries, keys, values, k_start, prefix_end, block)[0]
 
 
@@ -49,10 +53,12 @@ def _forward(queries, keys, values, k_start, prefix_end, block):
 def _backward(block, saved, gradients):
   queries, keys, values, k_start, prefix_end, out, lse = saved
   d_out, d_lse = gradients
-  # Of the softmax: d score = weight * (d weight - sum of weight * d weight).
+  # Softmax: d score = weight * (d weight - sum(weight * d weight) + d lse). The
+  # sum over keys equals sum(out * d out) over the head size.
   delta = jnp.sum(out.astype(jnp.float32) * d_out, axis=-1) - d_lse
   d_queries, d_keys, d_values = [], 0.0, 0.0
   for at in _blocks(queries, block):
+    # Keys up to the last query of the block, and padding for the later ones.
     seen = (slice(None), slice(None), slice(at.stop))
     rest = ((0, 0), (0, 0), (0, keys.shape[2] - at.stop), (0, 0))
     scores = _scores(queries, keys, k_start, prefix_end, at)
@@ -76,6 +82,7 @@ attention.defvjp(_forward, _backward)
 
 
 def _blocks(queries, block):
+  """Slices of T, each of at most `block` queries."""
   length = queries.shape[3]
   return [
     slice(start, min(start + block, length))
@@ -84,7 +91,7 @@ def _blocks(queries, block):
 
 
 def _scores(queries, keys, k_start, prefix_end, at):
-  """Scores [B, K, G, block, S] of the queries `at` with the keys up to them."""
+  """Scores [B, K, G, block, s] of the queries `at` with the keys up to them."""
   seen = jnp.arange(at.stop)
   mask = visible(seen[at], seen, k_start[:, at], prefix_end[:, at])
   scores = product(
@@ -94,10 +101,10 @@ def _scores(queries, keys, k_start, prefix_end, at):
 
 
 def _over_queries(x, scores):
-  """sum_t scores[t, s] x[t] as [B, K, S, H].
+  """The gradient of keys or values [B, K, S, H]: sum_t scores[t, s] x[t].
 
-  A CPU copies the left operand of the product, so the narrower one goes there;
-  the barrier keeps XLA from swapping them.
+  CPUs copy the left operand of the product, so the narrower operand goes there.
+  The barrier stops XLA from swapping the two.
   """
   out = product("BKGTH,BKGTS->BKHS", x, scores)
   return jnp.swapaxes(jax.lax.optimization_barrier(out), 2, 3)

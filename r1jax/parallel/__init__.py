@@ -1,1 +1,1 @@
-"""Meshes, and arrays on them."""
+"""Meshes of devices, and arrays and computations that are split over them."""

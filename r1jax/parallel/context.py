@@ -1,11 +1,11 @@
-"""Attention within packed rows on a mesh that may split their tokens.
+"""Context parallelism: attention over packed rows whose tokens are split.
 
-Over the axis `context`, each device has consecutive tokens of a row. To attend,
-it gathers what stands for the keys and values of the others' tokens, latents or
-keys and values themselves, and its queries start at their own position. The
-gradient of what was gathered is summed back to where it came from. Texts are
-causal, so the device with a row's last tokens sees up to twice the mean number
-of keys; rows of several texts even that out.
+Along the mesh axis `context`, each device holds consecutive tokens of a row. It
+gathers the keys and values, or the latents they are computed from, of all
+tokens of its rows, and attends from its own queries. Gradients of the gathered
+arrays are summed back to the devices that own them (reduce-scatter). Attention
+is causal, so the device with the last tokens of a row reads up to twice the
+mean number of keys; rows that hold several texts reduce this imbalance.
 """
 
 import functools
@@ -31,7 +31,10 @@ def packed_attention(
   k_start: Int[Array, "B T"],
   prefix_end: Int[Array, "B T"],
 ) -> Float[Array, "B T K G Hv"]:
-  """`ops.packed_attention` on the mesh of the context."""
+  """Attention outputs of packed rows, on the mesh of the context.
+
+  The arguments are those of `ops.packed_attention`.
+  """
   heads = ("rows", "tokens", "kv_heads", None)
   return _attend(
     functools.partial(ops.packed_attention, scale=scale),
@@ -52,7 +55,10 @@ def latent_attention(
   k_start: Int[Array, "B T"],
   prefix_end: Int[Array, "B T"],
 ) -> Float[Array, "B T N Hv"]:
-  """`ops.latent_attention` on the mesh of the context."""
+  """Outputs of multi-head latent attention, on the mesh of the context.
+
+  The arguments are those of `ops.latent_attention`.
+  """
   return _attend(
     functools.partial(ops.latent_attention, scale=scale),
     (queries, latents, kv_up),
@@ -68,30 +74,31 @@ def latent_attention(
 
 
 def _attend(op: Callable, arrays, names, k_start, prefix_end, gathered):
-  """op(*arrays, k_start=, prefix_end=) without the log-sum-exp, on each device.
+  """The output of an attention op that runs on each device's own queries.
 
   Args:
-    op: of `ops`; takes `start` for a part of each row's queries.
-    arrays: its positional arguments.
-    names: of the dimensions of each, for `sharding.spec`.
+    op: returns (output, log-sum-exp). Its argument `start` is the position of
+      the device's first query in its row.
+    arrays: the positional arguments of `op`.
+    names: the logical axes of each array.
     k_start: see the op.
     prefix_end: see the op.
-    gathered: arrays whose tokens every device needs.
+    gathered: indices of the arrays whose tokens every device needs.
   """
   mesh = jax.sharding.get_abstract_mesh()
   one_device = mesh.empty or mesh.size == 1
-  # XLA partitions the scores of short rows by itself.
+  # For short rows, XLA partitions the matrix of scores well by itself.
   short = arrays[0].shape[1] <= NAIVE and mesh.shape.get(AXIS, 1) == 1
   if one_device or short:
     return op(*arrays, k_start=k_start, prefix_end=prefix_end)[0]
   spec = lambda x, names: sharding.spec(names, x.shape, mesh)
   specs = tuple(map(spec, arrays, names))
   tokens = spec(k_start, ("rows", "tokens"))
-  is_split = tokens[1] is not None
+  tokens_are_split = tokens[1] is not None
 
   def on_device(arrays, k_start, prefix_end):
     start = None
-    if is_split:
+    if tokens_are_split:
       start = lax.axis_index(AXIS) * k_start.shape[1]
       gather = functools.partial(
         lax.all_gather, axis_name=AXIS, axis=1, tiled=True

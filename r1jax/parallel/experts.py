@@ -1,11 +1,12 @@
-"""Routed experts on a mesh: each device has some experts and some tokens.
+"""Expert parallelism: each device holds some experts and some tokens.
 
-Rows are split over `data`, `fsdp` and `expert`, and their tokens over
-`context`, so that every device has tokens of its own. Experts are split over
-`expert` and their hidden units over `tensor`; any other split of their weights
-is gathered, once for a layer. Along `expert`, every device reads the tokens of
-all others and their sums go back to the tokens' owners (a ring of all-gather
-and reduce-scatter), a chunk of tokens at a time.
+Rows are split over the mesh axes `data`, `fsdp` and `expert`, and their tokens
+over `context`, so every device has tokens of its own. Experts are split over
+`expert`, and their hidden units over `tensor`. Weights that are split over
+further axes are gathered once per layer. Along `expert`, the tokens of all
+devices are gathered, each device applies its own experts, and the sums are
+scattered back to the owners of the tokens (all-gather and reduce-scatter), one
+chunk of tokens at a time.
 """
 
 import functools
@@ -20,10 +21,11 @@ from jaxtyping import Array, Float, Int
 from r1jax import ops
 from r1jax.ops.chunks import over_chunks
 from r1jax.parallel import sharding
+from r1jax.parallel.mesh import AXIS_RULES
 
 AXIS = "expert"
-NO_EXPERT = -1  # The index of an expert that is on another device.
-SLACK = 1.25  # Choices that a device works on at once, over an even load.
+NO_EXPERT = -1  # Replaces the index of an expert on another device.
+SLACK = 1.25  # Size of a device's buffer of choices, relative to an even load.
 
 
 def routed_experts(
@@ -35,10 +37,13 @@ def routed_experts(
   *,
   chunk: int,
 ) -> Float[Array, "B T D"]:
-  """sum_k gates[..., k] * swiglu of expert indices[..., k]; drops no token.
+  """The gated sum of the outputs of each token's k experts.
 
-  On the mesh of the context, if there is one. `chunk` is the number of a
-  device's tokens whose buffers exist at once.
+      out[b, t] = sum_k gates[b, t, k] * swiglu_{indices[b, t, k]}(x[b, t])
+
+  No token is dropped. It uses the mesh of the context, if there is one. `chunk`
+  is the number of tokens of a device that are processed at once, which bounds
+  the size of the buffers.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
@@ -53,7 +58,8 @@ def routed_experts(
   x, gates = (_pad(y, mesh, 0) for y in (x, gates))
   indices = _pad(indices, mesh, NO_EXPERT)
   tokens = sharding.spec(("rows", "tokens", None), x.shape, mesh)
-  tensor_split = in_weights[1][1] is not None  # So are the sums, over D.
+  # If hidden units are split over `tensor`, the output is split over D by it.
+  tensor_split = in_weights[1][1] is not None
   out = jax.shard_map(
     functools.partial(_on_device, len(down), chunk, in_weights),
     in_specs=(in_weights, tokens, tokens, tokens),
@@ -64,7 +70,7 @@ def routed_experts(
 
 
 def check(num_routed: int, mesh: Mesh | AbstractMesh) -> None:
-  """Raises ValueError if the experts cannot be split over the mesh."""
+  """Raises ValueError if the experts do not divide over the mesh."""
   shards = mesh.shape.get(AXIS, 1)
   if num_routed % shards:
     raise ValueError(
@@ -74,9 +80,9 @@ def check(num_routed: int, mesh: Mesh | AbstractMesh) -> None:
 
 
 def _pad(x, mesh, fill):
-  """Rows and tokens up to numbers that divide over the mesh."""
+  """`x` [B, T, ...], padded so that B and T divide over the mesh."""
   row_shards, token_shards = (
-    math.prod(mesh.shape.get(axis, 1) for axis in sharding.LAYOUT[name])
+    math.prod(mesh.shape.get(axis, 1) for axis in AXIS_RULES[name])
     for name in ("rows", "tokens")
   )
   rows, tokens = -x.shape[0] % row_shards, -x.shape[1] % token_shards
@@ -84,9 +90,9 @@ def _pad(x, mesh, fill):
 
 
 def _on_device(num_routed, chunk, in_weights, weights, x, gates, indices):
-  """`routed_experts` of one device's tokens."""
+  """`routed_experts` for the tokens of one device."""
   gate_up, down = weights
-  weights = _whole(gate_up, 1, in_weights[0]), _whole(down, 2, in_weights[1])
+  weights = _gather(gate_up, 1, in_weights[0]), _gather(down, 2, in_weights[1])
   tensor_split = in_weights[1][1] is not None
   x_flat, gates, indices = (
     y.reshape(-1, y.shape[-1]) for y in (x, gates, indices)
@@ -96,8 +102,8 @@ def _on_device(num_routed, chunk, in_weights, weights, x, gates, indices):
   return out.reshape(*x.shape[:2], -1)
 
 
-def _whole(weight, dimension, spec):
-  """A weight gathered along a dimension, if that is split."""
+def _gather(weight, dimension, spec):
+  """A weight, gathered along a dimension if that is split."""
   axes = spec[dimension]
   if axes is None:
     return weight
@@ -105,8 +111,8 @@ def _whole(weight, dimension, spec):
 
 
 def _exchange(num_routed, tensor_split, weights, floats, indices):
-  """The sums of one chunk of tokens, by the experts of all devices."""
-  # With an even load, a device gets as many choices as its own tokens have.
+  """The gated sums of one chunk of tokens over the experts of all devices."""
+  # Under an even load, a device receives as many choices as its tokens make.
   window = math.ceil(SLACK * indices.size)
   run = functools.partial(_run, tensor_split, window, weights)
   experts = len(weights[1])
@@ -121,9 +127,10 @@ def _exchange(num_routed, tensor_split, weights, floats, indices):
 
 
 def _run(tensor_split, window, weights, x, gates, indices):
-  """What this device's experts contribute to the sums of tokens."""
+  """The contribution of this device's experts to the gated sums."""
   count = len(weights[1])
-  if count < indices.shape[1]:  # By expert: most of the k are elsewhere.
+  if count < indices.shape[1]:
+    # With fewer experts than k, one slot per local expert is the shorter form.
     experts = jnp.arange(count)
     chosen = indices[..., None] == experts
     gates = jnp.sum(jnp.where(chosen, gates[..., None], 0), axis=1)

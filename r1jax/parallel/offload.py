@@ -1,9 +1,9 @@
-"""State that waits in the hosts' memory while a step does not need it.
+"""Offloading: state in host memory while a step does not need it.
 
-The optimizer's means are read once in a step, the reference policy once in a
-round: where they do not fit beside the rest, `config.offload` names them. A
-program brings them to the devices (`fetched`) and takes them back (`returned`),
-at the price of the way, once each.
+The optimizer moments are read once in a step, and the reference policy once in
+a round. Where they do not fit into device memory beside the rest,
+`config.offload` names them. A program copies them to the devices before use
+(`to_device`) and writes them back (`to_memory_of`).
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,15 @@ from r1jax.types import RLState, TrainState
 State = TypeVar("State", TrainState, RLState)
 Tree = TypeVar("Tree")
 
-KIND = "pinned_host"  # Of the memory, as JAX calls it.
+HOST_MEMORY = "pinned_host"  # JAX's name of this kind of memory.
 PARTS = ("optimizer", "reference")
 
 
 def check(parts: Sequence[str], device: Any = None) -> None:
-  """Raises ValueError for parts that do not exist.
+  """Raises ValueError for unknown parts.
 
-  Given one of the devices that a run uses, also if they cannot wait there.
+  With a device of the run, it also raises if the device cannot access host
+  memory.
   """
   for part in parts:
     if part not in PARTS:
@@ -34,47 +35,47 @@ def check(parts: Sequence[str], device: Any = None) -> None:
   if device is None:
     return
   kinds = [memory.kind for memory in device.addressable_memories()]
-  if parts and KIND not in kinds:
+  if parts and HOST_MEMORY not in kinds:
     raise ValueError(
       f"offload is {tuple(parts)}, but a {device.device_kind} has no memory "
-      f"{KIND!r}, only {', '.join(map(repr, kinds))}; set offload to ()"
+      f"{HOST_MEMORY!r}, only {', '.join(map(repr, kinds))}; set offload to ()"
     )
 
 
-def park(state: State, parts: Sequence[str]) -> State:
-  """The state with some of its parts in the hosts' memory; see `check`."""
+def to_host(state: State, parts: Sequence[str]) -> State:
+  """The state with the named parts in host memory; see `check`."""
   check(parts, jax.local_devices()[0])
   if isinstance(state, RLState):
     if "reference" in parts:
-      state = state.replace(reference=_parked(state.reference))
-    return state.replace(train=park(state.train, parts))
+      state = state.replace(reference=_to_host(state.reference))
+    return state.replace(train=to_host(state.train, parts))
   if "optimizer" in parts:
-    state = state.replace(optimizer_state=_parked(state.optimizer_state))
+    state = state.replace(optimizer_state=_to_host(state.optimizer_state))
   return state
 
 
-def fetched(tree: Tree) -> Tree:
-  """Within a program: the same in the devices' memory, wherever it was."""
-  bring = lambda x: jax.device_put(x, jax.memory.Space.Device)
-  return jax.tree.map(lambda x: bring(x) if _is_parked(x) else x, tree)
+def to_device(tree: Tree) -> Tree:
+  """Within a program: `tree`, with all arrays in device memory."""
+  put = lambda x: jax.device_put(x, jax.memory.Space.Device)
+  return jax.tree.map(lambda x: put(x) if _is_on_host(x) else x, tree)
 
 
-def returned(tree: Tree, before: Tree) -> Tree:
-  """Within a program: `tree`, each array where `before` has it."""
-  take = lambda x: jax.device_put(x, jax.memory.Space.Host)
+def to_memory_of(tree: Tree, like: Tree) -> Tree:
+  """Within a program: `tree`, each array in the memory space of `like`'s."""
+  put = lambda x: jax.device_put(x, jax.memory.Space.Host)
   return jax.tree.map(
-    lambda x, old: take(x) if _is_parked(old) else x, tree, before
+    lambda x, other: put(x) if _is_on_host(other) else x, tree, like
   )
 
 
-def _parked(tree):
+def _to_host(tree):
   def one(x):
     if not jnp.ndim(x):
-      return x  # A counter.
-    return jax.device_put(x, x.sharding.with_memory_kind(KIND))
+      return x  # Scalars, such as step counters, stay on the devices.
+    return jax.device_put(x, x.sharding.with_memory_kind(HOST_MEMORY))
 
   return jax.tree.map(one, tree)
 
 
-def _is_parked(x):
+def _is_on_host(x):
   return jax.typeof(x).memory_space == jax.memory.Space.Host

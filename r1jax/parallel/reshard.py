@@ -1,11 +1,12 @@
-"""From one mesh of some devices to another of the same, within a program.
+"""Resharding from one mesh to another of the same devices, within a program.
 
-XLA splits an array anew with one exchange, if one axis of the mesh moves: from
-a dimension to another, or off. Where several do, it copies the array whole to
-every device first. So the way is taken here in such steps, on a mesh fine
-enough for both.
+XLA reshards an array with one exchange if only one mesh axis moves to another
+dimension, or off the array. If several do, it first gathers the whole array on
+every device. `reshard` therefore takes one such step at a time, on a mesh that
+is fine enough to express both shardings.
 """
 
+import collections
 import itertools
 import math
 from collections.abc import Sequence
@@ -15,43 +16,44 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-Split = list[list[str]]  # Of each dimension: its axes of the fine mesh.
+# For each dimension, the axes of the fine mesh that split it.
+Layout = list[list[str]]
 
 
-def moved(x: Array, before: NamedSharding, after: NamedSharding) -> Array:
-  """`x`, which lies as `before` says, as `after` says; see `steps`.
+def reshard(x: Array, before: NamedSharding, after: NamedSharding) -> Array:
+  """`x` with the sharding `after`; its current sharding is `before`.
 
-  The devices of both are the same, in the same order.
+  Both meshes must have the same devices in the same order. See `steps`.
   """
-  mesh = common(before.mesh, after.mesh)
+  mesh = common_mesh(before.mesh, after.mesh)
   if mesh is not None:
     path = steps(
-      _fine(before, x.ndim, mesh), _fine(after, x.ndim, mesh), x.shape, mesh
+      _layout(before, x.ndim, mesh), _layout(after, x.ndim, mesh), x.shape, mesh
     )
-    for split in path[:-1]:
-      on = NamedSharding(mesh, PartitionSpec(*(tuple(axes) for axes in split)))
+    for layout in path[:-1]:
+      on = NamedSharding(mesh, PartitionSpec(*map(tuple, layout)))
       x = jax.lax.with_sharding_constraint(x, on)
   return jax.lax.with_sharding_constraint(x, after)
 
 
 def steps(
-  before: Split, after: Split, shape: Sequence[int], mesh: Mesh
-) -> list[Split]:
-  """The splits on the way, `after` the last.
+  before: Layout, after: Layout, shape: Sequence[int], mesh: Mesh
+) -> list[Layout]:
+  """The layouts from `before` (exclusive) to `after` (inclusive).
 
-  Axes leave a dimension from its end, where what they split lies side by side:
-  first those that another dimension takes, while the parts are small, then
-  those that none does. Last, devices swap their parts, where their order alone
-  is another.
+  Each step removes the last axis from a dimension, because the parts that it
+  separates are contiguous. Axes that another dimension takes over come first,
+  while parts are small; then those that leave the array. The last step permutes
+  parts between devices if only their order differs.
   """
   now, path = [list(axes) for axes in before], []
-  home = {axis: i for i, axes in enumerate(after) for axis in axes}
+  target = {axis: i for i, axes in enumerate(after) for axis in axes}
   size = lambda i: math.prod(mesh.shape[axis] for axis in now[i])
-  for taken in (True, False):
+  for only_taken_over in (True, False):
     for i, axes in enumerate(now):
-      while axes and home.get(axes[-1]) != i:
-        to = home.get(axes[-1])
-        if taken and to is None:
+      while axes and target.get(axes[-1]) != i:
+        to = target.get(axes[-1])
+        if only_taken_over and to is None:
           break
         axis = axes.pop()
         if to is not None and shape[to] % (size(to) * mesh.shape[axis]) == 0:
@@ -60,13 +62,14 @@ def steps(
   return [*path, after]
 
 
-def common(one: Mesh, other: Mesh) -> Mesh | None:
-  """The coarsest mesh whose axes are parts of the axes of both.
+def common_mesh(one: Mesh, other: Mesh) -> Mesh | None:
+  """The coarsest mesh into whose axes the axes of both meshes factor.
 
-  None where there is none, such as of 2 x 3 and 3 x 2 devices.
+  None if there is no such mesh, as for 2 x 3 and 3 x 2 devices.
   """
-  ends = sorted({*_ends(one), *_ends(other)})
-  pairs = [*itertools.pairwise(ends)]
+  # An axis between strides a and b of the device order is named "part<b>".
+  strides = sorted({*_strides(one), *_strides(other)})
+  pairs = [*itertools.pairwise(strides)]
   if any(end % start for start, end in pairs):
     return None
   sizes = [end // start for start, end in reversed(pairs)]
@@ -77,26 +80,58 @@ def common(one: Mesh, other: Mesh) -> Mesh | None:
   )
 
 
-def _ends(mesh: Mesh) -> list[int]:
-  """How many devices the last axes of a mesh have together, and 1."""
+def _strides(mesh: Mesh) -> list[int]:
+  """The number of devices in the last 0, 1, 2, ... axes of a mesh together."""
   sizes = reversed(mesh.devices.shape)
   return [1, *itertools.accumulate(sizes, lambda a, b: a * b)]
 
 
-def _fine(on: NamedSharding, ndim: int, mesh: Mesh) -> Split:
-  """A sharding in the axes of the `common` mesh."""
-  ends = dict(zip(reversed(on.mesh.axis_names), _ends(on.mesh)[1:]))
-  parts: list[Any] = [*on.spec, *[None] * (ndim - len(on.spec))]
-  found = []
-  for part in parts:
+def _layout(sharding: NamedSharding, ndim: int, mesh: Mesh) -> Layout:
+  """A sharding in terms of the axes of the `common_mesh`."""
+  ends = dict(
+    zip(reversed(sharding.mesh.axis_names), _strides(sharding.mesh)[1:])
+  )
+  spec: list[Any] = [*sharding.spec, *[None] * (ndim - len(sharding.spec))]
+  layout = []
+  for part in spec:
     names = part if isinstance(part, tuple) else (part,) if part else ()
     fine = []
     for name in names:
-      start = ends[name] // on.mesh.shape[name]
+      start = ends[name] // sharding.mesh.shape[name]
       fine += [
         axis
         for axis in mesh.axis_names
         if start < int(axis.removeprefix("part")) <= ends[name]
       ]
-    found.append(fine)
-  return found
+    layout.append(fine)
+  return layout
+
+
+def bytes_received(tree: Any, cast: Any, shardings: Any) -> int:
+  """The most bytes that a device receives from others when a tree is resharded.
+
+  Args:
+    tree: arrays with their current shardings.
+    cast: their shapes, and the dtypes in which they are sent.
+    shardings: their new shardings.
+  """
+  received = collections.Counter()
+
+  def count(leaf, sent, sharding):
+    box = lambda index: [
+      range(*part.indices(size)) for part, size in zip(index, leaf.shape)
+    ]
+    volume = lambda ranges: math.prod(map(len, ranges))
+    old = leaf.sharding.devices_indices_map(leaf.shape)
+    for device, index in sharding.devices_indices_map(leaf.shape).items():
+      new = box(index)
+      present = box(old[device]) if device in old else [range(0)] * len(new)
+      overlap = [
+        range(max(a.start, b.start), min(a.stop, b.stop))
+        for a, b in zip(new, present)
+      ]
+      missing = volume(new) - volume(overlap)
+      received[device] += sent.dtype.itemsize * missing
+
+  jax.tree.map(count, tree, cast, shardings)
+  return max(received.values())

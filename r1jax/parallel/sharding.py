@@ -1,20 +1,17 @@
-"""The mesh, what lies where on it, and the way between hosts and devices.
+"""Shardings of arrays, constraints within programs, and host <-> device copies.
 
-Inside a jitted function an array is global: one program, partitioned by XLA.
-Modules name the dimensions of their arrays ("rows", "heads"), and `LAYOUT`
-alone says over which axes of the mesh a name is split. What a host knows it has
-whole, as NumPy: `assemble` and `local` are the only places where one becomes
-the other.
+Inside a jitted function an array is global: it is one program, partitioned by
+XLA. On the host, arrays are NumPy and hold all rows. `rows_to_device` and
+`to_host` convert batches and results between the two.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental import multihost_utils
 from jax.sharding import (
   AbstractMesh,
   AxisType,
@@ -24,137 +21,12 @@ from jax.sharding import (
 )
 from jaxtyping import Array
 
+from r1jax.parallel.mesh import AXIS_RULES, current_mesh, row_shards
+
 Tree = TypeVar("Tree")
 
-# Of every mesh; the further right, the more two neighbours have to say.
-AXES = ("data", "fsdp", "expert", "context", "tensor")
 
-# What each logical axis is split over. An axis of the mesh splits an array once
-# at most: names that stand higher choose first. One that does not divide what
-# the axes before it left of a dimension is passed over there.
-LAYOUT = {
-  "layers": (),
-  "rows": ("data", "fsdp", "expert"),  # Of a batch, of a cache: texts.
-  "tokens": ("context",),  # Of a row.
-  "expert": ("expert",),
-  "heads": ("tensor",),
-  "kv_heads": ("tensor",),
-  "hidden": ("tensor",),
-  "vocab": ("tensor",),
-  # Of weights, which are gathered where they are used (ZeRO-3,
-  # arXiv:1910.02054): over what the names above have left.
-  "width": ("fsdp", "expert", "context", "tensor"),
-}
-
-
-def make_mesh(
-  *,
-  data: int = -1,
-  fsdp: int = 1,
-  expert: int = 1,
-  context: int = 1,
-  tensor: int = 1,
-  num_slices: int = 1,
-  devices: Sequence[Any] | None = None,
-) -> Mesh:
-  """A mesh over the first devices of the job, as many as its axes ask for.
-
-  Args:
-    data: rows of a batch are split, weights are copied; -1 takes what is left.
-    fsdp: rows are split and weights too, which are gathered for each layer.
-    expert: rows are split, and so are a layer's experts.
-    context: the tokens of each row are split.
-    tensor: heads, hidden units and the vocabulary are split.
-    num_slices: of a job, with a slower network between them (DCN): slices of
-      TPUs, or the hosts of other devices. Only `data` crosses it.
-    devices: all that there are; None for the job's own.
-
-  Raises ValueError when the sizes do not fit the devices, or when a job of
-  several hosts would leave one of them without a device.
-  """
-  devices = jax.devices() if devices is None else list(devices)
-  sizes = dict(zip(AXES, (data, fsdp, expert, context, tensor), strict=True))
-  for name, size in sizes.items():
-    if size < 1 and (name, size) != ("data", -1):
-      raise ValueError(
-        f"mesh.{name} is {size}; an axis that is not used has size 1"
-      )
-  others = fsdp * expert * context * tensor
-  if data == -1:
-    sizes["data"] = len(devices) // others
-  count = sizes["data"] * others
-  asked = ", ".join(f"{k} {v}" for k, v in sizes.items() if v > 1) or "1"
-  if data == -1 and count != len(devices):
-    raise ValueError(
-      f"the {others} devices of the mesh's fsdp {fsdp}, expert {expert}, "
-      f"context {context} and tensor {tensor} do not divide the "
-      f"{len(devices)} devices that there are"
-    )
-  if count > len(devices):
-    raise ValueError(
-      f"mesh.data is {data}: a mesh of {asked} takes {count} devices, but "
-      f"there are {len(devices)}; set it to -1 to use them all"
-    )
-  if count < len(devices) and len({d.process_index for d in devices}) > 1:
-    raise ValueError(
-      f"mesh.data is {data}: a mesh of {asked} takes {count} devices, but the "
-      f"hosts hold {len(devices)}; a job of several hosts must use them all"
-    )
-  if num_slices < 1 or sizes["data"] % num_slices:
-    raise ValueError(
-      f"mesh.num_slices {num_slices} does not divide mesh.data "
-      f"{sizes['data']}, the only axis between slices"
-    )
-  grid = _arrange(tuple(sizes.values()), num_slices, devices[:count])
-  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def _arrange(shape, num_slices, devices) -> np.ndarray:
-  """The devices in the order that suits their network."""
-  hosts = num_slices > 1 and not hasattr(devices[0], "slice_index")
-  name = "process_index" if hosts else "slice_index"
-  found = len({getattr(device, name, 0) for device in devices})
-  if found != num_slices:
-    raise ValueError(
-      f"mesh.num_slices is {num_slices}, but the devices of the mesh are those "
-      f"of {found} {'hosts' if hosts else 'slices'}"
-    )
-  if num_slices == 1:
-    return mesh_utils.create_device_mesh(
-      shape, devices, allow_split_physical_axes=True
-    )
-  return mesh_utils.create_hybrid_device_mesh(
-    (shape[0] // num_slices, *shape[1:]),
-    (num_slices, *[1] * (len(shape) - 1)),
-    devices,
-    process_is_granule=hosts,
-    allow_split_physical_axes=True,
-  )
-
-
-def reshaped(
-  mesh: Mesh,
-  *,
-  data: int = -1,
-  fsdp: int = 1,
-  expert: int = 1,
-  context: int = 1,
-  tensor: int = 1,
-) -> Mesh:
-  """Another mesh of the same devices in the same order; see `make_mesh`.
-
-  One program may read arrays that lie on either and write to the other.
-  """
-  sizes = dict(zip(AXES, (data, fsdp, expert, context, tensor), strict=True))
-  devices = [*mesh.devices.flat]
-  slices = len({getattr(device, "slice_index", 0) for device in devices})
-  made = make_mesh(devices=devices, num_slices=slices, **sizes)
-  if made.size != mesh.size:
-    raise ValueError(
-      f"a mesh of {made.size} devices has not those of one of {mesh.size}"
-    )
-  grid = mesh.devices.reshape(made.devices.shape)
-  return Mesh(grid, AXES, axis_types=made.axis_types)
+# Partition specs and shardings.
 
 
 def spec(
@@ -162,10 +34,10 @@ def spec(
   shape: Sequence[int],
   mesh: Mesh | AbstractMesh,
 ) -> PartitionSpec:
-  """How an array of this shape is split, by the names of its dimensions.
+  """The partition spec of an array whose dimensions have these logical axes.
 
-  None is a dimension that stays whole. Axes of a mesh that the program splits
-  by hand, within `jax.shard_map`, are left alone.
+  A dimension whose name is None is not split. Manual mesh axes, as within
+  `jax.shard_map`, are not used.
   """
   free = {
     axis: mesh.shape[axis]
@@ -173,73 +45,31 @@ def spec(
     if kind == AxisType.Auto and mesh.shape[axis] > 1
   }
   parts: list[Any] = [None] * len(shape)
-  rank = list(LAYOUT).index
+  rank = list(AXIS_RULES).index
   named = [i for i, name in enumerate(names) if name is not None]
   for i in sorted(named, key=lambda i: rank(names[i])):
-    chosen, left = [], shape[i]
-    for axis in LAYOUT[names[i]]:
-      if axis in free and left % free[axis] == 0:
+    chosen, size = [], shape[i]
+    for axis in AXIS_RULES[names[i]]:
+      if axis in free and size % free[axis] == 0:
         chosen.append(axis)
-        left //= free.pop(axis)
+        size //= free.pop(axis)
     if chosen:
       parts[i] = tuple(chosen) if len(chosen) > 1 else chosen[0]
   return PartitionSpec(*parts)
 
 
-def current() -> AbstractMesh | None:
-  """The mesh of the context (`jax.set_mesh`), if it splits anything."""
-  mesh = jax.sharding.get_abstract_mesh()
-  free = mesh.axis_types and AxisType.Auto in mesh.axis_types
-  return mesh if free and mesh.size > 1 else None
+def tree_specs(mesh: Mesh | AbstractMesh, axes: Any, tree: Any) -> Any:
+  """The partition spec of every leaf of a tree that contains parameters.
 
+  Args:
+    mesh: of the devices.
+    axes: the tree of the parameters, with tuples of logical axes as leaves.
+    tree: arrays or shapes. A leaf is split like the parameter whose path its
+      own path ends with: the parameter itself, its copy in a reference policy,
+      its moments in an optimizer state. Scalars are replicated.
 
-def constrain(x: Array, *names: str | None) -> Array:
-  """`x`, split as the names of its dimensions say.
-
-  On the mesh of the context; without one, `x` as it is.
-  """
-  mesh = current()
-  if mesh is None:
-    return x
-  return jax.lax.with_sharding_constraint(x, spec(names, x.shape, mesh))
-
-
-def gathered(weight: Array, names: tuple[str | None, ...]) -> Array:
-  """A weight as layers use it, its width whole; its gradient lies as it does.
-
-  So it is gathered right before its use, and its gradient is summed straight
-  into parts. On the mesh of the context; without one, `weight` as it is.
-  """
-  if "width" not in names or current() is None:
-    return weight
-  return _gathered(weight, names)
-
-
-def in_use(names: Sequence[str | None]) -> tuple[str | None, ...]:
-  """The names of a weight's dimensions as layers use it: its width is whole."""
-  return tuple(None if name == "width" else name for name in names)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gathered(weight, names):
-  return constrain(weight, *in_use(names))
-
-
-_gathered.defvjp(
-  lambda weight, names: (_gathered(weight, names), None),
-  lambda names, _, gradient: (constrain(gradient, *names),),
-)
-
-
-def specs(mesh: Mesh | AbstractMesh, axes: Any, tree: Any) -> Any:
-  """How every leaf of `tree`, which may be shapes alone, is split.
-
-  `axes` is the tree of the parameters, with the names of dimensions as leaves.
-  What belongs to a parameter (the parameter itself, its copy in a reference,
-  its means in an optimizer) lies as it does: a leaf whose path ends as that of
-  a parameter. Scalars are whole.
-
-  Raises ValueError for any other leaf: nothing is copied by accident.
+  Raises ValueError for a leaf that belongs to no parameter, because it would be
+  replicated on every device by accident.
   """
   is_names = lambda x: (
     isinstance(x, tuple)
@@ -262,72 +92,28 @@ def specs(mesh: Mesh | AbstractMesh, axes: Any, tree: Any) -> Any:
   return jax.tree.map_with_path(one, tree)
 
 
-def shardings(mesh: Mesh, axes: Any, tree: Any) -> Any:
-  """The sharding of every leaf of `tree`; see `specs`."""
-  named = lambda of: NamedSharding(mesh, of)
-  return jax.tree.map(named, specs(mesh, axes, tree))
+def tree_shardings(mesh: Mesh, axes: Any, tree: Any) -> Any:
+  """The sharding of every leaf of `tree`; see `tree_specs`."""
+  on_mesh = lambda spec: NamedSharding(mesh, spec)
+  return jax.tree.map(on_mesh, tree_specs(mesh, axes, tree))
 
 
-def lay_out(tree: Tree, axes: Any) -> Tree:
-  """`tree` split as `specs` says, within a program; see `constrain`."""
-  if (mesh := current()) is None or axes is None:
-    return tree
-  split = jax.lax.with_sharding_constraint
-  return jax.tree.map(split, tree, specs(mesh, axes, tree))
+def by_rows(mesh: Mesh) -> NamedSharding:
+  """The sharding of a batch, whose rows are axis 0."""
+  return NamedSharding(mesh, PartitionSpec(AXIS_RULES["rows"]))
 
 
-def make(mesh: Mesh, axes: Any, fn: Callable, *args: Any) -> Any:
-  """fn(*args), made in parts on the devices that keep them; see `specs`."""
-  split = shardings(mesh, axes, jax.eval_shape(fn, *args))
-  with jax.set_mesh(mesh):
-    return jax.jit(fn, out_shardings=split)(*args)
-
-
-def shapes(mesh: Mesh, axes: Any, fn: Callable, *args: Any) -> Any:
-  """What `make` makes of the same arguments, as shapes: nothing is computed."""
-  made = jax.eval_shape(fn, *args)
-  return jax.tree.map(
-    lambda x, split: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split),
-    made,
-    shardings(mesh, axes, made),
-  )
-
-
-def place(tree: Tree, shardings: Any) -> Tree:
-  """`tree` on the devices; every leaf as its sharding says.
-
-  All hosts must bring the same values. A JAX array that is there already is
-  returned as it is: donating it takes it from whoever else holds it.
-  """
-
-  def one(leaf, sharding):
-    if isinstance(leaf, jax.Array):
-      if jax.process_count() == 1 or not leaf.is_fully_addressable:
-        return jax.device_put(leaf, sharding)
-    leaf = np.array(leaf)  # A copy: CPU devices would share the caller's.
-    return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
-
-  return jax.tree.map(one, tree, shardings)
-
-
-def rows(mesh: Mesh) -> NamedSharding:
-  """The sharding of a batch: axis 0 over all that "rows" are split over."""
-  return NamedSharding(mesh, PartitionSpec(LAYOUT["rows"]))
-
-
-def row_shards(mesh: Mesh) -> int:
-  """In how many parts the rows of a batch are split."""
-  return math.prod(mesh.shape[axis] for axis in LAYOUT["rows"])
-
-
-def whole(mesh: Mesh) -> NamedSharding:
-  """The sharding of what every device holds a copy of."""
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The sharding of an array of which every device holds a copy."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def row_hosts(mesh: Mesh) -> np.ndarray:
-  """The host that looks after each part of the rows: it holds replica 0."""
-  parts = rows(mesh).devices_indices_map((row_shards(mesh),))
+  """The host that is responsible for each part of the rows.
+
+  It is the host of the first device that holds the part.
+  """
+  parts = by_rows(mesh).devices_indices_map((row_shards(mesh),))
   hosts = np.full(row_shards(mesh), -1)
   for device, (index,) in parts.items():
     part = index.start or 0
@@ -336,33 +122,128 @@ def row_hosts(mesh: Mesh) -> np.ndarray:
   return hosts
 
 
-def assemble(mesh: Mesh, tree: Tree) -> Tree:
-  """The global batch whose rows are those of `tree`; undoes `local`.
+# Constraints within a program.
 
-  All hosts bring the whole batch, and each of their devices takes its rows. The
-  leaves are copied.
 
-  Raises ValueError when the rows do not divide the devices that share them.
+def shard_constraint(x: Array, *names: str | None) -> Array:
+  """`x`, sharded by the logical axes of its dimensions.
+
+  It uses the mesh of the context, and returns `x` unchanged without one.
   """
-  split, parts = rows(mesh), row_shards(mesh)
+  mesh = current_mesh()
+  if mesh is None:
+    return x
+  return jax.lax.with_sharding_constraint(x, spec(names, x.shape, mesh))
+
+
+def tree_shard_constraint(tree: Tree, axes: Any) -> Tree:
+  """`tree`, sharded as `tree_specs` says; unchanged without a mesh or axes."""
+  if (mesh := current_mesh()) is None or axes is None:
+    return tree
+  constrain = jax.lax.with_sharding_constraint
+  return jax.tree.map(constrain, tree, tree_specs(mesh, axes, tree))
+
+
+def gather_width(weight: Array, names: tuple[str | None, ...]) -> Array:
+  """A weight whose width is no longer split, ready for use in a layer.
+
+  The weight is gathered right before its use, and its gradient is summed
+  directly into the parts (reduce-scatter). Without a mesh in the context,
+  `weight` is returned unchanged.
+  """
+  if "width" not in names or current_mesh() is None:
+    return weight
+  return _gather_width(weight, names)
+
+
+def without_width(names: Sequence[str | None]) -> tuple[str | None, ...]:
+  """The logical axes of a weight after `gather_width`."""
+  return tuple(None if name == "width" else name for name in names)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather_width(weight, names):
+  return shard_constraint(weight, *without_width(names))
+
+
+_gather_width.defvjp(
+  lambda weight, names: (_gather_width(weight, names), None),
+  lambda names, _, gradient: (shard_constraint(gradient, *names),),
+)
+
+
+# Arrays on the devices.
+
+
+def init(mesh: Mesh, axes: Any, fn: Callable, *args: Any) -> Any:
+  """fn(*args), computed in parts on the devices that keep them.
+
+  No device and no host holds the whole result. See `tree_specs` for `axes`.
+  """
+  out_shardings = tree_shardings(mesh, axes, jax.eval_shape(fn, *args))
+  with jax.set_mesh(mesh):
+    return jax.jit(fn, out_shardings=out_shardings)(*args)
+
+
+def eval_shape(mesh: Mesh, axes: Any, fn: Callable, *args: Any) -> Any:
+  """Shapes, dtypes and shardings of what `init` returns; computes nothing."""
+  result = jax.eval_shape(fn, *args)
+  return jax.tree.map(
+    lambda x, on: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on),
+    result,
+    tree_shardings(mesh, axes, result),
+  )
+
+
+def to_device(tree: Tree, shardings: Any) -> Tree:
+  """`tree` on the devices, each leaf with its sharding.
+
+  All hosts must pass the same values. A JAX array that already has its sharding
+  is returned as it is, so donating the result also donates the argument.
+  """
+
+  def one(leaf, sharding):
+    if isinstance(leaf, jax.Array):
+      if jax.process_count() == 1 or not leaf.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    leaf = np.array(leaf)  # Copied, since CPU devices would share its memory.
+    return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
+
+  return jax.tree.map(one, tree, shardings)
+
+
+def replicate(mesh: Mesh, tree: Tree) -> Tree:
+  """`tree` with a copy of every leaf on every device; see `to_device`."""
+  return to_device(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+
+
+def rows_to_device(mesh: Mesh, tree: Tree) -> Tree:
+  """The arrays of a batch on the devices, split by rows (axis 0).
+
+  All hosts pass the whole batch, and each of their devices takes its own rows.
+  The leaves are copied. `to_host` is the inverse.
+
+  Raises ValueError if the rows do not divide over the devices that split them.
+  """
+  on, parts = by_rows(mesh), row_shards(mesh)
 
   def one(leaf):
-    leaf = np.array(leaf)  # A copy: CPU devices would share the caller's.
+    leaf = np.array(leaf)  # Copied, since CPU devices would share its memory.
     if leaf.ndim == 0 or len(leaf) % parts:
       raise ValueError(
         f"{len(leaf) if leaf.ndim else 'no'} rows do not divide over the "
-        f"{parts} parts of the mesh axes {', '.join(LAYOUT['rows'])}"
+        f"{parts} parts of the mesh axes {', '.join(AXIS_RULES['rows'])}"
       )
-    return jax.make_array_from_callback(leaf.shape, split, leaf.__getitem__)
+    return jax.make_array_from_callback(leaf.shape, on, leaf.__getitem__)
 
   return jax.tree.map(one, tree)
 
 
-def local(tree: Tree) -> Tree:
-  """Global arrays as NumPy, whole, on every host.
+def to_host(tree: Tree) -> Tree:
+  """Global arrays as whole NumPy arrays, on every host.
 
-  All hosts must call it alike: what lies split over them is gathered. The
-  result owns its memory, so the device buffers may be donated afterwards.
+  Every host must call it, because arrays that are split over hosts are
+  gathered. The result owns its memory: the arrays may be donated afterwards.
   """
 
   def one(leaf):
@@ -373,8 +254,3 @@ def local(tree: Tree) -> Tree:
     return np.array(leaf)
 
   return jax.tree.map(one, tree)
-
-
-def replicate(mesh: Mesh, tree: Tree) -> Tree:
-  """`tree` with a copy of every leaf on every device; see `place`."""
-  return place(tree, jax.tree.map(lambda _: whole(mesh), tree))

@@ -1,10 +1,11 @@
-"""Log-probabilities on a mesh: the vocabulary split over devices."""
+"""Log-probabilities of tokens with the vocabulary split over devices."""
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from r1jax import ops
 from r1jax.parallel import sharding
+from r1jax.parallel.mesh import current_mesh
 
 
 def linear_logprobs(
@@ -15,12 +16,13 @@ def linear_logprobs(
   counted: Bool[Array, "*B T"] | None = None,
   **options,
 ) -> tuple[Float[Array, "*B T"], Float[Array, "*B T"]]:
-  """`ops.linear_logprobs`, on each device's own tokens of [B, T].
+  """Log-probabilities (nats) of the targets, and entropies (nats).
 
-  `chunk` is a number of a device's tokens. The gradient of `unembed` is summed
-  over devices once, after a device has been through its tokens.
+  The arguments are those of `ops.linear_logprobs`; each device computes its own
+  tokens of [B, T], `chunk` of them at a time. The gradient of `unembed` is
+  summed over devices once, after all chunks.
   """
-  mesh = sharding.current()
+  mesh = current_mesh()
   if mesh is None or hidden.ndim != 3:
     return ops.linear_logprobs(
       hidden, unembed, targets, counted=counted, **options

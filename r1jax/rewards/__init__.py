@@ -1,26 +1,24 @@
-"""Rewards: rules that grade what the policy wrote.
+"""Rewards: functions that grade completions.
 
-A reward is a function of an Example and a Completion that returns a float, None
-where it could not grade, or DOES_NOT_APPLY where it has nothing to say about
-the example. It is total (any text has a value) and deterministic, and imports
-no JAX, because graders run in processes of their own.
+A reward is a function of an Example and a Completion. It returns a float, None
+if it could not grade, or DOES_NOT_APPLY if the example is of a kind that it
+does not grade. It is deterministic, accepts any text, and imports no JAX,
+because graders run in separate processes.
 
 A spec, the `rewards` section of a config, names rewards and their weights:
 
     dict(accuracy=1.0, format=dict(weight=2.0, offset=-1.0))
 
-An entry may hold arguments of its reward; `offset` is added to the weighted
-value. `function="my_module:praise"` takes a function of one's own, and so does
-an entry whose name is "my_module:praise". Where domains need different rewards,
-a spec holds one spec for each:
+An entry may hold arguments of its reward. `offset` is added to the weighted
+value. An entry named "my_module:praise", or with `function="my_module:praise"`,
+uses that function of the user's module. If domains need different rewards, the
+spec holds a spec for each:
 
     dict(math=dict(accuracy=1.0), general=dict(helpfulness=1.0))
 """
 
-import difflib
 import inspect
 import logging
-import pkgutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
@@ -28,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from r1jax import config
 from r1jax.rewards import accuracy, format, language, length, random, repetition
 from r1jax.rewards.code import programs
 from r1jax.rewards.judges import judge, learned
@@ -42,27 +41,27 @@ Group = tuple[Example, list[Completion]]
 
 
 class Reward(NamedTuple):
-  """A reward, and how it is computed."""
+  """A reward function, and how it is computed."""
 
   # (Example, Completion, **arguments) -> float | None | DOES_NOT_APPLY.
   function: Callable
-  # The second argument is the list of all completions of the example's prompt,
-  # and the result is the list of their values.
+  # If True, the second argument of `function` is the list of all completions of
+  # the example's prompt, and the result is the list of their values.
   of_group: bool = False
-  # It hands the policy's text to a library that may hang or crash on it: a
-  # process of the grader pool computes it.
+  # If True, a process of the grader pool computes the reward, because it passes
+  # the policy's text to a library that may hang or crash.
   pooled: bool = False
-  # Does the same and returns (value, feedback), a line on what is wrong.
+  # Like `function`, but returns (value, feedback): one line on what is wrong.
   explain: Callable | None = None
-  # Starts to grade all pairs, or groups, at once, given the list of them and
-  # the arguments, and returns a function that waits for the values. For rewards
-  # that wait for another machine or run a model. With nothing to grade it
-  # raises ValueError for wrong arguments.
+  # (list of pairs or groups, **arguments) -> function that waits for the
+  # values. It starts to grade all of them at once, for rewards that call
+  # another machine or run a model. With an empty list it raises ValueError for
+  # wrong arguments.
   start: Callable | None = None
-  # Given the examples that are known and the arguments, raises ValueError for
-  # what keeps it from working on this machine.
+  # (examples, **arguments): raises ValueError if the reward cannot grade these
+  # examples on this machine.
   check: Callable | None = None
-  # `function` raises ValueError for wrong arguments, whatever it grades.
+  # If True, `function` raises ValueError for wrong arguments on any input.
   probe: bool = False
 
 
@@ -113,10 +112,10 @@ class Scores(NamedTuple):
 
   total: np.ndarray  # float64 [B]: the weighted sum of the parts that apply.
   parts: dict[str, np.ndarray]  # Each reward's value, float64 [B].
-  counts: dict[str, int]  # "timeouts" and "crashes": values lost to them.
-  feedback: Sequence[str] = ()  # [B], of a program's tests, say; mostly "".
-  # Where each reward applies, bool [B]; elsewhere its value is NaN. A reward
-  # that is not named here applies to all.
+  counts: dict[str, int]  # "timeouts" and "crashes": values lost to each.
+  feedback: Sequence[str] = ()  # [B]: such as failed tests; mostly "".
+  # Where each reward applies, bool [B]. Elsewhere its value is NaN. A reward
+  # that is missing here applies to all completions.
   applies: Mapping[str, np.ndarray] = {}
 
 
@@ -139,18 +138,18 @@ def score(
   group_size: int | None = None,
   **spec: Any,
 ) -> Scores:
-  """The named rewards of each completion, and their weighted sum.
+  """Returns the rewards of each completion, and their weighted sum.
 
   Args:
     examples: one for each completion.
     completions: a plain string is a completion's text.
-    pool: where rewards that may hang are computed; None computes them here,
-      with no limit on time or memory.
-    group_size: completions per prompt, which stand together. It matters to
-      rewards of groups alone; None takes neighbours with equal examples for a
-      group, so that a prompt drawn twice in a row makes one.
-    **spec: the rewards; see the module. A reward of weight 0 is measured and
-      does not count.
+    pool: computes rewards that may hang or crash. None computes them in this
+      process, without limits on time or memory.
+    group_size: the number of consecutive completions that share a prompt. Only
+      rewards of groups use it. None takes consecutive equal examples for a
+      group, so that a prompt drawn twice in a row makes one group.
+    **spec: the rewards; see the module. A reward of weight 0 is computed and
+      reported, but not added to the sum.
 
   Raises ValueError for a spec that `check` refuses, and for an example whose
   domain has no rewards.
@@ -168,10 +167,10 @@ def submit(
   group_size: int | None = None,
   **spec: Any,
 ) -> Callable[[], Scores]:
-  """Starts what `score` does; call the result, once, to wait for the scores."""
+  """Starts `score` in the background; call the result once for the scores."""
   pairs = [
-    (example, Completion(written) if isinstance(written, str) else written)
-    for example, written in zip(examples, completions, strict=True)
+    (example, Completion(each) if isinstance(each, str) else each)
+    for example, each in zip(examples, completions, strict=True)
   ]
   terms = check(examples, **spec)
   domains = [domain_of(example, terms) for example in examples]
@@ -205,7 +204,7 @@ def submit(
 def _start(
   term: Term, pairs: Sequence[Pair], group_size: int | None, pool
 ) -> Callable[[Counter], tuple[list, list[str]]]:
-  """Starts one reward; the result waits for its values and their feedback."""
+  """Starts one reward; the result waits for its values and its feedback."""
   reward, arguments = term.reward, term.arguments
   items = _groups(pairs, group_size) if reward.of_group else pairs
   if reward.start:
@@ -231,7 +230,7 @@ def _start(
       verdicts = [verdict or (None, "") for verdict in values]
       values = [value for value, _ in verdicts]
       feedback = [text for _, text in verdicts]
-    if reward.of_group:  # A group that was lost is None throughout.
+    if reward.of_group:  # All values of a failed group are None.
       pieces = zip(values, items, strict=True)
       values = [v for vs, (_, cs) in pieces for v in vs or [None] * len(cs)]
       feedback = [""] * len(values)
@@ -241,7 +240,7 @@ def _start(
 
 
 def _call(term: Term, call: Call, counts: Counter) -> Any:
-  """The value, computed in this process; an exception counts as a crash."""
+  """Returns a value computed in this process; exceptions count as crashes."""
   try:
     return call.function(*call.args, **call.kwargs)
   except Exception as error:
@@ -253,11 +252,11 @@ def _call(term: Term, call: Call, counts: Counter) -> Any:
 
 
 def check(examples: Sequence[Example] = (), /, **spec: Any) -> list[Term]:
-  """The rewards of a spec, one by one.
+  """Returns the rewards of a spec as a list, after checking each of them.
 
-  Raises ValueError for a reward that does not exist, an argument that it does
-  not take, a weight that is not a finite number, or what keeps a reward from
-  grading the examples on this machine.
+  Raises ValueError for a reward that does not exist, an argument that a reward
+  does not take, a weight that is not a finite number, and a reward that cannot
+  grade the examples on this machine.
   """
   terms = _terms(examples, spec)
   for example in examples:
@@ -266,7 +265,7 @@ def check(examples: Sequence[Example] = (), /, **spec: Any) -> list[Term]:
 
 
 def _terms(examples: Sequence[Example], spec: Mapping[str, Any]) -> list[Term]:
-  """`check` before anything is known of domains."""
+  """Does what `check` does, without checking the domains of the examples."""
   if domains := [name for name, entry in spec.items() if _is_spec(name, entry)]:
     if len(domains) < len(spec):
       single = next(name for name in spec if name not in domains)
@@ -283,9 +282,10 @@ def _terms(examples: Sequence[Example], spec: Mapping[str, Any]) -> list[Term]:
 
 
 def domain_of(example: Example, terms: Sequence[Term]) -> str:
-  """The domain of the spec whose rewards grade an example; "" for all domains.
+  """Returns the domain of the spec whose rewards grade an example.
 
-  Raises ValueError if there is none.
+  It is "" if the spec has no domains. Otherwise it is the longest prefix of the
+  example's domain. Raises ValueError if no domain of the spec matches.
   """
   known = {term.domain for term in terms}
   matching = [
@@ -303,26 +303,24 @@ def domain_of(example: Example, terms: Sequence[Term]) -> str:
 
 def _is_spec(name: str, entry: Any) -> bool:
   """Whether an entry of a spec holds the rewards of a domain."""
-  own = name in REWARDS or ":" in name
+  is_reward = name in REWARDS or ":" in name
   return isinstance(entry, Mapping) and not (
-    own or {"weight", "function"} & entry.keys()
+    is_reward or {"weight", "function"} & entry.keys()
   )
 
 
 def _term(name: str, entry: Any, examples: Sequence[Example]) -> Term:
-  """One entry of a spec, checked."""
+  """Returns one entry of a spec, after checking it."""
   arguments = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
   numbers = {key: arguments.pop(key, None) for key in ("weight", "offset")}
   numbers["offset"] = numbers["offset"] or 0.0
   function = arguments.pop("function", name if ":" in name else None)
   if function is not None:
-    reward = own_reward(function)
+    reward = custom_reward(function)
   elif name in REWARDS:
     reward = REWARDS[name]
   else:
-    close = difflib.get_close_matches(name, REWARDS, 1)
-    hint = f"did you mean {close[0]!r}?" if close else f"have {[*REWARDS]}"
-    raise ValueError(f"rewards: unknown reward {name!r}; {hint}")
+    raise ValueError(f"rewards: {config.unknown('reward', name, REWARDS)}")
   for key, value in numbers.items():
     if not isinstance(value, (int, float)) or not np.isfinite(value):
       raise ValueError(
@@ -342,34 +340,29 @@ def _term(name: str, entry: Any, examples: Sequence[Example]) -> Term:
   return Term(name.rpartition(":")[2], reward, weight, offset, arguments)
 
 
-def own_reward(path: str) -> Reward:
-  """The reward "module:function" of a user's own module.
+def custom_reward(path: str) -> Reward:
+  """Returns the reward "module:function" of a user's module.
 
   It grades groups if its second parameter is called `completions`.
 
   Raises ValueError if there is no such function.
   """
   try:
-    function = pkgutil.resolve_name(path)
-  except (ImportError, AttributeError, ValueError) as error:
-    raise ValueError(
-      f"rewards: {path!r} is no function of a module that can be imported: "
-      f"{error}"
-    ) from None
-  if not callable(function):
-    raise ValueError(f"rewards: {path!r} is {function!r}, and no function")
+    function = config.resolve(path)
+  except ValueError as error:
+    raise ValueError(f"rewards: {error}") from None
   second = [*inspect.signature(function).parameters][1:2]
   return Reward(function, of_group=second == ["completions"], pooled=True)
 
 
 def _groups(pairs: Sequence[Pair], group_size: int | None) -> list[Group]:
-  """Each prompt's example, and its completions."""
+  """Returns the example of each prompt with the prompt's completions."""
   if group_size is None:
     runs = [[*run] for _, run in groupby(pairs, key=lambda pair: pair[0])]
   elif group_size < 1 or len(pairs) % group_size:
     raise ValueError(
-      f"group_size is {group_size}: {len(pairs)} completions do not divide "
-      "into groups of it"
+      f"group_size is {group_size}: {len(pairs)} completions cannot be divided "
+      "into groups of this size"
     )
   else:
     starts = range(0, len(pairs), group_size)
@@ -377,7 +370,7 @@ def _groups(pairs: Sequence[Pair], group_size: int | None) -> list[Group]:
   for run in runs:
     if any(example != run[0][0] for example, _ in run):
       raise ValueError(
-        f"group_size is {group_size}, but the completions of example "
-        f"{run[0][0].id!r} stand together with another's"
+        f"group_size is {group_size}, but a group has completions of example "
+        f"{run[0][0].id!r} and of another example"
       )
-  return [(run[0][0], [written for _, written in run]) for run in runs]
+  return [(run[0][0], [completion for _, completion in run]) for run in runs]

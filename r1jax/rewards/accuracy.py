@@ -1,10 +1,10 @@
-"""Accuracy reward: the final answer is right.
+"""Accuracy reward: whether the final answer is correct.
 
-DeepSeek-R1 (arXiv:2501.12948), section 2.2.2. Only what follows the last
-</think> is graded, so that a right answer in passing is worth nothing. The
-example's domain, up to its first "/", picks the grader: a mixture of domains
-needs one reward. Domains that have none are compared as text. Programs are run
-as the `code` reward runs them, and with its arguments.
+DeepSeek-R1 (arXiv:2501.12948), section 2.2.2. Only the text after the last
+</think> is graded; a correct answer within the thoughts earns nothing. The
+example's domain, up to its first "/", selects the grader, so that one reward
+serves a mixture of domains. Other domains are compared as text. Programs run
+as in the `code` reward, with the same arguments.
 """
 
 import re
@@ -29,33 +29,33 @@ MARKED = re.compile(
 
 
 def extract(completion: Completion | str) -> str | None:
-  r"""The final answer, stripped; None if there is none.
+  r"""Returns the final answer, stripped; None if there is none.
 
-  It is the content of the last <answer>...</answer> after the last </think>,
-  or of the last balanced \boxed{...} inside or after that, or instead of it.
-  Without either, it is what follows "####" or "A:" in the last line, which is
-  how GSM8K (arXiv:2110.14168) marks it.
+  Only the text after the last </think> is read. The answer is the content of
+  the last \boxed{...}, from the last <answer> on if there is one; without a
+  box, the content of <answer>...</answer>; and without these tags, what follows
+  "####" or "A:" in the last line, as in GSM8K (arXiv:2110.14168).
   """
   text = completion if isinstance(completion, str) else completion.text
   _, closed, text = text.rpartition("</think>")
   if not closed:
     return None
-  head, found, tail = text.rpartition("</answer>")
+  head, closed, tail = text.rpartition("</answer>")
   _, opened, answer = head.rpartition("<answer>")
-  if not (found and opened):
+  if not (closed and opened):
     return answers.last_boxed(text) if answers.has_box(text) else _marked(text)
   boxed = answers.last_boxed(answer + tail)
   return answer.strip() if boxed is None else boxed
 
 
 def _marked(text: str) -> str | None:
-  """What the last line says to be the answer."""
+  """Returns the answer that the last line marks with "####" or "Answer:"."""
   marked = MARKED.search(text)
   return marked[1].strip() if marked else None
 
 
 def answered(example: Example, completion: Completion) -> float:
-  """1 if an answer can be read from the completion, right or wrong, or 0."""
+  """Returns 1.0 if a completion has a final answer, even a wrong one."""
   del example
   return float(extract(completion) is not None)
 
@@ -69,9 +69,10 @@ def reward(
   sandbox: str = "bwrap",
   packages: Sequence[str] = (),
 ) -> float | None:
-  """1 if what was written is right, 0 if not, None if it cannot be told.
+  """Returns 1.0 if the answer is correct, 0.0 if wrong, None if undecided.
 
-  Keyword arguments are those of `code.judge`, and matter to programs alone.
+  The keyword arguments are those of `code.programs.judge` and are used for
+  programs only.
   """
   programs = dict(
     partial=partial, seconds=seconds, sandbox=sandbox, packages=packages
@@ -82,38 +83,38 @@ def reward(
 def judge(
   example: Example, completion: Completion, **programs: Any
 ) -> tuple[float | None, str]:
-  """As `reward`, and what a program's tests say about it; "" for all else."""
+  """Returns the `reward`, and feedback on programs ("" for other domains)."""
   family = _family(example)
   if family == "code":
     return code.judge(example, completion, **programs)
-  if family in WHOLE:
-    return WHOLE[family](example, completion), ""
+  if family in COMPLETION_GRADERS:
+    return COMPLETION_GRADERS[family](example, completion), ""
   answer = extract(completion)
   if family == "choice" and (answer is None or not choice.letters(answer)):
-    # A formula in a box, and the letter below it.
+    # The box holds a formula, and the last line names the letter.
     answer = _marked(completion.text.rpartition("</think>")[2]) or answer
   return (0.0 if answer is None else grade(example, answer)), ""
 
 
 def check(examples: Sequence[Example] = (), **programs: Any) -> None:
-  """Raises ValueError if programs cannot be run as asked, if there are any."""
+  """Raises ValueError if examples need programs that cannot be run here."""
   code.check_arguments(**programs)
   if any(_family(example) == "code" for example in examples):
     code.check(**programs)
 
 
 def grade(example: Example, answer: str) -> float | None:
-  """As `reward`, for an answer already extracted."""
-  return GRADERS.get(_family(example), grade_exact)(example, answer)
+  """Returns the `reward` of an extracted answer."""
+  return ANSWER_GRADERS.get(_family(example), grade_exact)(example, answer)
 
 
 def grade_exact(example: Example, answer: str) -> float:
-  """1 if the strings are equal but for case and spaces, or 0."""
+  """Returns 1.0 if two texts are equal up to case and whitespace, else 0.0."""
   return float(_fold(answer) == _fold(example.answer))
 
 
-# Of a final answer.
-GRADERS: dict[str, Callable[[Example, str], float | None]] = {
+# Graders of the final answer.
+ANSWER_GRADERS: dict[str, Callable[[Example, str], float | None]] = {
   "choice": choice.grade,
   "countdown": countdown.grade,
   "logic": logic.grade,
@@ -121,19 +122,20 @@ GRADERS: dict[str, Callable[[Example, str], float | None]] = {
   "reasoning_gym": reasoning_gym.grade,
 }
 
-# Of all that was written.
-WHOLE: dict[str, Callable[..., float | None]] = {
+# Graders of the whole completion.
+COMPLETION_GRADERS: dict[str, Callable[..., float | None]] = {
   "code": code.reward,
-  "instructions": instructions.followed,
+  "instructions": instructions.reward,
 }
 
 
 def canonical(example: Example, answer: str) -> str:
-  """The key under which answers count as the same in a majority vote.
+  """Returns the key under which equal answers are counted in a majority vote.
 
-  Numbers are equal by value (+01.0 is 1), sums by their signed terms in any
-  order, formulas by their value at a point, choices by their letter, all else
-  as text, but for case and spaces.
+  Numbers have equal keys if their values are equal (+01.0 and 1), sums if their
+  signed terms are, in any order, formulas if their values at a point are, and
+  choices if their letters are. Other answers are compared as text, up to case
+  and whitespace.
   """
   family = _family(example)
   if family == "math":
@@ -151,21 +153,22 @@ def canonical(example: Example, answer: str) -> str:
 
 
 def verify_golds(examples: Sequence[Example]) -> list[tuple[str, str]]:
-  """The (id, answer) of examples whose own answer is not graded as right.
+  """Returns (id, answer) of examples whose gold answer is graded as wrong.
 
-  Examples without an answer of their own have nothing to verify: those that
-  are graded whole, and Countdown's.
+  Domains without gold answers are skipped: those in COMPLETION_GRADERS, and
+  Countdown.
   """
-  graders = GRADERS | {"math": answers.verify_gold}
+  graders = ANSWER_GRADERS | {"math": answers.verify_gold}
   return [
     (example.id, example.answer)
     for example in examples
-    if _family(example) not in {*WHOLE, "countdown"}
+    if _family(example) not in {*COMPLETION_GRADERS, "countdown"}
     and graders.get(_family(example), grade_exact)(example, example.answer) != 1
   ]
 
 
 def _family(example: Example) -> str:
+  """Returns the start of a domain, which selects the grader."""
   return example.domain.partition("/")[0]
 
 

@@ -15,25 +15,25 @@ PATTERN = re.compile(
 
 
 def reward(example: Example, completion: Completion) -> float:
-  """1 if the text is <think>...</think> <answer>...</answer> and no more, or 0.
+  """Returns 1.0 for <think>...</think> <answer>...</answer>, and 0.0 otherwise.
 
-  Each tag stands there once; only whitespace may stand between the two parts
-  and around them.
+  Each tag must occur exactly once. Only whitespace may surround and separate
+  the two parts.
   """
   del example
-  text = whole(completion)
+  text = full_text(completion)
   once = all(text.count(tag) == 1 for tag in TAGS)
   return float(once and PATTERN.fullmatch(text) is not None)
 
 
 def tags(example: Example, completion: Completion) -> float:
-  """A quarter for each of the four tags that stands there once, in its place.
+  """Returns 0.25 for each of the four tags that occurs once and in order.
 
-  A tag is out of place if it comes before one that should precede it and that
-  stands there once too. What is outside of the tags does not matter.
+  A tag is out of order if it comes before another tag that occurs once and
+  should precede it. Text outside of the tags does not matter.
   """
   del example
-  text = whole(completion)
+  text = full_text(completion)
   credit, last = 0.0, -1
   for tag in TAGS:
     if text.count(tag) == 1 and text.index(tag) > last:
@@ -42,7 +42,7 @@ def tags(example: Example, completion: Completion) -> float:
   return credit
 
 
-def whole(completion: Completion) -> str:
-  """The text with what the template had written before it, once."""
+def full_text(completion: Completion) -> str:
+  """Returns the completion with the template's prefill before it, once."""
   text, prefill = completion.text, completion.prefill
   return text if text.startswith(prefill) else prefill + text

@@ -1,9 +1,9 @@
-"""Words and letters that tell languages of one script apart.
+"""Function words and letters that distinguish languages of the same script.
 
-A statistic of letters is often wrong about a sentence of five words, in which
-one "het" or one "ї" would have settled it. Words are articles, pronouns,
-prepositions, auxiliaries and small numbers; a word that several languages have
-stands with each of them.
+Statistics of letters are unreliable for a sentence of five words, while a
+single "het" or "ї" identifies its language. The words are articles, pronouns,
+prepositions, auxiliaries and small numbers. A word of several languages is
+listed with each of them.
 """
 
 import re
@@ -163,7 +163,7 @@ WORDS = {
     "اس"
   ),
 }
-# Languages that have it, and what the others of its script do not write.
+# Letters that, of all languages of their script, only these have.
 LETTERS = tuple(
   (frozenset(codes.split()), re.compile(pattern))
   for codes, pattern in (
@@ -186,17 +186,17 @@ LETTERS = tuple(
 
 def _by_word() -> dict[str, frozenset[str]]:
   codes = defaultdict(set)
-  for code, listed in WORDS.items():
-    for word in listed.split():
+  for code, words in WORDS.items():
+    for word in words.split():
       codes[word].add(code)
-  return {word: frozenset(known) for word, known in codes.items()}
+  return {word: frozenset(each) for word, each in codes.items()}
 
 
 BY_WORD = _by_word()
 
 
-def found_in(text: str) -> Iterator[Collection[str]]:
-  """For each such word, and kind of letter, the languages that have it."""
+def matches(text: str) -> Iterator[Collection[str]]:
+  """Yields the languages of each function word and of each LETTERS pattern."""
   text = text.lower()
   for word in text.split():
     if codes := BY_WORD.get(word.strip(EDGES)):

@@ -1,11 +1,11 @@
-"""Language consistency: the thinking stays in one language.
+"""Language consistency reward: whether the thoughts stay in one language.
 
     words in the target language / words        (arXiv:2501.12948, eq. 7)
 
-over the chain of thought, without its formulas, code, numbers and URLs. Scripts
-tell most languages apart; those that share one are told by py3langid and by
-their function words, sentence by sentence. Where a script has no spaces, each
-character is a word.
+The words are those of the chain of thought, without formulas, code, numbers and
+URLs. The script identifies most languages. Languages that share a script are
+identified by py3langid and by function words, sentence by sentence. In scripts
+without spaces each character is a word.
 """
 
 import functools
@@ -17,21 +17,21 @@ from collections.abc import Iterator, Sequence
 from r1jax.rewards import function_words, words
 from r1jax.text import Completion, Example
 
-MAX_LENGTH = 300_000  # Characters that are read of a text.
-MAX_SENTENCE = 1000  # Characters that tell a sentence's language.
-MAX_WORD = 40  # Characters that tell a word's script.
-MAX_ENVIRONMENTS = 20  # Kinds of LaTeX environments that are left out.
-PRIOR = 3.0  # Nats: what the expected language has ahead of the others.
-CUE = 24.0  # Nats that a function word takes from languages without it.
+MAX_LENGTH = 300_000  # Characters of a text that are read.
+MAX_SENTENCE = 1000  # Characters of a sentence that are classified.
+MAX_WORD = 40  # Characters of a word that are classified.
+MAX_ENVIRONMENTS = 20  # Kinds of LaTeX environments that are removed.
+PRIOR = 3.0  # Nats added to the score of the expected language.
+CUE = 24.0  # Nats subtracted from languages that lack a function word.
 
-# What is no prose. It must be closed, or it is prose.
+# Spans that are not prose. A span without its end is prose.
 SPANS = (("```", "```"), ("$$", "$$"), (r"\[", r"\]"), (r"\(", r"\)"))
 ENVIRONMENT = re.compile(r"\\begin\{(\w{1,20}\*?)\}")
 NO_PROSE = tuple(
   re.compile(pattern)
   for pattern in (
     r"`[^`\n]*`",
-    r"\$(?=[^$\n]*[\\^_={}<>+*/]|[^$\s]\$)[^$\n]*\$",  # No "$10 and $20".
+    r"\$(?=[^$\n]*[\\^_={}<>+*/]|[^$\s]\$)[^$\n]*\$",  # Not "$10 and $20".
     r"\\[a-zA-Z]+(?:\{[^{}]*\}|\[[^\[\]]*\])*",
     r"</?\w{1,20}>",
     r"(?:https?://|www\.)\S+",
@@ -39,7 +39,7 @@ NO_PROSE = tuple(
   )
 )
 SENTENCE = re.compile(r"[^.!?\n。！？;；।॥]+[.!?\n。！？;；।॥]*")
-# A letter that stands for itself, as x and y do, is a word of no language.
+# A single letter that is a symbol, such as x, belongs to no language.
 SYMBOL = re.compile(
   r"[\W\d_]*(?:[b-hj-np-tv-xzB-HJ-NP-Z]|[\u0370-\u03ff])[\W\d_]*"
 )
@@ -73,7 +73,7 @@ SCRIPTS = tuple(
     ("my", "\u1000-\u109f"),
   )
 )
-# The languages that share a script, the first of which is its usual one.
+# Languages that share a script. The first one is the script's default.
 SHARED = {
   "latin": (
     *("en", "de", "es", "fi", "fr", "id", "it", "nl", "pl", "pt", "sv", "sw"),
@@ -88,16 +88,16 @@ SHARED = {
 def reward(
   example: Example, completion: Completion, *, target: str | None = None
 ) -> float:
-  """The share of the thinking's words that are in the target language.
+  """Returns the share of the thoughts' words that are in the target language.
 
-  0 for thinking without a word. The thinking is what stands before the last
-  </think>, and without one the whole text.
+  The thoughts are the text before the last </think>, or the whole text without
+  that tag. The reward is 0 if they have no words.
 
   Args:
-    example: its prompt's language is the target, unless its metadata says
-      otherwise under "language".
-    completion: what was written.
-    target: the code of the language asked for (ISO 639-1), whatever the prompt.
+    example: without `target`, its `metadata["language"]` is the target, or else
+      the language of its prompt.
+    completion: its thoughts are graded.
+    target: the code (ISO 639-1) of the target language.
   """
   target = target or example.metadata.get("language")
   if target is None:
@@ -107,19 +107,19 @@ def reward(
   total = sum(counts.values())
   if not total:
     return 0.0
-  if target is None:  # The prompt has no words: one language, whichever.
+  if target is None:  # The prompt has no words, so any one language will do.
     return max(counts.values()) / total
   return counts[target] / total
 
 
 def thinking(text: str) -> str:
-  """The chain of thought."""
+  """Returns the chain of thought: the text before the last </think>."""
   before, closed, _ = text.rpartition("</think>")
   return (before if closed else text).replace("<think>", " ")
 
 
 def prose(text: str) -> str:
-  """The text without formulas, code, tags and addresses."""
+  """Returns the text without formulas, code, tags and addresses."""
   text = text[:MAX_LENGTH]
   for opening, closing in SPANS:
     text = _cut(text, opening, closing)
@@ -131,7 +131,7 @@ def prose(text: str) -> str:
 
 
 def _cut(text: str, opening: str, closing: str) -> str:
-  """The text without its spans, in time that grows with its length alone."""
+  """Returns the text without the spans between two marks, in linear time."""
   kept, position = [], 0
   while (start := text.find(opening, position)) >= 0:
     end = text.find(closing, start + len(opening))
@@ -143,26 +143,25 @@ def _cut(text: str, opening: str, closing: str) -> str:
 
 
 def identify(text: str, expected: str | None = None) -> str | None:
-  """The language of a text, in which most of its words are; None without any.
+  """Returns the language (ISO 639-1) of most words; None without words.
 
-  Codes are ISO 639-1's. `expected` is the language to assume where the words
-  are too few to tell.
+  `expected` is the language to assume if the text is too short to classify.
   """
   counts = count(text[:MAX_LENGTH], expected)
   return max(sorted(counts), key=counts.__getitem__, default=None)
 
 
 def count(text: str, expected: str | None = None) -> Counter[str]:
-  """How many words of a text are in each language.
+  """Returns the number of a text's words in each language.
 
-  A short sentence is in the language of the whole text, unless its words say
-  otherwise; and a short text in the `expected` language.
+  A sentence that is too short to classify is in the language of the whole text,
+  and a text that is too short is in the `expected` language.
   """
   sentences, texts = [*_sentences(text)], {}
   for script, sentence in sentences:
     if script in SHARED:
       texts.setdefault(script, []).extend(sentence)
-  usual = {
+  default = {
     script: _language(
       script,
       sentence,
@@ -173,20 +172,20 @@ def count(text: str, expected: str | None = None) -> Counter[str]:
   counts = Counter()
   for script, sentence in sentences:
     if script in SHARED:
-      counts[_language(script, sentence, usual[script])] += len(sentence)
+      counts[_language(script, sentence, default[script])] += len(sentence)
     else:
       counts[script] += len(sentence)
   return counts
 
 
 def _sentences(text: str) -> Iterator[tuple[str, list[str]]]:
-  """The words of each sentence, script by script."""
+  """Yields (script, words) for each script of each sentence."""
   for match in SENTENCE.finditer(text):
     by_script = {}
     for word in words.split(match[0]):
       if script := _script(word[:MAX_WORD]):
         by_script.setdefault(script, []).append(word)
-    if kana := by_script.pop("kana", None):  # Its Han are Japanese too.
+    if kana := by_script.pop("kana", None):  # Han beside kana is Japanese.
       by_script["ja"] = kana + by_script.pop("han", [])
     if han := by_script.pop("han", None):
       by_script["zh"] = han
@@ -195,7 +194,7 @@ def _sentences(text: str) -> Iterator[tuple[str, list[str]]]:
 
 @functools.lru_cache(1 << 16)
 def _script(word: str) -> str | None:
-  """The script of a word; None for one of no language."""
+  """Returns the script of a word; None for symbols and other scripts."""
   if SYMBOL.fullmatch(word):
     return None
   for script, letters in SCRIPTS:
@@ -204,27 +203,31 @@ def _script(word: str) -> str | None:
   return None
 
 
-def _language(script: str, sentence: Sequence[str], usual: str) -> str:
-  """The language of words in a shared script; the usual one if in doubt."""
+def _language(script: str, sentence: Sequence[str], default: str) -> str:
+  """Returns the most likely language of words in a shared script."""
   text = " ".join(sentence)[:MAX_SENTENCE]
   scores = _scores(script, text)
   return max(
     sorted(scores),
-    key=lambda code: (scores[code] + PRIOR * (code == usual), code == usual),
+    key=lambda code: (
+      scores[code] + PRIOR * (code == default),
+      code == default,
+    ),
   )
 
 
 @functools.lru_cache(4096)
 def _scores(script: str, text: str) -> dict[str, float]:
-  """Log-probabilities of the script's languages, up to a constant.
+  """Returns log-probabilities of a script's languages, up to a constant.
 
-  Letters are not independent: py3langid divides their sum by the root of the
-  number of bytes, so that it is as sure of a text as it is often right.
+  Letters are not independent, so that the sum of their log-probabilities is too
+  confident. Dividing it by the square root of the number of bytes calibrates
+  it, as in py3langid.
   """
   ranked = dict(load().rank(text))
   scores = {code: ranked[code] for code in SHARED[script]}
-  for known in function_words.found_in(text):
-    for code in scores.keys() - known:
+  for codes in function_words.matches(text):
+    for code in scores.keys() - codes:
       scores[code] -= CUE
   scale = math.sqrt(len(text.encode("utf-8", "surrogatepass")))
   return {code: score / scale for code, score in scores.items()}
@@ -232,7 +235,7 @@ def _scores(script: str, text: str) -> dict[str, float]:
 
 @functools.cache
 def load():
-  """The identifier of languages; most of a second to read its model."""
+  """Returns the language identifier; loading it takes most of a second."""
   from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
   identifier = LanguageIdentifier.from_model_file(MODEL_FILE)

@@ -1,7 +1,7 @@
-"""Rewards of length, all of it counted in the policy's own tokens.
+"""Rewards for the length of a completion, in tokens of the policy.
 
-Characters are not tokens: a completion whose number of tokens is not known (0)
-is not graded, and neither is one whose limit is needed and not known.
+A completion whose number of tokens is unknown (0) is not graded (None). Neither
+is a completion whose token limit is needed and unknown.
 """
 
 import math
@@ -18,17 +18,18 @@ def overlong(
   buffer: int,
   max_tokens: int | None = None,
 ) -> float | None:
-  """0 up to `buffer` tokens before the limit, falling to -1 at the limit.
+  """Returns a penalty that falls from 0 to -1 in the last `buffer` tokens.
 
-      ((limit - buffer) - tokens) / buffer, between 0 and -1
+      ((limit - buffer) - tokens) / buffer, clipped to [-1, 0]
 
   DAPO (arXiv:2503.14476), eq. 13.
 
   Args:
-    example: not read.
-    completion: what was written.
-    buffer: the tokens before the limit in which the penalty grows.
-    max_tokens: the limit; None takes the one that the completion ran under.
+    example: not used.
+    completion: its `num_tokens` is graded.
+    buffer: the number of tokens before the limit over which the penalty grows.
+    max_tokens: the limit; None uses the one that the completion was sampled
+      with.
   """
   del example
   limit = _limit(completion, max_tokens)
@@ -48,18 +49,20 @@ def cosine(
   right: Sequence[float] = (1.0, 0.5),
   wrong: Sequence[float] = (-1.0, -0.5),
 ) -> float | None:
-  """Short is better for right answers, and long is better for wrong ones.
+  """Returns a reward that favours short correct and long wrong completions.
 
       last + (first - last) (1 + cos(pi tokens / limit)) / 2
 
   Yeo et al. (arXiv:2502.03373), section 4. Beyond the limit it stays at `last`.
 
   Args:
-    example: what the accuracy reward needs.
-    completion: what was written.
-    max_tokens: the limit; None takes the one that the completion ran under.
-    right: the reward of a right answer of no length, and of one at the limit.
-    wrong: the same for a wrong answer.
+    example: the accuracy reward grades the completion with it.
+    completion: its `num_tokens` and its answer are graded.
+    max_tokens: the limit; None uses the one that the completion was sampled
+      with.
+    right: (first, last) for a correct answer: the rewards at 0 tokens and at
+      the limit.
+    wrong: (first, last) for a wrong answer.
   """
   limit = _limit(completion, max_tokens)
   if limit is None:
@@ -75,13 +78,14 @@ def cosine(
 def group(
   example: Example, completions: Sequence[Completion]
 ) -> list[float | None]:
-  """From 0.5 for the group's shortest to -0.5 for its longest.
+  """Returns rewards from 0.5 for a group's shortest to -0.5 for its longest.
 
       0.5 - (tokens - shortest) / (longest - shortest)
 
-  and at most 0 for a wrong answer; 0 for all if they are equally long. Kimi
-  k1.5 (arXiv:2501.12599), section 2.3.3. Completions that cannot be graded, or
-  whose tokens were not counted, get None and are not compared with.
+  The reward of a wrong answer is at most 0. All rewards are 0 if all lengths
+  are equal. Kimi k1.5 (arXiv:2501.12599), section 2.3.3. A completion whose
+  number of tokens is unknown gets None and is not compared with; one whose
+  answer cannot be graded gets None.
   """
   known = [c.num_tokens for c in completions if c.num_tokens > 0]
   if not known:
@@ -103,7 +107,7 @@ def group(
 
 
 def _limit(completion: Completion, max_tokens: int | None) -> int | None:
-  """The limit in tokens; None if it or the completion's length is unknown."""
+  """Returns the token limit; None if it or the number of tokens is unknown."""
   limit = completion.max_tokens if max_tokens is None else max_tokens
   if limit < 0:
     raise ValueError(f"max_tokens must be 1 or more, got {limit}")

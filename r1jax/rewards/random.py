@@ -1,4 +1,4 @@
-"""Random reward: a control; what it teaches, no reward has taught."""
+"""Random reward: a control experiment, since it carries no information."""
 
 import hashlib
 
@@ -12,9 +12,10 @@ def reward(
   probability: float = 0.5,
   seed: int = 0,
 ) -> float:
-  """1 with the given probability, or 0: a coin that the text itself tosses.
+  """Returns 1.0 with the given probability, and 0.0 otherwise.
 
-  A function of (example.id, text, seed), so equal completions are paid alike.
+  The value is a hash of (example.id, text, seed), so that equal completions of
+  an example get equal rewards.
   """
   text = f"{seed}\0{example.id}\0{completion.text}"
   digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)

@@ -1,8 +1,8 @@
-"""Sentences and tokens of a text, as linguists count them."""
+"""Splits English text into sentences, and into words."""
 
 import re
 
-# A full stop after these ends no sentence.
+# A full stop after these does not end a sentence.
 ABBREVIATIONS = frozenset(
   "dr mr mrs ms prof sr jr st vs etc e.g i.e inc ltd co corp dept est fig gen "
   "gov hon jan feb mar apr jun jul aug sep sept oct nov dec lt col sgt capt "
@@ -11,18 +11,18 @@ ABBREVIATIONS = frozenset(
 END = re.compile(
   r"[.!?\u2026]+[\"'\u201d\u2019)\]}*_]*(?=\s|$)|[。！？]+[」』”）]*"
 )
-# What numbers an item of a list: "1.", "**2.", "(b)", "iv.".
+# The number of an item in a list: "1.", "**2.", "(b)", "iv.".
 NUMBERING = re.compile(
   r"[\W_]*(?:\d{1,3}(?:\.\d+)*|[a-z]|[ivx]+)[.)\]*_]*", re.IGNORECASE
 )
-REACH = 40  # Characters on either side that tell what a full stop ends.
-# Words that begin a sentence even behind an abbreviation.
+REACH = 40  # Characters on either side of a full stop that are examined.
+# Words that begin a new sentence even after an abbreviation.
 STARTERS = frozenset(
   "the he she it we they this that these those there in on at but and if when "
   "however then you my our his her their its what who why how after as so for "
   "finally also next first second".split()
 )
-# What is cut off a word: brackets, signs, and the tails of contractions.
+# What is split off words: punctuation, and the endings of contractions.
 TOKEN = re.compile(
   r"""[\[\](){}<>"`;@#$%&?!,:\u201c\u201d\u2018\u2026]+|\.{2,}|--+"""
 )
@@ -31,9 +31,9 @@ JOINED = re.compile(r"(?i)(can)(not)|(gim|lem)(me)|(gon|wan)(na)|(got)(ta)")
 
 
 def split(text: str) -> list[str]:
-  """The sentences of a text; a line break alone ends none.
+  """Returns the sentences of a text; a line break alone ends no sentence.
 
-  The number of an item in a list belongs to the sentence behind it.
+  The number of an item in a list belongs to the sentence after it.
   """
   parts, start = [], 0
   for match in END.finditer(text):
@@ -51,19 +51,19 @@ def split(text: str) -> list[str]:
 
 
 def tokens(text: str) -> list[str]:
-  """Words, with hyphens in them, and apart from signs and contractions."""
-  found = []
+  """Returns words without punctuation; contractions are split, hyphens not."""
+  result = []
   for word in TOKEN.sub(" ", text.replace("\u2019", "'")).split():
     match = TAILS.fullmatch(word) or JOINED.fullmatch(word.rstrip("."))
     if match:
-      found += [group for group in match.groups() if group]
+      result += [group for group in match.groups() if group]
     else:
-      found.append(word)
-  return found
+      result.append(word)
+  return result
 
 
 def _goes_on(before: str, after: str) -> bool:
-  """True if the full stop between belongs to the word before it."""
+  """Whether a full stop belongs to the word before it and ends no sentence."""
   words, following = before.split(), after.split()
   last = words[-1].lstrip("(\"'*") if words else ""
   first = following[0].strip("\"'*,") if following else ""

@@ -1,8 +1,8 @@
-"""What counts as a word, in any script."""
+"""Splits text into words, in any script."""
 
 import re
 
-# Written without spaces between words: each character counts as a word.
+# Scripts without spaces between words, in which each character is a word.
 UNSPACED = (
   "\u3005-\u3007"  # Iteration marks of Han.
   "\u3041-\u3096\u309d-\u309f"  # Hiragana
@@ -17,13 +17,17 @@ WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 
 
 def split(text: str) -> list[str]:
-  """Words between spaces, and single characters where a script has no spaces.
+  """Returns the words of a text; single characters in UNSPACED scripts.
 
-  Words without a letter (numbers, signs) are left out.
+  Words without a letter, such as numbers and punctuation, are left out.
   """
-  return [w for w in WORD.findall(text) if any(map(str.isalpha, w)) or mark(w)]
+  return [
+    word
+    for word in WORD.findall(text)
+    if any(map(str.isalpha, word)) or is_mark(word)
+  ]
 
 
-def mark(word: str) -> bool:
-  """True for a vowel or tone sign that stands alone, as Thai is split."""
+def is_mark(word: str) -> bool:
+  """Whether a word is a single vowel or tone sign, as in Thai."""
   return len(word) == 1 and re.match(rf"[{UNSPACED}]", word) is not None

@@ -25,7 +25,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import used_axes
-from r1jax.parallel import sharding, traffic
+from r1jax.parallel import reshard, sharding
+from r1jax.parallel.mesh import row_shards
 from r1jax.rollouts import slots as programs
 from r1jax.rollouts.assembly import Assembly
 from r1jax.rollouts.prompts import (
@@ -117,7 +118,7 @@ class Engine:
     width = len(self.prefix) + room(longest, self.prompt_tokens, KV_BUCKET)
     made = Assembly(prompts, width, (*shape, self.max_tokens))
     while not state.done:
-      distributed.stop_if_told()
+      distributed.raise_if_interrupted()
       state, output = self.step(state)
       ended = made.take(output)
       if len(ended[0]):
@@ -249,10 +250,7 @@ class Engine:
   def remove(
     self, state: EngineState, ids: Collection[Hashable]
   ) -> EngineState:
-    """Forgets requests, waiting or under way; their slots are free.
-
-    Those that have ended, or never were, are passed over.
-    """
+    """Forgets requests, waiting or under way, if there are any of these ids."""
     state.scheduler.remove(frozenset(ids))
     for id in ids:
       if (slot := state.places.pop(id, None)) is not None:
@@ -279,15 +277,17 @@ class Engine:
     used = jax.eval_shape(
       functools.partial(programs.cast, self.model.config), params
     )
-    of = sharding.shardings(
+    of = sharding.tree_shardings(
       self.sampling.mesh, used_axes(self.model.config), used
     )
-    return traffic.received({name: params[name] for name in used}, used, of)
+    return reshard.bytes_received(
+      {name: params[name] for name in used}, used, of
+    )
 
   @property
   def shards(self) -> int:
     """Parts of the slots; prompt p is with the completions of p % shards."""
-    return sharding.row_shards(self.sampling.mesh)
+    return row_shards(self.sampling.mesh)
 
   def hosts(self, num_prompts: int) -> np.ndarray:
     """The host that holds the completions of each prompt, to grade them."""
@@ -368,10 +368,10 @@ def make_engine(
   check_settings(temperature, top_p, top_k)
   if record_experts and not model.config.num_moe_layers:
     raise ValueError("record_experts is set, but the model has no experts")
-  if num_slots % sharding.row_shards(mesh):
+  if num_slots % row_shards(mesh):
     raise ValueError(
       f"num_slots {num_slots} do not divide over the "
-      f"{sharding.row_shards(mesh)} parts of the mesh that split rows; choose "
+      f"{row_shards(mesh)} parts of the mesh that split rows; choose "
       "a multiple, or another mesh"
     )
   return Engine(

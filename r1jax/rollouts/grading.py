@@ -32,6 +32,7 @@ class GroupGrader:
     max_tokens: int,
     pool: GraderPool | None,
     spec: Mapping[str, Any],
+    prefill: str = "",
   ):
     """Nothing is graded yet.
 
@@ -43,10 +44,11 @@ class GroupGrader:
       max_tokens: the limit that completions run under.
       pool: grades; None grades in this process.
       spec: of the rewards.
+      prefill: what the template wrote of every completion.
     """
     self._examples, self._size = examples, group_size
     self._tokenizer, self._max_tokens = tokenizer, max_tokens
-    self._pool, self._spec = pool, spec
+    self._pool, self._spec, self._prefill = pool, spec, prefill
     self._missing = np.full(len(examples), group_size)
     self._graders = graders
     self._written, self._pending = {}, {}
@@ -115,20 +117,29 @@ class GroupGrader:
   def _read(self, rollout: Rollout, p: int) -> list[Completion]:
     if p not in self._written:
       self._written[p] = [
-        completion(rollout, p, g, self._tokenizer, self._max_tokens)
+        completion(
+          rollout, p, g, self._tokenizer, self._max_tokens, self._prefill
+        )
         for g in range(self._size)
       ]
     return self._written[p]
 
 
 def completion(
-  rollout: Rollout, p: int, g: int, tokenizer: Tokenizer, max_tokens: int
+  rollout: Rollout,
+  p: int,
+  g: int,
+  tokenizer: Tokenizer,
+  max_tokens: int,
+  prefill: str = "",
 ) -> Completion:
-  """One completion as text."""
+  """One completion as text, after what the template wrote of it."""
   length = int(rollout.lengths[p, g])
   return Completion(
-    text=tokenizer.decode(rollout.completions[p, g, :length].tolist()),
+    text=prefill
+    + tokenizer.decode(rollout.completions[p, g, :length].tolist()),
     num_tokens=length,
     max_tokens=max_tokens,
     finish="stop" if rollout.finish[p, g] == FINISH_STOP else "length",
+    prefill=prefill,
   )

@@ -145,7 +145,7 @@ class PromptReader:
     )
     scores = None
     if asked:
-      scores = sharding.local(
+      scores = sharding.to_host(
         programs.score_prompts(
           state.params,
           state.prefix_hidden,
@@ -156,9 +156,9 @@ class PromptReader:
         )
       )
     if experts is not None:
-      experts = sharding.local(experts)
+      experts = sharding.to_host(experts)
       if start:
-        before = sharding.local(state.prefix_experts)
+        before = sharding.to_host(state.prefix_experts)
         before = np.broadcast_to(before, (len(experts), *before.shape[1:]))
         experts = np.concatenate([before, experts], axis=1)
     places, facts = {}, {}

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from r1jax import data
-from r1jax.data.templates import encode_prompts
+from r1jax.data import chat
 from r1jax.losses.advantages import zero_signal
 from r1jax.rewards import Scores
 from r1jax.rewards.pool.pool import GraderPool
@@ -43,7 +43,7 @@ def make_sample(
   engine: Engine,
   dataset: Sequence[Example],
   tokenizer: Tokenizer,
-  pool: GraderPool,
+  pool: GraderPool | None,
   *,
   rewards: Mapping[str, Any],
   template: str,
@@ -64,7 +64,7 @@ def make_sample(
     tokenizer: of the policy.
     pool: grades.
     rewards: the spec of the rewards; see `r1jax.rewards`.
-    template: writes a prompt around a question.
+    template: writes a prompt around a question; see `data.templates`.
     seed: of the prompts and of everything sampled.
     prompts_per_round: P
     group_size: G
@@ -80,11 +80,18 @@ def make_sample(
     )
     graders = engine.hosts(len(examples))
     grader = GroupGrader(
-      examples, graders, group_size, tokenizer, max_tokens, pool, rewards
+      examples,
+      graders,
+      group_size,
+      tokenizer,
+      max_tokens,
+      pool,
+      rewards,
+      prefill=chat.prefill(template, tokenizer),
     )
     rollout = engine(
       params,
-      encode_prompts(examples, template, tokenizer),
+      chat.encode_prompts(examples, template, tokenizer),
       group_size,
       seed=seed,
       round=round * (1 + rounds) + attempt,

@@ -58,7 +58,7 @@ def group_keys(
   padding = (0, (1 << count.bit_length()) - count)  # Few sizes to compile.
   prompts, members = np.pad(prompts, padding), np.pad(members, padding)
   keys = completion_keys(seed, round, prompts, members, evaluation=evaluation)
-  data = sharding.local(jax.random.key_data(keys))
+  data = sharding.to_host(jax.random.key_data(keys))
   return data[:count].reshape(*shape, 2)
 
 

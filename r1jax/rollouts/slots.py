@@ -125,13 +125,13 @@ def prepare(
   """
   config, used = model.config, cast(model.config, params)
   if before is None:
-    used = sharding.lay_out(used, used_axes(config))
+    used = sharding.tree_shard_constraint(used, used_axes(config))
   else:
     used = jax.tree.map(
-      reshard.moved,
+      reshard.reshard,
       used,
-      sharding.shardings(before, logical_axes(config), used),
-      sharding.shardings(after, used_axes(config), used),
+      sharding.tree_shardings(before, logical_axes(config), used),
+      sharding.tree_shardings(after, used_axes(config), used),
     )
   return transformer.unstack(model, used)
 
@@ -222,7 +222,7 @@ def score_prompts(
 
   def whole(x):
     x = jnp.moveaxis(x, 0, 1).reshape(rows, -1, *x.shape[3:])[:, :count]
-    return sharding.constrain(x, *[None] * x.ndim)
+    return sharding.shard_constraint(x, *[None] * x.ndim)
 
   scores = jax.lax.map(score, (parts(hidden), parts(tokens[:, 1:])))
   return jax.tree.map(whole, scores)
@@ -310,7 +310,7 @@ def decode(
     finish=slots.finish,
     steps=steps,
   )
-  everywhere = lambda x: sharding.constrain(x, *[None] * x.ndim)
+  everywhere = lambda x: sharding.shard_constraint(x, *[None] * x.ndim)
   return caches.shard_constraint(cache), jax.tree.map(everywhere, record)
 
 
@@ -335,8 +335,8 @@ def step(
   )
   logits = transformer.logits(params, made.hidden[:, 0])
   # From here on each device has whole rows: logits are gathered, no weights.
-  logits = sharding.constrain(logits, "rows", "vocab")
-  logits = sharding.constrain(logits, "rows", None)
+  logits = sharding.shard_constraint(logits, "rows", "vocab")
+  logits = sharding.shard_constraint(logits, "rows", None)
   logits = ops.mask_padding(logits, sampling.vocab_size)
   keys = token_keys(jax.random.wrap_key_data(slots.keys), slots.count)
   choice = sample(logits, keys, slots.settings, sampling.needs)
@@ -369,5 +369,5 @@ def step(
 
 def by_row(slots: Slots) -> Slots:
   """The slots split over the mesh like the rows of the cache."""
-  split = lambda x: sharding.constrain(x, "rows", *[None] * (x.ndim - 1))
+  split = lambda x: sharding.shard_constraint(x, "rows", *[None] * (x.ndim - 1))
   return jax.tree.map(split, slots)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 import jax
 
 from r1jax.models.transformer import Transformer
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts.engine import make_engine
 from r1jax.rollouts.requests import Request
 from r1jax.rollouts.sampling import group_keys
@@ -41,7 +41,7 @@ class Stream:
     self._engine = make_engine(
       model,
       tokenizer,
-      sharding.make_mesh(data=1),
+      make_mesh(data=1),
       (),
       num_slots=1,
       decode_steps=1,

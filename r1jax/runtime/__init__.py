@@ -1,1 +1,1 @@
-"""What a process needs that is not R1: hosts, signals, checkpoints, metrics."""
+"""Process infrastructure: hosts, signals, checkpoints, metrics, console."""

@@ -1,16 +1,16 @@
-"""Saving and resuming a run: one tree per step, the newest readable one wins.
+"""Saving and restoring checkpoints: one tree per step.
 
     WORKDIR/checkpoints/40/state    the tree, by dotted names
-    WORKDIR/checkpoints/40/about    its step, checksums of the tree, and how
-                                    long the metrics were
-    WORKDIR/checkpoints/scores.json {"40": 0.75, ...}: every step evaluated
+    WORKDIR/checkpoints/40/about    the step, checksums of the tree, and the
+                                    sizes of the metrics files
+    WORKDIR/checkpoints/scores.json {"40": 0.75, ...}: every evaluated step
 
-A checkpoint is written in the background, beside its place, and renamed into
-it, and older ones go only after that: a process killed at any moment leaves one
-that can be read. Signals wait until a save has begun. A checkpoint whose
-numbers are not those that were saved is passed over. Any number of hosts can
-write one, each its part, and any other number can read it. Orbax does that; it
-is imported on first use, since that takes half a second.
+A checkpoint is written in the background to a temporary folder, which is then
+renamed; older checkpoints are deleted only after that. A process that is killed
+at any moment therefore leaves a readable checkpoint. A restore takes the newest
+checkpoint whose checksums match and skips damaged ones. Every host writes its
+own part, and any other number of hosts can read the checkpoint. Orbax does the
+work; it is imported on first use, because the import takes half a second.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ from absl import logging
 from r1jax.runtime import distributed, interrupt, leaves, scores
 from r1jax.runtime.checksums import checksums
 from r1jax.runtime.workdir import checkpoints as _folder
+from r1jax.runtime.workdir import explain, require_space
 from r1jax.runtime.workdir import is_remote as _is_remote
-from r1jax.runtime.workdir import remedy, require_space
 
 Path = str | os.PathLike
 Tree = TypeVar("Tree")
 
 _ROWS = ("metrics.jsonl", "completions.jsonl")
-_WRITERS: dict[str, list] = {}  # Managers that may be writing, by folder.
+_WRITERS: dict[str, list] = {}  # The managers that may be writing, by folder.
 
 
 def save(
@@ -49,12 +49,12 @@ def save(
 ) -> None:
   """Writes `tree` as the checkpoint of `step`, in the background.
 
-  When this returns, the buffers of `tree` may be donated and the checkpoint
-  before is durable; with `wait` this one is. Then all go but the `keep` last
-  and the one with the highest score, which `write_score` may add at any time. A
-  step that is there already is left as it is.
+  When this returns, the buffers of `tree` may be donated, and the previous
+  checkpoint is durable; with `wait`, this one is durable too. The `keep` newest
+  checkpoints and the one with the highest score are kept (see `write_score`);
+  others are deleted. A step that is already saved is not written again.
 
-  Raises OSError that says what to do when this one, or the one before, cannot
+  Raises OSError, with advice, if this checkpoint or the previous one could not
   be written.
   """
   with interrupt.deferred(), _writing(workdir):
@@ -79,62 +79,66 @@ def save(
 
 @contextlib.contextmanager
 def _writing(workdir: Path) -> Iterator[None]:
-  """Says in one line what went wrong with writing a checkpoint."""
+  """A block whose write errors are raised as one OSError of one line."""
   try:
     yield
-  except (OSError, ValueError, RuntimeError) as error:  # Of Orbax's layers.
-    _WRITERS.clear()  # What failed once must not be waited for again.
+  except (OSError, ValueError, RuntimeError) as error:  # From Orbax.
+    _WRITERS.clear()  # Never wait again for a save that has failed.
     _manager.cache_clear()
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno:
-      text = remedy(error)
+      text = explain(error)
     raise OSError(
       f"a checkpoint could not be written to {_folder(workdir)}: {text[:500]}"
     ) from error
 
 
 def write_score(workdir: Path, step: int, score: float) -> None:
-  """Writes that `step` was evaluated, and how well it did; all hosts call it.
+  """Records the evaluation score of `step`; every host must call it.
 
-  The step need not have a checkpoint: that of the base has none.
+  The step need not have a checkpoint: step 0, the base model, has none.
   """
-  _change_scores(workdir, lambda known: {**known, step: score})
+  _update_scores(workdir, lambda known: {**known, step: score})
 
 
 def drop_scores(workdir: Path, step: int | None) -> None:
-  """Drops the scores beyond `step`, None all, as metrics do their rows."""
-  within = lambda at: step is not None and at <= step
-  kept = lambda known: {at: x for at, x in known.items() if within(at)}
-  _change_scores(workdir, kept)
+  """Deletes the scores of steps after `step`; None deletes all of them.
+
+  A run that resumes calls it, as it drops the later rows of its metrics.
+  """
+  keep = lambda at: step is not None and at <= step
+  _update_scores(
+    workdir, lambda known: {at: x for at, x in known.items() if keep(at)}
+  )
 
 
 def read_scores(workdir: Path) -> dict[int, float]:
-  """The score of every step that was evaluated, as the first host reads it."""
+  """The score of every evaluated step, read by the first host for all."""
   read = lambda: [*scores.read(_folder(workdir)).items()]
   return {step: score for step, score in distributed.from_first(read)}
 
 
-def _change_scores(workdir: Path, how: Callable[[dict], dict]) -> None:
-  distributed.from_first(lambda: scores.change(_folder(workdir), how))
+def _update_scores(workdir: Path, function: Callable[[dict], dict]) -> None:
+  distributed.from_first(lambda: scores.update(_folder(workdir), function))
 
 
-def _settle(workdir: Path) -> None:
-  """Waits until what was saved is durable."""
+def _wait_for_saves(workdir: Path) -> None:
+  """Waits until all saves are durable."""
   with _writing(workdir):
     for manager in _WRITERS.get(_folder(workdir), ()):
       manager.wait_until_finished()
 
 
 def restore(workdir: Path, like: Tree) -> Tree | None:
-  """The newest checkpoint that can be read, or None if there is none at all.
+  """The newest readable checkpoint, or None if there are no checkpoints.
 
-  Leaves come back as those of `like` are: on its devices and shardings, or as
-  NumPy. Newer ones that cannot be read are renamed, with a warning, so that
-  their steps can be saved again. All hosts restore the same one.
+  The leaves get the devices and shardings of those of `like`, or are NumPy if
+  those are. Newer checkpoints that cannot be read are renamed, with a warning,
+  so that their steps can be saved again. All hosts restore the same checkpoint.
 
-  Raises ValueError when the checkpoint is a tree of other names, shapes or
-  dtypes, when there are checkpoints but none can be read, and when there is no
-  space for those to come.
+  Raises ValueError if the tree has other names, shapes or dtypes than `like`,
+  if there are checkpoints but none is readable, or if the disk has no space for
+  the checkpoints to come.
   """
   import orbax.checkpoint as ocp
 
@@ -148,15 +152,16 @@ def restore(workdir: Path, like: Tree) -> Tree | None:
   ):
     error = difference = read = None
     try:
-      about, found = _metadata(workdir, step)
-      if not (difference := leaves.difference(found, names)):
-        wanted = ocp.args.StandardRestore(jax.tree.map(leaves.abstract, names))
-        args = ocp.args.Composite(state=wanted)
+      about, saved = _metadata(workdir, step)
+      if not (difference := leaves.difference(saved, names)):
+        state = ocp.args.StandardRestore(jax.tree.map(leaves.abstract, names))
+        args = ocp.args.Composite(state=state)
         read = _reader(workdir).restore(step, args=args).state
-    except Exception as raised:  # Orbax raises what its layers raise.
+    except Exception as raised:  # Orbax passes on errors of any type.
       error = raised
-    if _all_hosts(error is None) and read is not None:  # They sum together.
-      error = _damage(about, read)
+    # Checksums are computed by all hosts together, so all or none must do so.
+    if _all_hosts(error is None) and read is not None:
+      error = _find_damage(about, read)
     if not _all_hosts(error is None):
       _warn(workdir, step, error)
       unreadable.append(step)
@@ -166,7 +171,7 @@ def restore(workdir: Path, like: Tree) -> Tree | None:
     _set_aside(workdir, unreadable)
     _check_rows(workdir, about)
     return jax.tree_util.tree_map_with_path(
-      lambda path, leaf, read=read: leaves.place(
+      lambda path, leaf, read=read: leaves.restore_like(
         read.get(leaves.name(path)), leaf
       ),
       like,
@@ -185,51 +190,53 @@ def latest_step(workdir: Path) -> int | None:
 
 
 def best_step(workdir: Path) -> int | None:
-  """The step of the kept checkpoint with the highest score, or None."""
+  """The step of the existing checkpoint with the highest score, or None."""
   return scores.best(_folder(workdir), _steps(workdir))
 
 
 def load_params(path: Path, prefix: str = "train.params") -> Any:
-  """The parameters in the newest whole checkpoint of a workdir, nested dicts.
+  """The parameters in the newest readable checkpoint, as nested dicts of NumPy.
 
-  For programs that only read a run: they need not build its optimizer. The
-  arrays are NumPy's. Raises FileNotFoundError when there is no checkpoint, and
-  ValueError when none can be read, or none has the prefix.
+  It is for programs that only read a run and do not build its optimizer.
+  `prefix` is the dotted name of the parameters in the saved tree.
+
+  Raises FileNotFoundError if there is no checkpoint, and ValueError if none is
+  readable or the newest has no leaf below `prefix`.
   """
   steps = sorted(_steps(path), reverse=True)
   if not steps:
     raise FileNotFoundError(f"no checkpoint in {path}")
   for step in steps:
     try:
-      found = _read_leaves(path, step, prefix)
-    except Exception as error:  # Orbax raises what its layers raise.
+      params = _read_leaves(path, step, prefix)
+    except Exception as error:  # Orbax passes on errors of any type.
       _warn(path, step, error)
       continue
-    if not found:
+    if not params:
       raise ValueError(f"the checkpoint in {path} holds no {prefix!r}")
-    return leaves.nested(found)
+    return leaves.nested(params)
   raise ValueError(f"no checkpoint in {_folder(path)} can be read")
 
 
 def _read_leaves(path: Path, step: int, prefix: str) -> dict[str, np.ndarray]:
-  """The leaves below a prefix by the rest of their names, if any."""
+  """The leaves below a prefix, by the rest of their names; may be empty."""
   import orbax.checkpoint as ocp
 
-  about, found = _metadata(path, step)
-  wanted = {k: v for k, v in found.items() if k.startswith(prefix + ".")}
-  if not wanted:
+  about, saved = _metadata(path, step)
+  below = {k: v for k, v in saved.items() if k.startswith(prefix + ".")}
+  if not below:
     return {}
   as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     read = checkpointer.restore(
       f"{_folder(path)}/{step}/state",
       args=ocp.args.PyTreeRestore(
-        wanted,
-        restore_args=dict.fromkeys(wanted, as_numpy),
+        below,
+        restore_args=dict.fromkeys(below, as_numpy),
         partial_restore=True,
       ),
     )
-  if error := _damage(about, read):
+  if error := _find_damage(about, read):
     raise error
   return {k.removeprefix(prefix + "."): np.asarray(v) for k, v in read.items()}
 
@@ -244,9 +251,9 @@ def _warn(workdir: Path, step: int, error: Exception | None) -> None:
 
 
 def _steps(workdir: Path) -> list[int]:
-  _settle(workdir)
+  _wait_for_saves(workdir)
   folder = _folder(workdir)
-  if _is_remote(folder):  # A bucket cannot rename: Orbax marks what is whole.
+  if _is_remote(folder):  # Buckets cannot rename; Orbax marks complete steps.
     import orbax.checkpoint as ocp
 
     return ocp.path.step.checkpoint_steps(folder)
@@ -255,7 +262,7 @@ def _steps(workdir: Path) -> list[int]:
 
 
 def _about(workdir: Path, step: int) -> dict[str, Any]:
-  """What a checkpoint says of its run: also how long its files are."""
+  """The metadata of a checkpoint: its step, and the sizes of metrics files."""
   files = {name: pathlib.Path(workdir) / name for name in _ROWS}
   sizes = {k: file.stat().st_size for k, file in files.items() if file.exists()}
   return {"step": int(step), "rows": sizes}
@@ -274,13 +281,13 @@ def _read_about(folder: str, step: int) -> dict[str, Any]:
 
 
 class _LastAndBest:
-  """Orbax's question which checkpoints stay, answered."""
+  """Orbax preservation policy: the last `keep` checkpoints and the best one."""
 
   def __init__(self, folder: str, keep: int | None):
     self._folder, self._keep = folder, keep
 
   def should_preserve(self, checkpoints, *, context) -> list[bool]:
-    """Of checkpoints in the order of their steps."""
+    """Whether to keep each checkpoint; they come in the order of steps."""
     del context
     steps = [checkpoint.step for checkpoint in checkpoints]
     kept = {*steps[-(self._keep or 0) :], scores.best(self._folder, steps)}
@@ -288,9 +295,9 @@ class _LastAndBest:
 
 
 def _metadata(workdir: Path, step: int) -> tuple[dict, dict]:
-  """What a checkpoint says of its run, and of the leaves of its tree.
+  """The metadata of a checkpoint, and that of each leaf of its tree.
 
-  Raises ValueError if that is not what was written.
+  Raises ValueError if the metadata does not match its checksum.
   """
   signed = _read_about(_folder(workdir), step)
   about = {k: v for k, v in signed.items() if k != "sha256"}
@@ -299,24 +306,25 @@ def _metadata(workdir: Path, step: int) -> tuple[dict, dict]:
   return about, dict(_reader(workdir).item_metadata(step).state.items())
 
 
-def _damage(about: Mapping[str, Any], read: Mapping) -> ValueError | None:
-  """What is wrong if a leaf is not what was saved.
+def _find_damage(about: Mapping[str, Any], read: Mapping) -> ValueError | None:
+  """An error if a leaf differs from its saved checksum, else None.
 
-  Runs from before there were checksums are believed.
+  Leaves without a saved checksum are accepted.
   """
   expected = about.get("checksums", {})
-  for name, found in checksums(read).items():
-    if expected.get(name, found) != found:
+  for name, actual in checksums(read).items():
+    if expected.get(name, actual) != actual:
       return ValueError(f"the checksum of {name} is wrong")
   return None
 
 
-def _all_hosts(well: bool) -> bool:
-  return bool(distributed.all_gather(np.bool_(well)).all())
+def _all_hosts(value: bool) -> bool:
+  """Whether `value` is true on every host."""
+  return bool(distributed.all_gather(np.bool_(value)).all())
 
 
 def _check_rows(workdir: Path, about: Mapping[str, Any]) -> None:
-  """Says what is missing of the metrics that were there already."""
+  """Warns if metrics files are shorter than when the checkpoint was saved."""
   now = _about(workdir, about["step"])["rows"]
   for name, size in about["rows"].items():
     if distributed.is_first() and now.get(name, 0) < size:
@@ -330,7 +338,7 @@ def _check_rows(workdir: Path, about: Mapping[str, Any]) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _manager(folder: str, keep: int | None):
-  """Orbax's manager of a folder; None keeps all, and only reads."""
+  """The Orbax manager of a folder; it only reads if `keep` is None."""
   import orbax.checkpoint as ocp
 
   manager = ocp.CheckpointManager(
@@ -356,7 +364,7 @@ def _reader(workdir: Path):
 
 
 def _set_aside(workdir: Path, steps: list[int]) -> None:
-  """Renames checkpoints, and forgets the managers that knew them."""
+  """Renames unreadable checkpoints, and drops the managers that list them."""
   if not steps:
     return
 
@@ -369,6 +377,6 @@ def _set_aside(workdir: Path, steps: list[int]) -> None:
         aside.rmtree()
       (aside.parent / str(step)).rename(aside)
 
-  distributed.from_first(rename)  # All wait for it.
+  distributed.from_first(rename)  # All hosts wait for it.
   _manager.cache_clear()
   _WRITERS.clear()

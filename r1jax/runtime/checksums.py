@@ -1,15 +1,15 @@
-"""A checksum of an array that does not depend on where its parts are.
+"""Checksums of arrays that do not depend on how the arrays are sharded.
 
-Checkpoint formats protect their own index, not the numbers in it: a flipped bit
-on a disk is read as another number. So a checkpoint records a checksum of every
-array, and a reader compares.
+Checkpoint formats protect their index but not the array data: a flipped bit on
+a disk would be read as a different number. A checkpoint therefore records a
+checksum of every array, which is verified on reading.
 
     checksum(x) = sum over i of mix(bits(x[i]) xor i * GOLDEN)  (mod 2^32)
 
-for i the index of an element in row-major order. The sum makes it the same on
-any mesh and any number of hosts, and lets the devices compute it. `mix` is one
-to one, so every change of a single element shows; of other changes one in 2^32
-does not.
+where i is the row-major index of an element. Because it is a sum, it is the
+same on any mesh and number of hosts, and the devices can compute it. `mix` is a
+bijection, so every change of a single element is detected; any other change is
+missed with probability 2^-32.
 """
 
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 GOLDEN = 0x9E3779B1  # Odd, so that no two indices below 2^32 share a product.
-CHUNK = 1 << 16  # Elements that NumPy mixes at once: they stay in the cache.
+CHUNK = 1 << 16  # Elements that NumPy mixes at once, to stay in the CPU cache.
 
 
 def checksums(leaves: Mapping[str, Any]) -> dict[str, int]:
-  """The checksum of every array, NumPy's or JAX's.
+  """The checksum of every array (NumPy or JAX), by name.
 
   All hosts of a job must call it with the same arrays.
   """
@@ -33,13 +33,13 @@ def checksums(leaves: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _checksum(leaf: Any) -> Any:
-  if isinstance(leaf, jax.Array) and not _is_near(leaf):
+  if isinstance(leaf, jax.Array) and not _is_on_this_cpu(leaf):
     return _on_devices(leaf)
   return _on_host(np.asarray(leaf))
 
 
-def _is_near(leaf: jax.Array) -> bool:
-  """Whether this host can read it as fast as the devices can."""
+def _is_on_this_cpu(leaf: jax.Array) -> bool:
+  """Whether all of the array lies in the memory of this host's CPU devices."""
   platforms = {device.platform for device in leaf.sharding.device_set}
   return leaf.is_fully_addressable and platforms == {"cpu"}
 
@@ -68,14 +68,14 @@ def _on_devices(array: jax.Array) -> jax.Array:
 
 
 def _bits(array: Any) -> Any:
-  """Unsigned integers of at most 32 bits; wider elements become two."""
+  """The bits as unsigned integers of at most 32 bits; wider ones become two."""
   if array.dtype == bool:
     return array.astype(np.uint8)
   return array.view(np.dtype(f"uint{8 * min(array.dtype.itemsize, 4)}"))
 
 
 def _mix(x: Any) -> Any:
-  """A bijection of uint32 that spreads every bit (C. Wellons, lowbias32)."""
+  """A bijection of uint32 with good avalanche (C. Wellons, lowbias32)."""
   u = np.uint32
   x = (x ^ (x >> u(16))) * u(0x7FEB352D)
   x = (x ^ (x >> u(15))) * u(0x846CA68B)

@@ -1,9 +1,9 @@
-"""What a person sees of a run: one live line, and what happened above it.
+"""Console output of a run: a progress line, and events printed above it.
 
-On a terminal the line is redrawn in place; elsewhere (a file, a pipe) plain
-lines come at most every two seconds. Text that a model wrote is shown as it is:
-never as markup, never as a terminal's control codes. A run goes on without
-those who look at it: what is written to a closed pipe or terminal is dropped.
+On a terminal the progress line is redrawn in place. In a file or pipe, plain
+lines are printed at most every two seconds. Text that a model wrote is printed
+literally, never as markup or terminal control codes. A run continues when its
+terminal or pipe is closed; further output is then discarded.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 PERIOD = 2.0  # Seconds between plain progress lines.
-LIMIT = 2000  # Characters of a completion that are shown.
+LIMIT = 2000  # The most characters of a completion to show.
 MEGABYTE = 1_000_000
 
 
-class Lasting:
-  """A text stream that writes to nowhere once its reader is gone."""
+class DetachableStream:
+  """A text stream that discards output once its reader is gone."""
 
   def __init__(self, stream: Any):
     self._stream = stream
@@ -29,30 +29,31 @@ class Lasting:
     return getattr(self._stream, name)
 
   def write(self, text: str) -> int:
-    """`write` of the stream, or nothing."""
+    """The number of characters written or discarded."""
     try:
       return self._stream.write(text)
     except OSError:
-      self._give_up()
+      self._detach()
       return len(text)
 
   def flush(self) -> None:
-    """`flush` of the stream, or nothing."""
+    """Flushes the stream if its reader still exists."""
     try:
       self._stream.flush()
     except OSError:
-      self._give_up()
+      self._detach()
 
-  def _give_up(self) -> None:
-    """Sends what the process writes there, libraries included, to nowhere."""
+  def _detach(self) -> None:
+    """Redirects the file descriptor to the null device, for libraries too."""
     _open_null(self._stream.fileno())
 
 
-def outlive_streams() -> None:
-  """Lets the process go on when its standard streams are closed, or will be.
+def tolerate_closed_streams() -> None:
+  """Makes the process independent of whether its standard streams are open.
 
-  The number of a stream that was closed before the start would be given to the
-  next file that is opened, and be written to by mistake.
+  Descriptors that were closed before the start are opened on the null device.
+  Otherwise the next file that is opened would get the number of, say, standard
+  output, and prints would go to that file.
   """
   for number, name in enumerate(("stdin", "stdout", "stderr")):
     try:
@@ -61,7 +62,10 @@ def outlive_streams() -> None:
       _open_null(number)
     if getattr(sys, name) is None:
       setattr(sys, name, open(number, "w" if number else "r", closefd=False))
-  sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
+  sys.stdout, sys.stderr = (
+    DetachableStream(sys.stdout),
+    DetachableStream(sys.stderr),
+  )
 
 
 def _open_null(number: int) -> None:
@@ -72,17 +76,17 @@ def _open_null(number: int) -> None:
 
 
 class Console:
-  """Shows progress and events on `file`, by default standard output."""
+  """Prints progress and events to `file`, by default standard output."""
 
   def __init__(self, *, file: io.TextIOBase | None = None, quiet: bool = False):
     self._file = file or sys.stdout
     self._quiet = quiet
-    self._printed = time.monotonic()  # When anything was.
-    self._progressed = -PERIOD  # When a plain line of progress was,
-    self._done: int | None = None  # and what it said.
+    self._printed = time.monotonic()  # Time of the last line of any kind.
+    self._progressed = -PERIOD  # Time of the last plain progress line,
+    self._done: int | None = None  # and the progress that it showed.
     self._shown = ""
     self._phase = ""
-    self._first: tuple[float, int] | None = None  # For the time left.
+    self._first: tuple[float, int] | None = None  # To estimate the time left.
     self._bar: Any = None
     self._live = (
       not quiet
@@ -90,14 +94,15 @@ class Console:
       and os.environ.get("TERM", "dumb") != "dumb"
     )
     if hasattr(self._file, "reconfigure"):
-      self._file.reconfigure(errors="replace")  # A terminal without Unicode.
+      self._file.reconfigure(errors="replace")  # The terminal may lack Unicode.
 
   def progress(
     self, done: int, total: int, *, unit: str = "round", **shown
   ) -> None:
-    """Says that `done` of `total` rounds are done, and a few of their numbers.
+    """Shows that `done` of `total` units are done, the time left, and numbers.
 
-    Time left is reckoned from the second call on, so it leaves out compilation.
+    The time left is estimated from the first call on, which leaves out the time
+    to compile.
     """
     now = time.monotonic()
     if self._first is None or done < self._first[1]:
@@ -116,13 +121,13 @@ class Console:
       self._progressed, self._done = now, done
 
   def megabytes(self, done: int, total: int) -> None:
-    """`progress` of bytes; a megabyte counts as soon as it is begun."""
+    """Shows progress in bytes; megabytes are rounded up."""
     self.progress(-(-done // MEGABYTE), -(-total // MEGABYTE), unit="MB")
 
   def phase(self, name: str) -> None:
-    """Says what the run is doing now: "sampling", "learning", "evaluating".
+    """Shows the current activity, such as "sampling" or "evaluating".
 
-    Plain lines leave it out, unless there was none for a while.
+    Without a terminal it is printed only if nothing else was for ten seconds.
     """
     self._phase = name
     if self._live:
@@ -131,12 +136,12 @@ class Console:
       self._print(f"{name} ...")
 
   def note(self, text: str) -> None:
-    """Prints an event; it stays above the live line."""
+    """Prints an event above the progress line."""
     self._print(_printable(text))
 
   @contextlib.contextmanager
   def compiling(self, name: str) -> Iterator[None]:
-    """Says that a block compiles: "compiling the sampler ... 7.3 s"."""
+    """A block that compiles; prints "compiling the sampler ... 7.3 s"."""
     began, phase = time.monotonic(), self._phase
     text = f"compiling the {name} ... "
     if self._live:
@@ -162,7 +167,7 @@ class Console:
     *,
     title: str = "a sampled completion",
   ) -> None:
-    """Prints a prompt, what the policy wrote, and what each reward gave it."""
+    """Prints a prompt, its completion, and the rewards of the completion."""
     prompt, completion = _excerpt(prompt), _excerpt(completion)
     scores = "  ".join(_number(k, v) for k, v in rewards.items())
     if not self._live:
@@ -185,7 +190,7 @@ class Console:
     )
 
   def close(self) -> None:
-    """Ends the live line; what it last said stays."""
+    """Ends the live progress line, and prints its last state."""
     if self._bar is not None:
       self._bar.stop()
       self._bar = None
@@ -201,7 +206,7 @@ class Console:
       print(text, end=end, file=self._file, flush=True)
 
   def _start(self) -> Any:
-    """The live line, drawn from now on."""
+    """The live progress bar, started on first use."""
     if self._bar is None:
       from rich.console import Console as RichConsole
       from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
@@ -231,7 +236,7 @@ class Console:
 
 
 def duration(seconds: float) -> str:
-  """Seconds as 0:42, 12:03 or 1:02:03."""
+  """Seconds as text: 0:42, 12:03 or 1:02:03."""
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   if hours:
@@ -259,7 +264,7 @@ def _excerpt(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-  """`text` without what could steer a terminal."""
+  """`text` with terminal control characters replaced."""
   return "".join(
     c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text
   )

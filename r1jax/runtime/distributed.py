@@ -1,20 +1,20 @@
-"""Many hosts as one job: they meet, agree, and fall together.
+"""Jobs of several hosts: joining, agreement, and failing together.
 
-Every host runs the same command, and all do the same things in the same order.
-What they tell each other outside XLA's programs goes through the coordination
-service of `jax.distributed`, which host 0 keeps: who is alive, what went wrong,
-and the few things that host 0 alone can know. Whoever waits says for whom.
+Every host runs the same command and performs the same steps in the same order.
+Outside of XLA programs, hosts communicate through the key-value store of the
+coordination service of `jax.distributed`, which runs on host 0: heartbeats,
+failures, and values that only host 0 can know. Every wait reports which host it
+is waiting for.
 
-    with hosts.job():   # Joins; a host that fails in here ends all of them.
+    with distributed.job():  # A host that fails in this block ends all hosts.
       while ...:
-        hosts.stop_if_told()  # All raise Interrupted at the same step, or none.
+        distributed.raise_if_interrupted()  # All hosts raise, or none.
 
-A host here is one process of the job; a machine may run several.
+A "host" is one process of the job; a machine may run several.
 """
 
 import contextlib
 import functools
-import importlib.util
 import json
 import os
 import socket
@@ -30,25 +30,27 @@ from r1jax.runtime import interrupt, rendezvous, service
 
 Value = TypeVar("Value")
 
-MEETING = 300.0  # Seconds that the first host waits for the last.
-PERIOD = 5.0  # Seconds between two words on what is awaited.
-BEAT = 1.0  # Seconds between two signs of life.
-SILENCE = 25.0  # Seconds without one after which a host is taken for dead.
-WAIT = 3600.0  # Seconds that a host waits for what the others bring.
-_FAILURE, _BEATS, _NAMES, _VALUES, _FACTS = (
-  f"r1jax/{kind}" for kind in ("failure", "beats", "names", "values", "facts")
+# All times are in seconds.
+JOIN_TIMEOUT = 300.0  # The most time between the first and the last host.
+PERIOD = 5.0  # Between two messages about a wait.
+HEARTBEAT = 1.0  # Between two heartbeats.
+HEARTBEAT_TIMEOUT = 25.0  # Without a heartbeat, until a host counts as dead.
+WAIT_TIMEOUT = 3600.0  # The longest wait for data of the other hosts.
+_FAILURE, _HEARTBEATS, _NAMES, _VALUES, _FACTS = (
+  f"r1jax/{kind}"
+  for kind in ("failure", "heartbeats", "names", "values", "facts")
 )
 
 
 class _State:
-  """A process belongs to one job, so there is one of this."""
+  """State of the process, which belongs to one job; a singleton."""
 
   joined = False
-  failing = False  # This host has an error of its own.
-  shared = 0  # Values that host 0 has told.
-  compared = 0  # Times that facts were compared.
-  answered = 0.0  # When the service, which host 0 keeps, last did.
-  keeper = "host 0"  # With its name, once it is known.
+  failing = False  # This host has raised an error itself.
+  num_shared = 0  # Calls of `from_first`; they number the keys.
+  num_compared = 0  # Calls of `require_equal`; they number the keys.
+  last_answer = 0.0  # Time at which the service last answered.
+  first_host = "host 0"  # Includes the machine's name once that is known.
   watch: threading.Thread
 
 
@@ -58,68 +60,58 @@ def job(
   num_processes: int | None = None,
   process_id: int | None = None,
 ) -> Iterator[None]:
-  """A block that all hosts of a job run, if there are several.
+  """A block that runs as one job on all hosts; a single host just runs it.
 
-  Without arguments the environment says whether there are, and JAX finds out
-  the rest (TPU pods, SLURM, Open MPI, Kubernetes).
+  Without arguments, the job is detected from the environment (TPU pods, SLURM,
+  Open MPI, Kubernetes). An exception in the block ends all hosts.
 
-  Raises ValueError when the arguments are incomplete, or not all hosts come.
+  Args:
+    coordinator_address: "HOST:PORT" of process 0.
+    num_processes: of the job.
+    process_id: of this process, from 0.
+
+  Raises ValueError if only some arguments are set, or if a host does not join
+  in time.
   """
   arguments = dict(
     coordinator_address=coordinator_address,
     num_processes=num_processes,
     process_id=process_id,
   )
-  given = {k: v for k, v in arguments.items() if v is not None}
-  if given and len(given) < 3:
-    missing = next(name for name in arguments if name not in given)
-    raise ValueError(f"--{next(iter(given))} needs --{missing} beside it")
-  if not given and not expected():
+  known = {k: v for k, v in arguments.items() if v is not None}
+  if known and len(known) < 3:
+    missing = next(name for name in arguments if name not in known)
+    raise ValueError(f"--{next(iter(known))} also needs --{missing}")
+  if not known and not service.is_multi_host():
     yield
     return
-  _join(given)
-  if not _State.joined:  # The environment's job has one host.
+  _join(known)
+  if not _State.joined:  # The job of the environment has one host.
     yield
     return
   try:
-    with interrupt.held():
+    with interrupt.only_recorded():
       yield
-  except interrupt.Interrupted:  # All hosts raise it, at the same step.
-    _part()
+  except interrupt.Interrupted:  # All hosts raise it at the same step.
+    _leave()
     raise
   except BaseException as error:
-    _tell(error)
+    _report_error(error)
     raise
-  _part()
-
-
-def expected() -> bool:
-  """Whether the environment is that of a process among several."""
-  several = lambda name: int(os.environ.get(name) or 1) > 1
-  if "SLURM_STEP_NODELIST" in os.environ and several("SLURM_NTASKS"):
-    return True
-  if several("OMPI_COMM_WORLD_SIZE"):
-    return True
-  if "KUBERNETES_SERVICE_HOST" in os.environ:
-    return "JOB_COMPLETION_INDEX" in os.environ
-  # Hosts of a TPU slice: only their metadata server knows how many.
-  return (
-    any(os.path.exists(f) for f in ("/dev/accel0", "/dev/vfio/0"))
-    and importlib.util.find_spec("libtpu") is not None
-  )
+  _leave()
 
 
 def is_first() -> bool:
-  """Whether this host is the one that writes reports."""
+  """Whether this is host 0, which writes metrics and reports."""
   import jax
 
   return jax.process_index() == 0
 
 
-def stop_if_told() -> None:
-  """Raises Interrupted on all hosts if one of them was told to stop.
+def raise_if_interrupted() -> None:
+  """Raises Interrupted on all hosts if any of them received a signal.
 
-  All hosts must call it, at the same places of their programs.
+  All hosts must call it at the same points of their programs.
   """
   if _State.joined:
     signums = all_gather(np.int32(interrupt.received() or 0))
@@ -128,74 +120,82 @@ def stop_if_told() -> None:
 
 
 def all_gather(array: np.ndarray | np.generic) -> np.ndarray:
-  """What every host brings, bit for bit [N, ...]; all bring the same shape."""
+  """The arrays of all N hosts, stacked [N, ...] and bit for bit equal.
+
+  All hosts must pass the same shape and dtype.
+  """
   array = np.asarray(array)
   if not _State.joined:
     return array[None]
   from jax.experimental import multihost_utils
 
-  # As bytes: a device would round float64.
+  # They are sent as bytes, because devices would round float64.
   data = np.frombuffer(array.tobytes(), np.uint8)
-  with _limit("what the other hosts know"):
+  with _waiting_for("data of the other hosts"):
     gathered = np.asarray(multihost_utils.process_allgather(data))
   return gathered.view(array.dtype).reshape(-1, *array.shape)
 
 
-def compare(facts: Mapping[str, Any]) -> None:
-  """Raises ValueError that names the first fact that is not host 0's.
+def require_equal(values: Mapping[str, Any]) -> None:
+  """Raises ValueError with the first name whose value differs from host 0's.
 
-  All hosts must call it, at the same places of their programs. What only looks
-  alike, a list and a tuple, is the same.
+  Values are compared as JSON: a list equals a tuple of the same items. All
+  hosts must call it at the same points of their programs.
   """
   if not _State.joined:
     return
   import jax
 
-  _State.compared += 1
-  own = json.loads(json.dumps(dict(facts), default=str))
-  key = f"{_FACTS}/{_State.compared}"
+  _State.num_compared += 1
+  local = json.loads(json.dumps(dict(values), default=str))
+  key = f"{_FACTS}/{_State.num_compared}"
   if is_first():
-    service.client().key_value_set(key, json.dumps(own))
+    service.client().key_value_set(key, json.dumps(local))
     return
   first = json.loads(_get(key, "its config, code and data"))
-  for name in sorted(own.keys() | first.keys()):
-    if (here := own.get(name, "absent")) != (
+  for name in sorted(local.keys() | first.keys()):
+    if (here := local.get(name, "absent")) != (
       there := first.get(name, "absent")
     ):
       raise ValueError(
         f"the hosts differ in {name}: it is {here!r:.200} on "
-        f"{_who(jax.process_index())} and {there!r:.200} on {_State.keeper}; "
-        "start all with the same command, code and data"
+        f"{_name(jax.process_index())} and {there!r:.200} on "
+        f"{_State.first_host}; start all with the same command, code and data"
       )
 
 
 def from_first(make: Callable[[], Value]) -> Value:
-  """What `make` gives on host 0, as JSON has it, on every host.
+  """make(), called on host 0 alone and sent to every host as JSON.
 
-  For what only host 0 can see, such as the files that it writes.
+  It is for values that only host 0 can see, such as the files that it writes.
   """
   if not _State.joined:
     return make()
-  _State.shared += 1
-  key = f"{_VALUES}/{_State.shared}"
+  _State.num_shared += 1
+  key = f"{_VALUES}/{_State.num_shared}"
   if is_first():
     service.client().key_value_set(key, json.dumps(make()))
-  return json.loads(_get(key, "what it alone knows"))
+  return json.loads(_get(key, "a value"))
 
 
 def _get(key: str, what: str) -> str:
-  """What host 0 sets; a wait for it says so, and can be interrupted."""
+  """The value that host 0 sets under a key.
+
+  While it waits for `what`, it prints messages, and it can be interrupted.
+  """
   began = time.monotonic()
   while (value := service.get(key, PERIOD)) is None:
-    spent = time.monotonic() - began
-    if spent > WAIT:
-      raise ValueError(f"waited {WAIT:.0f} s for {_State.keeper}: {what}")
-    _say(f"waiting for {_State.keeper}: {what}, {spent:.0f} s")
+    elapsed = time.monotonic() - began
+    if elapsed > WAIT_TIMEOUT:
+      raise ValueError(
+        f"waited {WAIT_TIMEOUT:.0f} s for {_State.first_host}: {what}"
+      )
+    _log(f"waiting for {_State.first_host}: {what}, {elapsed:.0f} s")
   return value
 
 
-def leave(code: Any) -> None:
-  """`sys.exit`; after a failure without waiting for the others."""
+def exit_process(code: Any) -> None:
+  """Exits; within a job, without waiting for the other hosts."""
   if not _State.joined:
     sys.exit(code)
   if isinstance(code, str):
@@ -206,167 +206,170 @@ def leave(code: Any) -> None:
 def _join(arguments: dict[str, Any]) -> None:
   import jax
 
-  # It would take SIGTERM away from `interrupt`.
+  # JAX's preemption service would replace the SIGTERM handler of `interrupt`.
   jax.config.update("jax_enable_preemption_service", False)
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  address, count, own, devices = service.place(arguments, MEETING)
+  cluster = service.find_cluster(arguments, JOIN_TIMEOUT)
+  address, count, process, devices = cluster
   if count > 1:
     rendezvous.meet(
       address,
       count,
-      own,
-      say=_say,
+      process,
+      log=_log,
       bind=os.environ.get("JAX_COORDINATOR_BIND_ADDRESS"),
-      seconds=MEETING,
+      seconds=JOIN_TIMEOUT,
     )
-  service.on_loss(functools.partial(_lose, address))
+  service.on_service_lost(functools.partial(_on_service_lost, address))
   try:
-    # JAX's own heartbeats name a host by its number alone; ours come first.
+    # Our heartbeats time out before JAX's, which report only a host's number.
     jax.distributed.initialize(
       address,
       count,
-      own,
+      process,
       devices,
-      initialization_timeout=int(MEETING),
-      heartbeat_timeout_seconds=4 * int(SILENCE),
+      initialization_timeout=int(JOIN_TIMEOUT),
+      heartbeat_timeout_seconds=4 * int(HEARTBEAT_TIMEOUT),
     )
   except (RuntimeError, ValueError) as error:
     raise ValueError(
-      "this host did not meet the others of the job: "
-      f"{' '.join(str(error).split())}; is the coordinator's address the same "
-      "everywhere, and does every host run?"
+      "this host could not join the job: "
+      f"{' '.join(str(error).split())}; check that every host runs and has the "
+      "same --coordinator_address"
     ) from error
   _State.joined = jax.process_count() > 1
   if not _State.joined:
     return
   name = f"{socket.gethostname()}, process {os.getpid()}"
-  service.client().key_value_set(f"{_NAMES}/{own}", name)
+  service.client().key_value_set(f"{_NAMES}/{process}", name)
   _get(f"{_NAMES}/0", "its name")
-  _State.keeper, _State.answered = _who(0), time.monotonic()
+  _State.first_host, _State.last_answer = _name(0), time.monotonic()
   _State.watch = threading.Thread(
     target=_watch, args=(jax.process_index(), jax.process_count()), daemon=True
   )
   _State.watch.start()
-  if own:
-    threading.Thread(target=_await_service, daemon=True).start()
+  if process:
+    threading.Thread(target=_watch_service, daemon=True).start()
 
 
-def _lose(address: str) -> None:
-  """Ends this process in one line when JAX's service would abort it."""
-  time.sleep(BEAT)  # A process that dies closes one connection after the other.
-  if service.is_there(address):
-    _fall(f"{_State.keeper}: its coordination service gave this host up")
-  _fall(f"{_State.keeper} is gone, and the job with it")
+def _on_service_lost(address: str) -> None:
+  """Ends this process with an error of one line; called by JAX's service."""
+  time.sleep(HEARTBEAT)  # A dying host closes its connections one by one.
+  if service.is_listening(address):
+    _abort(f"{_State.first_host}: its coordination service dropped this host")
+  _abort(f"{_State.first_host} has died, which ends the job")
 
 
-def _part() -> None:
-  """Waits until all hosts have come as far."""
+def _leave() -> None:
+  """Leaves the job once all hosts have reached its end."""
   import jax
 
-  with _limit("the other hosts to end"):
+  with _waiting_for("the other hosts to end"):
     jax.distributed.shutdown()
   _State.joined = False
-  _State.watch.join()  # Python must not end while it is in a call.
+  _State.watch.join()  # Python must not exit while the thread is in a call.
 
 
-def _watch(own: int, count: int) -> None:
-  """Gives signs of life, looks for those of others, and for bad news."""
+def _watch(process: int, count: int) -> None:
+  """Sends heartbeats, checks those of others, and looks for failures."""
   client = service.client()
-  heard = {host: ("", time.monotonic()) for host in range(count)}
-  beats = 0
+  last_heard = {host: ("", time.monotonic()) for host in range(count)}
+  heartbeats = 0
   while _State.joined:
-    time.sleep(BEAT)
-    beats += 1
-    with contextlib.suppress(Exception):  # `_await_service` deals with it.
-      client.key_value_set(f"{_BEATS}/{own}", str(beats), allow_overwrite=True)
+    time.sleep(HEARTBEAT)
+    heartbeats += 1
+    with contextlib.suppress(Exception):  # `_watch_service` reports a loss.
+      client.key_value_set(
+        f"{_HEARTBEATS}/{process}", str(heartbeats), allow_overwrite=True
+      )
       if (failure := service.try_get(_FAILURE)) and not _State.failing:
-        _outlive(own)
-        _fall(failure)
-      if own == 0:
-        _listen(client, heard)
-      _State.answered = time.monotonic()
+        _keep_service_alive(process)
+        _abort(failure)
+      if process == 0:
+        _check_heartbeats(client, last_heard)
+      _State.last_answer = time.monotonic()
 
 
-def _await_service() -> None:
-  """Notices when host 0, which keeps the service, does not answer.
+def _watch_service() -> None:
+  """Ends this process when the service on host 0 no longer answers.
 
-  A question to a process that stands still is never answered, so that it must
-  be another thread than the one that asks.
+  A call to a process that is stopped never returns, so `_watch` cannot detect
+  this itself; it needs a thread of its own.
   """
   while _State.joined:
     time.sleep(PERIOD)
-    silent = time.monotonic() - _State.answered
-    if _State.joined and silent > SILENCE:
-      _fall(f"{_State.keeper}: no answer for {silent:.0f} s")
-    if _State.joined and silent > PERIOD:
-      _say(f"waiting for {_State.keeper}: no answer for {silent:.0f} s")
+    elapsed = time.monotonic() - _State.last_answer
+    if _State.joined and elapsed > HEARTBEAT_TIMEOUT:
+      _abort(f"{_State.first_host}: no answer for {elapsed:.0f} s")
+    if _State.joined and elapsed > PERIOD:
+      _log(f"waiting for {_State.first_host}: no answer for {elapsed:.0f} s")
 
 
-def _listen(client, heard: dict[int, tuple[str, float]]) -> None:
-  """Notes who gave a sign of life, and reports who has not for too long."""
+def _check_heartbeats(client, last_heard: dict[int, tuple[str, float]]) -> None:
+  """Updates the time of each host's last heartbeat; reports dead hosts."""
   now = time.monotonic()
-  for key, beat in client.key_value_dir_get(_BEATS):
+  for key, beat in client.key_value_dir_get(_HEARTBEATS):
     host = int(key.rpartition("/")[2])
-    if heard[host][0] != beat:
-      heard[host] = beat, now
-  for host, (_, last) in heard.items():
-    silent = now - last
-    if silent > SILENCE:
-      _report(f"{_who(host)}: no sign of life for {silent:.0f} s")
-    elif silent > PERIOD and silent % PERIOD < BEAT:
-      _say(f"waiting for {_who(host)}: no sign of life for {silent:.0f} s")
+    if last_heard[host][0] != beat:
+      last_heard[host] = beat, now
+  for host, (_, last) in last_heard.items():
+    elapsed = now - last
+    if elapsed > HEARTBEAT_TIMEOUT:
+      _publish_failure(f"{_name(host)}: no heartbeat for {elapsed:.0f} s")
+    elif elapsed > PERIOD and elapsed % PERIOD < HEARTBEAT:
+      _log(f"waiting for {_name(host)}: no heartbeat for {elapsed:.0f} s")
 
 
-def _report(text: str) -> None:
-  """Tells all hosts what went wrong; the first to tell is believed."""
+def _publish_failure(text: str) -> None:
+  """Sends a failure to all hosts; only the first failure is stored."""
   with contextlib.suppress(Exception):
     service.client().key_value_set(_FAILURE, text)
 
 
-def _who(host: int) -> str:
+def _name(host: int) -> str:
   try:
     name = service.try_get(f"{_NAMES}/{host}")
   except Exception:  # The service does not answer.
     name = None
-  if name is None:  # It died before it said its name.
+  if name is None:  # It died before it published its name.
     return f"host {host}"
   return f"host {host} ({name})"
 
 
-def _tell(error: BaseException) -> None:
-  """Tells the others what this host dies of, once it is known."""
+def _report_error(error: BaseException) -> None:
+  """Sends the error that ends this host to the others."""
   import jax
 
   text = " ".join(str(error).split())
   runtime = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in text
   if runtime and "RESOURCE_EXHAUSTED" not in text:
-    # Most likely another host died within a collective, and this is only how
-    # it shows here. `_watch` ends this process when it hears of it.
-    time.sleep(SILENCE + 5 * BEAT)
+    # Most likely another host died during a collective, and this error is only
+    # a consequence. `_watch` ends this process when the cause is published.
+    time.sleep(HEARTBEAT_TIMEOUT + 5 * HEARTBEAT)
   _State.failing = True
-  own = jax.process_index()
-  _report(f"{_who(own)}: {type(error).__name__}: {text}")
-  _outlive(own)
+  process = jax.process_index()
+  _publish_failure(f"{_name(process)}: {type(error).__name__}: {text}")
+  _keep_service_alive(process)
 
 
-def _outlive(own: int) -> None:
-  """Host 0 keeps the service until all have read the news."""
-  if own == 0:
-    time.sleep(3 * BEAT)
+def _keep_service_alive(process: int) -> None:
+  """Waits on host 0, which runs the service, until all have read a failure."""
+  if process == 0:
+    time.sleep(3 * HEARTBEAT)
 
 
 @contextlib.contextmanager
-def _limit(what: str) -> Iterator[None]:
-  """A wait for the other hosts that says so, and does not last for ever."""
+def _waiting_for(what: str) -> Iterator[None]:
+  """A block that waits for other hosts, with messages and a time limit."""
   done = threading.Event()
 
   def watch():
     began = time.monotonic()
     while not done.wait(2 * PERIOD):
-      spent = time.monotonic() - began
-      if spent > WAIT:
-        _fall(f"waited {WAIT:.0f} s for {what}")
-      _say(f"waiting for {what}, {spent:.0f} s")
+      elapsed = time.monotonic() - began
+      if elapsed > WAIT_TIMEOUT:
+        _abort(f"waited {WAIT_TIMEOUT:.0f} s for {what}")
+      _log(f"waiting for {what}, {elapsed:.0f} s")
 
   threading.Thread(target=watch, daemon=True).start()
   try:
@@ -375,17 +378,17 @@ def _limit(what: str) -> Iterator[None]:
     done.set()
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
-def _fall(reason: str) -> None:
+def _abort(reason: str) -> None:
   print(f"error: {reason}", file=sys.stderr, flush=True)
   _exit(1)
 
 
 def _exit(code: int) -> None:
-  """Ends the process at once: an exit in order would wait for the dead."""
+  """Ends the process immediately; a normal exit would wait for dead hosts."""
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)

@@ -1,20 +1,20 @@
-"""Stopping a run between two updates, never within one.
+"""Signals: a run is interrupted between two updates, never within one.
 
     with interrupt.guard():
       try:
         while ...:
-          ...  # Ctrl-C raises Interrupted here, at once,
+          ...  # Here, Ctrl-C raises Interrupted immediately.
           with interrupt.deferred():
-            ...  # and here only when the block ends: state and files agree.
+            ...  # Here, it raises when the block ends: state and files agree.
       except interrupt.Interrupted:
         with interrupt.deferred():
           checkpoint.save(...)
         raise
 
-A second SIGINT or SIGTERM, while the first is still being dealt with, ends the
-process at once, even one that is waiting in a library's own code: what was done
-since the last checkpoint is lost, and it says so. A second SIGHUP does not: the
-shell and the system may both send one when a terminal is closed.
+A second SIGINT or SIGTERM, before the first has been handled, ends the process
+immediately, even while it waits in C++ code. Work since the last checkpoint is
+lost, and a message says so. A second SIGHUP is ignored, because the shell and
+the system may both send one when a terminal is closed.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Interrupted(BaseException):
   """Raised by a signal under `guard`.
 
-  Like KeyboardInterrupt it is no Exception, so that no library swallows it.
+  Like KeyboardInterrupt, it is not an Exception, so libraries do not catch it.
   """
 
   def __init__(self, signum: int = signal.SIGINT):
@@ -39,56 +39,57 @@ class Interrupted(BaseException):
 
 
 class _State:
-  """Signals are the process's own, so there is one of this."""
+  """State of the process; signals are global, so it is a singleton."""
 
   guarded = False
-  depth = 0  # Of nested `deferred` blocks.
-  held = False  # Whoever asks `received` raises, and nobody else.
+  depth = 0  # The number of nested `deferred` blocks.
+  only_recorded = False  # See `only_recorded`.
   received: int | None = None  # The first signal.
 
 
 def _handle(signum, frame):
   del frame
   if _State.received is not None:
-    return  # `_watch` deals with it.
+    return  # `_watch` handles it.
   _State.received = signum
-  if _State.held:
-    _say("stopping together with the other hosts ...")
+  if _State.only_recorded:
+    _log("stopping together with the other hosts ...")
   elif _State.depth:
-    _say("stopping as soon as this update is saved ...")
+    _log("stopping as soon as this update is saved ...")
   else:
     raise Interrupted(signum)
 
 
 def _watch(pipe: int) -> None:
-  """Reads which signals arrive, and ends the process on the second.
+  """Reads the arriving signals, and ends the process on the second stop.
 
-  Python's own handlers must wait for the main thread, which may be in a
-  library's code for long.
+  Python's handlers run in the main thread only, which may be in C++ code for a
+  long time; this runs in a thread of its own.
   """
   stops = 0
   while byte := os.read(pipe, 1):
     stops += byte[0] in (signal.SIGINT, signal.SIGTERM)
     if stops > 1:
-      _say(
-        "stopped at once, before a checkpoint could be written: the work since "
-        "the last one is lost"
+      _log(
+        "stopped immediately, before a checkpoint could be written: the work "
+        "since the last one is lost"
       )
       os._exit(128 + byte[0])
   os.close(pipe)
 
 
-def _say(text: str) -> None:
-  with contextlib.suppress(OSError):  # A terminal that is gone.
+def _log(text: str) -> None:
+  with contextlib.suppress(OSError):  # The terminal may be closed.
     os.write(2, f"\n{text}\n".encode())
 
 
 @contextlib.contextmanager
 def guard() -> Iterator[None]:
-  """Turns SIGINT, SIGTERM and SIGHUP into `Interrupted`, in the main thread.
+  """A block in which SIGINT, SIGTERM and SIGHUP raise `Interrupted`.
 
-  Nested guards are one guard; the old handlers return when it ends. A SIGHUP
-  that is ignored, as under nohup, stays so.
+  They raise it in the main thread. Nested guards act as one. The previous
+  handlers are restored at the end. If SIGHUP was ignored, as under nohup, it is
+  still ignored.
   """
   main = threading.current_thread() is threading.main_thread()
   if _State.guarded or not main:
@@ -114,56 +115,58 @@ def guard() -> Iterator[None]:
     _State.guarded = False
 
 
-def give_up() -> None:
-  """From here on, nothing is left to save: a signal ends the process."""
+def restore_default_handlers() -> None:
+  """From here on, a signal ends the process; use it when all is saved."""
   for signum in SIGNALS:
     signal.signal(signum, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
-  """A block in which a signal is only noted, until `received` is asked.
+def only_recorded() -> Iterator[None]:
+  """A block in which signals are recorded and never raise.
 
-  For a job of several hosts, which have to stop at the same step.
+  It is for jobs of several hosts, which poll `received` and must all stop at
+  the same step.
   """
-  _State.held = True
+  _State.only_recorded = True
   try:
     yield
   finally:
-    _State.held = False
+    _State.only_recorded = False
 
 
 def received() -> int | None:
-  """The first signal that came, if any did."""
+  """The first signal that was received, or None."""
   return _State.received
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-  """A block that is never interrupted; what came meanwhile is raised after it.
+  """A block that is never interrupted; a signal raises when the block ends.
 
-  An exception of the block's own goes first. Outside `guard` it does nothing.
+  An exception raised by the block takes precedence. Outside `guard` it does
+  nothing.
   """
   _raise_swallowed()
-  before = _State.received  # Read first: from the next line on, it may change.
+  before = _State.received  # Read before `depth` changes; a signal may follow.
   _State.depth += 1
   try:
     yield
   finally:
     _State.depth -= 1
-  waits = _State.held or _State.depth > 0
+  waits = _State.only_recorded or _State.depth > 0
   if _State.guarded and not waits and _State.received != before:
     raise Interrupted(_State.received)
 
 
 def _raise_swallowed():
-  """Raises again what was raised where no exception can leave from.
+  """Raises an interrupt again that Python swallowed.
 
-  A signal that arrives inside a destructor or a callback of the garbage
-  collector only prints "Exception ignored in". It shows here: a signal was
-  received, and nobody is dealing with it.
+  An exception in a destructor or garbage collector callback only prints
+  "Exception ignored in". Such a case is detected here: a signal was received,
+  and no `Interrupted` is being handled.
   """
-  free = _State.guarded and not _State.held and _State.depth == 0
+  free = _State.guarded and not _State.only_recorded and _State.depth == 0
   if (
     free
     and _State.received is not None

@@ -1,4 +1,4 @@
-"""The leaves of a tree by dotted name, as a checkpoint keeps them."""
+"""The leaves of a tree by dotted name, as checkpoints store them."""
 
 import functools
 from collections.abc import Mapping
@@ -9,30 +9,29 @@ import numpy as np
 
 
 def name(path) -> str:
-  """The dotted name of a path of keys."""
+  """The dotted name of a key path."""
   return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def named(tree: Any) -> dict[str, Any]:
-  """The leaves of a tree by dotted path.
+  """The leaves of a tree by dotted name.
 
-  None and empty states vanish; so do arrays of no elements, which Orbax
-  refuses. The tree that they are restored into brings them back.
+  None, empty states and arrays without elements (which Orbax rejects) are left
+  out. Restoring takes them from the tree that is restored into.
   """
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {name(path): leaf for path, leaf in leaves if np.size(leaf)}
 
 
 def size(tree: Any) -> int:
-  """Bytes of all leaves, on all hosts."""
+  """The number of bytes of all leaves, over all hosts."""
   return sum(
-    int(np.size(leaf)) * np.dtype(leaf.dtype).itemsize
-    for leaf in named(tree).values()
+    int(np.size(leaf)) * _dtype(leaf).itemsize for leaf in named(tree).values()
   )
 
 
 def abstract(leaf):
-  """What a reader must know of a leaf: shape, dtype, and sharding if any."""
+  """A leaf as Orbax's restore needs it: shape, dtype, and sharding if any."""
   if isinstance(leaf, jax.Array):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
   if isinstance(leaf, jax.ShapeDtypeStruct):
@@ -40,8 +39,11 @@ def abstract(leaf):
   return np.asarray(leaf)
 
 
-def place(value, leaf):
-  """A restored value as `leaf` is: on its devices, or as NumPy."""
+def restore_like(value, leaf):
+  """A restored value in the form of `leaf`: on its devices, or as NumPy.
+
+  `value` is None for arrays without elements, which are not saved.
+  """
   on_device = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
   if value is None:
     value = np.zeros(leaf.shape, leaf.dtype)
@@ -50,28 +52,32 @@ def place(value, leaf):
 
 
 def difference(
-  found: Mapping[str, Any], wanted: Mapping[str, Any]
+  actual: Mapping[str, Any], expected: Mapping[str, Any]
 ) -> str | None:
-  """The first difference in words, or None."""
-  for leaf in sorted(found.keys() | wanted.keys()):
-    was = _describe(found[leaf]) if leaf in found else "nothing"
-    now = _describe(wanted[leaf]) if leaf in wanted else "nothing"
+  """A description of the first leaf that differs, or None if none does."""
+  for leaf in sorted(actual.keys() | expected.keys()):
+    was = _describe(actual[leaf]) if leaf in actual else "nothing"
+    now = _describe(expected[leaf]) if leaf in expected else "nothing"
     if was != now:
       return (
-        f"{leaf}: checkpoint has {was}, this config wants {now}; use another "
+        f"{leaf}: checkpoint has {was}, this config needs {now}; use another "
         "--workdir"
       )
   return None
 
 
 def _describe(leaf) -> str:
-  if not hasattr(leaf, "dtype"):
-    leaf = np.asarray(leaf)
-  return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+  return f"{_dtype(leaf).name}{list(np.shape(leaf))}"
+
+
+def _dtype(leaf) -> np.dtype:
+  if hasattr(leaf, "dtype"):
+    return np.dtype(leaf.dtype)
+  return np.asarray(leaf).dtype  # A Python number.
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-  """Leaves by dotted name as nested dicts."""
+  """Nested dicts of leaves that are given by dotted name."""
   tree: dict = {}
   for name, leaf in leaves.items():
     *parents, last = name.split(".")

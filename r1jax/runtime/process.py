@@ -1,5 +1,6 @@
-"""What every command sets up in its process before it computes."""
+"""Process setup: compilation cache, CPU devices and memory allocator."""
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.metadata
@@ -7,19 +8,20 @@ import importlib.util
 import os
 import pathlib
 
-# Of glibc's <malloc.h>, and what each is set to.
-KEEPING = {
+# Parameters of glibc's `mallopt` (<malloc.h>), and their values.
+MALLOC_OPTIONS = {
   -8: 1,  # M_ARENA_MAX: one heap for all threads.
-  -3: 2**29,  # M_MMAP_THRESHOLD: blocks of up to 512 MiB come from it.
-  -1: 2**31 - 1,  # M_TRIM_THRESHOLD: so much of it may be free at its end.
+  -3: 2**29,  # M_MMAP_THRESHOLD: the heap serves blocks of up to 512 MiB.
+  -1: 2**31 - 1,  # M_TRIM_THRESHOLD: the heap may keep 2 GiB of free memory.
 }
 
 
 def start(cpu_devices: int = 1) -> None:
-  """Keeps compiled programs on disk, and sets up a CPU that computes.
+  """Sets up the process before JAX initializes its devices.
 
-  That keeps memory that is freed, and has up to `cpu_devices` devices; see
-  `split_cores`. It must come before JAX looks for its devices.
+  It enables the compilation cache. Without an accelerator it also configures
+  the memory allocator, and splits the CPU into up to `cpu_devices` devices; see
+  `split_cores`.
   """
   enable_compilation_cache()
   if not has_accelerator():
@@ -28,7 +30,7 @@ def start(cpu_devices: int = 1) -> None:
 
 
 def enable_compilation_cache() -> None:
-  """Keeps compiled programs on disk, so that the next start is quick."""
+  """Caches compiled programs on disk, so that later starts are fast."""
   import jax
 
   folder = os.environ.get(
@@ -41,7 +43,7 @@ def enable_compilation_cache() -> None:
 
 
 def versions() -> dict[str, str]:
-  """What computes: JAX, and a checksum of this package's own files."""
+  """The version of JAX, and a checksum of this package's source files."""
   import jax
 
   digest = hashlib.sha256()
@@ -52,50 +54,51 @@ def versions() -> dict[str, str]:
 
 
 def has_accelerator() -> bool:
-  """Whether JAX has what it takes to run on anything but the CPU."""
+  """Whether a JAX plugin for an accelerator is installed."""
   return bool(
     importlib.metadata.entry_points(group="jax_plugins")
     or importlib.util.find_spec("libtpu")
   )
 
 
-def split_cores(most: int) -> None:
-  """Makes devices of a CPU's cores, as many as a power of two up to `most`.
+def split_cores(max_devices: int) -> None:
+  """Splits the CPU into devices, a power of two of at most `max_devices`.
 
-  A mesh with `data=-1` then splits rows over them. A small matmul is quicker on
-  one core than split over two, which wait for each other; but every device has
-  weights of its own. Where the environment says how many there are
-  (`JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`), or several processes are one job, this
-  does nothing.
+  A mesh with `data=-1` then splits rows over them. A small matmul is faster on
+  one core than on two that wait for each other, but every device has its own
+  copy of the weights. It does nothing if the environment sets the number of
+  devices (`JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`), if JAX has computed already, or
+  in a job of several processes.
   """
   import jax
 
-  if most < 1:
-    raise ValueError(f"cpu_devices is {most}; it must be at least 1")
+  if max_devices < 1:
+    raise ValueError(f"cpu_devices is {max_devices}; it must be at least 1")
   flag = "xla_force_host_platform_device_count"
-  said = flag in os.environ.get("XLA_FLAGS", "")
-  said |= jax.config.jax_num_cpu_devices > 0
-  if not said and not jax.distributed.is_initialized():
-    count = 1 << min(cores(), most).bit_length() - 1
-    jax.config.update("jax_num_cpu_devices", count)
+  configured = flag in os.environ.get("XLA_FLAGS", "")
+  configured |= jax.config.jax_num_cpu_devices > 0
+  if not configured and not jax.distributed.is_initialized():
+    count = 1 << min(cores(), max_devices).bit_length() - 1
+    with contextlib.suppress(RuntimeError):  # JAX has its devices already.
+      jax.config.update("jax_num_cpu_devices", count)
 
 
 def cores() -> int:
-  """That this process may use."""
+  """The number of CPU cores that this process may use."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:
-  """Has glibc's malloc keep freed memory; elsewhere, does nothing.
+  """Makes glibc's malloc keep freed memory; does nothing without glibc.
 
-  A program on the CPU allocates its temporaries as one block and frees it when
-  it ends. As it comes, glibc returns such a block to the kernel, which hands
-  out new pages the next time: 74,000 faults, and a twelfth of the CPU time, of
-  a training step of 0.4 s.
+  An XLA program on the CPU allocates its temporaries as one block and frees it
+  at the end. By default, glibc returns such a block to the kernel, and the next
+  run gets new pages: 74,000 page faults, and a twelfth of the CPU time, in a
+  training step of 0.4 s.
   """
   libc = ctypes.CDLL(None)
   if hasattr(libc, "gnu_get_libc_version"):
-    for parameter, value in KEEPING.items():
+    for parameter, value in MALLOC_OPTIONS.items():
       libc.mallopt(parameter, value)

@@ -1,10 +1,10 @@
-"""What the devices did in a few rounds: a trace for XProf or Perfetto.
+"""Profiler traces of a few rounds, for XProf or Perfetto.
 
-    python -m r1jax train --config=... --workdir=... --profile=3:2
+    r1jax train --config=... --workdir=... --profile=3:2
 
-traces rounds 3 and 4, counted from 0 and from the beginning of the run, however
-often it resumed. Each round is a step of the trace, and the loop's phases
-(sampling, grading, scoring, learning) have their names in it.
+traces rounds 3 and 4, counted from 0 since the beginning of the run, resumed or
+not. Each round is a step of the trace, with the phases of the loop (sampling,
+grading, scoring, learning) as named regions.
 """
 
 import contextlib
@@ -14,16 +14,16 @@ from typing import NamedTuple
 
 
 class Window(NamedTuple):
-  """The rounds, or steps, to trace."""
+  """The rounds (of SFT, steps) to trace."""
 
   first: int
   count: int
 
 
 def parse(text: str) -> Window:
-  """The window that "3:2" names: two rounds, the first of them round 3.
+  """The window "FIRST:COUNT"; "3:2" is two rounds, from round 3.
 
-  Raises ValueError if it is none.
+  Raises ValueError if `text` does not have this form.
   """
   first, _, count = text.partition(":")
   numbers = [n for n in (first, count) if n.isascii() and n.isdigit()]
@@ -38,12 +38,12 @@ def parse(text: str) -> Window:
 class Profiler:
   """Traces the rounds of a window into WORKDIR/profile.
 
-      with Profiler(workdir, window, say=console.note) as profiler:
+      with Profiler(workdir, window, log=console.note) as profiler:
         while ...:
           profiler.begin(round)
 
-  Without a window it does nothing. `say` is told where the trace is, or why
-  there is none.
+  It does nothing if the window is None. `log` is called with a message that
+  says where the trace is, or why there is none.
   """
 
   def __init__(
@@ -52,16 +52,16 @@ class Profiler:
     window: Window | None,
     *,
     unit: str = "round",
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
   ):
     self._folder = pathlib.Path(workdir) / "profile"
-    self._window, self._unit, self._say = window, unit, say
-    self._stack = contextlib.ExitStack()  # The round that is being traced.
+    self._window, self._unit, self._log = window, unit, log
+    self._stack = contextlib.ExitStack()  # Holds the annotation of a round.
     self._traced = 0
-    self._tracing = self._told = False
+    self._tracing = self._reported = False
 
   def begin(self, number: int) -> None:
-    """Ends the round before, if any, and begins this one."""
+    """Ends the previous round of the trace, if any, and starts this one."""
     if self._window is None:
       return
     import jax
@@ -78,8 +78,8 @@ class Profiler:
       self._traced += 1
     else:
       self._stop()
-      if number >= first + count and not self._told:
-        self._tell(f"the run goes on from {self._unit} {number}")
+      if number >= first + count and not self._reported:
+        self._report_nothing(f"the run resumed at {self._unit} {number}")
 
   def __enter__(self) -> "Profiler":
     return self
@@ -87,8 +87,10 @@ class Profiler:
   def __exit__(self, *error) -> None:
     self._stack.close()
     self._stop()
-    if self._window is not None and not self._told:
-      self._tell(f"the run ended before {self._unit} {self._window.first}")
+    if self._window is not None and not self._reported:
+      self._report_nothing(
+        f"the run ended before {self._unit} {self._window.first}"
+      )
 
   def _stop(self) -> None:
     if self._tracing:
@@ -96,14 +98,14 @@ class Profiler:
 
       jax.profiler.stop_trace()
       self._tracing = False
-      self._told = True
-      self._say(
+      self._reported = True
+      self._log(
         f"the trace of {self._traced} {self._unit}"
         f"{'s' if self._traced > 1 else ''} is in {self._folder}; open it with "
         "xprof, or the .trace.json.gz in it at ui.perfetto.dev"
       )
 
-  def _tell(self, why: str) -> None:
+  def _report_nothing(self, why: str) -> None:
     first, count = self._window
-    self._told = True
-    self._say(f"nothing is traced for --profile={first}:{count}: {why}")
+    self._reported = True
+    self._log(f"nothing is traced for --profile={first}:{count}: {why}")

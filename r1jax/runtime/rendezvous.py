@@ -1,12 +1,13 @@
-"""All processes of a job find each other, before JAX's own service begins.
+"""A rendezvous of all processes of a job, before JAX's service starts.
 
-JAX waits for the last process in one blocking call: it names nobody, no signal
-ends it, and when it gives up it aborts. So they meet here first, over plain TCP
-at the coordinator's address, which is free again when the last has come.
+`jax.distributed.initialize` waits for the last process in one blocking call. It
+does not report which processes are missing, signals cannot interrupt it, and it
+aborts on a timeout. The processes therefore first meet here, over plain TCP at
+the coordinator's address, which is released before JAX's service uses it.
 
-Process 0 listens. Every other one sends a line of JSON that says who it is, and
-is sent lines: {"missing": [3, 4]} from time to time, {"error": "..."} if it
-cannot be, {"go": true} at the end.
+Process 0 listens. Every other process sends one JSON line with its process id
+and number of processes. It receives lines: {"missing": [3, 4]} from time to
+time, {"error": "..."} if the job is inconsistent, and {"go": true} at the end.
 """
 
 import errno
@@ -17,11 +18,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-PERIOD = 5.0  # Seconds between two words on what is awaited.
-PULSE = 0.5  # Seconds after which a wait looks around; signals are seen then.
-LONGEST = 4096  # Bytes of a line.
+PERIOD = 5.0  # Seconds between two messages about a wait.
+POLL = 0.5  # Seconds between two checks during a wait; signals act at them.
+MAX_LINE = 4096  # The most bytes of a line.
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def meet(
@@ -29,80 +30,82 @@ def meet(
   count: int,
   process: int,
   *,
-  say: Say,
+  log: Log,
   bind: str | None = None,
   seconds: float = 300.0,
 ) -> None:
-  """Returns when all processes of the job are there.
+  """Returns once all processes of the job have called it.
 
   Args:
     address: "HOST:PORT" of process 0.
-    count: processes of the job.
-    process: this one, from 0.
-    say: is told every few seconds what is awaited.
-    bind: "HOST:PORT" that process 0 listens at; None is every interface.
-    seconds: after which those who are missing are given up.
+    count: number of processes of the job.
+    process: id of this process, from 0.
+    log: called every few seconds with a message about the wait.
+    bind: "HOST:PORT" at which process 0 listens; None means all interfaces.
+    seconds: time limit.
 
-  Raises ValueError that names who did not come, or what cannot be.
+  Raises ValueError if processes are missing at the time limit, which it names,
+  or if processes disagree on the job.
   """
-  wait = _Wait(say, seconds)
+  wait = _Wait(log, seconds)
   if process == 0:
-    _host(address, count, bind, wait)
+    _serve(address, count, bind, wait)
   else:
-    _visit(address, count, process, wait)
+    _connect(address, count, process, wait)
 
 
 class _Wait:
-  """How long something was waited for, and for how long it may be."""
+  """A wait with a time limit and periodic messages."""
 
-  def __init__(self, say: Say, seconds: float):
-    self._say, self.seconds = say, seconds
-    self._began = self._said = time.monotonic()
+  def __init__(self, log: Log, seconds: float):
+    self._log, self.seconds = log, seconds
+    self._began = self._logged = time.monotonic()
 
   def is_over(self) -> bool:
-    """Whether the time is up."""
+    """Whether the time limit has passed."""
     return time.monotonic() - self._began > self.seconds
 
-  def tell(self, what: str) -> bool:
-    """Says what is awaited, every few seconds; whether it did."""
+  def report(self, what: str) -> bool:
+    """Logs what the wait is for, every few seconds; True if it did."""
     now = time.monotonic()
-    if now - self._said < PERIOD:
+    if now - self._logged < PERIOD:
       return False
-    self._said = now
+    self._logged = now
     spent = f"{now - self._began:.0f} of {self.seconds:.0f} s"
-    self._say(f"waiting for {what}, {spent} (Ctrl-C stops)")
+    self._log(f"waiting for {what}, {spent} (Ctrl-C stops)")
     return True
 
 
-def _host(address: str, count: int, bind: str | None, wait: _Wait) -> None:
-  visitors: dict[int, socket.socket] = {}
+def _serve(address: str, count: int, bind: str | None, wait: _Wait) -> None:
+  peers: dict[int, socket.socket] = {}
   try:
     with _listen(address, bind) as server:
-      while missing := sorted({*range(1, count)} - visitors.keys()):
-        if select.select([server], [], [], PULSE)[0]:
-          visitor = server.accept()[0]
-          _welcome(visitor, count, visitors)
-          _send_all([visitor], {"missing": missing})
-        for process in [i for i, v in visitors.items() if _has_left(v)]:
-          visitors.pop(process).close()
+      while missing := sorted({*range(1, count)} - peers.keys()):
+        if select.select([server], [], [], POLL)[0]:
+          peer = server.accept()[0]
+          _accept(peer, count, peers)
+          _send_all([peer], {"missing": missing})
+        for process in [i for i, v in peers.items() if _has_left(v)]:
+          peers.pop(process).close()
         if wait.is_over():
           raise ValueError(
-            f"{_hosts(missing)} of {count} did not come to {address} within "
+            f"{_hosts(missing)} of {count} did not connect to {address} within "
             f"{wait.seconds:.0f} s; start every process, with the same "
             "--coordinator_address and --num_processes"
           )
-        if wait.tell(f"{_hosts(missing)} of {count} at {address}"):
-          _send_all(visitors.values(), {"missing": missing})
-    _send_all(visitors.values(), {"go": True})
-    for visitor in visitors.values():  # They hang up: the port is free at once.
-      visitor.settimeout(PERIOD)
-      _receive(visitor)
+        if wait.report(f"{_hosts(missing)} of {count} at {address}"):
+          _send_all(peers.values(), {"missing": missing})
+    _send_all(peers.values(), {"go": True})
+    # The peers hang up first, so that the port is free immediately.
+    for peer in peers.values():
+      peer.settimeout(PERIOD)
+      _receive(peer)
   except ValueError as error:
-    _send_all(visitors.values(), {"error": str(error)})
+    _send_all(peers.values(), {"error": str(error)})
     raise
   finally:
-    for visitor in visitors.values():
-      visitor.close()
+    for peer in peers.values():
+      peer.close()
 
 
 def _listen(address: str, bind: str | None) -> socket.socket:
@@ -126,68 +129,68 @@ def _listen(address: str, bind: str | None) -> socket.socket:
     ) from None
 
 
-def _welcome(
-  visitor: socket.socket, count: int, visitors: dict[int, socket.socket]
+def _accept(
+  peer: socket.socket, count: int, peers: dict[int, socket.socket]
 ) -> None:
-  """Takes in a process of this job; whatever else calls is hung up on."""
-  visitor.settimeout(PERIOD)
-  said = _receive(visitor)
-  visitor.setblocking(False)
-  process = said.get("process")
-  if not isinstance(process, int) or "count" not in said:
-    visitor.close()
+  """Adds a process of this job to `peers`; closes any other connection."""
+  peer.settimeout(PERIOD)
+  message = _receive(peer)
+  peer.setblocking(False)
+  process = message.get("process")
+  if not isinstance(process, int) or "count" not in message:
+    peer.close()
     return
   problem = None
-  if said["count"] != count:
+  if message["count"] != count:
     problem = (
-      f"process {process} was started with --num_processes={said['count']}, "
+      f"process {process} was started with --num_processes={message['count']}, "
       f"and process 0 with {count}"
     )
-  elif process in visitors and not _has_left(visitors[process]):
+  elif process in peers and not _has_left(peers[process]):
     problem = f"two processes were started with --process_id={process}"
   if problem:
-    visitors[-1 - len(visitors)] = visitor  # It is told like the others.
+    peers[-1 - len(peers)] = peer  # A free key, so that it gets the error too.
     raise ValueError(problem)
-  if process in visitors:
-    visitors.pop(process).close()
-  visitors[process] = visitor
+  if process in peers:
+    peers.pop(process).close()
+  peers[process] = peer
 
 
-def _visit(address: str, count: int, process: int, wait: _Wait) -> None:
+def _connect(address: str, count: int, process: int, wait: _Wait) -> None:
   host, port = _split(address)
-  awaited, reason = "host 0", "it does not answer"
+  missing, reason = "host 0", "it does not answer"
   while not wait.is_over():
     try:
       with socket.create_connection((host, port), PERIOD) as server:
         _send(server, {"process": process, "count": count})
-        awaited, reason = f"host 0 of {count}", "it hung up"
-        for said in _lines(server):
-          if "error" in said:
-            raise ValueError(said["error"])
-          if said.get("go"):
+        missing, reason = f"host 0 of {count}", "it hung up"
+        for message in _lines(server):
+          if "error" in message:
+            raise ValueError(message["error"])
+          if message.get("go"):
             return
-          if others := [i for i in said.get("missing", ()) if i != process]:
-            awaited = f"{_hosts(others)} of {count}"
-          wait.tell(f"{awaited} at {address}")
+          if others := [i for i in message.get("missing", ()) if i != process]:
+            missing = f"{_hosts(others)} of {count}"
+          wait.report(f"{missing} at {address}")
           if wait.is_over():
             break
     except OSError as error:
       reason = error.strerror or str(error) or "it does not answer"
-      time.sleep(PULSE)
-    wait.tell(f"host 0 at {address} ({reason})")
+      time.sleep(POLL)
+    wait.report(f"host 0 at {address} ({reason})")
   raise ValueError(
-    f"{awaited} did not come to {address} within {wait.seconds:.0f} s "
+    f"{missing} did not connect to {address} within {wait.seconds:.0f} s "
     f"({reason}); start every process, with the same --coordinator_address"
   )
 
 
 def _lines(server: socket.socket) -> Iterator[dict[str, Any]]:
-  """What host 0 sends until it hangs up; {} when it has been silent."""
-  server.settimeout(PULSE)
+  """The messages of host 0 until it hangs up; {} after each silent `POLL`."""
+  server.settimeout(POLL)
   text = b""
   while True:
     try:
-      read = server.recv(LONGEST)
+      read = server.recv(MAX_LINE)
     except TimeoutError:
       yield {}
       continue
@@ -198,37 +201,37 @@ def _lines(server: socket.socket) -> Iterator[dict[str, Any]]:
 
 
 def _receive(peer: socket.socket) -> dict[str, Any]:
-  """The next line, or {} if none comes."""
+  """The next message, or {} if none arrives in time."""
   try:
     with peer.makefile("rb") as file:
-      return _parse(file.readline(LONGEST))
+      return _parse(file.readline(MAX_LINE))
   except OSError:
     return {}
 
 
 def _parse(line: bytes) -> dict[str, Any]:
   try:
-    said = json.loads(line)
+    message = json.loads(line)
   except ValueError:
     return {}
-  return said if isinstance(said, dict) else {}
+  return message if isinstance(message, dict) else {}
 
 
-def _send(peer: socket.socket, said: dict[str, Any]) -> None:
-  peer.sendall(json.dumps(said).encode() + b"\n")
+def _send(peer: socket.socket, message: dict[str, Any]) -> None:
+  peer.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _send_all(visitors: Iterable[socket.socket], said: dict[str, Any]) -> None:
-  for visitor in visitors:
+def _send_all(peers: Iterable[socket.socket], message: dict[str, Any]) -> None:
+  for peer in peers:
     try:
-      _send(visitor, said)
-    except OSError:  # It has left, which the next round sees.
+      _send(peer, message)
+    except OSError:  # It has hung up, which `_has_left` detects.
       pass
 
 
-def _has_left(visitor: socket.socket) -> bool:
+def _has_left(peer: socket.socket) -> bool:
   try:
-    return not visitor.recv(1, socket.MSG_PEEK)
+    return not peer.recv(1, socket.MSG_PEEK)
   except BlockingIOError:
     return False
   except OSError:
@@ -238,12 +241,12 @@ def _has_left(visitor: socket.socket) -> bool:
 def _split(address: str) -> tuple[str, int]:
   host, _, port = address.rpartition(":")
   if not port.isdigit():
-    raise ValueError(f"{address!r} is no address; give HOST:PORT")
+    raise ValueError(f"{address!r} is not an address; use HOST:PORT")
   return host.strip("[]"), int(port)
 
 
 def _hosts(numbers: list[int]) -> str:
-  """As "host 3", or "hosts 1, 2 and 5 more"."""
+  """The numbers as text: "host 3", or "hosts 1, 2 and 5 more"."""
   shown = ", ".join(map(str, numbers[:8]))
   more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
   return f"host{'s' if len(numbers) > 1 else ''} {shown}{more}"

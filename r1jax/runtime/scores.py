@@ -1,10 +1,10 @@
-"""The scores of a run's steps: one small file beside its checkpoints.
+"""Evaluation scores by step: a small JSON file beside the checkpoints.
 
     {"0": 0.125, "40": 0.75, "80": null}
 
-It says which steps were evaluated, also those without a checkpoint, as the
-base, and can be written long after the checkpoint. null is a score that is no
-number.
+It lists every evaluated step, including steps without a checkpoint such as step
+0, the base model. A score can be written long after the checkpoint. null stands
+for a score that is not finite.
 """
 
 import json
@@ -17,9 +17,9 @@ Scores = dict[int, float]
 
 
 def read(folder: str) -> Scores:
-  """The scores in a folder of checkpoints, by step; NaN for null.
+  """The scores in a folder of checkpoints, by step; null is read as NaN.
 
-  Raises ValueError if the file is not what `change` writes.
+  Raises ValueError if the file is damaged.
   """
   from etils import epath
 
@@ -38,19 +38,19 @@ def read(folder: str) -> Scores:
     ) from error
 
 
-def change(folder: str, how: Callable[[Scores], Scores]) -> None:
-  """Replaces the scores, as a whole, by what `how` makes of them."""
+def update(folder: str, function: Callable[[Scores], Scores]) -> None:
+  """Replaces the scores by function(scores), atomically."""
   from etils import epath
 
   before = read(folder)
-  after = how(before)
+  after = function(before)
   if after == before:
     return
   null = lambda score: float(score) if math.isfinite(score) else None
   text = json.dumps({str(at): null(x) for at, x in sorted(after.items())})
   file = epath.Path(folder) / NAME
   file.parent.mkdir(parents=True, exist_ok=True)
-  # A file is renamed into its place; an object appears when it is whole.
+  # Files are replaced by renaming; objects in buckets are written atomically.
   draft = file if "://" in folder else file.with_suffix(".tmp")
   draft.write_text(text + "\n")
   if draft != file:
@@ -58,7 +58,7 @@ def change(folder: str, how: Callable[[Scores], Scores]) -> None:
 
 
 def best(folder: str, steps: Sequence[int]) -> int | None:
-  """Which of the steps has the highest score; None if none has any."""
+  """The step with the highest score among `steps`; None if none has a score."""
   scores = {
     step: score
     for step, score in read(folder).items()

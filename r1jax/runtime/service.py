@@ -1,28 +1,48 @@
-"""The coordination service of `jax.distributed`, which process 0 keeps.
+"""The coordination service of `jax.distributed`, which runs in process 0.
 
-JAX has no public way to its messages, to the addresses that it finds, or to
-what happens when it is lost; all of that is here, and nowhere else.
+JAX has no public interface to its key-value store, to the detection of a
+cluster, or to the loss of the service. All uses of JAX's internals for these
+are in this module.
 """
 
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import os
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def place(
+def is_multi_host() -> bool:
+  """Whether the environment says that this process is one of several."""
+  several = lambda name: int(os.environ.get(name) or 1) > 1
+  if "SLURM_STEP_NODELIST" in os.environ and several("SLURM_NTASKS"):
+    return True
+  if several("OMPI_COMM_WORLD_SIZE"):
+    return True
+  if "KUBERNETES_SERVICE_HOST" in os.environ:
+    return "JOB_COMPLETION_INDEX" in os.environ
+  # On TPU hosts, only the metadata server knows how many there are.
+  return (
+    any(os.path.exists(f) for f in ("/dev/accel0", "/dev/vfio/0"))
+    and importlib.util.find_spec("libtpu") is not None
+  )
+
+
+def find_cluster(
   arguments: Mapping[str, Any], seconds: float
 ) -> tuple[str, int, int, Any]:
-  """The address of process 0, how many there are, which this is, its devices.
+  """The coordinator's address, number of processes, process id, local devices.
 
   Args:
-    arguments: those of `jax.distributed.initialize` that are known.
-    seconds: that finding out the others may take.
+    arguments: the known arguments of `jax.distributed.initialize`; the others
+      are detected from the environment.
+    seconds: the time limit of the detection.
 
-  Raises ValueError for what nobody says, and for a process beyond the last.
+  Raises ValueError if an argument is neither passed nor detected, or if the
+  process id is out of range.
   """
   from jax._src.clusters import ClusterEnv
 
@@ -30,51 +50,55 @@ def place(
   known = {name: arguments.get(name) for name in names}
   known[names[0]] = known[names[0]] or os.environ.get("JAX_COORDINATOR_ADDRESS")
   devices = os.environ.get("JAX_LOCAL_DEVICE_IDS")
-  found = ClusterEnv.auto_detect_unset_distributed_params(
+  cluster = ClusterEnv.auto_detect_unset_distributed_params(
     **known,
     local_device_ids=[*map(int, devices.split(","))] if devices else None,
     cluster_detection_method=None,
     initialization_timeout=int(seconds),
   )
-  for name, value in zip(names, found):
+  for name, value in zip(names, cluster):
     if value is None:
-      raise ValueError(f"nothing here says what --{name} is; give it")
-  _, count, process, _ = found
+      raise ValueError(
+        f"--{name} is not set and cannot be detected from the environment; "
+        "set it"
+      )
+  _, count, process, _ = cluster
   if not 0 <= process < count:
     raise ValueError(
-      f"--process_id is {process}, but with --num_processes={count} it is one "
-      f"of 0 to {count - 1}"
+      f"--process_id is {process}, but with --num_processes={count} it must be "
+      f"from 0 to {count - 1}"
     )
-  return found
+  return cluster
 
 
-def on_loss(act: Callable[[], None]) -> None:
-  """Has `act`, which must end the process, called when the service is lost.
+def on_service_lost(callback: Callable[[], None]) -> None:
+  """Registers a function that ends the process when the service is lost.
 
-  JAX would abort with stacks of C++. Its client takes a function to call
-  instead, but `jax.distributed` does not pass one on; and since jaxlib cannot
-  hand a status to Python, the call ends in `std::terminate`, which leads to
-  `act` too. It must come before `jax.distributed.initialize`.
+  By default JAX aborts with C++ stack traces. Its client accepts a callback,
+  but `jax.distributed` does not expose it; and because jaxlib cannot pass the
+  status to Python, the call ends in `std::terminate`, which is redirected to
+  `callback` too. Must be called before `jax.distributed.initialize`.
   """
   from jax._src.lib import _jax
 
   _jax.get_distributed_runtime_client = functools.partial(
     _jax.get_distributed_runtime_client,
-    missed_heartbeat_callback=lambda *_: act(),
+    missed_heartbeat_callback=lambda *_: callback(),
   )
-  with contextlib.suppress(OSError, AttributeError):  # Another C++ library.
+  # Systems with another C++ library keep its own terminate handler.
+  with contextlib.suppress(OSError, AttributeError):
     library = ctypes.CDLL("libstdc++.so.6")
     set_terminate = library["_ZSt13set_terminatePFvvE"]
     set_terminate.restype = ctypes.c_void_p
-    _KEPT.append(ctypes.CFUNCTYPE(None)(act))
+    _KEPT.append(ctypes.CFUNCTYPE(None)(callback))
     set_terminate(_KEPT[-1])
 
 
-_KEPT: list[Any] = []  # What C++ may call must not be collected.
+_KEPT: list[Any] = []  # Keeps callbacks of C++ from being garbage collected.
 
 
-def is_there(address: str) -> bool:
-  """Whether anything listens at "HOST:PORT"."""
+def is_listening(address: str) -> bool:
+  """Whether a server listens at "HOST:PORT"."""
   host, _, port = address.rpartition(":")
   try:
     socket.create_connection((host.strip("[]"), int(port)), 2.0).close()
@@ -84,14 +108,14 @@ def is_there(address: str) -> bool:
 
 
 def client() -> Any:
-  """Its client, which keeps texts under keys."""
+  """The client of the service's key-value store of strings."""
   from jax._src import distributed
 
   return distributed.global_state.client
 
 
 def get(key: str, seconds: float) -> str | None:
-  """The text under a key, or None if nobody sets it within the time."""
+  """The string under a key, or None if it is not set within `seconds`."""
   try:
     return client().blocking_key_value_get(key, int(seconds * 1000))
   except Exception as error:
@@ -101,7 +125,7 @@ def get(key: str, seconds: float) -> str | None:
 
 
 def try_get(key: str) -> str | None:
-  """The text under a key, or None if there is none."""
+  """The string under a key, or None if it is not set."""
   try:
     return client().key_value_try_get(key)
   except Exception as error:

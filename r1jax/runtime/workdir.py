@@ -1,10 +1,10 @@
-"""The folder of a run: whose it is, and that all can be written that must be.
+"""The workdir of a run: its lock, its config, and checks that it is writable.
 
-    WORKDIR/config.json      the run's config
-    WORKDIR/contents.json    checksums of what the config names by its path
-    WORKDIR/checkpoints.at   where the checkpoints are, if not here
+    WORKDIR/config.json      the config of the run
+    WORKDIR/contents.json    checksums of files that the config names by path
+    WORKDIR/checkpoints.at   the location of the checkpoints, if elsewhere
 
-What is wrong with a folder is found before the first step, and says what to do.
+Problems are detected before the first step, and the errors say what to do.
 """
 
 import errno
@@ -23,16 +23,16 @@ from r1jax.runtime import distributed
 
 Path = str | os.PathLike
 
-CHECKPOINTS = "checkpoints"  # Of a workdir, or of a bucket.
-PATIENCE = 60.0  # Seconds that a bucket may take for a small file.
+CHECKPOINTS = "checkpoints"  # The folder in a workdir or a bucket.
+BUCKET_TIMEOUT = 60.0  # Seconds for writing a small file to a bucket.
 _CONTENTS, _ACCEPTED = "contents.json", "contents.before.json"
 _ELSEWHERE = "checkpoints.at"
-_LOCKS: dict[str, int] = {}  # File descriptors, held until the process ends.
+_LOCKS: dict[str, int] = {}  # File descriptors, open until the process ends.
 _REMEDIES = {
   errno.ENOSPC: "free some space, then run the same command again",
   errno.EDQUOT: "free some of your quota, then run the same command again",
   errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-  errno.EROFS: "choose a --workdir that can be written",
+  errno.EROFS: "choose a --workdir on a file system that is writable",
   errno.EACCES: "choose a --workdir that you may write to",
   errno.EPERM: "choose a --workdir that you may write to",
   errno.EEXIST: "a file is in its place; choose another --workdir",
@@ -41,8 +41,8 @@ _REMEDIES = {
 }
 
 
-def remedy(error: OSError) -> str:
-  """What failed, on which file, and what to do about it, in one line."""
+def explain(error: OSError) -> str:
+  """The file, the error and advice, in one line."""
   what = error.strerror or " ".join(str(error).split())
   where = "" if error.filename is None else f"{os.fspath(error.filename)}: "
   advice = _REMEDIES.get(error.errno)
@@ -52,17 +52,18 @@ def remedy(error: OSError) -> str:
 def prepare(
   workdir: Path, bucket: str | None = None, *, accept_other_data: bool = False
 ) -> None:
-  """Makes the folder, and proves that it and the bucket can be written.
+  """Creates the workdir, and checks that it and the bucket are writable.
 
   Args:
     workdir: of the run.
-    bucket: where the checkpoints go instead: "gs://bucket/run", "s3://...", or
-      a folder. Then the workdir, with the reports, may be a folder of the first
-      host's own. None keeps what an earlier start said.
-    accept_other_data: has `claim` warn of other contents instead of raising.
+    bucket: location of the checkpoints: "gs://bucket/run", "s3://...", or a
+      folder. With it, the workdir may be local to the first host. None means
+      the bucket of an earlier start, or the workdir.
+    accept_other_data: makes `claim` warn about changed contents instead of
+      raising.
 
-  Raises ValueError that says what to do; then nothing is remembered of the
-  bucket.
+  Raises ValueError, with advice, if one of them is not writable. The bucket is
+  stored for later starts only if it is writable.
   """
   path = pathlib.Path(workdir)
   try:
@@ -71,25 +72,25 @@ def prepare(
     if accept_other_data and (path / _CONTENTS).exists():
       os.replace(path / _CONTENTS, path / _ACCEPTED)
   except OSError as error:
-    raise ValueError(f"cannot write to --workdir: {remedy(error)}") from error
+    raise ValueError(f"cannot write to --workdir: {explain(error)}") from error
   note = path / _ELSEWHERE
   place = bucket or (note.read_text().strip() if note.exists() else None)
   if place is None:
     return
   try:
-    _answered(place)
+    _probe_place(place)
   except Exception as error:  # Each kind of bucket raises its own.
     text = " ".join(str(error).split())[:300]
     advice = "check the name, the network and your credentials"
     if not bucket:
-      advice += f", or delete {note} to go on without it"
+      advice += f", or delete {note} to continue without it"
     raise ValueError(f"cannot write to {place}: {text}; {advice}") from error
   if bucket:
     note.write_text(bucket.rstrip("/") + "\n")
 
 
 def checkpoints(workdir: Path) -> str:
-  """The folder, or the place in a bucket, that holds the checkpoints."""
+  """The folder that holds the checkpoints, or its URL in a bucket."""
   path = pathlib.Path(workdir).absolute()
   if (path / _ELSEWHERE).exists():
     return (path / _ELSEWHERE).read_text().strip() + f"/{CHECKPOINTS}"
@@ -97,24 +98,26 @@ def checkpoints(workdir: Path) -> str:
 
 
 def is_remote(folder: str) -> bool:
-  """Whether it is a place in a bucket."""
+  """Whether `folder` is the URL of a bucket."""
   return "://" in folder
 
 
 def require_space(folder: str, size: int, present: int) -> None:
-  """Raises ValueError unless two checkpoints fit, with those that are there.
+  """Raises ValueError unless the disk has space for two checkpoints.
 
-  Of a bucket it knows nothing.
+  Existing checkpoints count towards the two. Buckets are not checked.
 
   Args:
     folder: of the checkpoints.
-    size: bytes of one.
-    present: checkpoints that are there.
+    size: bytes of one checkpoint.
+    present: number of existing checkpoints.
   """
   if is_remote(folder):
     return
-  os.makedirs(folder, exist_ok=True)
-  free, need = shutil.disk_usage(folder).free, size * max(1, 2 - present)
+  existing = pathlib.Path(folder)
+  while not existing.exists():
+    existing = existing.parent
+  free, need = shutil.disk_usage(existing).free, size * max(1, 2 - present)
   if free < need:
     raise ValueError(
       f"{folder} has {free / 1e9:,.3g} GB free and needs {need / 1e9:,.3g} GB "
@@ -130,36 +133,36 @@ def claim(
   *,
   ignore: tuple[str, ...] = (),
 ) -> None:
-  """Makes `workdir` the place of this config, or finds that it is another's.
+  """Locks the workdir for this process, and checks that it has this config.
 
-  The first start writes config.json and contents.json; later ones compare. All
-  hosts of a job must bring the same contents.
+  The first start writes config.json and contents.json; later starts compare
+  with them. All hosts of a job must pass the same contents.
 
   Args:
     workdir: of the run.
     config: of the run.
-    contents: a checksum for each thing that the config names by its path only.
-    ignore: dotted keys, and prefixes of them, that may change (the length of
-      the run, what is logged).
+    contents: checksums of the files that the config names by path, by name.
+    ignore: dotted keys, or prefixes of them, that may change, such as the
+      number of steps.
 
-  Raises ValueError when another key or content changed, or when another process
-  runs here.
+  Raises ValueError if any other key or a checksum has changed, or if another
+  process uses the workdir.
   """
-  distributed.compare(contents)
+  distributed.require_equal(contents)
   if not distributed.is_first():
     return
   path = pathlib.Path(workdir)
   path.mkdir(parents=True, exist_ok=True)
   _lock(path)
   new = json.loads(json.dumps(dict(config), default=str))
-  was, now = flat(_read(path / "config.json", new)), flat(new)
-  for key in sorted(was.keys() | now.keys()):
+  before, now = flatten(_read(path / "config.json", new)), flatten(new)
+  for key in sorted(before.keys() | now.keys()):
     if any(key == p or key.startswith(p + ".") for p in ignore):
       continue
-    if was.get(key, "absent") != now.get(key, "absent"):
+    if before.get(key, "absent") != now.get(key, "absent"):
       raise ValueError(
         f"{workdir} belongs to another config: {key} was "
-        f"{was.get(key, 'absent')!r}, is {now.get(key, 'absent')!r}; choose "
+        f"{before.get(key, 'absent')!r}, is {now.get(key, 'absent')!r}; choose "
         "another --workdir, or delete it to start over"
       )
   accepted = _read(path / _ACCEPTED, {})
@@ -167,25 +170,25 @@ def claim(
   for name in sorted(known.keys() & contents.keys()):
     if known[name] == contents[name]:
       continue
-    text = f"the {name} has other content than when the run in {workdir} began"
+    text = f"the {name} has changed since the run in {workdir} began"
     if name not in accepted:
       raise ValueError(
         f"{text}: its checksum was {known[name]:.12}, is {contents[name]:.12}; "
-        "put the old one back, choose another --workdir, or go on with this "
-        "one by --accept_other_data"
+        "restore the old one, choose another --workdir, or continue with the "
+        "new one by --accept_other_data"
       )
-    logging.warning("%s; going on with what it is now", text)
+    logging.warning("%s; continuing with the new one", text)
   _write(path / "config.json", new)
   _write(path / _CONTENTS, dict(contents))
   (path / _ACCEPTED).unlink(missing_ok=True)
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """The leaves of nested mappings, by dotted key."""
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """The leaves of nested mappings by dotted key."""
   leaves = {}
   for key, value in tree.items():
     if isinstance(value, Mapping):
-      leaves |= flat(value, f"{prefix}{key}.")
+      leaves |= flatten(value, f"{prefix}{key}.")
     else:
       leaves[prefix + key] = value
   return leaves
@@ -197,17 +200,17 @@ def _read(file: pathlib.Path, default: Mapping[str, Any]) -> dict[str, Any]:
   try:
     value = json.loads(file.read_bytes())
     if not isinstance(value, dict):
-      raise ValueError(f"want a JSON object, got {type(value).__name__}")
+      raise ValueError(f"expected a JSON object, got {type(value).__name__}")
   except ValueError as error:
     raise ValueError(
-      f"{file} is damaged ({error}): put a copy of it back, or delete it, and "
-      "what this command says is taken for what the run began with"
+      f"{file} is damaged ({error}): restore a copy of it, or delete it; it is "
+      "then written from the config of this command"
     ) from None
   return value
 
 
 def _write(file: pathlib.Path, value: Any) -> None:
-  """Replaces a file of JSON, whole or not at all."""
+  """Replaces a JSON file atomically."""
   draft = file.with_name(file.name + ".tmp")
   draft.write_text(json.dumps(value, indent=2) + "\n")
   os.replace(draft, file)
@@ -222,8 +225,8 @@ def _probe(folder: Any) -> None:
     file.unlink(missing_ok=True)
 
 
-def _answered(place: str) -> None:
-  """Writes to a bucket, for as long as anyone should wait for that."""
+def _probe_place(place: str) -> None:
+  """Checks that a bucket or folder is writable, within `BUCKET_TIMEOUT`."""
   failed: list[Exception] = []
 
   def write():
@@ -234,9 +237,9 @@ def _answered(place: str) -> None:
 
   writing = threading.Thread(target=write, daemon=True)
   writing.start()
-  writing.join(PATIENCE)
+  writing.join(BUCKET_TIMEOUT)
   if writing.is_alive():
-    raise TimeoutError(f"no answer for {PATIENCE:.0f} s")
+    raise TimeoutError(f"no answer for {BUCKET_TIMEOUT:.0f} s")
   if failed:
     raise failed[0]
 
@@ -255,13 +258,13 @@ def _remote(place: str) -> Any:
   except ImportError as error:
     package = "gcsfs" if place.startswith("gs") else "s3fs"
     raise ValueError(
-      f"it needs a package for its kind of bucket: pip install {package}"
+      f"this kind of bucket needs a package: pip install {package}"
     ) from error
   return path
 
 
 def _lock(path: pathlib.Path) -> None:
-  """Keeps a second process out of the workdir for as long as this one lives."""
+  """Locks the workdir until this process ends."""
   name = str(path.absolute())
   if name in _LOCKS:
     return
@@ -274,6 +277,6 @@ def _lock(path: pathlib.Path) -> None:
       f"{path} is in use by another process; wait for it, or choose another "
       "--workdir"
     ) from None
-  except OSError:  # A file system without locks.
+  except OSError:  # The file system has no locks.
     pass
   _LOCKS[name] = lock

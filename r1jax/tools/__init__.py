@@ -1,1 +1,1 @@
-"""Programs that a person runs."""
+"""Command-line tools; `r1jax --help` lists them."""

@@ -1,18 +1,18 @@
-"""Talk to a model.
+"""Chat with a model.
 
     r1jax chat --model=r1jax/base
 
 The directory holds a model in Hugging Face layout and its tokenizer. Answers
-are shown as they are written, the thought dimmer than the rest; earlier
-thoughts are not read again. Ctrl-C stops an answer, a second one leaves, and so
-does Ctrl-D. Weights are float32 on a CPU, and bfloat16 on an accelerator. For a
-single answer, and nothing else on standard output:
+are streamed, with the thought dimmed; thoughts of earlier answers are not part
+of the next prompt. Ctrl-C stops an answer; a second Ctrl-C, or Ctrl-D, exits.
+Weights are float32 on a CPU and bfloat16 on an accelerator. To print a single
+answer and nothing else:
 
     r1jax chat --model=r1jax/base --prompt="What is 17 + 25?"
     echo "What is 17 + 25?" | r1jax chat --model=r1jax/base
 
-What is wrong is said in one line, with exit code 2 (1 for a fault of the
-program itself); --debug adds the stack trace.
+Errors are one line, with exit code 2 for wrong input and 1 for a bug; --debug
+adds the stack trace.
 """
 
 import contextlib
@@ -27,79 +27,75 @@ from collections.abc import Callable, Iterable, Iterator
 from absl import flags
 
 from r1jax import config as configs
-from r1jax.data import chat, templates, tokenizer
+from r1jax.data import chat, templates
+from r1jax.data import tokenizer as tokenizers
 from r1jax.runtime import process
-
-QUESTIONS = {
-  name: chat.QuestionOnly(write) for name, write in templates.TEMPLATES.items()
-}
-TEMPLATES = chat.TEMPLATES | QUESTIONS
 
 
 @dataclasses.dataclass
 class Conversation:
-  """Messages so far, and who answers them."""
+  """The messages of a chat, and the model that answers them."""
 
-  words: chat.ChatTokenizer
-  template: chat.Template
-  complete: Callable[..., Iterator[int]]  # As of `rollouts.stream.Stream`.
+  tokenizer: chat.ChatTokenizer
+  template: templates.Template
+  complete: Callable[..., Iterator[int]]  # See `rollouts.stream.Stream`.
   max_tokens: int
-  messages: list[chat.Message]
+  messages: list[templates.Message]
 
   def ask(self, question: str) -> Iterator[tuple[bool, str]]:
-    """The answer as it comes: whether it is thought, and some of its text.
+    """The answer as a stream of parts: (whether it is thought, text).
 
-    However far it was followed, it is a part of the conversation afterwards; a
-    question whose answer never began is not.
+    The text that was read becomes a message, even if the stream was not read to
+    its end. If nothing was read, the question is not kept either.
     """
     messages = [*self.messages, {"role": "user", "content": question}]
-    prompt = chat.prompt(messages, self.template, self.words)
-    written = []
+    prompt = chat.prompt(messages, self.template, self.tokenizer)
+    parts = []
     ids = self.complete(
       prompt.ids, max_tokens=self.max_tokens, number=len(messages)
     )
 
     def texts():
-      stream = tokenizer.TextStream(self.words)
+      stream = tokenizers.TextStream(self.tokenizer)
       yield prompt.prefill
       for number in ids:
-        written.append(stream.push([number]))
-        yield written[-1]
-      written.append(stream.flush())
-      yield written[-1]
+        parts.append(stream.push([number]))
+        yield parts[-1]
+      parts.append(stream.flush())
+      yield parts[-1]
 
     try:
-      yield from tell_apart(texts())
+      yield from split_thought(texts())
     finally:
-      if written:
-        answer = chat.without_thought("".join([prompt.prefill, *written]))
+      if parts:
+        answer = chat.without_thought("".join([prompt.prefill, *parts]))
         self.messages = [*messages, {"role": "assistant", "content": answer}]
 
 
-def tell_apart(texts: Iterable[str]) -> Iterator[tuple[bool, str]]:
-  """The same text in parts, each with True if it belongs to the thought.
+def split_thought(texts: Iterable[str]) -> Iterator[tuple[bool, str]]:
+  """A stream of (whether it is thought, text), from a stream of text.
 
-  A thought is what an answer begins with, from <think> to the first </think>,
-  tags included. What may be the beginning of a tag is held back.
+  The thought is the start of an answer, from <think> to the first </think>,
+  tags included. Text that may be the beginning of a tag is held back.
   """
-  held, thinking = "", None  # None: it has not begun with anything.
+  held, thinking = "", None  # None: not yet known.
   for text in texts:
     held += text
     if thinking is None:
       start = held.lstrip()
-      if start.startswith(chat.BEGIN_THOUGHT):
+      if start.startswith(templates.BEGIN_THOUGHT):
         thinking = True
-      elif not chat.BEGIN_THOUGHT.startswith(start):
+      elif not templates.BEGIN_THOUGHT.startswith(start):
         thinking = False
       else:
         continue
     if thinking:
-      before, ended, after = held.partition(chat.END_THOUGHT)
+      before, ended, after = held.partition(templates.END_THOUGHT)
       if ended:
         yield True, before + ended
         held, thinking = after, False
       else:
-        keep = _overlap(held, chat.END_THOUGHT)
+        keep = _overlap(held, templates.END_THOUGHT)
         cut = len(held) - keep
         if cut:
           yield True, held[:cut]
@@ -112,24 +108,24 @@ def tell_apart(texts: Iterable[str]) -> Iterator[tuple[bool, str]]:
 
 
 def _overlap(text: str, tag: str) -> int:
-  """How many characters at the end of `text` may begin `tag`."""
+  """The number of characters at the end of `text` that may begin `tag`."""
   sizes = range(len(tag) - 1, 0, -1)
   return next((size for size in sizes if text.endswith(tag[:size])), 0)
 
 
 class Screen:
-  """Where answers are shown: in two tones on a terminal, plain elsewhere."""
+  """Prints answers; on a terminal, thoughts are dimmed."""
 
   def __init__(self, file: io.TextIOBase | None = None):
     from rich.console import Console
 
     self._file = file or sys.stdout
     if hasattr(self._file, "reconfigure"):
-      self._file.reconfigure(errors="replace")  # A terminal without Unicode.
+      self._file.reconfigure(errors="replace")  # The terminal may lack Unicode.
     self._console = Console(file=self._file, highlight=False)
 
   def show(self, parts: Iterable[tuple[bool, str]]) -> None:
-    """Writes an answer as it comes, and a line break behind it."""
+    """Prints an answer as it is streamed, and a final line break."""
     last = ""
     for thought, text in parts:
       if not self._console.is_terminal:
@@ -145,7 +141,7 @@ class Screen:
 
 
 def printable(text: str) -> str:
-  """`text` without what could steer a terminal."""
+  """`text` with terminal control characters replaced."""
   return "".join(
     "\ufffd" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c
     for c in text
@@ -153,8 +149,8 @@ def printable(text: str) -> str:
 
 
 @contextlib.contextmanager
-def stoppable(parts: Iterable) -> Iterator[Iterator]:
-  """`parts`, until Ctrl-C is pressed; pressed again, it interrupts."""
+def until_interrupted(parts: Iterable) -> Iterator[Iterator]:
+  """A block with `parts` that ends them at Ctrl-C; a second one interrupts."""
   pressed = False
 
   def press(signum, frame):
@@ -178,17 +174,18 @@ def stoppable(parts: Iterable) -> Iterator[Iterator]:
 
 
 def open_conversation(options: flags.FlagValues) -> Conversation:
-  """The model and the tokenizer that the flags name, ready to be asked."""
+  """A conversation with the model and tokenizer that the flags name."""
   path = model_directory(options)
-  words = tokenizer.load(path, bos=options.bos)
-  template = pick_template(options.template, words)
+  tokenizer = tokenizers.load(path, bos=options.bos)
+  template = pick_template(options.template, tokenizer)
   messages = []
   if options.system:
     messages = [{"role": "system", "content": clean(options.system)}]
   question = {"role": "user", "content": "?"}
-  chat.prompt([*messages, question], template, words)  # Before a long load.
+  # Errors of the template show before the model is loaded, which takes long.
+  chat.prompt([*messages, question], template, tokenizer)
 
-  import jax  # A wrong command need not wait for it.
+  import jax  # Imported late, so that wrong flags are reported quickly.
 
   from r1jax.models.transformer import Transformer
   from r1jax.rollouts.stream import Stream
@@ -199,29 +196,29 @@ def open_conversation(options: flags.FlagValues) -> Conversation:
   sizes, params = models.load(
     "pretrained", path=path, dtype=dtype, compute_dtype=dtype
   )
-  if words.vocab_size > sizes.vocab_size:
+  if tokenizer.vocab_size > sizes.vocab_size:
     raise ValueError(
-      f"{path}: the tokenizer has {words.vocab_size} tokens, but the model "
-      f"knows {sizes.vocab_size}"
+      f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, but the model "
+      f"has only {sizes.vocab_size}; use the tokenizer of the model"
     )
   stream = Stream(
     Transformer(sizes),
     params,
-    words,
-    stop_ids={*words.eos_ids, chat.end_of_turn(template, words)},
+    tokenizer,
+    stop_ids={*tokenizer.eos_ids, chat.end_of_turn(template, tokenizer)},
     temperature=options.temperature,
     top_p=options.top_p,
     seed=options.seed,
   )
   return Conversation(
-    words, template, stream.complete, options.max_tokens, messages
+    tokenizer, template, stream.complete, options.max_tokens, messages
   )
 
 
 def model_directory(options: flags.FlagValues) -> str:
-  """The directory that --model names."""
+  """The directory that --model names; raises ValueError if there is none."""
   if options.model is None:
-    raise ValueError("no --model; name the directory of a model")
+    raise ValueError("--model is not set; set it to the directory of a model")
   if not pathlib.Path(options.model).is_dir():
     from r1jax import hf  # It imports JAX, which takes a second.
 
@@ -229,22 +226,26 @@ def model_directory(options: flags.FlagValues) -> str:
   return options.model
 
 
-def pick_template(name: str, words: chat.ChatTokenizer) -> chat.Template:
-  """The template of that name; "auto" is the model's own, or R1-Zero's."""
-  if name == "auto":
-    name = "r1_zero" if words.chat_template is None else "own"
-  return chat.own_template(words) if name == "own" else TEMPLATES[name]
+def pick_template(
+  name: str | None, tokenizer: chat.ChatTokenizer
+) -> templates.Template:
+  """The template of that name, or the default if it is None.
+
+  The default is the model's chat template, or R1-Zero's if it has none.
+  """
+  default = "r1_zero" if tokenizer.chat_template is None else templates.CHAT
+  return templates.find(name or default, tokenizer)
 
 
 def clean(text: str) -> str:
-  """`text` as UTF-8 can write it."""
+  """`text` without surrogates, which UTF-8 cannot encode."""
   return text.encode("utf-8", "replace").decode()
 
 
-def converse(conversation: Conversation, screen: Screen) -> None:
-  """Asks what a person types, until they leave."""
+def run_interactive(conversation: Conversation, screen: Screen) -> None:
+  """Answers typed questions until the end of input."""
   with contextlib.suppress(ImportError):
-    import readline  # noqa: F401 - Lets `input` edit its line.
+    import readline  # noqa: F401 - Adds line editing to `input`.
   while True:
     try:
       question = clean(input("> ")).strip()
@@ -255,7 +256,7 @@ def converse(conversation: Conversation, screen: Screen) -> None:
       continue
     answer = conversation.ask(question)
     try:
-      with stoppable(answer) as parts:
+      with until_interrupted(answer) as parts:
         screen.show(parts)
     except ValueError as error:
       print(f"error: {configs.one_line(error)}", file=sys.stderr, flush=True)
@@ -264,50 +265,53 @@ def converse(conversation: Conversation, screen: Screen) -> None:
 
 
 def main() -> None:
-  """Answers the one question that is given, or all that are typed."""
+  """Answers the question of --prompt or standard input, or chats."""
   options = flags.FLAGS
-  model_directory(options)  # Before a question is waited for.
+  model_directory(options)  # Report a wrong --model before reading input.
   question = options.prompt
   if question is None and not sys.stdin.isatty():
     question = sys.stdin.read()
   if question is not None and not question.strip():
-    raise ValueError("the question is empty; give it by --prompt or type it")
+    raise ValueError("the question is empty; set --prompt or type a question")
   conversation = open_conversation(options)
   screen = Screen()
   if question is not None:
     screen.show(conversation.ask(clean(question).strip()))
     return
-  print("Ctrl-C stops an answer, Ctrl-D leaves.", file=sys.stderr)
-  if conversation.template in QUESTIONS.values():
-    print("This template sees one question alone.", file=sys.stderr)
-  converse(conversation, screen)
+  print("Ctrl-C stops an answer, Ctrl-D exits.", file=sys.stderr)
+  if isinstance(conversation.template, templates.QuestionOnly):
+    print("This template uses the last question only.", file=sys.stderr)
+  run_interactive(conversation, screen)
 
 
 def define_flags() -> None:
   """Defines the flags that `main` reads."""
   flags.DEFINE_string("model", None, "Directory of a model and its tokenizer.")
-  flags.DEFINE_string("prompt", None, "Ask this alone, and leave.")
-  flags.DEFINE_string("system", "", "A system message; R1 is best without.")
-  flags.DEFINE_enum(
+  flags.DEFINE_string("prompt", None, "Answer this question only, and exit.")
+  flags.DEFINE_string("system", "", "A system message; R1 works best without.")
+  flags.DEFINE_string(
     "template",
-    "auto",
-    ["auto", "own", *TEMPLATES],
-    "How a conversation is written; auto: as the model's own chat template "
-    "does, or as R1-Zero's if it has none.",
+    None,
+    "The chat template: 'chat' for that of the model, one of "
+    f"{', '.join(templates.TEMPLATES)}, or a text that contains {{question}}; "
+    "by default chat, or r1_zero if the model has no chat template.",
   )
   flags.DEFINE_bool(
     "bos",
     None,
-    "Whether BOS stands before a question in r1_zero or plain, as in training; "
-    "if not given, as the tokenizer has it. Other templates write their own.",
+    "Whether prompts begin with BOS in the templates r1_zero and plain; by "
+    "default as the tokenizer is configured. Chat templates write their own.",
   )
   flags.DEFINE_float(
-    "temperature", 0.6, "Of sampling; 0 is greedy.", lower_bound=0
+    "temperature", 0.6, "Sampling temperature; 0 is greedy.", lower_bound=0
   )
   flags.DEFINE_float(
-    "top_p", 0.95, "Share of the probability to draw from.", upper_bound=1
+    "top_p", 0.95, "Cumulative probability for top-p sampling.", upper_bound=1
   )
   flags.DEFINE_integer(
-    "max_tokens", 32_768, "Of an answer, its thought included.", lower_bound=1
+    "max_tokens",
+    32_768,
+    "The most tokens of an answer, thought included.",
+    lower_bound=1,
   )
-  flags.DEFINE_integer("seed", 0, "Of sampling.")
+  flags.DEFINE_integer("seed", 0, "Seed of sampling.")

@@ -1,4 +1,4 @@
-"""What the doctor checks: each check tells its findings, line by line."""
+"""The checks of the doctor; each yields its findings, one line each."""
 
 import contextlib
 import functools
@@ -18,12 +18,13 @@ from ml_collections import ConfigDict
 
 from r1jax import config as configs
 from r1jax import data, rewards
-from r1jax.data import templates, tokenizer
+from r1jax.data import chat, templates
+from r1jax.data import tokenizer as tokenizers
 from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
 from r1jax.models.presets import preset
 from r1jax.models.weights import weights
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.rewards import accuracy
 from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import make_engine
@@ -31,71 +32,71 @@ from r1jax.runtime import metrics
 from r1jax.tools import memory
 from r1jax.training import evaluate, grpo, inspection, models, sft
 
-FIRST = 256  # Examples looked at, of a dataset that makes them when read.
-PROBLEMS, SAMPLES = 8, 4  # Of each task, to measure the base on.
-SHARES = ("embed", "unembed", "dense", "moe", "mtp")  # Of the parameters.
+FIRST = 256  # The number of examples to check of a generated dataset.
+PROBLEMS, SAMPLES = 8, 4  # Of each task, to evaluate the base model.
+SHARES = ("embed", "unembed", "dense", "moe", "mtp")  # Parts of the parameters.
 GIB = 2**30
 
-OK, NOTE, WRONG, PLAIN = "ok", "note", "WRONG", ""
+OK, NOTE, WRONG, INFO = "ok", "note", "WRONG", ""
 
 
 class Line(NamedTuple):
-  """One finding; PLAIN lines only tell."""
+  """One finding; lines with the verdict INFO are never wrong."""
 
   verdict: str
   text: str
 
 
 class Context:
-  """The config, and what several checks need of it, made when first used."""
+  """The config, and objects that several checks need, computed on first use."""
 
   def __init__(self, config: ConfigDict):
     self.config = config
-    self.too_large = False  # For this machine's memory.
+    self.too_large = False  # Whether the run exceeds this machine's memory.
 
   @functools.cached_property
   def dataset(self):
-    """All that the config trains on."""
+    """The training dataset."""
     return data.load(**self.config.dataset.to_dict())
 
   @functools.cached_property
   def examples(self):
-    """The whole dataset if it is in memory, its first examples if not."""
+    """The whole dataset if it is in memory, else its first examples."""
     size = min(len(self.dataset), FIRST)
     whole = inspection.in_memory(self.dataset)
     return whole or [self.dataset[i] for i in range(size)]
 
   @functools.cached_property
-  def words(self):
+  def tokenizer(self):
     """The tokenizer."""
-    return tokenizer.load(**self.config.tokenizer)
+    return tokenizers.load(**self.config.tokenizer)
 
   @functools.cached_property
   def model(self):
-    """The model's sizes, and its parameters."""
+    """The config and the parameters of the model."""
     return models.load(**self.config.model)
 
   @functools.cached_property
   def architecture(self) -> ModelConfig:
-    """Sizes of the model; supervised fine-tuning starts from these alone."""
+    """The config of the model; SFT has no parameters yet."""
     fresh = self.config.loop == "sft"
     return preset(**self.config.model) if fresh else self.model[0]
 
   @functools.cached_property
   def shared(self):
-    """The token ids with which all prompts begin."""
-    return templates.shared_tokens(self.config.template, self.words)
+    """The token ids that all prompts begin with."""
+    return chat.shared_tokens(self.config.template, self.tokenizer)
 
   @functools.cached_property
   def sizes(self):
-    """Tokens of each example's prompt beyond the shared ones."""
+    """The number of tokens of each prompt beyond the shared ones."""
     template = self.config.template
-    prompts = templates.encode_prompts(self.examples, template, self.words)
+    prompts = chat.encode_prompts(self.examples, template, self.tokenizer)
     return [len(ids) - len(self.shared) for ids in prompts]
 
   @functools.cached_property
   def brief(self):
-    """The same run, one round long, at learning rate 0."""
+    """The config of the same run with one round and learning rate 0."""
     c = ConfigDict(self.config.to_dict())
     c.num_steps = c.checkpoint_every = c.evaluation.every = c.minibatches
     c.optimizer.learning_rate = c.router_bias_speed = 0.0
@@ -103,13 +104,13 @@ class Context:
     c.evaluation.samples = c.evaluation.samples_between = SAMPLES
     if "larger" in c.evaluation:
       del c.evaluation.larger
-    if "tasks" in c.evaluation.test:  # In turn: no more need be made.
+    if "tasks" in c.evaluation.test:  # Tasks alternate: generate no more.
       c.evaluation.test.size = PROBLEMS * len(c.evaluation.test.tasks)
     return c
 
   @functools.cached_property
   def sets(self) -> list[evaluate.Problems]:
-    """All problems that the run measures itself on."""
+    """The sets of test problems of the run."""
     return evaluate.evaluation(**self.config.evaluation.to_dict())["whole"]
 
   @functools.cached_property
@@ -120,17 +121,17 @@ class Context:
 
 
 def resolved(context: Context) -> Iterator[Line]:
-  """The config as it would run, and whether it fits its loop."""
+  """The resolved config, and whether it fits its loop."""
   for key, value in context.config.to_dict().items():
     if isinstance(value, Mapping):
       value = "  ".join(f"{k}={v}" for k, v in value.items())
-    yield Line(PLAIN, f"{key}: {value}")
+    yield Line(INFO, f"{key}: {value}")
   configs.check(context.config)
   yield Line(OK, f"every section fits the loop {context.config.loop!r}")
 
 
 def batch(context: Context) -> Iterator[Line]:
-  """What a round is, and what steps and periods come to in rounds."""
+  """The size of a round, and the length of the run and periods in rounds."""
   c = context.config
   count = c.prompts_per_round * c.group_size
   rounds = c.num_steps // c.minibatches
@@ -150,23 +151,28 @@ def batch(context: Context) -> Iterator[Line]:
 
 
 def prompts(context: Context) -> Iterator[Line]:
-  """Three prompts as the model reads them, and EOS."""
-  c, words, shared = context.config, context.words, context.shared
-  inspection.check_vocabulary(words, context.model[0])
-  eos = ", ".join(f"{i} {words.piece(i)!r}" for i in words.eos_ids)
+  """Checks three prompts as the model reads them, EOS and BOS."""
+  c, tokenizer, shared = context.config, context.tokenizer, context.shared
+  inspection.check_vocabulary(tokenizer, context.model[0])
+  render = templates.find(c.template, tokenizer)
+  bare = isinstance(render, templates.QuestionOnly)
+  eos = ", ".join(
+    f"{i} {tokenizer.id_to_token(i)!r}" for i in tokenizer.eos_ids
+  )
   for example in context.examples[:3]:
-    text = templates.TEMPLATES[c.template](example.prompt)
-    ids = templates.encode(c.template, example.prompt, words)
-    name, begins = example.id, len(words.prefix_ids)
-    back = words.decode(ids[begins:])
+    turn = templates.user_turn(example.prompt)
+    text = render(turn, generation_prompt=True)
+    ids = chat.prompt(turn, render, tokenizer).ids
+    name, begins = example.id, len(tokenizer.prefix_ids) if bare else 0
+    back = tokenizer.decode(ids[begins:])
     at = len(os.path.commonprefix([back, text]))
-    if set(ids[begins:]) & set(words.eos_ids):
-      yield Line(WRONG, f"{name}: EOS ({eos}) stands in the prompt")
+    if bare and set(ids[begins:]) & set(tokenizer.eos_ids):
+      yield Line(WRONG, f"{name}: the prompt contains EOS ({eos})")
     elif back != text:
       yield Line(
         WRONG,
         f"{name}: {text[at : at + 20]!r} comes back from its tokens as "
-        f"{back[at : at + 20]!r}; the tokenizer does not know it",
+        f"{back[at : at + 20]!r}; the tokenizer cannot represent it",
       )
     elif tuple(ids[: len(shared)]) != shared:
       yield Line(WRONG, f"{name}: does not begin with the template")
@@ -174,15 +180,17 @@ def prompts(context: Context) -> Iterator[Line]:
       yield Line(
         OK,
         f"{name}: {len(ids)} tokens, the first {len(shared)} shared by all, "
-        "decode to the prompt; no EOS in it",
+        "decode to the prompt" + ("; no EOS in it" if bare else ""),
       )
-  tags = [f"{tag} {len(words.encode(tag))}" for tag in tokenizer.TAGS]
+  tags = [f"{tag} {len(tokenizer.encode(tag))}" for tag in tokenizers.TAGS]
   yield Line(OK, f"EOS is {eos}; tokens of the tags: {', '.join(tags)}")
   declared = _declared(c.model.get("path"), "config.json").get("eos_token_id")
   ids = declared if isinstance(declared, list) else [declared]
-  if declared is not None and not {*ids} & {*words.eos_ids}:
+  if declared is not None and not {*ids} & {*tokenizer.eos_ids}:
     yield Line(WRONG, f"EOS is {declared} in the model's config.json")
-  pieces = ", ".join(f"{i} {words.piece(i)!r}" for i in words.prefix_ids)
+  pieces = ", ".join(
+    f"{i} {tokenizer.id_to_token(i)!r}" for i in tokenizer.prefix_ids
+  )
   yield Line(OK, f"prompts begin with {pieces or 'no BOS'} (tokenizer.bos)")
 
 
@@ -192,10 +200,12 @@ def _declared(folder: str | None, name: str) -> dict:
 
 
 def problems(context: Context) -> Iterator[Line]:
-  """Prompts fit the window, and updates their rows."""
+  """Checks that prompts fit the window, and updates their rows."""
   c, sizes = context.config, context.sizes
   evaluated = [example for part in context.sets for example in part.examples]
-  inspection.check_prompts([*context.examples, *evaluated], context.words, c)
+  inspection.check_prompts(
+    [*context.examples, *evaluated], context.tokenizer, c
+  )
   window = c.sampling.prompt_tokens
   yield Line(
     OK,
@@ -217,17 +227,17 @@ def problems(context: Context) -> Iterator[Line]:
 
 
 def answers(context: Context) -> Iterator[Line]:
-  """Reference answers are right by themselves, in the tags, and not leaked."""
+  """Checks that reference answers verify, earn rewards, and do not leak."""
   tested = context.tested
   trained = {example.prompt for example in context.examples}
   both = [example.id for example in tested if example.prompt in trained]
   yield Line(
     WRONG if both else OK,
-    f"{len(both)} of {len(tested)} test problems are trained on"
+    f"{len(both)} of {len(tested)} test problems are also in training"
     + (f", such as {both[0]}" if both else ""),
   )
   wrong = accuracy.verify_golds([*context.examples, *tested])
-  for name, answer in wrong[: inspection.SHOWN]:
+  for name, answer in wrong[: inspection.MAX_SHOWN]:
     yield Line(WRONG, f"{name}: the answer {answer!r} does not verify itself")
   count = len(context.examples) + len(tested)
   yield Line(
@@ -235,8 +245,10 @@ def answers(context: Context) -> Iterator[Line]:
     f"{count - len(wrong):,} of {count:,} reference answers verify themselves",
   )
   for what, worth in (("the reference answer", 1), ("no answer", 0)):
-    written = [tagged(e.answer if worth else "") for e in tested]
-    scores = rewards.score(tested, written, **context.config.rewards.to_dict())
+    completions = [tagged(e.answer if worth else "") for e in tested]
+    scores = rewards.score(
+      tested, completions, **context.config.rewards.to_dict()
+    )
     parts = {k: np.nan_to_num(v).mean() for k, v in scores.parts.items()}
     good = parts.get("accuracy", worth) == worth
     shown = ", ".join(f"{k} {v:g}" for k, v in parts.items())
@@ -244,12 +256,12 @@ def answers(context: Context) -> Iterator[Line]:
 
 
 def tagged(answer: str) -> str:
-  """A completion that gives `answer` and thinks of nothing."""
+  """A completion with `answer` in its tags and an empty thought."""
   return f"<think> </think> <answer>{answer}</answer>"
 
 
 def resources(context: Context) -> Iterator[Line]:
-  """Parameters, and roughly the memory of a run."""
+  """The number of parameters, and an estimate of the memory of a run."""
   model, tree = context.architecture, weights(context.architecture)
   outer = {name: memory.count(tree.get(name, {})) for name in SHARES}
   shown = ", ".join(f"{n:,} in {name}" for name, n in outer.items() if n)
@@ -265,42 +277,42 @@ def resources(context: Context) -> Iterator[Line]:
 
 
 def one_round(context: Context) -> Iterator[Line]:
-  """The loop's own first round, with nothing to move the parameters."""
+  """Runs the loop for one round at learning rate 0, and checks its metrics."""
   if context.too_large:
-    raise ValueError("no round was tried: there is not enough memory for it")
+    raise ValueError("no round was run: there is not enough memory for it")
   with tempfile.TemporaryDirectory() as workdir:
     with contextlib.redirect_stdout(io.StringIO()):
       params = grpo.train(context.brief, workdir).train.params
-    written = [
+    rows = [
       {name: math.nan if value is None else value for name, value in r.items()}
       for r in metrics.read(workdir)
     ]
-  (row,) = (r for r in written if "round" in r)
-  base, again = (r for r in written if "round" not in r)
+  (row,) = (r for r in rows if "round" in r)
+  base, again = (r for r in rows if "round" not in r)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
   yield Line(
     OK,
     f"one round: {row['data/tokens']:,} tokens sampled in "
-    f"{row['perf/gen_time']:.1f} s, learned in {row['perf/train_time']:.1f} s, "
-    f"compiling included; {peak / GIB:.2g} GiB at most",
+    f"{row['perf/gen_time']:.1f} s, updates in {row['perf/train_time']:.1f} s, "
+    f"both with compilation; peak memory {peak / GIB:.2g} GiB",
   )
   same = jax.tree.map(np.array_equal, context.model[1], params)
-  moved = float(sum(not leaf for leaf in jax.tree.leaves(same)))
+  changed = float(sum(not leaf for leaf in jax.tree.leaves(same)))
   for what, value, most in (
     ("nats between sampler and trainer", row["sampling/logp_diff_max"], 1e-3),
     ("of the mean ratio from 1", row["ratio/mean"] - 1, 1e-5),
     ("nats of KL to the reference", row.get("kl/ref", 0.0), 1e-6),
-    ("arrays moved at learning rate 0", moved, 0.0),
-    ("of pass@1 measured twice", _pass(again) - _pass(base), 0.0),
+    ("arrays changed at learning rate 0", changed, 0.0),
+    ("of pass@1 between two evaluations", _pass(again) - _pass(base), 0.0),
   ):
-    verdict = OK if abs(value) <= most else WRONG  # WRONG for NaN.
+    verdict = OK if abs(value) <= most else WRONG  # NaN is WRONG.
     yield Line(verdict, f"{value:.2g} {what}; {most:g} at most")
   norm, flat = row["optim/grad_norm"], row["reward/frac_zero_std"]
   verdict = OK if norm > 0 and math.isfinite(norm) else WRONG
   yield Line(
     NOTE if flat == 1 and norm == 0 else verdict,
-    f"gradient of length {norm:.3g}; {flat:.0%} of the groups are rewarded "
-    f"alike, which teaches nothing; mean reward {row['reward/mean']:.3g}",
+    f"gradient norm {norm:.3g}; {flat:.0%} of the groups have equal rewards "
+    f"and so no signal; mean reward {row['reward/mean']:.3g}",
   )
   ended = row["completions/eos_frac"]
   yield Line(
@@ -314,7 +326,7 @@ def one_round(context: Context) -> Iterator[Line]:
     yield Line(
       OK if some else NOTE,
       f"{task}: with the template pass@1 {first:.2f}, pass@{SAMPLES} "
-      f"{some:.2f}" + ("" if some else "; there is nothing to reinforce"),
+      f"{some:.2f}" + ("" if some else "; there is no success to reinforce"),
     )
 
 
@@ -322,28 +334,29 @@ def _pass(row: Mapping[str, Any]) -> float:
   return sum(value for name, value in row.items() if name.endswith("/pass@1"))
 
 
-def untemplated(context: Context) -> Iterator[Line]:
-  """pass@1 of the same problems asked plainly."""
+def without_template(context: Context) -> Iterator[Line]:
+  """The pass@1 of the same problems with the template "plain"."""
   if context.too_large:
-    raise ValueError("no round was tried: there is not enough memory for it")
-  c, words, (model, params) = context.config, context.words, context.model
-  asked = templates.encode_prompts(context.tested, "plain", words)
-  limits = dict(prompt_tokens=max(map(len, asked)))
+    raise ValueError("no round was run: there is not enough memory for it")
+  c, tokenizer = context.config, context.tokenizer
+  model, params = context.model
+  prompts = chat.encode_prompts(context.tested, "plain", tokenizer)
+  limits = dict(prompt_tokens=max(map(len, prompts)))
   engine = make_engine(
     transformer.Transformer(model),
-    words,
-    sharding.make_mesh(**c.mesh),
+    tokenizer,
+    make_mesh(**c.mesh),
     (),
     **c.sampling.to_dict() | limits,
   )
   params = engine.prepare(params)
-  rollout = engine(params, asked, SAMPLES, seed=c.evaluation.seed, round=0)
-  flat, written = evaluate.completions(
-    rollout, context.tested, words, c.sampling.max_tokens
+  rollout = engine(params, prompts, SAMPLES, seed=c.evaluation.seed, round=0)
+  flat, completions = evaluate.completions(
+    rollout, context.tested, tokenizer, c.sampling.max_tokens
   )
-  given = [tagged(last_answer(completion.text)) for completion in written]
+  answers = [tagged(last_answer(completion.text)) for completion in completions]
   with GraderPool(**c.grader) as pool:
-    correct = rewards.score(flat, given, pool=pool, accuracy=1.0).total
+    correct = rewards.score(flat, answers, pool=pool, accuracy=1.0).total
   tasks = np.array([e.domain.rpartition("/")[2] for e in flat])
   for task in sorted(set(tasks)):
     share = np.nan_to_num(correct[tasks == task]).mean()
@@ -351,36 +364,39 @@ def untemplated(context: Context) -> Iterator[Line]:
 
 
 def last_answer(text: str) -> str:
-  """What follows the last "Answer:", or else the last line."""
+  """The line after the last "Answer:", or else the last line; may be ""."""
   lines = text.rpartition("Answer:")[2].strip().splitlines()
   return lines[-1].strip() if lines else ""
 
 
 def documents(context: Context) -> Iterator[Line]:
-  """Tokenizer and batches of supervised fine-tuning, from the first ones."""
+  """Checks the tokenizer and the first batches of SFT."""
   c, first = context.config, 4
   settings = c.tokenizer.to_dict()
   settings["documents"] = min(settings["documents"], 2000)
   with tempfile.TemporaryDirectory() as folder:
-    words = tokenizer.fit_once(
+    tokenizer = tokenizers.load_or_fit(
       (example.answer for example in context.dataset),
       pathlib.Path(folder),
       **settings,
     )
-  inspection.check_vocabulary(words, context.architecture)
+  inspection.check_vocabulary(tokenizer, context.architecture)
+  eos = tokenizer.id_to_token(tokenizer.eos_ids[0])
   yield Line(
     OK,
     f"a tokenizer of {settings['documents']:,} documents has "
-    f"{words.vocab_size} ids; EOS is {words.piece(words.eos_ids[0])!r}",
+    f"{tokenizer.vocab_size} ids; EOS is {eos!r}",
   )
-  tokens, used = 0, 0
+  mesh, tokens, used = make_mesh(data=1), 0, 0
   for step in range(first):
     examples = data.draw(
       context.dataset, c.batch_examples, seed=c.seed, step=step
     )
-    packed, _, counted = sft.batch(examples, words, **c.rows)
-    tokens += counted
-    used = max(used, int((packed.positions >= 0).any(-1).sum()))
+    pieces = sft.demonstrations(examples, c.template, tokenizer)
+    batch = sft.make_batch(mesh, pieces, **c.rows)
+    tokens += int(batch.num_tokens)
+    rows = np.asarray(batch.packed.positions >= 0).any(axis=-1)
+    used = max(used, int(rows.sum()))
   read = c.num_steps * c.batch_examples
   yield Line(
     OK,

@@ -1,11 +1,11 @@
-"""The command line of every tool: flags, help, errors of one line, exit codes.
+"""The command line of all tools: flags, help, error messages, exit codes.
 
-A tool is two functions of a module: `define_flags()`, and `main()`, which
-reads `absl.flags.FLAGS` and returns the exit code, None for 0. Arguments that
-are not flags are for `main(arguments)`.
+A tool is a module with two functions: `define_flags()`, and `main()`, which
+reads `absl.flags.FLAGS` and returns the exit code; None means 0. A tool that
+takes positional arguments defines `main(arguments)` instead.
 
-Exit codes: 2 for wrong input, in one line; 1 for an unforeseen error, in one
-line, and with its stack trace if `--debug` is given; 130 for Ctrl-C.
+Errors are one line; --debug adds the stack trace. Exit codes: 2 for wrong
+input, 1 for an unexpected error, 130 for Ctrl-C.
 """
 
 import difflib
@@ -29,10 +29,10 @@ def run(
   """Runs a tool on `sys.argv[1:]` and exits with its code.
 
   Args:
-    command: how a user starts it, such as "r1jax plan".
-    main: the tool; see above.
-    define_flags: defines its flags.
-    text: what `--help` prints before the flags.
+    command: what a user types to start it, such as "r1jax plan".
+    main: the main function of the tool.
+    define_flags: defines the flags of the tool.
+    text: printed by `--help` before the flags.
   """
   try:
     call(command, main, define_flags, text)
@@ -51,28 +51,28 @@ def run(
 def call(
   command: str, main: Callable, define_flags: Callable[[], None], text: str
 ) -> None:
-  """As `run`, but that errors are raised."""
+  """Runs a tool like `run`, but raises its errors."""
   define_flags()
   if set(HELP) & set(sys.argv[1:]):
     print(inspect.cleandoc(text), "", *describe_flags(define_flags), sep="\n")
     sys.exit(0)
   flags.DEFINE_bool("debug", False, "Show stack traces and library logs.")
   arguments = parse([command, *sys.argv[1:]])
-  takes = inspect.signature(main).parameters
-  if arguments and not takes:
+  takes_arguments = inspect.signature(main).parameters
+  if arguments and not takes_arguments:
     raise ValueError(f"unknown argument {arguments[0]!r}; flags start with --")
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO if flags.FLAGS.debug else logging.ERROR)
-  sys.exit(main(arguments) if takes else main())
+  sys.exit(main(arguments) if takes_arguments else main())
 
 
 def is_debugging() -> bool:
-  """Whether `--debug` was given, even if the flags could not be parsed."""
+  """Whether `--debug` is set, even if the flags could not be parsed."""
   return bool({"--debug", "-debug", "--debug=true"} & set(sys.argv))
 
 
 def describe_flags(define_flags: Callable[[], None]) -> Iterator[str]:
-  """Lines on the flags that a tool has defined, and on `--debug`."""
+  """Lines that describe the flags of a tool, and `--debug`."""
   known = flags.FLAGS.flags_by_module_dict()
   yield "Flags:"
   for module in (define_flags.__module__, __name__):
@@ -84,7 +84,7 @@ def describe_flags(define_flags: Callable[[], None]) -> Iterator[str]:
 
 
 def define_config_flags() -> None:
-  """Defines `--config`, its `--config.key=value`, and `--sweep`."""
+  """Defines `--config` with its `--config.key=value`, and `--sweep`."""
   config_flags.DEFINE_config_file(
     "config", help_string="A file of experiments/, or FILE:VARIANT."
   )
@@ -94,10 +94,13 @@ def define_config_flags() -> None:
 
 
 def config() -> ml_collections.ConfigDict:
-  """The config of `--config`: the file, then `--sweep`, then `--config.key`."""
+  """The config of `--config`, overridden by `--sweep`, then by `--config.key`.
+
+  Raises ValueError without `--config`, or if `--sweep` is out of range.
+  """
   flag = flags.FLAGS["config"]
   if flag.value is None:
-    raise ValueError("no --config; name a file of experiments/")
+    raise ValueError("--config is not set; set it to a file of experiments/")
   index = flags.FLAGS.sweep
   if index is not None:
     path = config_flags.get_config_filename(flag)
@@ -112,10 +115,10 @@ def config() -> ml_collections.ConfigDict:
 
 
 def parse(argv: list[str]) -> list[str]:
-  """Parses the flags of `argv`; returns the arguments that are none.
+  """Parses the flags of `argv`; returns the positional arguments.
 
-  Raises ValueError for a flag or a config key that does not exist, with the
-  nearest one that does.
+  Raises ValueError for an unknown flag or config key, with the closest one that
+  exists.
   """
   path, keys = None, []
   for argument, following in zip(argv[1:], [*argv[2:], ""]):

@@ -1,14 +1,13 @@
-"""A model from one form to another: a run's checkpoint, or another dtype.
+"""Export the model of a run, or convert a model to another dtype.
 
     r1jax convert --source=WORKDIR --target=DIRECTORY
-    r1jax convert --source=DIRECTORY --target=OTHER \
-      --dtype=bfloat16
+    r1jax convert --source=DIRECTORY --target=OTHER --dtype=bfloat16
 
-A source is the workdir of a run, whose newest checkpoint is taken, or a
-directory in Hugging Face layout, float8 too. What is written is in that layout,
-with the source's tokenizer, and loads in r1jax, transformers and servers. Of a
-directory only one file's tensors are in memory at a time; of a run all
-parameters are.
+The source is the workdir of a run, of which the newest checkpoint is read, or a
+directory in Hugging Face layout, including float8. The target gets Hugging Face
+layout and the tokenizer of the source; r1jax, transformers and inference
+servers can load it. When the source is a directory, the tensors of only one
+file are in memory at a time; when it is a run, all parameters are.
 """
 
 import pathlib
@@ -28,16 +27,16 @@ from r1jax.runtime import checkpoint
 from r1jax.runtime.console import Console
 from r1jax.types import Params
 
-# Where the checkpoint of a loop holds the parameters.
+# The dotted name of the parameters in the checkpoints of each loop.
 PARAMS = {"grpo": "train.params", "sft": "params"}
 
 
 class Source(NamedTuple):
-  """A model that was found."""
+  """A model to convert."""
 
   config: ModelConfig
-  params: Params  # Or what reads them.
-  tokenizer: pathlib.Path | None  # Its directory.
+  params: Params  # Arrays, or lazy arrays that are read on use.
+  tokenizer: pathlib.Path | None  # The directory of the tokenizer.
   provenance: Mapping[str, Any] | None
 
 
@@ -49,11 +48,11 @@ def find(path: pathlib.Path, *, dtype: str | None, mtp: bool) -> Source:
   settings = configs.read_json(hf.directory(path) / "config.json")
   if "architectures" in settings:
     return in_directory(path, settings, dtype=dtype, mtp=mtp)
-  if (path / checkpoint.FOLDER).is_dir() and "loop" in settings:
+  if "loop" in settings and checkpoint.latest_step(path) is not None:
     return in_workdir(path, settings, mtp=mtp)
   raise ValueError(
-    f"{path} is neither the workdir of a run that saved a checkpoint nor a "
-    "model's directory: it has no config.json with a loop or architectures"
+    f"{path} is neither the workdir of a run with a checkpoint nor the "
+    "directory of a model: it has no config.json with 'loop' or 'architectures'"
   )
 
 
@@ -64,9 +63,11 @@ def in_directory(
   dtype: str | None,
   mtp: bool,
 ) -> Source:
-  """A model in Hugging Face layout; in the dtype it says it has."""
-  said = settings.get("dtype") or settings.get("torch_dtype") or "float32"
-  config, arrays = hf.open_model(path, dtype=dtype or said, mtp=mtp)
+  """The model in a directory of Hugging Face layout."""
+  dtype_in_config = (
+    settings.get("dtype") or settings.get("torch_dtype") or "float32"
+  )
+  config, arrays = hf.open_model(path, dtype=dtype or dtype_in_config, mtp=mtp)
   provenance = configs.read_json(path / "provenance.json")
   digests = [key for key in provenance if key.endswith(" sha256")]
   for key in digests:
@@ -77,11 +78,11 @@ def in_directory(
 def in_workdir(
   path: pathlib.Path, run: Mapping[str, Any], *, mtp: bool
 ) -> Source:
-  """The newest checkpoint of a run."""
+  """The model in the newest checkpoint of a run."""
   if run["loop"] not in PARAMS:
     raise ValueError(
-      f"{path} is a run of {run['loop']!r}; only {', '.join(PARAMS)} train a "
-      "model of language"
+      f"{path} is a run of {run['loop']!r}; only runs of {', '.join(PARAMS)} "
+      "can be converted"
     )
   step = checkpoint.latest_step(path)
   params = checkpoint.load_params(path, PARAMS[run["loop"]])
@@ -89,8 +90,9 @@ def in_workdir(
   if not mtp:
     config = replace(config, mtp_depth=0)
     params.pop("mtp", None)
-  own = path / "tokenizer"
-  tokenizer = own if own.is_dir() else run.get("tokenizer", {}).get("path")
+  tokenizer = run.get("tokenizer", {}).get("path")
+  if (path / "tokenizer").is_dir():
+    tokenizer = path / "tokenizer"
   return Source(
     config,
     params,
@@ -100,7 +102,7 @@ def in_workdir(
 
 
 def architecture(section: Mapping[str, Any]) -> ModelConfig:
-  """What kind of model the section `model` of a run's config names."""
+  """The model config that the section `model` of a run's config describes."""
   if "path" in section:
     return hf.open_model(section["path"])[0]
   if "preset_name" in section:
@@ -109,11 +111,11 @@ def architecture(section: Mapping[str, Any]) -> ModelConfig:
 
 
 def main() -> None:
-  """Converts, and says what it did."""
+  """Converts the model, and prints what was read and written."""
   options = flags.FLAGS
   for name in ("source", "target"):
     if not options[name].value:
-      raise ValueError(f"--{name} is not set; give a directory")
+      raise ValueError(f"--{name} is not set; set it to a directory")
   began, target = time.monotonic(), pathlib.Path(options.target)
   path = pathlib.Path(options.source)
   source = find(path, dtype=options.dtype, mtp=options.mtp)
@@ -156,19 +158,20 @@ def main() -> None:
 def define_flags() -> None:
   """Defines the flags that `main` reads."""
   flags.DEFINE_string(
-    "source", None, "A run's workdir, or a model's directory."
+    "source", None, "The workdir of a run, or the directory of a model."
   )
-  flags.DEFINE_string("target", None, "Directory to write to; is made.")
+  flags.DEFINE_string("target", None, "The directory to create and write to.")
   flags.DEFINE_enum(
     "dtype",
     None,
     ["float32", "bfloat16", "float16"],
-    "Of the weights; by default that of the source, and bfloat16 of float8.",
+    "Dtype of the weights; by default that of the source, or bfloat16 if that "
+    "is float8.",
   )
-  flags.DEFINE_bool("mtp", True, "Keep the layers that predict further tokens.")
+  flags.DEFINE_bool("mtp", True, "Whether to keep the MTP blocks.")
   flags.DEFINE_string(
     "tokenizer", None, "Directory of a tokenizer; by default the source's."
   )
   flags.DEFINE_float(
-    "shard_gigabytes", 5.0, "The most that one file holds.", lower_bound=0.0
+    "shard_gigabytes", 5.0, "The maximum size of a file.", lower_bound=0.0
   )

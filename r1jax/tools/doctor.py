@@ -1,12 +1,12 @@
-"""A pre-flight check: what a config would do, and what is wrong with it.
+"""Check a config before it runs.
 
     r1jax doctor --config=experiments/demo.py
 
-Takes the flags of `r1jax train`, without --workdir. Every finding is one line,
-which begins with "ok", "note" or "WRONG"; lines that begin with nothing only
-tell. For GRPO one round is trained, by the loop itself and at learning rate 0,
-and thrown away. The exit code is 0 if nothing is wrong, 1 if something is, 2 if
-there is no config to look at.
+It takes --config and its overrides like `r1jax train`. Every finding is one
+line that begins with "ok", "note" or "WRONG"; other lines are information. For
+GRPO, the loop runs one round at learning rate 0 in a temporary workdir. The
+exit code is 0 if nothing is wrong, 1 if something is, and 2 if the config
+cannot be loaded.
 """
 
 import time
@@ -29,7 +29,7 @@ CHECKS: dict[str, dict[str, Callable[[Context], Iterator[Line]]]] = {
     "answers": checks.answers,
     "memory": checks.resources,
     "round": checks.one_round,
-    "plain": checks.untemplated,
+    "plain": checks.without_template,
   },
   "sft": {"documents": checks.documents, "memory": checks.resources},
 }
@@ -38,24 +38,26 @@ CHECKS: dict[str, dict[str, Callable[[Context], Iterator[Line]]]] = {
 def examine(
   config: ConfigDict, *, debug: bool = False
 ) -> Iterator[tuple[str, Line]]:
-  """The lines of every check, after its name; an error is a line too.
+  """The findings of all checks, each after the name of its check.
 
-  A config that does not fit its loop is examined no further.
+  An exception in a check becomes a finding. If the config does not fit its
+  loop, no further checks run.
   """
-  context, said = Context(config), set()
+  context, errors = Context(config), set()
   table = CHECKS.get(config.get("loop"), {})
   for name, check in ({"config": checks.resolved} | table).items():
     try:
       for line in check(context):
         yield name, line
-    except Exception as error:  # Whatever it is, the run would end with it.
+    except Exception as error:  # The run would fail with the same error.
       if debug:
         traceback.print_exc()
       expected = isinstance(error, ValueError | OSError)
       kind = "" if expected else f"{type(error).__name__}: "
       text = kind + configs.one_line(error)
-      yield name, Line(NOTE, "see above") if text in said else Line(WRONG, text)
-      said.add(text)
+      is_known = text in errors
+      yield name, Line(NOTE, "see above") if is_known else Line(WRONG, text)
+      errors.add(text)
       if check is checks.resolved:
         return
 
@@ -66,7 +68,7 @@ def define_flags() -> None:
 
 
 def main() -> int:
-  """Prints what `examine` finds; the exit code."""
+  """Prints the findings; returns the exit code."""
   settings = command_line.config()
   process.start(settings.cpu_devices)
   began, wrong = time.monotonic(), 0

@@ -1,4 +1,4 @@
-"""How much memory a run takes, roughly, and how much there is."""
+"""A rough estimate of the memory of a run, and the available memory."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from r1jax.rollouts import prompts
 
 
 def count(tree) -> int:
-  """Numbers in a tree of `models.weights`."""
+  """The number of elements in a tree of `models.weights`."""
   leaves = jax.tree.leaves(tree)
   return sum(math.prod(leaf.shape) for leaf in leaves)
 
@@ -22,14 +22,14 @@ def count(tree) -> int:
 def estimate(
   config: ml_collections.ConfigDict, model: ModelConfig
 ) -> dict[str, int]:
-  """Bytes of all that is large, by name, in float32 and on one device.
+  """Bytes of everything large in a run, by name, in float32 on one device.
 
-  Activations are those of one microbatch, kept for its gradient.
+  Activations are those that one microbatch stores for its gradient.
   """
   tree, c = weights(model), config
   frozen = c.optimizer.get("frozen", ())
   params = count(tree)
-  moving = params - sum(count(tree.get(name, {})) for name in frozen)
+  trained = params - sum(count(tree.get(name, {})) for name in frozen)
   tokens = c.rows.microbatch_rows * c.rows.width
   by_token = 12 * model.width
   by_token += model.attention.num_heads * min(c.rows.width, ops.attention.NAIVE)
@@ -40,8 +40,8 @@ def estimate(
   by_token += 4 * max(model.dense_width, routed)
   numbers = {
     "parameters": params,
-    "moments": 2 * moving,
-    "gradients": 2 * params,  # A microbatch's, and their sum.
+    "moments": 2 * trained,
+    "gradients": 2 * params,  # Those of one microbatch, and their sum.
     "activations": tokens * model.num_layers * by_token,
     "logits": 3 * min(tokens * model.vocab_size, ops.logprobs.LOGITS),
   }
@@ -52,8 +52,8 @@ def estimate(
     )
     cached = copies * window + slots * c.sampling.max_tokens
     cached += 2 * prompts.PREFILL * window
-    refers = c.loss.kl_coefficient or c.kl_reward.coefficient
-    numbers["reference"] = params if refers else 0
+    use_reference = c.loss.kl_coefficient or c.kl_reward.coefficient
+    numbers["reference"] = params if use_reference else 0
     numbers["caches"] = cached * model.num_layers * model.cache_size
     sampled = 4 * slots * model.vocab_size
     numbers["logits"] = max(numbers["logits"], sampled)
@@ -61,7 +61,7 @@ def estimate(
 
 
 def limit() -> int:
-  """Bytes: the device's own, or what this process may have of the host's."""
+  """The bytes available: of the device, or of the host to this process."""
   stats = jax.devices()[0].memory_stats() or {}
   if "bytes_limit" in stats:
     return stats["bytes_limit"]

@@ -1,1 +1,1 @@
-"""The loops, one page each: `train(config, workdir)`."""
+"""Training loops: modules with a function `train(config, workdir)`."""

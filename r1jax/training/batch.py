@@ -1,4 +1,4 @@
-"""From a graded rollout to the batches of its updates, in packed layout."""
+"""Batches of GRPO updates, in packed layout, from a graded rollout."""
 
 import functools
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from r1jax.parallel import sharding
 from r1jax.rollouts import replay
 from r1jax.types import FINISH_LENGTH, Batch, Packed, Rollout
 
-AXES = ("rows", None, "tokens")  # Of a batch's arrays [B, M, T].
+BATCH_AXES = ("rows", None, "tokens")  # Logical axes of arrays [B, M, T].
 
 
 def trained_completions(
   rollout: Rollout, rewards: Float[np.ndarray, "P G"], *, mask_truncated: bool
 ) -> Bool[np.ndarray, "P G"]:
-  """The completions that are learned from.
+  """A mask of the completions to train on.
 
-  Completions without a reward are not, nor, with `mask_truncated`, those cut at
-  the token limit.
+  It excludes completions without a reward (NaN) and, with `mask_truncated`,
+  those that were cut at the token limit.
   """
   trained = np.isfinite(rewards)
   if mask_truncated:
@@ -32,23 +32,23 @@ def trained_completions(
   return trained
 
 
-def teaching_groups(
+def groups_with_signal(
   advantages: Float[np.ndarray, "P G"], trained: Bool[np.ndarray, "P G"]
 ) -> Bool[np.ndarray, "P"]:
-  """The groups with a completion that moves the policy."""
+  """A mask of the groups with a trained completion of nonzero advantage."""
   return np.any(trained & (advantages != 0), axis=1)
 
 
 def deal_prompts(
-  count: int, teaches: Bool[np.ndarray, "P"], *, seed: int, round: int
+  count: int, has_signal: Bool[np.ndarray, "P"], *, seed: int, round: int
 ) -> list[Int[np.ndarray, "p"]]:
-  """`count` random, disjoint, equal sets of the round's prompts.
+  """A random partition of the round's prompts into `count` equal sets.
 
-  Groups stay whole. Groups that teach are dealt evenly: the sets differ by one
-  at most. The result depends on `teaches` and (seed, round) alone.
+  Groups stay whole. The numbers of groups with signal differ by at most one
+  between sets. The result depends on `has_signal` and (seed, round) alone.
   """
-  order = np.random.default_rng((seed, round)).permutation(len(teaches))
-  order = order[np.argsort(~teaches[order], kind="stable")]
+  order = np.random.default_rng((seed, round)).permutation(len(has_signal))
+  order = order[np.argsort(~has_signal[order], kind="stable")]
   return [order[i::count] for i in range(count)]
 
 
@@ -60,13 +60,13 @@ def pack_prompts(
   max_rows: int,
   microbatch_rows: int,
 ) -> tuple[Packed, int]:
-  """The completions of some prompts as microbatches, and how many.
+  """The completions of some prompts as microbatches, and the count of those.
 
   Args:
     rollout: the whole round.
-    prompts: rows of the rollout's prompts.
-    width: slots of a row.
-    max_rows: rows of a batch; unused ones are not computed.
+    prompts: indices of prompts in the rollout.
+    width: slots (tokens) of a row.
+    max_rows: rows of a batch; microbatches of unused rows are not computed.
     microbatch_rows: rows that go through the model at once.
 
   Raises ValueError if the completions need more than `max_rows` rows.
@@ -78,22 +78,22 @@ def pack_prompts(
 def make_batch(
   rollout: Rollout, packed: Packed, count: int, mesh: Mesh
 ) -> Batch:
-  """A batch on the devices, ready to be scored.
+  """A batch on the devices, ready for scoring.
 
-  Its weights are 1 at every token that the policy chose; `add_advantages` makes
-  the weights of the loss.
+  Its weights are 1 at every token that the policy sampled; `add_advantages`
+  replaces them by the weights of the loss.
 
   Args:
     rollout: the whole round, on the host.
-    packed: [B, M, T], from `pack_prompts`, as is `count`.
-    count: microbatches that hold anything.
-    mesh: splits the rows.
+    packed: [B, M, T], from `pack_prompts`.
+    count: number of microbatches that hold tokens, from `pack_prompts`.
+    mesh: over which the rows are split.
   """
   completions = np.maximum(packed.origin, 0) // rollout.completions.shape[-1]
   experts = None
   if rollout.experts is not None:
     experts = replay.lay_out(rollout, packed)
-  packed, completions, weights, logprobs, experts = sharding.assemble(
+  packed, completions, weights, logprobs, experts = sharding.rows_to_device(
     mesh,
     (
       packed,
@@ -117,22 +117,22 @@ def make_batch(
 def per_slot(
   values: Shaped[np.ndarray, "P G Tc"], packed: Packed
 ) -> Float[np.ndarray, "B M T"]:
-  """The value of each slot's target [B, M, T]; 0 for slots without one."""
+  """The value of the target of each slot; 0 for slots without a target."""
   values = np.asarray(values, np.float32).reshape(-1)
   return np.where(packed.origin >= 0, values[packed.origin], np.float32(0))
 
 
 def microbatches(packed: Packed, rows: int) -> tuple[Packed, int]:
-  """Rows [M * rows, T] as [rows, M, T], and how many of the M hold anything."""
+  """Rows [M * rows, T] as [rows, M, T], and the number of used microbatches."""
   width = packed.tokens.shape[1]
   used = (packed.positions >= 0).any(axis=1).reshape(-1, rows).any(axis=1)
   count = int(used.nonzero()[0].max(initial=-1)) + 1
-  split = lambda x: np.swapaxes(x.reshape(-1, rows, width), 0, 1)
-  return jax.tree.map(split, packed), count
+  reshape = lambda x: np.swapaxes(x.reshape(-1, rows, width), 0, 1)
+  return jax.tree.map(reshape, packed), count
 
 
 def microbatch(batch: Batch, i: int | Int[Array, ""]) -> Batch:
-  """Microbatch `i` of a batch: its arrays are [B, T]."""
+  """Microbatch `i` of a batch, with arrays [B, T]."""
   return jax.tree.map(
     lambda x: jnp.take(x, i, axis=1) if jnp.ndim(x) > 1 else x, batch
   )
@@ -145,20 +145,20 @@ def add_advantages(
   weights: Float[Array, "N"],
   num_targets: Int[Array, ""] | int,
 ) -> Batch:
-  """The batch with an advantage and a weight at every target.
+  """The batch with the advantage and the loss weight of every target.
 
   Args:
     batch: from `make_batch`.
-    advantages: of the round's completions, N = P * G.
-    weights: of each token of a completion, for this update; 0 for completions
-      that are not in it.
-    num_targets: tokens with a weight, in the whole update.
+    advantages: of the N = P * G completions of the round.
+    weights: of each token of a completion in the loss; 0 for completions that
+      are not part of this update.
+    num_targets: number of tokens with a weight in the whole update.
   """
 
   def at_targets(values):
     values = values[batch.completions].astype(jnp.float32)
     values = jnp.where(batch.weights > 0, values, 0.0)
-    return sharding.constrain(values, *AXES)
+    return sharding.shard_constraint(values, *BATCH_AXES)
 
   return batch.replace(
     advantages=at_targets(advantages),
@@ -171,11 +171,12 @@ def add_advantages(
   jax.jit, static_argnames=("num_completions", "name", "coefficient")
 )
 def completion_kl(
-  batch: Batch, *, num_completions: int, name: str, coefficient: float
+  batch: Batch, num_completions: int, *, name: str, coefficient: float
 ) -> Float[Array, "N"]:
-  """What each of N completions pays for its distance from the reference.
+  """The KL penalty of each of N completions against the reference policy.
 
-  0 for completions that are not in the batch; see `losses.kl.kl_penalties`.
+  It is 0 for completions that are not in the batch. See
+  `losses.kl.kl_penalties`.
   """
   penalties = kl_penalties(
     batch.old_logprobs,
@@ -186,4 +187,4 @@ def completion_kl(
     name=name,
     coefficient=coefficient,
   )
-  return sharding.constrain(penalties, None)
+  return sharding.shard_constraint(penalties, None)

@@ -1,4 +1,4 @@
-"""Measuring a policy: k completions of every problem, and their worth."""
+"""Evaluation of a policy: k completions of every problem, graded."""
 
 import collections
 import math
@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from r1jax import data, rewards
-from r1jax.data import worked
-from r1jax.data.templates import encode_prompts
+from r1jax.data import chat, worked
 from r1jax.rewards import accuracy
 from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import Engine
@@ -19,11 +18,11 @@ from r1jax.runtime import checkpoint, distributed, interrupt
 from r1jax.training import inspection
 from r1jax.types import Completion, Example, Params, Rollout, Tokenizer
 
-MIN_STYLE_SHARE = 0.05  # Of the samples, for a style to be rated.
+MIN_STYLE_SHARE = 0.05  # Styles with fewer of the samples are not rated.
 
 
 class Problems(NamedTuple):
-  """A named set of test problems, and how often each is tried."""
+  """A named set of test problems, and the number of samples of each."""
 
   name: str
   examples: Sequence[Example]
@@ -42,23 +41,41 @@ def evaluate(
   accuracy_reward: Any = 1.0,
   progress: Callable[[int, int], None] = lambda done, tokens: None,
 ) -> dict[str, float]:
-  """The numbers of every set, named "eval/<set>/<number>"; see `measure`.
+  """The metrics of every set, named "eval/<set>/<metric>"; see `measure`.
 
-  Samples are drawn from `seed`'s own stream, the same at every evaluation, so
-  that training does not depend on whether one took place. Hosts but the first
-  help, and learn no numbers. `accuracy_reward` is that entry of a config's
-  rewards: programs are run as it says.
+  The random stream depends on `seed` alone, so it is the same at every
+  evaluation, and training does not depend on whether one took place. All hosts
+  must call it; only the first host gets the metrics, others an empty dict.
+
+  Args:
+    engine: samples the completions.
+    params: of the policy, in the layout of training.
+    problems: the sets.
+    tokenizer: of the policy.
+    pool: grades the completions.
+    template: name of the template around each question.
+    seed: of the samples.
+    accuracy_reward: the entry "accuracy" of the config's rewards, which
+      configures graders that run programs.
+    progress: called with the numbers of finished completions and tokens.
   """
   numbers, params = {}, engine.prepare(params)
   for index, (name, examples, samples) in enumerate(problems):
     graders, limit = engine.hosts(len(examples)), engine.max_tokens
     spec = dict(accuracy=accuracy_reward, format=0.0)
     grader = GroupGrader(
-      examples, graders, samples, tokenizer, limit, pool, spec
+      examples,
+      graders,
+      samples,
+      tokenizer,
+      limit,
+      pool,
+      spec,
+      prefill=chat.prefill(template, tokenizer),
     )
     rollout = engine(
       params,
-      encode_prompts(examples, template, tokenizer),
+      chat.encode_prompts(examples, template, tokenizer),
       samples,
       seed=seed,
       round=index,
@@ -69,11 +86,11 @@ def evaluate(
     scores = grader.scores()
     if not distributed.is_first():
       continue
-    _, written = grader.texts(rollout)
+    _, texts = grader.texts(rollout)
     shape = (len(examples), samples)
     measured = measure(
       examples,
-      [written[i : i + samples] for i in range(0, len(written), samples)],
+      [texts[i : i + samples] for i in range(0, len(texts), samples)],
       scores.parts["accuracy"].reshape(shape),
       scores.parts["format"].reshape(shape),
     )
@@ -92,18 +109,21 @@ def evaluation(
   test: Mapping,
   larger: Mapping | None = None,
 ) -> dict[str, list[Problems]]:
-  """The sets of problems to measure on, "whole" and "between".
+  """The sets of test problems, "whole" and "between".
+
+  "whole" is used at the first and the last step, "between" at other steps.
 
   Args:
-    every: steps between two measurements on the smaller sets.
+    every: steps between two evaluations.
     seed: of the samples.
-    problems: of each task, at the start and at the end.
-    samples: of each of those problems.
-    problems_between: of each task, on the way.
-    samples_between: of each of those.
+    problems: number of problems of each task in "whole".
+    samples: number of samples of each problem in "whole".
+    problems_between: number of problems of each task in "between".
+    samples_between: number of samples of each problem in "between".
     test: the dataset section of the test problems.
-    larger: that of larger ones, measured at the start and the end, as often as
-      on the way; their sets have "+1" in their name.
+    larger: the dataset section of problems that are larger than any trained on.
+      They are added to "whole", under names that end in "+1", with
+      `problems_between` problems and `samples_between` samples. None adds none.
   """
   del every, seed
   sets = by_task(data.load(**test), problems)
@@ -112,8 +132,8 @@ def evaluation(
     Problems(n, e[:problems_between], samples_between) for n, e in sets.items()
   ]
   if larger is not None:
-    beside = by_task(data.load(**larger), problems_between)
-    whole += [Problems(n + "+1", e, samples_between) for n, e in beside.items()]
+    sets = by_task(data.load(**larger), problems_between)
+    whole += [Problems(n + "+1", e, samples_between) for n, e in sets.items()]
   return {"whole": whole, "between": between}
 
 
@@ -128,7 +148,7 @@ def by_task(dataset: Sequence[Example], count: int) -> dict[str, list[Example]]:
 
 
 class Evaluator:
-  """Measures the policy of a run every so many steps, once each."""
+  """Evaluates the policy of a run at the planned steps, once each."""
 
   def __init__(self, config, writer, engine, tokenizer, pool):
     self._config, self._writer, self._engine = config, writer, engine
@@ -138,16 +158,19 @@ class Evaluator:
     self._evaluated = {*checkpoint.read_scores(writer.workdir)}
 
   def is_due(self, step: int) -> bool:
-    """Whether to measure the policy of `step`: at the start, at the end, and
-    every `evaluation.every` steps, once each."""
+    """Whether to evaluate at `step` now.
+
+    True at the start, at the end and every `evaluation.every` steps, unless the
+    step has been evaluated already.
+    """
     every = self._config.evaluation.every
     planned = step == self._config.num_steps or step % every == 0
     return planned and step not in self._evaluated
 
   def evaluate(self, step: int, params) -> None:
-    """Measures the policy of `step`, and writes a row and its score.
+    """Evaluates the policy of `step`; writes a row of metrics and a score.
 
-    The score is the mean pass@1 of the tasks.
+    The score is the mean pass@1 over tasks.
     """
     config = self._config
     if self._sets is None:
@@ -205,7 +228,7 @@ def completions(
   tokenizer: Tokenizer,
   max_tokens: int,
 ) -> tuple[list[Example], list[Completion]]:
-  """Every completion as text, group after group, and the example of each."""
+  """The example of each completion, and the completions, in order of groups."""
   members = range(rollout.lengths.shape[1])
   return (
     [example for example in examples for _ in members],
@@ -219,30 +242,31 @@ def completions(
 
 def measure(
   examples: Sequence[Example],
-  written: Sequence[Sequence[Completion]],
+  completions: Sequence[Sequence[Completion]],
   correct: np.ndarray,
   formatted: np.ndarray,
 ) -> dict[str, float]:
-  """What k completions of each of P problems show.
+  """Metrics of k completions of each of P problems.
 
   Args:
-    examples: [P]
-    written: [P][k]
-    correct: [P, k] 1, 0, or NaN where it could not be graded; NaN counts as 0.
-    formatted: [P, k]
+    examples: [P], the problems.
+    completions: [P][k], their completions.
+    correct: [P, k], 1 or 0; NaN where grading failed, which counts as 0.
+    formatted: [P, k], rewards for the format of the template.
 
   Returns:
-    pass@1, the mean over all; its standard error, over problems; pass@k, the
-    share of problems solved at least once; cons@k, the share whose most
-    frequent answer is right; the mean length in tokens; shares truncated,
+    pass@1, the mean over all completions, and its standard error over problems
+    (NaN for one problem); pass@k, the share of problems solved at least once;
+    cons@k, the share of problems whose most frequent answer is correct; the
+    mean length in tokens; the shares of completions that are truncated,
     unparsed and well formatted; the share of bare guesses; and pass@1 of the
-    best style among those with at least 5% of the samples.
+    best style of working among styles with at least 5% of the completions.
   """
   samples = correct.shape[1]
   correct = np.nan_to_num(correct)
   per_problem = correct.mean(axis=1)
-  flat = [c for group in written for c in group]
-  answers = [[accuracy.extract(c) for c in group] for group in written]
+  flat = [c for group in completions for c in group]
+  answers = [[accuracy.extract(c) for c in group] for group in completions]
   styles = np.array([worked.style(thought(c.text)) for c in flat])
   by_style = {
     name: correct.reshape(-1)[styles == name].mean()
@@ -273,30 +297,34 @@ def consensus(
   answers: Sequence[str | None],
   correct: Sequence[float] | np.ndarray,
 ) -> float:
-  """1 if the most frequent answer is right; answers that mean the same count
-  together, none at all do not vote, and of equally frequent ones the first
-  counts."""
+  """1 if the most frequent of the answers is correct, else 0 (cons@k).
+
+  Equivalent answers are counted together, None does not vote, and ties go to
+  the answer that came first.
+  """
   votes = collections.Counter()
-  worth = {}
+  value_of = {}
   for answer, value in zip(answers, correct, strict=True):
     if answer is not None:
       key = accuracy.canonical(example, answer)
       votes[key] += 1
-      worth[key] = max(worth.get(key, 0.0), float(value))
+      value_of[key] = max(value_of.get(key, 0.0), float(value))
   if not votes:
     return 0.0
-  return worth[votes.most_common(1)[0][0]]
+  return value_of[votes.most_common(1)[0][0]]
 
 
 def thought(text: str) -> str:
-  """What stands between the tags of thinking."""
+  """The text between <think> and </think>; "" if there is none."""
   return text.partition("<think>")[2].partition("</think>")[0]
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-  """The chance that k of the samples, drawn without return, hold a right one.
+  """The unbiased estimate of pass@k from n samples of which c are correct.
 
-  1 - C(n - c, k) / C(n, k), unbiased (arXiv:2107.03374, eq. 1).
+      pass@k = 1 - C(n - c, k) / C(n, k)      (arXiv:2107.03374, eq. 1)
+
+  Raises ValueError unless 1 <= k <= n.
   """
   if not 1 <= k <= samples:
     raise ValueError(f"pass@{k} needs 1 <= k <= {samples} samples")
@@ -304,13 +332,13 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def summarise(rows: Sequence[dict], **totals) -> dict:
-  """The demo's summary.json from the rows of metrics.jsonl.
+  """The content of summary.json, from the rows of metrics.jsonl.
 
-  The evaluation of step 0 is the base's, that of the last step R1-Zero's,
-  whenever they took place. Sets whose name ends in "+1" are larger problems
-  than any trained on, and stand apart.
+  It compares the evaluation at step 0 (the base model) with that at the last
+  evaluated step (R1-Zero). Sets whose name ends in "+1" hold problems that are
+  larger than any trained on, and are listed separately, under "larger".
 
-  Raises ValueError if the base was not evaluated.
+  Raises ValueError if step 0 was not evaluated.
   """
   evaluations = {
     row["step"]: row
@@ -319,15 +347,15 @@ def summarise(rows: Sequence[dict], **totals) -> dict:
   }
   if 0 not in evaluations:
     raise ValueError(
-      "metrics.jsonl has no evaluation of step 0, the base's; delete "
-      "checkpoints/scores.json and run again: the base is then evaluated"
+      "metrics.jsonl has no evaluation of step 0, the base model; delete "
+      "checkpoints/scores.json and run again to evaluate it"
     )
   base, zero = evaluations[0], evaluations[max(evaluations)]
   names = [key.split("/")[1] for key in zero if key.endswith("/pass@1")]
   tasks, larger = {}, {}
   for name in names:
     of = lambda row, key, name=name: row.get(f"eval/{name}/{key}")
-    many = lambda row, kind, name=name: next(
+    of_k = lambda row, kind, name=name: next(
       value
       for key, value in row.items()
       if key.startswith(f"eval/{name}/{kind}@")
@@ -339,9 +367,9 @@ def summarise(rows: Sequence[dict], **totals) -> dict:
       "zero_pass_at_1": of(zero, "pass@1"),
       "base_pass_at_1_stderr": of(base, "pass@1_stderr"),
       "zero_pass_at_1_stderr": of(zero, "pass@1_stderr"),
-      "base_cons_at_16": many(base, "cons"),
-      "zero_cons_at_16": many(zero, "cons"),
-      "base_pass_at_16": many(base, "pass"),
+      "base_cons_at_16": of_k(base, "cons"),
+      "zero_cons_at_16": of_k(zero, "cons"),
+      "base_pass_at_16": of_k(base, "pass"),
       "base_guess_share": of(base, "guess_share"),
       "base_best_style_pass_at_1": of(base, "best_style_pass@1"),
       "base_mean_length": of(base, "mean_length"),

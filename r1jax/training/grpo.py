@@ -1,8 +1,8 @@
-"""GRPO on verifiable rewards: the loop that turns a base model into R1-Zero.
+"""The GRPO loop (arXiv:2402.03300), which trains R1-Zero from a base model.
 
-Each round samples a group of completions for every prompt, grades them in other
-processes, compares each completion with its group, and takes one clipped step
-per minibatch. The equations are in `r1jax.losses.grpo`.
+Each round samples a group of completions for every prompt, grades them in
+worker processes, computes the advantage of each completion within its group,
+and takes one clipped step per minibatch. `r1jax.losses.grpo` has the equations.
 """
 
 import functools
@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 
 from r1jax import data, rewards
+from r1jax.config import bind
 from r1jax.data import templates, tokenizer
 from r1jax.losses import grpo as losses
 from r1jax.losses.advantages import advantages as make_advantages
@@ -20,6 +21,7 @@ from r1jax.losses.aggregation import token_weights
 from r1jax.losses.kl import KLS
 from r1jax.losses.tables import choose
 from r1jax.parallel import offload, sharding
+from r1jax.parallel.mesh import make_mesh, reshape_mesh
 from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts import records
 from r1jax.rollouts.engine import make_engine
@@ -35,9 +37,9 @@ from r1jax.training.batch import (
   add_advantages,
   completion_kl,
   deal_prompts,
+  groups_with_signal,
   make_batch,
   pack_prompts,
-  teaching_groups,
   trained_completions,
 )
 from r1jax.training.log import RunLog
@@ -45,8 +47,8 @@ from r1jax.training.optimizer import make_optimizer
 from r1jax.training.run import Run, restore_or_init, set_up, token_limit
 from r1jax.types import Batch, Params, RLState
 
-MTP = ("frozen", "train", "drop")  # What RL does to the MTP blocks.
-OLD = ("sampler", "trainer")  # Whose log-probabilities the ratio divides by.
+MTP = ("frozen", "train", "drop")  # What RL does with the MTP blocks.
+OLD = ("sampler", "trainer")  # Where the old log-probabilities come from.
 
 
 def train(
@@ -59,16 +61,22 @@ def train(
   update_rows: bool = False,
   sinks: Sequence[str] = ("tensorboard",),
 ) -> RLState:
-  """Runs `config.num_steps` updates, from the newest checkpoint if any.
+  """The final state of a run of `config.num_steps` updates.
+
+  The run resumes from the newest checkpoint in the workdir if there is one.
 
   Args:
     config: of the run; see `SECTIONS` and `FIELDS`.
-    workdir: where all that it writes goes.
-    profile: rounds to trace.
+    workdir: for checkpoints, metrics and all other output.
+    profile: rounds to trace; None traces none.
     dump: writes every round to WORKDIR/rollouts.
-    replay: a workdir whose dumped rounds are learned from; none is sampled.
-    update_rows: writes a row of every update to WORKDIR/updates.jsonl.
-    sinks: where metrics go beside metrics.jsonl; see `metrics.SINKS`.
+    replay: a workdir whose dumped rounds are trained on instead of sampling.
+    update_rows: writes a row for every update to WORKDIR/updates.jsonl.
+    sinks: of metrics, in addition to metrics.jsonl; see `metrics.SINKS`.
+
+  Raises Interrupted after a signal, once a checkpoint is written, and
+  ValueError for an invalid config, a workdir of another run, or a run that
+  cannot learn (see `check_progress`).
   """
   run, base = set_up(config)
   contents = {"dataset": data.content_hash(run.dataset)}
@@ -80,17 +88,17 @@ def train(
     metrics.Writer(
       workdir, step=restored, sinks=sinks, update_rows=update_rows
     ) as writer,
-    profiler.Profiler(workdir, profile, say=writer.console.note) as tracer,
+    profiler.Profiler(workdir, profile, log=writer.console.note) as tracer,
   ):
     log = RunLog(config, writer, run.engine, run.dataset)
     evaluator = evaluate.Evaluator(
       config, writer, run.engine, run.tokenizer, pool
     )
     sample = run.make_sample(pool, log.sampled)
-    barren = 0  # Rounds in a row without a group that teaches.
+    without_signal = 0  # Number of successive rounds without any signal.
     try:
       while True:
-        distributed.stop_if_told()
+        distributed.raise_if_interrupted()
         base = evaluate_and_save(run, workdir, state, base, evaluator, log)
         step = int(state.train.step)
         if step >= config.num_steps:
@@ -126,17 +134,17 @@ def train(
           trained[round.teaching :] = False
         advantages = make_advantages(total, **config.advantage)
 
-        # Deal whole groups to the updates, those that teach evenly.
+        # Deal whole groups to the minibatches, those with signal evenly.
         parts = deal_prompts(
           config.minibatches,
-          teaching_groups(advantages, trained),
+          groups_with_signal(advantages, trained),
           seed=config.seed,
           round=number,
         )
         packed = [pack_prompts(rollout, p, **config.rows) for p in parts]
         batches = [make_batch(rollout, *p, run.mesh) for p in packed]
 
-        # Score the tokens under the policy and under the reference.
+        # Score the tokens under the old policy and the reference policy.
         if config.old == "trainer" or run.use_reference:
           with log.phase("scoring"):
             batches = [run.score_batch(batch, state) for batch in batches]
@@ -150,15 +158,15 @@ def train(
             new, measured = state.train, []
             tokens = rollout.sampled_mask.sum(-1)
             for part, batch in zip(parts, batches, strict=True):
-              own = trained & np.isin(np.arange(len(tokens)), part)[:, None]
+              mask = trained & np.isin(np.arange(len(tokens)), part)[:, None]
               batch = add_advantages(
                 batch,
                 advantages.reshape(-1),
-                token_weights(tokens, own, **config.aggregation).reshape(-1),
-                np.int32(tokens[own].sum()),
+                token_weights(tokens, mask, **config.aggregation).reshape(-1),
+                np.int32(tokens[mask].sum()),
               )
               new, metrics_of_update = run.update(new, batch)
-              measured.append(sharding.local(metrics_of_update))
+              measured.append(sharding.to_host(metrics_of_update))
           state = state.replace(train=new)
           step = int(new.step)
           if run.use_reference and step % config.reference_every == 0:
@@ -178,8 +186,8 @@ def train(
               advantages=advantages,
               facts=round.facts,
             )
-        barren = barren + 1 if round.teaching == 0 else 0
-        check_progress(config, workdir, state, barren, scores)
+        without_signal = without_signal + 1 if round.teaching == 0 else 0
+        check_progress(config, workdir, state, without_signal, scores)
     except interrupt.Interrupted:
       save(workdir, state, wait=True)
       raise
@@ -196,18 +204,20 @@ def evaluate_and_save(
   evaluator: evaluate.Evaluator,
   log: RunLog,
 ) -> Params | None:
-  """Between two rounds: saves, and evaluates, what is due at this step.
+  """Saves and evaluates, between two rounds, if that is due at this step.
 
-  Returns the weights of the base model while they are still needed.
+  Returns the parameters of the base model as long as they are needed: `base`
+  before the first round, None afterwards.
   """
   step = int(state.train.step)
   if not step:
     return base
   with log.outside_rounds():
-    # The base is measured once a first round has shown that all is well.
+    # The base model is evaluated after the first round, so that problems in a
+    # round show before a long evaluation.
     if base is not None and evaluator.is_due(0):
       evaluator.evaluate(0, run.to_device(base))
-    # A checkpoint comes first: whatever ends an evaluation, it is there.
+    # The checkpoint is saved first, in case the evaluation is interrupted.
     due = evaluator.is_due(step)
     if due or step % run.config.checkpoint_every == 0:
       save(workdir, state)
@@ -217,7 +227,7 @@ def evaluate_and_save(
 
 
 def save(workdir: str, state: RLState, *, wait: bool = False) -> None:
-  """Writes a checkpoint, which no signal cuts short."""
+  """Saves a checkpoint; signals are deferred meanwhile."""
   with interrupt.deferred():
     checkpoint.save(workdir, int(state.train.step), state, wait=wait)
 
@@ -225,7 +235,7 @@ def save(workdir: str, state: RLState, *, wait: bool = False) -> None:
 def replayed(
   config: ml_collections.ConfigDict, workdir: str, number: int
 ) -> Round:
-  """A round that another run dumped, as if it were sampled now."""
+  """The round `number` that another run dumped to its workdir."""
   size = config.prompts_per_round, config.group_size
   record = records.load(workdir, number, size=size)
   return Round(
@@ -242,27 +252,27 @@ def kl_penalties(
   batches: Sequence[Batch],
   shape: tuple[int, int],
 ) -> np.ndarray:
-  """What completions [P, G] pay for their distance from the reference."""
-  found = [
-    completion_kl(
-      batch, num_completions=shape[0] * shape[1], **config.kl_reward
-    )
+  """The KL penalties of completions [P, G] against the reference policy."""
+  penalties = [
+    completion_kl(batch, shape[0] * shape[1], **config.kl_reward)
     for batch in batches
   ]
-  return sum(sharding.local(penalties) for penalties in found).reshape(shape)
+  return sum(map(sharding.to_host, penalties)).reshape(shape)
 
 
 def check_progress(
   config: ml_collections.ConfigDict,
   workdir: str,
   state: RLState,
-  barren: int,
+  without_signal: int,
   scores: rewards.Scores,
 ) -> None:
-  """Ends a run that cannot learn; what it has reached is saved.
+  """Raises ValueError if the run cannot learn.
 
-  Raises ValueError after too many updates in a row whose gradient was not
-  finite, and after `inspection.BARREN` rounds in a row that taught nothing.
+  It raises after `config.max_skipped` successive updates whose gradient is not
+  finite, and, after saving a checkpoint, after
+  `inspection.MAX_NO_SIGNAL` successive rounds in which no group has
+  signal.
   """
   step, skipped = int(state.train.step), int(state.train.skipped)
   if skipped >= config.max_skipped:
@@ -270,28 +280,28 @@ def check_progress(
       f"{config.max_skipped} updates in a row had a gradient that is not "
       f"finite, the last at step {step}; lower the learning rate"
     )
-  if barren >= inspection.BARREN:
+  if without_signal >= inspection.MAX_NO_SIGNAL:
     save(workdir, state, wait=True)
-    raise ValueError(inspection.explain_nothing(scores, config))
+    raise ValueError(inspection.explain_no_signal(scores, config))
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-  """Raises ValueError for settings that cannot go together."""
+  """Raises ValueError for sections that contradict each other."""
   if config.group_size < 2:
     raise ValueError(
-      f"group_size is {config.group_size}: an advantage is measured against "
-      "the rest of the group, so it must be at least 2"
+      f"group_size is {config.group_size}; it must be at least 2, because an "
+      "advantage is relative to the rest of the group"
     )
   if config.prompts_per_round % config.minibatches:
     raise ValueError(
       f"minibatches {config.minibatches} does not divide prompts_per_round "
-      f"{config.prompts_per_round}; whole groups go into a minibatch"
+      f"{config.prompts_per_round}; a minibatch holds whole groups"
     )
   inspection.check_rows(config.rows)
   for name, known in (("mtp", MTP), ("old", OLD)):
     if config[name] not in known:
       raise ValueError(f"{name} is {config[name]!r}; there is {known}")
-  inspection.check_packing(config, longest=1)  # Whatever the prompts are.
+  inspection.check_packing(config, longest=1)  # The least that prompts need.
   inspection.check_limits(config.max_tokens, most=config.sampling.max_tokens)
   dynamic_sampling(**config.dynamic_sampling)
   losses.check(**config.loss.to_dict())
@@ -302,23 +312,23 @@ def check(config: ml_collections.ConfigDict) -> None:
   choose("kl", KLS, dict(name=config.kl_reward.name))
   if config.loss.correction is not None and config.old == "sampler":
     raise ValueError(
-      "loss.correction is for old = 'trainer': with 'sampler' there is nothing "
-      "to correct"
+      "loss.correction needs old = 'trainer'; with 'sampler', the ratio "
+      "already uses the log-probabilities of the sampler"
     )
   inspection.check_steps(config)
   inspection.check_sampling(config.sampling)
-  if config.template not in templates.TEMPLATES:
-    raise ValueError(
-      f"unknown template {config.template!r}; there is "
-      f"{', '.join(templates.TEMPLATES)}"
-    )
+  templates.check(config.template)
+  evaluation = config.evaluation.to_dict()
+  for name in ("test", "larger"):
+    if section := evaluation.get(name):
+      bind(f"evaluation.{name}", section, data.DATASETS)
   rewards.check(**config.rewards.to_dict())
   offload.check(config.offload)
 
 
 SECTIONS = {
-  "mesh": sharding.make_mesh,
-  "rollout_mesh": sharding.reshaped,
+  "mesh": make_mesh,
+  "rollout_mesh": reshape_mesh,
   "model": models.MODELS,
   "tokenizer": tokenizer.load,
   "dataset": data.DATASETS,
@@ -334,11 +344,16 @@ SECTIONS = {
   "optimizer": make_optimizer,
   "evaluation": evaluate.evaluation,
 }
-# A resumed run may change the first of them, and its evaluation.
-FREE = ("num_steps", "checkpoint_every", "peak_flops", "cpu_devices")
-CHANGEABLE = (*FREE, "evaluation")
+# A resumed run may change these fields, and its evaluation.
+CHANGEABLE_FIELDS = (
+  "num_steps",
+  "checkpoint_every",
+  "peak_flops",
+  "cpu_devices",
+)
+CHANGEABLE = (*CHANGEABLE_FIELDS, "evaluation")
 FIELDS = (
-  *FREE,
+  *CHANGEABLE_FIELDS,
   "seed",
   "template",
   "prompts_per_round",

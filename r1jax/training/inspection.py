@@ -1,7 +1,8 @@
-"""What is wrong with a run's rows and problems, before its first round.
+"""Checks of a run's config and dataset before its first round.
 
-A dataset that lies in memory, as files do, is read from end to end; of one that
-makes its examples when they are read, a part has to do.
+Datasets in memory, such as those read from files, are checked completely.
+Generated datasets, whose examples are computed on access, are checked by their
+limits only.
 """
 
 from collections.abc import Sequence
@@ -10,63 +11,65 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from r1jax.data import templates
+from r1jax.data import chat, templates
 from r1jax.data.mixture import Mixture
 from r1jax.models.config import ModelConfig
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import row_shards
 from r1jax.rewards import Scores, accuracy
 from r1jax.runtime.console import Console
 from r1jax.types import Example, Tokenizer
 
-BARREN = 3  # Rounds in a row without a group that teaches end a run.
-SHOWN = 10  # Answers that are named one by one.
+MAX_NO_SIGNAL = 3  # A run ends after so many rounds without any signal.
+MAX_SHOWN = 10  # The most answers to list one by one.
 
 
 def in_memory(dataset: Sequence[Example]) -> Sequence[Example]:
-  """The dataset, or nothing of one that makes examples when they are read.
+  """The examples of a dataset that are in memory; none of generated datasets.
 
-  Of a mixture, all of each part that is in memory, whoever takes part.
+  For a mixture, these are all examples of its parts that are in memory, whether
+  the mixture draws them or not.
   """
   if isinstance(dataset, Mixture):
     wholes = (in_memory(part.dataset) for part in dataset.parts.values())
     return [example for whole in wholes for example in whole]
-  return dataset if isinstance(dataset, list) else ()
+  return dataset if isinstance(dataset, list | tuple) else ()
 
 
 def is_in_memory(dataset: Sequence[Example]) -> bool:
-  """Whether `in_memory` gives all examples that the dataset can have."""
+  """Whether all examples of the dataset are in memory."""
   if isinstance(dataset, Mixture):
     return all(is_in_memory(part.dataset) for part in dataset.parts.values())
-  return isinstance(dataset, list)
+  return isinstance(dataset, list | tuple)
 
 
 def check_rows(
   rows: ml_collections.ConfigDict, mesh: Mesh | None = None
 ) -> None:
-  """Raises ValueError for rows that do not divide into microbatches.
+  """Raises ValueError if the rows do not divide into microbatches.
 
-  With a mesh, also for microbatches that do not divide over its devices.
+  With a mesh, it also raises if microbatches do not divide over its devices.
   """
-  at_once = rows.microbatch_rows
-  shards = 1 if mesh is None else sharding.row_shards(mesh)
-  if rows.max_rows % at_once:
+  size = rows.microbatch_rows
+  shards = 1 if mesh is None else row_shards(mesh)
+  if rows.max_rows % size:
     raise ValueError(
-      f"rows.microbatch_rows {at_once} does not divide rows.max_rows "
-      f"{rows.max_rows}"
+      f"rows.microbatch_rows {size} does not divide rows.max_rows "
+      f"{rows.max_rows}; choose a divisor"
     )
-  if at_once % shards:
+  if size % shards:
     raise ValueError(
-      f"rows.microbatch_rows {at_once} do not divide over {shards} devices, "
-      "those of the mesh axes data, fsdp and expert; choose a multiple, or "
-      "another mesh"
+      f"rows.microbatch_rows {size} do not divide over {shards} devices, those "
+      "of the mesh axes data, fsdp and expert; choose a multiple, or another "
+      "mesh"
     )
 
 
 def check_packing(config: ml_collections.ConfigDict, longest: int) -> None:
-  """Raises ValueError if the rows of an update could turn out too few.
+  """Raises ValueError if an update might need more rows than `max_rows`.
 
-  `longest` is the tokens of the longest prompt, its template included. The
-  worst case is that all prompts have it and all completions `max_tokens`.
+  `longest` is the number of tokens of the longest prompt, template included. In
+  the worst case, all prompts have this length, and all completions have
+  `sampling.max_tokens`.
   """
   rows, limit = config.rows, config.sampling.max_tokens
   needed = rows_needed(config, longest)
@@ -89,48 +92,50 @@ def check_packing(config: ml_collections.ConfigDict, longest: int) -> None:
 
 def check_dataset(
   dataset: Sequence[Example],
-  words: Tokenizer,
+  tokenizer: Tokenizer,
   config: ml_collections.ConfigDict,
 ) -> None:
-  """Raises ValueError for prompts that are too long for their window or row,
-  and for rows that the longest of them could turn out too few for.
+  """Raises ValueError if the dataset does not fit the config.
 
-  Prompts that are made when they are read can be as long as their window.
+  Prompts may be too long, or rows too few; see `check_prompts` and
+  `check_packing`. Generated prompts are assumed to be as long as
+  `sampling.prompt_tokens` allows. It also raises if the template ends turns
+  with a token that does not stop the sampler.
   """
+  chat.check_end_of_turn(templates.find(config.template, tokenizer), tokenizer)
   examples = in_memory(dataset)
-  longest = check_prompts(examples, words, config)
+  longest = check_prompts(examples, tokenizer, config)
   if not is_in_memory(dataset):
-    shared = templates.shared_tokens(config.template, words)
+    shared = chat.shared_tokens(config.template, tokenizer)
     longest = max(longest, len(shared) + config.sampling.prompt_tokens)
   check_packing(config, longest)
 
 
-def check_vocabulary(words: Tokenizer, model: ModelConfig) -> None:
-  """Raises ValueError if the tokenizer makes ids that the model lacks."""
-  if max(words.vocab_size - 1, *words.eos_ids) >= model.vocab_size:
+def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:
+  """Raises ValueError if the tokenizer has ids that the model lacks."""
+  if max(tokenizer.vocab_size - 1, *tokenizer.eos_ids) >= model.vocab_size:
     raise ValueError(
-      f"the tokenizer has {words.vocab_size} ids and the model "
-      f"{model.vocab_size}; they do not belong together"
+      f"the tokenizer has {tokenizer.vocab_size} ids, but the model only "
+      f"{model.vocab_size}; use the tokenizer of the model"
     )
 
 
 def check_prompts(
   examples: Sequence[Example],
-  words: Tokenizer,
+  tokenizer: Tokenizer,
   config: ml_collections.ConfigDict,
 ) -> int:
-  """The tokens of the longest prompt, its template included; 0 without any.
+  """The number of tokens of the longest prompt, template included.
 
-  Raises ValueError if a prompt is too long for its window, or for its row: it
-  names the first such example and what all of them need.
+  It is 0 without examples. Raises ValueError if a prompt is longer than
+  `sampling.prompt_tokens` (beyond the template), or if a prompt and its
+  completion do not fit a row. The error names the first such example and the
+  setting that fits all.
   """
   if not examples:
     return 0
-  shared = len(templates.shared_tokens(config.template, words))
-  prompts = (
-    templates.encode(config.template, example.prompt, words)
-    for example in examples
-  )
+  shared = len(chat.shared_tokens(config.template, tokenizer))
+  prompts = chat.encode_prompts(examples, config.template, tokenizer)
   sizes = [len(ids) - shared for ids in prompts]
   window, longest = config.sampling.prompt_tokens, max(sizes)
   if longest > window:
@@ -152,11 +157,11 @@ def check_prompts(
 
 
 def rows_needed(config: ml_collections.ConfigDict, longest: int) -> int:
-  """Rows that are enough for any update; 0 if one completion fits no row.
+  """The number of rows that suffices for any update; 0 if rows are too short.
 
-  With prompts of `longest` tokens a row has room for k completions of
-  `max_tokens`. Whatever their lengths are, `pack_rollout` opens a further row
-  for a group only after k of them.
+  A row holds a prompt of `longest` tokens and k completions of `max_tokens`.
+  For completions of any length, `pack_rollout` starts a new row for a group
+  only after k of them.
   """
   room = config.rows.width - (longest - 1)
   in_row = room // config.sampling.max_tokens
@@ -167,7 +172,7 @@ def rows_needed(config: ml_collections.ConfigDict, longest: int) -> int:
 
 
 def check_steps(config: ml_collections.ConfigDict) -> None:
-  """Raises ValueError for steps at which no round ends."""
+  """Raises ValueError for periods in steps that are not whole rounds."""
   names = ("num_steps", "reference_every", "checkpoint_every")
   steps_of = {name: config[name] for name in names}
   steps_of["evaluation.every"] = config.evaluation.every
@@ -180,22 +185,26 @@ def check_steps(config: ml_collections.ConfigDict) -> None:
 
 
 def check_sampling(sampling: ml_collections.ConfigDict) -> None:
-  """Raises ValueError for a sampler that is not the policy."""
+  """Raises ValueError if sampling would not draw from the policy itself."""
   for name, all_tokens in (("top_p", 1.0), ("top_k", 0)):
     if sampling.get(name, all_tokens) != all_tokens:
       raise ValueError(
-        f"sampling.{name} is {sampling[name]}: what is learned from "
-        "must be sampled from the whole distribution, or the ratios are wrong"
+        f"sampling.{name} is {sampling[name]}; set it to {all_tokens}, because "
+        "training needs samples from the whole distribution: otherwise the "
+        "ratios are wrong"
       )
   if not sampling.temperature > 0:
     raise ValueError(
-      f"sampling.temperature is {sampling.temperature}: a policy that "
-      "does not vary cannot be compared with itself"
+      f"sampling.temperature is {sampling.temperature}; it must be above 0, "
+      "because a group of equal completions has no advantages"
     )
 
 
 def check_limits(max_tokens: Sequence, *, most: int) -> None:
-  """Raises ValueError for a schedule of lengths that is none."""
+  """Raises ValueError for an invalid schedule of token limits.
+
+  `max_tokens` is [(first step, tokens), ...]; no limit may exceed `most`.
+  """
   before = -1
   for entry in max_tokens:
     if len(entry) != 2 or not 0 < entry[1] <= most:
@@ -205,42 +214,45 @@ def check_limits(max_tokens: Sequence, *, most: int) -> None:
       )
     if not before < entry[0]:
       raise ValueError(
-        f"max_tokens has {entry} after step {before}: first steps begin at 0 "
-        "or later, and each is above the one before it"
+        f"max_tokens has {entry} after step {before}: first steps must be at "
+        "least 0 and increase"
       )
     before = entry[0]
 
 
-def explain_nothing(scores: Scores, config: ml_collections.ConfigDict) -> str:
-  """What to do when `BARREN` rounds had no group that teaches; the last one's
-  scores tell whether its problems were too hard or too easy."""
+def explain_no_signal(scores: Scores, config: ml_collections.ConfigDict) -> str:
+  """The error text, with advice, after `MAX_NO_SIGNAL` rounds without signal.
+
+  `scores` are those of the last round; they show whether its problems were too
+  hard or too easy.
+  """
   rounds = config.dynamic_sampling.rounds
   task = scores.parts.get("accuracy", scores.total)
   task = task[np.isfinite(task)]
   if not task.size:
-    found, advice = "nothing could be graded", "look at the grader's errors"
+    cause, advice = "nothing could be graded", "check the errors of the grader"
   else:
-    found = f"all rewards of a group were equal (mean {task.mean():.3g})"
-    advice = "take problems that the model solves sometimes, or a larger group"
+    cause = f"all rewards of a group were equal (mean {task.mean():.3g})"
+    advice = "use problems that the model solves sometimes, or a larger group"
   return (
-    f"no group of the last {BARREN} rounds teaches anything, though each was "
-    f"sampled {1 + rounds} times (dynamic_sampling.rounds {rounds}): {found}; "
-    f"{advice}"
+    f"no group of the last {MAX_NO_SIGNAL} rounds has a training signal, "
+    f"though each was sampled {1 + rounds} times (dynamic_sampling.rounds "
+    f"{rounds}): {cause}; {advice}"
   )
 
 
 def report_mixture(dataset: Sequence[Example], console: Console) -> None:
-  """Says what a mixture is made of, and how much of it is left out."""
+  """Prints the parts of a mixture, and how many examples are left out."""
   if isinstance(dataset, Mixture):
     for line in dataset.describe():
       console.note(line)
 
 
 def report_golds(dataset: Sequence[Example], console: Console) -> None:
-  """Says which reference answers of mathematics are not right by themselves.
+  """Prints the reference answers of mathematics that do not verify themselves.
 
-  Against such an answer a completion is right only if it is the same text, and
-  is left ungraded if it is not.
+  Such an answer cannot be parsed: a completion is correct if its answer is the
+  same text, and is otherwise left ungraded.
   """
   examples = [
     e for e in in_memory(dataset) if e.domain.partition("/")[0] == "math"
@@ -248,7 +260,7 @@ def report_golds(dataset: Sequence[Example], console: Console) -> None:
   if not examples:
     return
   wrong = accuracy.verify_golds(examples)
-  for name, answer in wrong[:SHOWN]:
+  for name, answer in wrong[:MAX_SHOWN]:
     console.note(f"{name}: the answer {answer!r} does not verify itself")
   console.note(
     f"{len(examples) - len(wrong):,} of {len(examples):,} reference answers "

@@ -1,4 +1,4 @@
-"""What a GRPO run measures, writes and shows; it decides nothing."""
+"""The log of a GRPO run: timings, metrics, completions and progress."""
 
 import collections
 import contextlib
@@ -16,30 +16,31 @@ from r1jax.runtime import distributed, metrics
 from r1jax.training import evaluate, inspection, round_numbers
 from r1jax.types import Packed, RLState
 
-# What is told when it is larger than this, and what it means.
+# (metric, limit, meaning): a warning is printed once a metric exceeds its
+# limit.
 ALERTS = (
-  ("sampling/prob_diff_mean", 0.01, "sampler and trainer do not agree"),
+  ("sampling/prob_diff_mean", 0.01, "sampler and trainer disagree"),
   ("completions/clipped_ratio", 0.5, "most completions end at the token limit"),
-  ("reward/frac_zero_std", 0.9, "hardly a group teaches anything"),
+  ("reward/frac_zero_std", 0.9, "almost no group has a training signal"),
   ("reward/accuracy/none_frac", 0.02, "answers could not be graded"),
 )
 
 
 class RunLog:
-  """Times the phases of a run, writes its rows, and shows them."""
+  """Times the phases of a run, writes its metrics, and shows its progress."""
 
   def __init__(self, config, writer, engine, dataset):
     self._config, self._writer = config, writer
     self._engine, self._dataset = engine, dataset
     self._seconds = collections.Counter()
-    self._warm, self._warned = set(), set()
+    self._warm, self._warned, self._num_sync_bytes = set(), set(), None
     self._round_began = time.monotonic()
     inspection.report_mixture(dataset, writer.console)
     inspection.report_golds(dataset, writer.console)
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[None]:
-    """Times a block; the first of its name is shown as compiling."""
+    """A timed block; the first one of each name is shown as compilation."""
     began = time.monotonic()
     with jax.profiler.TraceAnnotation(name):
       if name in self._warm or name == "grading":
@@ -53,13 +54,13 @@ class RunLog:
 
   @contextlib.contextmanager
   def outside_rounds(self) -> Iterator[None]:
-    """A block whose time no round counts."""
+    """A block whose time does not count as part of a round."""
     began = time.monotonic()
     yield
     self._round_began += time.monotonic() - began
 
   def sampled(self, done: int, tokens: int) -> None:
-    """Shows how far the sampling of a round is."""
+    """Shows the progress of sampling: completions done, and tokens."""
     self._writer.console.phase(f"sampling, {done} done, {tokens:,} tokens")
 
   def write(
@@ -71,14 +72,14 @@ class RunLog:
     packed: Sequence[tuple[Packed, int]],
     state: RLState,
   ) -> None:
-    """Writes the row of a round and its completions, and shows progress.
+    """Writes the metrics of a round and some completions, and shows progress.
 
     Args:
-      round: what was sampled.
-      scores: of its completions [P * G].
-      advantages: [P, G]
+      round: the sampled completions.
+      scores: of the completions [P * G].
+      advantages: [P, G].
       updates: the metrics of each update.
-      packed: the rows of each update, and its count of microbatches.
+      packed: the rows of each update, and its number of microbatches.
       state: after the updates.
     """
     if not distributed.is_first():
@@ -86,11 +87,11 @@ class RunLog:
     config, step = self._config, int(state.train.step)
     rollout, examples, completions = round[:3]
     numbers = round_numbers.merge(updates)
-    numbers |= round_numbers.of_experts(numbers.pop("router/load"))
-    numbers |= round_numbers.of_rewards(scores, advantages, examples)
-    numbers |= round_numbers.of_lengths(rollout)
-    numbers |= round_numbers.of_words(completions)
-    numbers |= round_numbers.of_packing(packed)
+    numbers |= round_numbers.load_numbers(numbers.pop("router/load"))
+    numbers |= round_numbers.reward_numbers(scores, advantages, examples)
+    numbers |= round_numbers.length_numbers(rollout)
+    numbers |= round_numbers.reflection_numbers(completions)
+    numbers |= round_numbers.packing_numbers(packed)
     by_domain = dict(reward=scores.total, length=rollout.lengths.reshape(-1))
     if "accuracy" in scores.parts:
       by_domain["accuracy"] = scores.parts["accuracy"]
@@ -112,7 +113,7 @@ class RunLog:
       "data/prompts_seen": done * config.prompts_per_round,
       "perf/gen_time": seconds["sampling"],
       "perf/sync_time": seconds["syncing"],
-      "perf/sync_bytes": self._engine.moved(state.train.params),
+      "perf/sync_bytes": self._sync_bytes(state),
       "perf/reward_time": seconds["grading"],
       "perf/logprob_time": seconds["scoring"],
       "perf/train_time": seconds["learning"],
@@ -130,7 +131,7 @@ class RunLog:
     )
     numbers |= data.epochs(self._dataset, config.prompts_per_round, step=done)
     self._writer.write(step, **numbers)
-    self._writer.updates(step, [_small(update) for update in updates])
+    self._writer.updates(step, [_scalars(update) for update in updates])
     self._writer.completions(
       round_numbers.completion_rows(
         step,
@@ -160,8 +161,14 @@ class RunLog:
         title=f"round {done}, {examples[best].domain}",
       )
 
+  def _sync_bytes(self, state: RLState) -> int:
+    """The bytes that a device receives to reshard weights for the sampler."""
+    if self._num_sync_bytes is None:  # It is the same in every round.
+      self._num_sync_bytes = self._engine.moved(state.train.params)
+    return self._num_sync_bytes
+
   def _warn(self, numbers: Mapping) -> None:
-    """Says, once each, what should not be as it is."""
+    """Prints a warning for each metric beyond its limit, once per run."""
     for name, limit, meaning in ALERTS:
       if numbers.get(name, 0) > limit and name not in self._warned:
         self._warned.add(name)
@@ -170,7 +177,7 @@ class RunLog:
         )
 
   def summarise(self, step: int) -> None:
-    """Writes summary.json: what the run began with, and what it reached."""
+    """Writes summary.json, which compares the base model with the result."""
     if not distributed.is_first():
       return
     rows = metrics.read(self._writer.workdir)
@@ -190,6 +197,6 @@ class RunLog:
     path.write_text(json.dumps(summary, indent=2) + "\n")
 
 
-def _small(update: Mapping) -> dict:
-  """The numbers of an update, without the lists among them."""
+def _scalars(update: Mapping) -> dict:
+  """The metrics of an update that are scalars."""
   return {name: x for name, x in update.items() if np.ndim(x) == 0}

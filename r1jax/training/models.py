@@ -1,6 +1,6 @@
-"""The model that a run begins with, as the section `model` of its config says.
+"""The initial model of a run, from the section `model` of its config.
 
-MODELS are the ways to begin.
+MODELS is the table of the functions that make one.
 """
 
 import sys
@@ -12,12 +12,12 @@ import jax
 from r1jax import hf
 from r1jax.hf import config as configs
 from r1jax.models import transformer
-from r1jax.models.config import HOW, ModelConfig, replace
+from r1jax.models.config import RUNTIME_FIELDS, ModelConfig, replace
 from r1jax.models.presets import preset
 from r1jax.runtime.console import Console
 from r1jax.types import Params
 
-LARGE = 1_000_000_000  # Bytes of parameters whose loading is worth a bar.
+LARGE = 1_000_000_000  # Bytes of parameters from which on loading is shown.
 
 
 def pretrained(
@@ -28,35 +28,36 @@ def pretrained(
   preset_name: str | None = None,
   how: Mapping[str, Any] = {},
 ) -> tuple[ModelConfig, Params]:
-  """The model in a directory of Hugging Face layout.
+  """The config and parameters of a model in a Hugging Face directory.
 
-  Loading a large one shows its progress on standard error.
+  The progress of loading a large model is shown on standard error.
 
   Args:
-    path: of the directory.
+    path: the directory.
     dtype: of the parameters.
     compute_dtype: of activations and matmuls.
-    preset_name: a preset that the directory must hold; None takes any.
-    how: fields of `ModelConfig` that say how it runs.
+    preset_name: the preset that the model must match; None accepts any model.
+    how: fields of `ModelConfig` that affect execution only; see `HOW`.
 
-  Raises ValueError if the directory holds another model than the preset.
+  Raises ValueError if the model does not match the preset.
   """
   console = Console(file=sys.stderr)
 
-  def tell(done: int, total: int) -> None:
+  def progress(done: int, total: int) -> None:
     if total > LARGE:
       console.megabytes(done, total)
 
   try:
-    found, params = hf.load(path, dtype=dtype, progress=tell)
+    config, params = hf.load(path, dtype=dtype, progress=progress)
   finally:
     console.close()
   if preset_name is not None:
-    wanted = preset(preset_name)
-    found = runs(found, **{name: getattr(wanted, name) for name in HOW})
-    if found != wanted:
+    expected = preset(preset_name)
+    execution = {name: getattr(expected, name) for name in RUNTIME_FIELDS}
+    config = with_execution(config, **execution)
+    if config != expected:
       raise ValueError(f"the model in {path} is not {preset_name!r}")
-  return runs(found, compute_dtype=compute_dtype, **how), params
+  return with_execution(config, compute_dtype=compute_dtype, **how), params
 
 
 def fresh(
@@ -67,8 +68,8 @@ def fresh(
   compute_dtype: Any = "float32",
   how: Mapping[str, Any] = {},
 ) -> tuple[ModelConfig, Params]:
-  """A published architecture with random weights, for `vocab_size` tokens."""
-  config = runs(
+  """The config and random parameters of a preset, for `vocab_size` tokens."""
+  config = with_execution(
     preset(preset_name, vocab_size=vocab_size),
     compute_dtype=compute_dtype,
     **how,
@@ -77,13 +78,16 @@ def fresh(
   return config, transformer.init(model, jax.random.key(seed))
 
 
-def runs(config: ModelConfig, **how) -> ModelConfig:
-  """The same model, run in another way; see the end of `ModelConfig`.
+def with_execution(config: ModelConfig, **how) -> ModelConfig:
+  """The config with other values of fields that affect execution only.
 
-  Raises ValueError for a field that says what the model is.
+  Raises ValueError for a field that is not in `RUNTIME_FIELDS`: it would change
+  the model.
   """
-  for name in how.keys() - set(HOW):
-    raise ValueError(f"{name!r} is not how a model runs: {', '.join(HOW)}")
+  for name in how.keys() - set(RUNTIME_FIELDS):
+    raise ValueError(
+      f"{name!r} is not how a model runs: {', '.join(RUNTIME_FIELDS)}"
+    )
   return replace(config, **how)
 
 
@@ -91,12 +95,15 @@ MODELS = {"pretrained": pretrained, "fresh": fresh}
 
 
 def load(name: str, **kwargs) -> tuple[ModelConfig, Params]:
-  """The model that a config's section names, and its parameters."""
+  """The config and parameters of the model that a config section describes."""
   return MODELS[name](**kwargs)
 
 
 def architecture(name: str, **kwargs) -> ModelConfig:
-  """The model that a config's section names; no parameter is read or made."""
+  """The config of the model that a config section describes.
+
+  No parameters are read or made. Raises ValueError for an unknown `name`.
+  """
   if name not in MODELS:
     raise ValueError(
       f"unknown model {name!r}; there is {', '.join(sorted(MODELS))}"
@@ -109,4 +116,4 @@ def architecture(name: str, **kwargs) -> ModelConfig:
     sizes = preset(kwargs["preset_name"])
   else:
     sizes = configs.read(kwargs["path"])
-  return runs(sizes, **how)
+  return with_execution(sizes, **how)

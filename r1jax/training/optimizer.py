@@ -1,4 +1,4 @@
-"""AdamW, its schedule, and which weights it moves and decays."""
+"""The optimizer: AdamW, its schedule, and the weights that it updates."""
 
 import math
 from collections.abc import Sequence
@@ -29,32 +29,32 @@ def make_optimizer(
   decay: str = "cosine",
   moments: Any = "float32",
   frozen: Sequence[str] = (),
-  apart: Sequence[str] = (),
+  separate: Sequence[str] = (),
 ) -> optax.GradientTransformation:
-  """AdamW (arXiv:1711.05101) behind one clip of the global gradient norm.
+  """AdamW (arXiv:1711.05101) after clipping by the global gradient norm.
 
   Args:
-    learning_rate: its peak; see `make_schedule` for this and the next three,
-      `restart_rate`, `restart_steps` and `decay`.
-    warmup_steps: of linear growth from 0 to the peak.
-    decay_steps: of decay after that.
-    final_share: of the peak, where the decay ends.
-    b1: decay of the mean of gradients.
-    b2: decay of the mean of their squares.
-    weight_decay: of the weights that `decayed` names.
-    max_grad_norm: the gradient, all trained weights together, is scaled down to
-      this length.
-    restart_rate: where a second decay begins.
-    restart_steps: of that second decay.
-    decay: the shape of both decays.
-    moments: dtype in which the two means are kept between steps.
-    frozen: top-level names of parameters that do not move. The balancing bias
-      of the router never moves here: it has its own rule.
-    apart: top-level names with a clip of their own, which the others do not
-      feel.
+    learning_rate: peak of the schedule; see `make_schedule`, also for the next
+      three, `restart_rate`, `restart_steps` and `decay`.
+    warmup_steps: steps of linear growth from 0 to the peak.
+    decay_steps: steps of decay after the warm-up.
+    final_share: final learning rate, relative to the peak.
+    b1: decay rate of the first moment.
+    b2: decay rate of the second moment.
+    weight_decay: coefficient, for the weights that `decay_mask` selects.
+    max_grad_norm: the largest gradient norm over all trained weights; larger
+      gradients are scaled down to it.
+    restart_rate: initial learning rate of a second decay.
+    restart_steps: steps of the second decay.
+    decay: shape of both decays.
+    moments: dtype in which the moments are stored between steps.
+    frozen: top-level names of parameters that are not trained. The balancing
+      biases of routers are never trained here; see `update`.
+    separate: top-level names of parameters whose gradient is clipped by its own
+      norm, separately from the others.
 
-  The state holds the learning rate of the last step; see `rate_of`.
-  Raises ValueError for a value that has no meaning.
+  The state holds the learning rate of the last step; see
+  `learning_rate_metric`. Raises ValueError for values that are out of range.
   """
   if float_name(moments, "moments") == "float16":
     raise ValueError(f"moments is {moments!r}, not 'float32' or 'bfloat16'")
@@ -75,22 +75,22 @@ def make_optimizer(
 
   def make_adamw(learning_rate) -> optax.GradientTransformation:
     adamw = optax.adamw(
-      learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed
+      learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decay_mask
     )
-    return adamw if moments == "float32" else kept_in(adamw, moments)
+    return adamw if moments == "float32" else with_state_dtype(adamw, moments)
 
   adamw = optax.inject_hyperparams(make_adamw)(learning_rate=schedule)
   trained = optax.chain(optax.clip_by_global_norm(max_grad_norm), adamw)
-  if apart:
-    trained = unless_zero(trained)
+  if separate:
+    trained = skip_zero_gradient(trained)
 
   def labels(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(
       lambda path, _: (
         "frozen"
         if path[0].key in frozen or is_router_bias(path)
-        else "apart"
-        if path[0].key in apart
+        else "separate"
+        if path[0].key in separate
         else "trained"
       ),
       params,
@@ -98,12 +98,13 @@ def make_optimizer(
 
   return optax.multi_transform(
     {"trained": trained, "frozen": optax.set_to_zero()}
-    | ({"apart": trained} if apart else {}),
+    | ({"separate": trained} if separate else {}),
     labels,
   )
 
 
-# From the peak to the end; optax's own cosine divides by a peak of 0.
+# Decays from the peak to the end. `optax.cosine_decay_schedule` would divide by
+# a peak of 0.
 DECAYS = {
   "cosine": lambda peak, steps, end: optax.warmup_cosine_decay_schedule(
     peak, peak, 0, steps, end
@@ -122,19 +123,19 @@ def make_schedule(
   restart_steps: int,
   decay: str,
 ) -> optax.Schedule:
-  """The learning rate of each step: warm-up, decay, and a second decay.
+  """A function from step to learning rate: warm-up, decay, and a second decay.
 
   Args:
-    learning_rate: the peak; 0 leaves the weights as they are.
-    warmup_steps: of linear growth from 0 to the peak; 0 starts at the peak.
-    decay_steps: of decay to the end; 0 keeps the peak for good.
-    final_share: of the peak; that is the end.
-    restart_rate: where a second decay begins, after the first one; 0 for none.
-    restart_steps: of that second decay, to the same end; 0 for none.
+    learning_rate: the peak; 0 leaves the weights unchanged.
+    warmup_steps: steps of linear growth from 0 to the peak; 0 starts there.
+    decay_steps: steps of decay to the final rate; 0 stays at the peak.
+    final_share: final rate, relative to the peak.
+    restart_rate: initial rate of a second decay after the first; 0 for none.
+    restart_steps: steps of the second decay to the same final rate; 0 for none.
     decay: "cosine" or "linear".
 
-  Raises ValueError for a decay that does not exist, a number below 0, and a
-  restart of which a part is missing.
+  Raises ValueError for an unknown decay, a number below 0, or an incomplete
+  restart.
   """
   if decay not in DECAYS:
     raise ValueError(f"unknown decay {decay!r}; there is {', '.join(DECAYS)}")
@@ -147,7 +148,7 @@ def make_schedule(
     ("restart_steps", restart_steps),
   ):
     if not 0 <= value < math.inf:
-      raise ValueError(f"{name} is {value}; it must be a number from 0 on")
+      raise ValueError(f"{name} is {value}; it must be finite and at least 0")
   if bool(restart_rate) != bool(restart_steps):
     raise ValueError(
       f"restart_rate is {restart_rate} and restart_steps {restart_steps}: a "
@@ -158,24 +159,24 @@ def make_schedule(
       f"restart_steps is {restart_steps} and decay_steps 0: a second decay "
       "follows a first one"
     )
-  end, fall = final_share * learning_rate, DECAYS[decay]
+  end, make_decay = final_share * learning_rate, DECAYS[decay]
   phases = [
     (warmup_steps, optax.linear_schedule(0, learning_rate, warmup_steps))
   ]
   if decay_steps:
-    phases.append((decay_steps, fall(learning_rate, decay_steps, end)))
+    phases.append((decay_steps, make_decay(learning_rate, decay_steps, end)))
   else:
     phases.append((0, optax.constant_schedule(learning_rate)))
   if restart_steps:
-    phases.append((restart_steps, fall(restart_rate, restart_steps, end)))
+    phases.append((restart_steps, make_decay(restart_rate, restart_steps, end)))
   lengths, schedules = zip(*phases)
   return optax.join_schedules(schedules, np.cumsum(lengths[:-1]))
 
 
-def kept_in(
+def with_state_dtype(
   transform: optax.GradientTransformation, dtype: str
 ) -> optax.GradientTransformation:
-  """`transform`, whose state is kept in `dtype` and read in float32."""
+  """`transform` with its state stored in `dtype` and computed in float32."""
 
   def cast(state, dtype):
     floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
@@ -190,33 +191,36 @@ def kept_in(
   )
 
 
-def unless_zero(
+def skip_zero_gradient(
   transform: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-  """`transform`, which changes nothing where the whole gradient is exactly 0.
+  """`transform`, except that a gradient of exactly 0 changes nothing.
 
-  `make_update` sees to that for all weights together; this is for parts that
-  learn apart, of which one may have a gradient and the other none.
+  `make_update` ensures this for all weights together. This function is for
+  separately clipped parts, of which one may have a zero gradient alone.
   """
 
   def update(gradient, state, params=None):
     changes, new = transform.update(gradient, state, params)
-    moves = ~is_zero(gradient)
-    changes = jax.tree.map(lambda x: jnp.where(moves, x, 0), changes)
-    keep = lambda new, old: jnp.where(moves, new, old)
-    return changes, jax.tree.map(keep, new, state)
+    nonzero = ~is_zero(gradient)
+    changes = jax.tree.map(lambda x: jnp.where(nonzero, x, 0), changes)
+    select = lambda new, old: jnp.where(nonzero, new, old)
+    return changes, jax.tree.map(select, new, state)
 
   return optax.GradientTransformation(transform.init, update)
 
 
 def is_zero(tree: Any) -> jax.Array:
-  """Whether every number of the tree is 0; NaN is not."""
+  """Whether every number of the tree is 0; NaN is not 0."""
   return jnp.all(jnp.array([jnp.all(x == 0) for x in jax.tree.leaves(tree)]))
 
 
-def decayed(params: Params) -> Params:
-  """True for the weights that decay: matrices but for the embedding and the
-  unembedding, and neither norms nor biases."""
+def decay_mask(params: Params) -> Params:
+  """A tree that is True for weights with weight decay.
+
+  These are the matrices except the embedding and the unembedding; norms and
+  biases do not decay.
+  """
   return jax.tree_util.tree_map_with_path(
     lambda path, _: (
       is_matrix(path) and path[-1].key not in ("embed", "unembed")
@@ -225,8 +229,13 @@ def decayed(params: Params) -> Params:
   )
 
 
-def rate_of(optimizer_state: optax.OptState) -> dict[str, jax.Array]:
-  """The learning rate of the last step, as a metric; nothing of an optimizer
-  that does not hold it. Groups of weights share one rate."""
-  found = optax.tree.get_all_with_path(optimizer_state, "hyperparams")
-  return {"optim/lr": found[0][1]["learning_rate"]} if found else {}
+def learning_rate_metric(
+  optimizer_state: optax.OptState,
+) -> dict[str, jax.Array]:
+  """{"optim/lr": the learning rate of the last step}.
+
+  It is empty for optimizers whose state does not hold the rate. All groups of
+  weights have the same rate.
+  """
+  states = optax.tree.get_all_with_path(optimizer_state, "hyperparams")
+  return {"optim/lr": states[0][1]["learning_rate"]} if states else {}

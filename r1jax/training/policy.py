@@ -1,4 +1,4 @@
-"""The policy on packed rows, and the loss of a GRPO update."""
+"""The policy on packed rows, scoring, and the loss of a GRPO update."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,19 +15,19 @@ from r1jax.models.rows import mtp_targets
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import to_compute_dtype
 from r1jax.parallel import offload, sharding
-from r1jax.training.batch import AXES, microbatch
+from r1jax.training.batch import BATCH_AXES, microbatch
 from r1jax.training.update import init_state
 from r1jax.types import Batch, Packed, Params, RLState
 
 
 class PolicyOutput(NamedTuple):
-  """The policy's distributions at the targets of packed rows."""
+  """Outputs of the policy at each slot of packed rows."""
 
   logprobs: Float[Array, "B T"]  # log p(target), in nats.
-  entropy: Float[Array, "B T"]
-  expert_load: Float[Array, "L E"]
-  hidden: Float[Array, "B T D"]
-  # Share of the layers whose router would choose other experts.
+  entropy: Float[Array, "B T"]  # In nats.
+  expert_load: Float[Array, "L E"]  # Tokens that each expert processed.
+  hidden: Float[Array, "B T D"]  # Final hidden states, for the MTP blocks.
+  # Share of the k experts, mean over layers, that the router would not choose.
   router_mismatch: Float[Array, "B T"]
 
 
@@ -39,9 +39,10 @@ def policy_forward(
   packed: Packed,
   experts: Int[Array, "B T L k"] | None = None,
 ) -> PolicyOutput:
-  """The policy at `temperature`, over the first `vocab_size` ids.
+  """The outputs of the policy at `temperature` for packed rows.
 
-  Tokens go to `experts`; None, or -1, lets the router choose.
+  Probabilities are over the first `vocab_size` ids. `experts` replays the
+  experts that the sampler used; None, or -1, lets the router choose.
   """
   if experts is not None:
     experts = jnp.moveaxis(experts, 2, 0)
@@ -65,21 +66,25 @@ def policy_forward(
 
 
 def make_score(policy: Callable[..., PolicyOutput]) -> Callable:
-  """A jitted `score(params, batch)`: log p(target) [B, M, T], in nats.
+  """A jitted function score(params, batch) -> log p(target) [B, M, T], in nats.
 
-  `policy` is `policy_forward` without its first three arguments.
+  `policy` is `policy_forward` with its first three arguments bound.
   """
 
   @jax.jit
   def score(params: Params, batch: Batch) -> Float[Array, "B M T"]:
-    params = offload.fetched(params)
+    params = offload.to_device(params)
 
     def one(i, scores):
-      part = microbatch(batch, i)
-      logprobs = policy(params, part.packed, part.experts).logprobs
-      return sharding.constrain(scores.at[:, i].set(logprobs), *AXES)
+      rows = microbatch(batch, i)
+      logprobs = policy(params, rows.packed, rows.experts).logprobs
+      return sharding.shard_constraint(
+        scores.at[:, i].set(logprobs), *BATCH_AXES
+      )
 
-    zeros = sharding.constrain(jnp.zeros(batch.weights.shape), *AXES)
+    zeros = sharding.shard_constraint(
+      jnp.zeros(batch.weights.shape), *BATCH_AXES
+    )
     with jax.named_scope("microbatches"):
       return jax.lax.fori_loop(0, batch.num_microbatches, one, zeros)
 
@@ -100,15 +105,15 @@ def policy_loss(
   entropy_coefficient,
   correction,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-  """`grpo_loss` of one microbatch, and the loss of the MTP blocks.
+  """The loss of one microbatch, GRPO plus MTP, and its metrics.
 
   Args:
-    policy: `policy_forward` without its first three arguments.
-    mtp: `mtp_loss` likewise; None leaves the MTP blocks alone.
-    num_completions: of the round, N.
+    policy: `policy_forward` with its first three arguments bound.
+    mtp: `mtp_loss` with its first two arguments bound; None adds no MTP loss.
+    num_completions: number N of completions of the round.
     params: of the policy.
     batch: one microbatch.
-    ratio: and the rest: see `grpo_loss`.
+    ratio: see `grpo_loss` for this and the remaining arguments.
   """
   output = policy(params, batch.packed, batch.experts)
   loss, metrics = grpo_loss(
@@ -133,13 +138,13 @@ def policy_loss(
   mean = lambda x: (
     jnp.sum(jnp.where(trained, x, 0.0)) / jnp.maximum(batch.num_targets, 1)
   )
-  apart = jnp.abs(output.logprobs - batch.sampler_logprobs)
-  chances = jnp.exp(output.logprobs), jnp.exp(batch.sampler_logprobs)
+  logprob_diff = jnp.abs(output.logprobs - batch.sampler_logprobs)
+  probs, sampler_probs = map(jnp.exp, (output.logprobs, batch.sampler_logprobs))
   metrics |= {
     "router/load": output.expert_load,
-    "sampling/logp_diff_mean": mean(apart),
-    "sampling/logp_diff_max": jnp.max(jnp.where(trained, apart, 0.0)),
-    "sampling/prob_diff_mean": mean(jnp.abs(chances[0] - chances[1])),
+    "sampling/logp_diff_mean": mean(logprob_diff),
+    "sampling/logp_diff_max": jnp.max(jnp.where(trained, logprob_diff, 0.0)),
+    "sampling/prob_diff_mean": mean(jnp.abs(probs - sampler_probs)),
   }
   if batch.experts is not None:
     metrics["router/replay_mismatch"] = mean(output.router_mismatch)
@@ -157,10 +162,10 @@ def mtp_loss(
   packed: Packed,
   hidden: Float[Array, "B T D"],
 ) -> Float[Array, ""]:
-  """The negative log-likelihood of sampled tokens under the MTP blocks, summed.
+  """The summed negative log-likelihood (nats) of tokens under the MTP blocks.
 
-  It is the mean over depths (arXiv:2412.19437, eq. 24 and 25). Only the blocks
-  learn from it: the trunk and the embeddings are constants.
+  It is the mean over depths (arXiv:2412.19437, eq. 24 and 25). Gradients reach
+  the MTP blocks only; the trunk and the embeddings are constants.
   """
   constant = jax.lax.stop_gradient(params) | {"mtp": params["mtp"]}
   states = transformer.mtp_hidden(
@@ -183,7 +188,7 @@ def mtp_loss(
 def init_rl_state(
   config: ModelConfig, optimizer, use_reference: bool, params: Params
 ) -> RLState:
-  """The state that a run begins with."""
+  """The initial state of a GRPO run; without `use_reference`, no reference."""
   return RLState(
     train=init_state(params, optimizer),
     reference=reference_copy(config, params) if use_reference else None,
@@ -194,19 +199,22 @@ def init_rl_state(
 def refresh_reference(
   config: ModelConfig, offloaded, state: RLState
 ) -> RLState:
-  """The state with a copy of its policy as the reference.
+  """The state with a copy of the current policy as the reference.
 
-  `offloaded` names the parts that stay in the hosts' memory.
+  `offloaded` names the parts that are in host memory; see `offload`.
   """
   state = state.replace(
     reference=reference_copy(config, state.train.params),
     reference_step=jnp.copy(state.train.step),
   )
-  return offload.park(state, offloaded)
+  return offload.to_host(state, offloaded)
 
 
 def reference_copy(config: ModelConfig, params: Params) -> Params:
-  """A copy of the policy in the sampler's dtypes, which shares no buffer."""
+  """A copy of the policy in the sampler's dtypes that shares no buffer with it.
+
+  In these dtypes, a fresh reference has a KL of exactly 0.
+  """
   return jax.tree.map(
     lambda x: jnp.array(x, copy=True), to_compute_dtype(params, config)
   )

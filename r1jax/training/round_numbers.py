@@ -1,4 +1,4 @@
-"""The numbers of a round, from its arrays; see `runtime.metrics.names`."""
+"""Metrics of a round, computed from its arrays; see `runtime.metrics.names`."""
 
 import collections
 import re
@@ -10,7 +10,7 @@ from r1jax.models import flops as model_flops
 from r1jax.models.config import ModelConfig
 from r1jax.types import FINISH_STOP, Completion, Packed, Rollout
 
-# arXiv:2501.12948, appendix C.2, and what the demo's base says instead.
+# Words of reflection, from arXiv:2501.12948, appendix C.2, and from the demo.
 REFLECTION = (
   "wait",
   "mistake",
@@ -26,10 +26,11 @@ REFLECTION = (
 
 
 def merge(updates: Sequence[Mapping]) -> dict:
-  """The mean over a round's updates; the largest of maxima, least of minima.
+  """The metrics of a round, from those of its updates.
 
-  How far sampler and trainer differ ("sampling/...") is what the first update
-  saw: there both have the same weights.
+  Names that end in "max" or "min" take the maximum or minimum over updates,
+  others the mean. Differences between sampler and trainer ("sampling/...") are
+  those of the first update, in which both have the same weights.
   """
   return {
     name: updates[0][name]
@@ -43,12 +44,12 @@ def merge(updates: Sequence[Mapping]) -> dict:
   }
 
 
-def of_rewards(scores, advantages: np.ndarray, examples) -> dict:
-  """Means and deviations of the rewards, over completions and over groups."""
+def reward_numbers(scores, advantages: np.ndarray, examples) -> dict:
+  """Statistics of rewards and advantages over completions and groups."""
   total = scores.total.reshape(advantages.shape)
   numbers = {
-    "reward/mean": of_known(np.mean, total),
-    "reward/std": of_known(np.mean, by_group(np.std, total)),
+    "reward/mean": nan_statistic(np.mean, total),
+    "reward/std": nan_statistic(np.mean, by_group(np.std, total)),
     "reward/frac_zero_std": np.mean(np.all(advantages == 0, axis=1)),
     "reward/none_count": int(np.isnan(total).sum()),
     "advantage/mean": advantages.mean(),
@@ -59,8 +60,8 @@ def of_rewards(scores, advantages: np.ndarray, examples) -> dict:
     "reward_infra/crash_count": scores.counts["crashes"],
   }
   for name, values in scores.parts.items():
-    numbers[f"reward/{name}/mean"] = of_known(np.mean, values)
-    numbers[f"reward/{name}/std"] = of_known(np.std, values)
+    numbers[f"reward/{name}/mean"] = nan_statistic(np.mean, values)
+    numbers[f"reward/{name}/std"] = nan_statistic(np.std, values)
     graded = values[scores.applies.get(name, slice(None))]
     if graded.size:
       numbers[f"reward/{name}/none_frac"] = np.mean(np.isnan(graded))
@@ -71,25 +72,28 @@ def of_rewards(scores, advantages: np.ndarray, examples) -> dict:
     numbers["reward/frac_all_correct"] = np.mean(groups.min(axis=1) == 1)
     numbers["reward/frac_all_wrong"] = np.mean(groups.max(axis=1) == 0)
     for task in sorted(set(tasks)):
-      numbers[f"completions/tasks/{task}/accuracy"] = of_known(
+      numbers[f"completions/tasks/{task}/accuracy"] = nan_statistic(
         np.mean, correct[tasks == task]
       )
   return numbers
 
 
 def by_group(statistic: Callable, values: np.ndarray) -> np.ndarray:
-  """`of_known` of each group of [P, G]."""
-  return np.array([of_known(statistic, group) for group in values])
+  """`nan_statistic` of each group of values [P, G]."""
+  return np.array([nan_statistic(statistic, group) for group in values])
 
 
-def of_known(statistic: Callable, values: np.ndarray) -> float:
-  """A statistic of the values that are not NaN; NaN if there is none."""
+def nan_statistic(statistic: Callable, values: np.ndarray) -> float:
+  """A statistic of the values that are not NaN; NaN if there are none."""
   known = values[~np.isnan(values)]
   return statistic(known) if known.size else np.nan
 
 
-def of_experts(load: np.ndarray) -> dict:
-  """Each expert's share of the tokens, by layer, and how uneven they are."""
+def load_numbers(load: np.ndarray) -> dict:
+  """Each expert's share of the tokens by layer, and their unevenness.
+
+  `load` [L, E] counts tokens; without layers of experts the result is empty.
+  """
   if not load.size:
     return {}
   shares = load / load.sum(axis=-1, keepdims=True)
@@ -98,8 +102,8 @@ def of_experts(load: np.ndarray) -> dict:
   return numbers | {"router/load_cv": unevenness.mean()}
 
 
-def of_lengths(rollout: Rollout) -> dict:
-  """Lengths in tokens, EOS included."""
+def length_numbers(rollout: Rollout) -> dict:
+  """Statistics of completion lengths in tokens, EOS included."""
   lengths = rollout.lengths.reshape(-1)
   stopped = rollout.finish.reshape(-1) == FINISH_STOP
   ended = lengths[stopped].astype(float) if stopped.any() else np.array(np.nan)
@@ -115,8 +119,8 @@ def of_lengths(rollout: Rollout) -> dict:
   }
 
 
-def of_packing(batches: Sequence[tuple[Packed, int]]) -> dict:
-  """How full the packed rows of the updates are, and how unevenly."""
+def packing_numbers(batches: Sequence[tuple[Packed, int]]) -> dict:
+  """The fill of the packed rows of all updates, and its unevenness."""
   fill, unevenness = [], []
   for packed, count in batches:
     used = (np.asarray(packed.positions[:, :count]) >= 0).sum(axis=-1)
@@ -134,9 +138,10 @@ def flops(
   batches: Sequence[tuple[Packed, int]],
   scorings: int,
 ) -> float:
-  """What a round cannot do without: sampling, `scorings` passes, one update.
+  """Model FLOPs of a round: sampling, `scorings` forward passes, one update.
 
-  An update is worth three passes; logits are of sampled tokens alone.
+  An update costs three forward passes. Logits are counted for sampled tokens
+  only.
   """
   sampled = float(rollout.lengths.sum())
   read = float(rollout.prompt_lengths.sum())
@@ -158,31 +163,31 @@ def flops(
   return float(total)
 
 
-def of_words(written: Sequence[Completion]) -> dict:
-  """How often a completion says each word of reflection."""
-  text = "\n".join(c.text.lower() for c in written)
+def reflection_numbers(completions: Sequence[Completion]) -> dict:
+  """The mean number of occurrences of each word of reflection."""
+  text = "\n".join(c.text.lower() for c in completions)
   counts = collections.Counter(re.findall(r"[a-z]+", text))
-  return {f"reflection/{w}": counts[w] / len(written) for w in REFLECTION}
+  return {f"reflection/{w}": counts[w] / len(completions) for w in REFLECTION}
 
 
 def completion_rows(
-  step, round, examples, written, scores, advantages, group_size
+  step, round, examples, completions, scores, advantages, group_size
 ) -> Iterator[dict]:
-  """The first two completions of the first four groups of a round."""
+  """Rows for the first two completions of the first four groups of a round."""
   flat = advantages.reshape(-1)
-  for start in range(0, min(len(written), 4 * group_size), group_size):
+  for start in range(0, min(len(completions), 4 * group_size), group_size):
     for i in range(start, start + 2):
       yield {
         "step": step,
         "round": round,
         "task": examples[i].domain.rpartition("/")[2],
         "prompt": examples[i].prompt,
-        "completion": written[i].text,
+        "completion": completions[i].text,
         "answer": examples[i].answer,
         "rewards": {k: float(v[i]) for k, v in scores.parts.items()},
         "reward": float(scores.total[i]),
         "advantage": float(flat[i]),
         "feedback": scores.feedback[i] if scores.feedback else "",
-        "length": written[i].num_tokens,
-        "finish": written[i].finish,
+        "length": completions[i].num_tokens,
+        "finish": completions[i].finish,
       }

@@ -1,4 +1,4 @@
-"""What a GRPO run is made of, before its first round."""
+"""The setup of a GRPO run: its parts, and its initial or restored state."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -11,11 +11,13 @@ import optax
 from jax.sharding import Mesh
 
 from r1jax import data, rewards
-from r1jax.data import templates, tokenizer
+from r1jax.data import chat
+from r1jax.data import tokenizer as tokenizers
 from r1jax.models import transformer
 from r1jax.models.config import replace
 from r1jax.models.weights import logical_axes
 from r1jax.parallel import offload, sharding
+from r1jax.parallel.mesh import make_mesh, reshape_mesh
 from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import Engine, make_engine
 from r1jax.rollouts.round import Round, make_sample
@@ -27,7 +29,7 @@ from r1jax.types import Batch, Example, Params, RLState, Tokenizer
 
 
 class Run(NamedTuple):
-  """All that a run is made of and that does not change while it trains."""
+  """The parts of a run that do not change during training."""
 
   config: ml_collections.ConfigDict
   mesh: Mesh
@@ -41,7 +43,7 @@ class Run(NamedTuple):
   use_reference: bool
 
   def score_batch(self, batch: Batch, state: RLState) -> Batch:
-    """The batch with the log-probabilities that its loss compares with."""
+    """The batch with the old and reference log-probabilities that it needs."""
     if self.config.old == "trainer":
       old = self.score(state.train.params, batch)
       batch = batch.replace(old_logprobs=old)
@@ -53,7 +55,7 @@ class Run(NamedTuple):
   def make_sample(
     self, pool: GraderPool, progress: Callable[[int, int], None]
   ) -> Callable[..., Round]:
-    """See `rollouts.round.make_sample`."""
+    """The function that samples a round; see `rollouts.round.make_sample`."""
     config = self.config
     return make_sample(
       self.engine,
@@ -70,36 +72,38 @@ class Run(NamedTuple):
     )
 
   def to_device(self, params: Params) -> Params:
-    """Parameters of the host, placed on the mesh."""
+    """Parameters from the host, sharded on the mesh."""
     axes = logical_axes(self.model.config)
-    return sharding.place(params, sharding.shardings(self.mesh, axes, params))
+    return sharding.to_device(
+      params, sharding.tree_shardings(self.mesh, axes, params)
+    )
 
 
 def set_up(config: ml_collections.ConfigDict) -> tuple[Run, Params]:
-  """What a run is made of, and the weights of its base model on the host.
+  """The parts of a run, and the parameters of its base model on the host.
 
-  Raises ValueError for parts that do not go together.
+  Raises ValueError for parts that do not fit each other.
   """
-  mesh = sharding.make_mesh(**config.mesh)
+  mesh = make_mesh(**config.mesh)
   inspection.check_rows(config.rows, mesh)
   dataset = data.load(**config.dataset.to_dict())
-  words = tokenizer.load(**config.tokenizer)
-  inspection.check_dataset(dataset, words, config)
+  tokenizer = tokenizers.load(**config.tokenizer)
+  inspection.check_dataset(dataset, tokenizer, config)
   model, base = load_model(config)
-  inspection.check_vocabulary(words, model.config)
+  inspection.check_vocabulary(tokenizer, model.config)
   rewards.check(inspection.in_memory(dataset), **config.rewards.to_dict())
-  optimizer, score, update = make_steps(config, model, words)
+  optimizer, score, update = make_steps(config, model, tokenizer)
   run = Run(
     config=config,
     mesh=mesh,
     dataset=dataset,
-    tokenizer=words,
+    tokenizer=tokenizer,
     model=model,
     engine=make_engine(
       model,
-      words,
-      sharding.reshaped(mesh, **config.rollout_mesh),
-      templates.shared_tokens(config.template, words),
+      tokenizer,
+      reshape_mesh(mesh, **config.rollout_mesh),
+      chat.shared_tokens(config.template, tokenizer),
       **config.sampling,
     ),
     optimizer=optimizer,
@@ -111,65 +115,66 @@ def set_up(config: ml_collections.ConfigDict) -> tuple[Run, Params]:
 
 
 def use_reference(config: ml_collections.ConfigDict) -> bool:
-  """Whether the run keeps a reference policy: a KL has a coefficient."""
+  """Whether the run needs a reference policy: a KL has a coefficient."""
   return bool(config.loss.kl_coefficient or config.kl_reward.coefficient)
 
 
 def restore_or_init(
   run: Run, workdir: str, base: Params
 ) -> tuple[RLState, int | None]:
-  """The newest checkpoint and its step; without one, a first state and None."""
+  """The state and step of the newest checkpoint, or a new state and None."""
   axes = logical_axes(run.model.config)
-  begin = functools.partial(
+  init = functools.partial(
     policy.init_rl_state, run.model.config, run.optimizer, run.use_reference
   )
-  shapes = sharding.shapes(run.mesh, axes, begin, base)
+  shapes = sharding.eval_shape(run.mesh, axes, init, base)
   state = checkpoint.restore(workdir, shapes)
   restored = None if state is None else int(state.train.step)
   if state is None:
-    state = sharding.make(run.mesh, axes, begin, run.to_device(base))
+    state = sharding.init(run.mesh, axes, init, run.to_device(base))
   checkpoint.drop_scores(workdir, restored)
-  return offload.park(state, run.config.offload), restored
+  return offload.to_host(state, run.config.offload), restored
 
 
 def token_limit(config: ml_collections.ConfigDict, step: int) -> int:
-  """The tokens that a completion sampled at `step` may have.
+  """The most tokens of a completion that is sampled at `step`.
 
-  The last entry of `max_tokens` [(first step, tokens), ...] that has begun.
+  It is the last entry of `max_tokens` [(first step, tokens), ...] whose first
+  step has been reached, or else `sampling.max_tokens`.
   """
-  reached = [tokens for first, tokens in config.max_tokens if first <= step]
-  return reached[-1] if reached else config.sampling.max_tokens
+  limits = [tokens for first, tokens in config.max_tokens if first <= step]
+  return limits[-1] if limits else config.sampling.max_tokens
 
 
 def load_model(
   config: ml_collections.ConfigDict,
 ) -> tuple[transformer.Transformer, Params]:
-  """The architecture, and the weights to begin with, on the host."""
+  """The model and its initial parameters, on the host."""
   sizes, params = models.load(**config.model.to_dict())
   if config.mtp == "drop":
     sizes = replace(sizes, mtp_depth=0)
     params = {name: x for name, x in params.items() if name != "mtp"}
-  # Updates donate theirs.
+  # The copy stays valid when updates donate their parameters.
   return transformer.Transformer(sizes), jax.tree.map(np.array, params)
 
 
 def make_steps(
-  config: ml_collections.ConfigDict, model: transformer.Transformer, words
+  config: ml_collections.ConfigDict, model: transformer.Transformer, tokenizer
 ) -> tuple[optax.GradientTransformation, Callable, Callable]:
-  """The optimizer, `score` and `update`: all that training compiles."""
+  """The optimizer, and the jitted functions `score` and `update`."""
   settings, trains = config.optimizer.to_dict(), config.mtp == "train"
   if config.mtp == "frozen":
     settings["frozen"] = (*settings.get("frozen", ()), "mtp")
   elif trains:
-    settings["apart"] = ("mtp",)
+    settings["separate"] = ("mtp",)
   optimizer = make_optimizer(**settings)
   forward = functools.partial(
     policy.policy_forward,
     model,
-    words.vocab_size,
+    tokenizer.vocab_size,
     config.sampling.temperature,
   )
-  mtp = functools.partial(policy.mtp_loss, model, words.vocab_size)
+  mtp = functools.partial(policy.mtp_loss, model, tokenizer.vocab_size)
   loss = functools.partial(
     policy.policy_loss,
     forward,

@@ -1,5 +1,7 @@
-"""Supervised fine-tuning: the demo's base from nothing, and later the cold
-start and distillation. They differ in data, not in code.
+"""The loop of supervised fine-tuning (SFT).
+
+It trains the base model of the demo from scratch. Cold start and distillation
+are the same loop with other data.
 """
 
 import functools
@@ -13,19 +15,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from r1jax import data, hf
-from r1jax.data import packing, tokenizer
+from r1jax.data import chat, packing, templates
+from r1jax.data import tokenizer as tokenizers
 from r1jax.losses.sft import sft_loss
 from r1jax.models import transformer
 from r1jax.models.presets import preset
 from r1jax.models.rows import mtp_targets
 from r1jax.models.weights import logical_axes
 from r1jax.parallel import offload, sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.runtime import checkpoint, distributed, interrupt, metrics, profiler
 from r1jax.runtime.workdir import claim
 from r1jax.training import inspection
 from r1jax.training.batch import microbatches
 from r1jax.training.optimizer import make_optimizer
-from r1jax.training.round_numbers import of_experts
+from r1jax.training.round_numbers import load_numbers
 from r1jax.training.update import init_state, make_update
 from r1jax.types import Batch, Example, Tokenizer, TrainState
 
@@ -37,37 +41,46 @@ def train(
   profile: profiler.Window | None = None,
   sinks: Sequence[str] = ("tensorboard",),
 ) -> TrainState:
-  """Runs `config.num_steps` updates, from the newest checkpoint if any.
+  """The final state of a run of `config.num_steps` updates.
+
+  The run resumes from the newest checkpoint in the workdir if there is one. At
+  the end, the model is exported to WORKDIR/model in Hugging Face layout.
 
   Args:
     config: of the run; see `SECTIONS` and `FIELDS`.
-    workdir: where all that it writes goes.
-    profile: steps to trace.
-    sinks: where metrics go beside metrics.jsonl; see `metrics.SINKS`.
+    workdir: for checkpoints, metrics and all other output.
+    profile: steps to trace; None traces none.
+    sinks: of metrics, in addition to metrics.jsonl; see `metrics.SINKS`.
+
+  Raises Interrupted after a signal, once a checkpoint is completions, and
+  ValueError for an invalid config or a workdir of another run.
   """
-  mesh = sharding.make_mesh(**config.mesh)
+  mesh = make_mesh(**config.mesh)
   inspection.check_rows(config.rows, mesh)
   dataset = data.load(**config.dataset.to_dict())
   contents = {"dataset": data.content_hash(dataset)}
   claim(workdir, config.to_dict(), contents, ignore=CHANGEABLE)
-  load = lambda: tokenizer.fit_once(
+  load = lambda: tokenizers.load_or_fit(
     (example.answer for example in dataset),
     pathlib.Path(workdir) / "tokenizer",
     **config.tokenizer,
   )
-  distributed.from_first(lambda: load() and None)  # One host writes, all read.
-  words = load()
+  # The first host fits and writes the tokenizer, then all read it.
+  distributed.from_first(lambda: load() and None)
+  tokenizer = load()
   model = transformer.Transformer(preset(**config.model))
-  inspection.check_vocabulary(words, model.config)
+  inspection.check_vocabulary(tokenizer, model.config)
   optimizer = make_optimizer(**config.optimizer)
-  loss = functools.partial(objective, model, words.vocab_size, **config.loss)
+  loss = functools.partial(
+    objective, model, tokenizer.vocab_size, **config.loss
+  )
   axes = logical_axes(model.config)
   update = make_update(
     loss, optimizer, router_bias_speed=config.router_bias_speed, axes=axes
   )
-  begin = lambda key: init_state(transformer.init(model, key), optimizer)
-  state = sharding.make(mesh, axes, begin, jax.random.key(config.seed))
-  state = offload.park(state, config.offload)
+  init = lambda key: init_state(transformer.init(model, key), optimizer)
+  state = sharding.init(mesh, axes, init, jax.random.key(config.seed))
+  state = offload.to_host(state, config.offload)
   restored = checkpoint.restore(workdir, state)
   state = state if restored is None else restored
 
@@ -76,18 +89,19 @@ def train(
     jax.set_mesh(mesh),
     metrics.Writer(workdir, step=start, sinks=sinks) as writer,
     profiler.Profiler(
-      workdir, profile, unit="step", say=writer.console.note
+      workdir, profile, unit="step", log=writer.console.note
     ) as tracer,
   ):
     inspection.report_mixture(dataset, writer.console)
     try:
       while (step := int(state.step)) < config.num_steps:
-        distributed.stop_if_told()
+        distributed.raise_if_interrupted()
         tracer.begin(step)
         examples = data.draw(
           dataset, config.batch_examples, seed=config.seed, step=step
         )
-        batch = make_batch(mesh, examples, words, **config.rows)
+        pieces = demonstrations(examples, config.template, tokenizer)
+        batch = make_batch(mesh, pieces, **config.rows)
         with interrupt.deferred():
           state, numbers = update(state, batch)
           step += 1
@@ -101,7 +115,7 @@ def train(
       raise
     with interrupt.deferred():
       checkpoint.save(workdir, int(state.step), state, wait=True)
-      trained = sharding.local(state.params)
+      trained = sharding.to_host(state.params)
       if distributed.is_first():
         hf.save(
           pathlib.Path(workdir) / "model",
@@ -117,18 +131,19 @@ def train(
 
 
 def objective(model, vocab_size, params, batch: Batch, *, mtp, balance):
-  """Next-token loss, the MTP block's, and the experts' balance, weighted.
+  """The loss of one microbatch and its metrics.
+
+      loss = next-token NLL + mtp * MTP loss + balance * balance loss
 
   Args:
-    model: its architecture.
-    vocab_size: of the tokenizer; the model's may be padded.
+    model: the Flax module.
+    vocab_size: of the tokenizer; that of the model may be larger.
     params: of the model.
     batch: one microbatch.
-    mtp: weight of the mean loss on tokens t + 2 and on, as far as the model
-      predicts (arXiv:2412.19437, eq. 25).
-    balance: weight of the sequence-wise balance loss (eq. 17): the mean over
-      all tokens that the model reads, so that a row counts as much as its
-      tokens; even experts have 1.
+    mtp: weight of the mean loss of the MTP blocks on tokens t + 2 and later
+      (arXiv:2412.19437, eq. 25).
+    balance: weight of the sequence-wise balance loss (eq. 17), a mean over all
+      tokens that the model reads; it is 1 if the load of experts is even.
   """
 
   def nll_of(hidden, targets, counted):
@@ -156,38 +171,54 @@ def objective(model, vocab_size, params, batch: Batch, *, mtp, balance):
   return total, numbers
 
 
+def demonstrations(
+  examples: Sequence[Example], template: str, tokenizer: Tokenizer
+) -> list[chat.Demonstration]:
+  """The prompt and target tokens of each example, in the template.
+
+  An example without a prompt is a document, of which all tokens are targets.
+  """
+  render = templates.find(template, tokenizer)
+  pairs = []
+  for prompt, answer, *_ in examples:
+    if prompt:
+      turns = templates.user_turn(prompt)
+      turns.append({"role": "assistant", "content": answer})
+      pairs += chat.demonstrations(turns, render, tokenizer)
+    else:
+      ids = [*tokenizer.encode(answer), tokenizer.eos_ids[0]]
+      pairs.append(chat.Demonstration([*tokenizer.prefix_ids], ids))
+  return pairs
+
+
 def make_batch(
   mesh: Mesh,
-  examples: Sequence[Example],
-  words: Tokenizer,
+  demonstrations: Sequence[chat.Demonstration],
   *,
   width: int,
   max_rows: int,
   microbatch_rows: int,
 ) -> Batch:
-  """A batch of prompts, which are read, and answers, which are imitated.
+  """A batch on the devices; only answers, with EOS, are targets of the loss.
 
   Args:
-    mesh: splits the rows.
-    examples: prompts and answers.
-    words: the tokenizer.
-    width: slots of a row.
-    max_rows: rows of a batch; unused ones are not computed.
+    mesh: over which the rows are split.
+    demonstrations: prompt and target tokens.
+    width: slots (tokens) of a row.
+    max_rows: rows of a batch; microbatches of unused rows are not computed.
     microbatch_rows: rows that go through the model at once.
   """
-  pieces = []
-  for i, example in enumerate(examples):
-    prompt = words.encode(example.prompt) if example.prompt else []
-    prompt = [*words.prefix_ids, *prompt]
-    answer = [*words.encode(example.answer), words.eos_ids[0]]
-    pieces.append(packing.Piece(prompt, [answer], [i * width]))
+  pieces = [
+    packing.Piece(prompt, [completion], [i * width])
+    for i, (prompt, completion) in enumerate(demonstrations)
+  ]
   packed = packing.pack(pieces, width, rows=max_rows)
   packed, count = microbatches(packed, microbatch_rows)
-  imitated = packed.origin >= 0
-  num_targets = np.int32(max(imitated.sum(), 1))
-  weights = imitated / np.float32(num_targets)
+  is_target = packed.origin >= 0
+  num_targets = np.int32(max(is_target.sum(), 1))
+  weights = is_target / np.float32(num_targets)
   num_tokens = np.int32(max(np.sum(packed.positions >= 0), 1))
-  packed, weights = sharding.assemble(mesh, (packed, weights))
+  packed, weights = sharding.rows_to_device(mesh, (packed, weights))
   return Batch(
     packed=packed,
     num_microbatches=np.int32(count),
@@ -198,9 +229,9 @@ def make_batch(
 
 
 def report(writer, step, numbers, num_steps) -> None:
-  """Writes a row, and shows it."""
+  """Writes a row of metrics, and shows progress."""
   numbers = jax.device_get(numbers)
-  numbers |= of_experts(numbers.pop("router/load"))
+  numbers |= load_numbers(numbers.pop("router/load"))
   writer.write(step, **numbers)
   writer.console.progress(
     step, num_steps, unit="step", nll=float(numbers["loss/nll"])
@@ -208,10 +239,10 @@ def report(writer, step, numbers, num_steps) -> None:
 
 
 def commit() -> str | None:
-  """The commit of the repository that this file is in, if it is in one."""
+  """The git commit of this package's source tree; None outside of git."""
   folder = pathlib.Path(__file__).parent
   try:
-    found = subprocess.run(
+    result = subprocess.run(
       ["git", "-C", str(folder), "rev-parse", "HEAD"],
       capture_output=True,
       text=True,
@@ -219,24 +250,32 @@ def commit() -> str | None:
     )
   except (OSError, subprocess.TimeoutExpired):
     return None
-  return found.stdout.strip() or None
+  return result.stdout.strip() or None
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-  """Raises ValueError for settings that cannot go together."""
+  """Raises ValueError for sections that contradict each other."""
   inspection.check_rows(config.rows)
+  templates.check(config.template)
   make_optimizer(**config.optimizer)
   offload.check(config.offload)
 
 
 SECTIONS = {
-  "mesh": sharding.make_mesh,
+  "mesh": make_mesh,
   "model": preset,
-  "tokenizer": tokenizer.fit_once,
+  "tokenizer": tokenizers.load_or_fit,
   "dataset": data.DATASETS,
   "rows": make_batch,
   "loss": objective,
   "optimizer": make_optimizer,
 }
 CHANGEABLE = ("num_steps", "metrics_every", "checkpoint_every", "cpu_devices")
-FIELDS = (*CHANGEABLE, "seed", "batch_examples", "router_bias_speed", "offload")
+FIELDS = (
+  *CHANGEABLE,
+  "seed",
+  "template",
+  "batch_examples",
+  "router_bias_speed",
+  "offload",
+)

@@ -1,4 +1,4 @@
-"""The jitted optimizer step that every loop shares."""
+"""The jitted optimizer step that all loops share."""
 
 import functools
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from r1jax.models.moe import rebalance
 from r1jax.models.weights import is_router_bias
 from r1jax.parallel import offload, sharding
 from r1jax.training.batch import microbatch
-from r1jax.training.optimizer import is_zero, rate_of
+from r1jax.training.optimizer import is_zero, learning_rate_metric
 from r1jax.types import Batch, Params, TrainState
 
 
 def init_state(
   params: Params, optimizer: optax.GradientTransformation
 ) -> TrainState:
-  """A state at step 0."""
+  """The train state at step 0."""
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -35,45 +35,50 @@ def make_update(
   router_bias_speed: float = 0.0,
   axes: Any = None,
 ) -> Callable:
-  """Turns a loss into one jitted step over microbatches.
+  """A jitted function update(state, batch) -> (state, metrics).
+
+  It sums gradients over the microbatches of the batch and makes one optimizer
+  step. It donates its state, and returns the new one in the same shardings and
+  memory.
+
+  A step whose gradient is not finite changes nothing and is counted in
+  `state.skipped`. A step whose gradient is exactly 0, because no token has a
+  signal, changes nothing either (AdamW's moments and weight decay would still
+  move the weights); "optim/idle" is then 1. `state.step` counts both kinds of
+  steps, the learning rate schedule counts neither.
 
   Args:
     loss: `loss(params, batch) -> (scalar, metrics)` of one microbatch. The
-      scalar and the metrics are shares of the whole, which add up; metrics
-      whose names end in "max" or "min" are the largest and the least instead.
-    optimizer: makes updates of the summed gradient.
-    router_bias_speed: by how much the balancing biases move against the metric
-      "router/load" [L, E] of the layers with experts; 0 leaves them.
-    axes: names the dimensions of the parameters. On the mesh of the context
-      (`jax.set_mesh`) gradients are laid out as their parameters are.
-
-  Returns `update(state, batch) -> (state, metrics)`. It donates its state and
-  returns it in the same layout and memory. A step whose gradient is not finite
-  changes nothing and is counted in `state.skipped`. A step whose gradient is
-  exactly 0, because no token teaches, changes nothing either, though AdamW's
-  means and decay would move the weights; "optim/idle" is then 1. `state.step`
-  counts both, the schedule counts neither.
+      scalar and the metrics are summed over microbatches; metrics whose names
+      end in "max" or "min" are reduced by the maximum or minimum instead.
+    optimizer: applied to the summed gradient.
+    router_bias_speed: step size of the balancing biases against the metric
+      "router/load" [L, E]; 0 leaves the biases unchanged.
+    axes: logical axes of the parameters; with a mesh in the context
+      (`jax.set_mesh`), gradients are sharded like their parameters.
   """
 
   @functools.partial(jax.jit, donate_argnames="state")
   def update(state: TrainState, batch: Batch):
-    split = functools.partial(sharding.lay_out, axes=axes)
-    before, state = state, offload.fetched(state)
-    part = jax.value_and_grad(loss, has_aux=True)
+    constrain = functools.partial(sharding.tree_shard_constraint, axes=axes)
+    before, state = state, offload.to_device(state)
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
     def add(i, carry):
-      (value, metrics), grads = part(state.params, microbatch(batch, i))
+      (value, metrics), grads = value_and_grad(
+        state.params, microbatch(batch, i)
+      )
       metrics = metrics | {"loss/total": value}
-      # A sum over devices that XLA moved out of the loop would be a sum of
-      # gradients that are not split: the barrier keeps it in.
+      # The barrier keeps the reduction over devices inside the loop. If XLA
+      # moved it out, the loop would carry gradients that are not sharded.
       grads = jax.lax.optimization_barrier(grads)
       total_grads, total = carry
       total = {
-        name: _combine(name)(total[name], metrics[name]) for name in metrics
+        name: _reduction(name)(total[name], metrics[name]) for name in metrics
       }
-      return split(jax.tree.map(jnp.add, total_grads, grads)), total
+      return constrain(jax.tree.map(jnp.add, total_grads, grads)), total
 
-    shapes = jax.eval_shape(part, state.params, microbatch(batch, 0))
+    shapes = jax.eval_shape(value_and_grad, state.params, microbatch(batch, 0))
     (_, metrics), grads = jax.tree.map(
       lambda s: jnp.zeros(s.shape, s.dtype), shapes
     )
@@ -86,14 +91,16 @@ def make_update(
         0,
         batch.num_microbatches,
         add,
-        (split(grads), metrics | {"loss/total": jnp.zeros(())}),
+        (constrain(grads), metrics | {"loss/total": jnp.zeros(())}),
       )
     updates, optimizer_state = optimizer.update(
       grads, state.optimizer_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
     if router_bias_speed:
-      params = move_biases(params, metrics["router/load"], router_bias_speed)
+      params = update_router_biases(
+        params, metrics["router/load"], router_bias_speed
+      )
     norm, idle = optax.tree.norm(grads), is_zero(grads)
     finite = jnp.isfinite(norm)
     keep = functools.partial(
@@ -105,8 +112,8 @@ def make_update(
       optimizer_state=keep(optimizer_state, state.optimizer_state),
       skipped=jnp.where(finite, 0, state.skipped + 1),
     )
-    metrics |= rate_of(optimizer_state)
-    return offload.returned(split(new), before), metrics | {
+    metrics |= learning_rate_metric(optimizer_state)
+    return offload.to_memory_of(constrain(new), before), metrics | {
       "optim/grad_norm": norm,
       "optim/update_norm": jnp.where(idle, 0.0, optax.tree.norm(updates)),
       "optim/skipped": 1.0 - finite,
@@ -116,24 +123,26 @@ def make_update(
   return update
 
 
-def _combine(name: str) -> Callable:
-  """How the parts of a metric are combined."""
+def _reduction(name: str) -> Callable:
+  """The function that reduces a metric over microbatches."""
   if name.endswith("max"):
     return jnp.maximum
   return jnp.minimum if name.endswith("min") else jnp.add
 
 
-def move_biases(params: Params, load: jax.Array, speed: float) -> Params:
-  """The parameters with the balancing biases moved against `load` [L, E]."""
+def update_router_biases(
+  params: Params, load: jax.Array, speed: float
+) -> Params:
+  """The parameters with the balancing biases adjusted against `load` [L, E]."""
   first = 0
 
   def one(path, weight):
     nonlocal first
     if not is_router_bias(path) or first == len(load):
-      return weight  # The MTP blocks' load is missing where they did not run.
+      return weight  # `load` lacks the MTP blocks if they did not run.
     layers = slice(first, first + len(weight))
     first = layers.stop
     return rebalance(weight, load[layers], speed)
 
-  # The tree is in the order of `load`: layers of "moe", then those of "mtp".
+  # The tree has the order of `load`: layers of "moe", then those of "mtp".
   return jax.tree.map_with_path(one, params)

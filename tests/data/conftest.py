@@ -38,10 +38,10 @@ def small(write_tokenizer, tmp_path_factory):
 
   folder = write_tokenizer(tmp_path_factory.mktemp("small"), eos=END)
   path = str(folder / "tokenizer.json")
-  words = tokenizers.Tokenizer.from_file(path)
+  loaded = tokenizers.Tokenizer.from_file(path)
   add = lambda name: tokenizers.AddedToken(name, special=name == END)
-  words.add_tokens([*map(add, NAMES)])
-  words.save(path)
+  loaded.add_tokens([*map(add, NAMES)])
+  loaded.save(path)
   config = dict(eos_token=END, pad_token=END, bos_token=BEGIN)
   (folder / "tokenizer_config.json").write_text(json.dumps(config))
   return tokenizer.load(str(folder))
@@ -55,18 +55,18 @@ def deepseek():
   return tokenizer.load(str(DEEPSEEK))
 
 
-@pytest.fixture(scope="module", params=["small", "deepseek"])
-def words(request):
+@pytest.fixture(scope="module", name="tokenizer", params=["small", "deepseek"])
+def any_tokenizer(request):
   """Tokenizers with DeepSeek's special tokens."""
   return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")
 def with_template():
-  """`with_template(words, source)`: the tokenizer with another template."""
+  """`with_template(tokenizer, source)`: the tokenizer with another template."""
 
-  def change(words, source, **changes):
-    changed = copy.copy(words)
+  def change(tokenizer, source, **changes):
+    changed = copy.copy(tokenizer)
     vars(changed).update(chat_template=source, **changes)
     return changed
 

@@ -34,7 +34,7 @@ def test_the_steps_of_an_epoch_draw_every_example_once():
 
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("attempt", [0, 1])
-def test_each_step_draws_others(mixed, attempt):
+def test_each_step_draws_other_examples(mixed, attempt):
   dataset = examples()
   if mixed:
     parts = {

@@ -30,7 +30,7 @@ def test_a_missing_file_is_named_at_once(tmp_path):
   [
     (b'{"a": ', "not JSON"),
     (b"\xff\xfe", "not JSON"),
-    (b"[1]", "want a JSON object, got a list"),
+    (b"[1]", "must be a JSON object, got a list"),
     (b"[" * 100_000, "not JSON"),
   ],
 )

@@ -44,7 +44,7 @@ def drawn(dataset, label, rounds, count=8, seed=0):
 @given(WEIGHTS, st.integers(1, 20), st.integers(0, 10**9))
 @settings(deadline=None, max_examples=50)
 def test_each_round_has_the_proportions(weights, count, step):
-  whole = mixture.units(weights)
+  whole = mixture.integer_weights(weights)
   parts = mixture.quotas(whole, count, step)
   assert sum(number for _, number in parts) == count
   assert sum(first for first, _ in parts) == count * step
@@ -57,7 +57,7 @@ def test_each_round_has_the_proportions(weights, count, step):
 @given(WEIGHTS, st.integers(1, 20))
 @settings(deadline=None, max_examples=20)
 def test_a_step_goes_on_where_the_last_ended(weights, count):
-  whole, seen = mixture.units(weights), [0] * len(weights)
+  whole, seen = mixture.integer_weights(weights), [0] * len(weights)
   for step in range(12):
     parts = mixture.quotas(whole, count, step)
     assert [first for first, _ in parts] == seen
@@ -65,7 +65,7 @@ def test_a_step_goes_on_where_the_last_ended(weights, count):
 
 
 def test_in_the_long_run_the_proportions_are_exact():
-  whole = mixture.units([2.5, 1.25, 0.1])
+  whole = mixture.integer_weights([2.5, 1.25, 0.1])
   rounds = sum(whole)
   parts = mixture.quotas(whole, 3, rounds)
   assert whole == [50, 25, 2]
@@ -93,14 +93,14 @@ def test_every_part_has_its_own_epochs():
   assert drawn(both, "a", 1, seed=1) != drawn(both, "a", 1)
 
 
-def test_a_part_does_not_depend_on_the_others():
+def test_a_parts_order_does_not_depend_on_other_parts():
   alone = Mixture({"a": part("a", SIZE, 1)})
   beside = Mixture({"b": part("b", SIZE, 3), "a": part("a", SIZE, 4)})
   short = drawn(beside, "a", 9)
   assert drawn(alone, "a", 9)[: len(short)] == short
 
 
-def test_what_is_left_out_moves_no_other():
+def test_leaving_examples_out_keeps_the_order_of_the_others():
   left_out = (3, 7)
   whole = Mixture({"a": part("a", SIZE, 1)})
   less = Mixture({"a": part("a", SIZE, 1, left_out)})
@@ -111,7 +111,7 @@ def test_what_is_left_out_moves_no_other():
   ]
 
 
-def test_another_attempt_moves_no_step():
+def test_another_attempt_does_not_change_other_steps():
   for dataset in (
     Mixture({"a": part("a", SIZE, 1), "b": part("b", SIZE, 1)}),
     part("a", SIZE, 1).dataset,
@@ -234,7 +234,7 @@ def test_a_config_loads_a_mixture(problems):
   ("section", "message"),
   [
     (dict(), "dataset.name is '', with"),
-    (dict(mixture={}, path="x"), "'mixture' stands alone"),
+    (dict(mixture={}, path="x"), "set dataset.mixture and nothing else"),
     (dict(mixture={}), "names no dataset"),
     (
       dict(mixture=dict(problems=dict(weight=0, path=""))),
@@ -247,12 +247,14 @@ def test_a_config_loads_a_mixture(problems):
   ],
   ids=str,
 )
-def test_what_cannot_be_mixed_is_named(section, message):
+def test_an_invalid_mixture_is_refused(section, message):
   with pytest.raises(ValueError, match=message):
     data.load(**section)
 
 
-def test_what_is_never_or_always_solved_is_left_out(tmp_path, problems):
+def test_problems_that_are_never_or_always_solved_are_left_out(
+  tmp_path, problems
+):
   # Of ten completions each: problem 1 never right, 2 always, 3 half of them.
   rows = [
     dict(
@@ -284,7 +286,7 @@ def test_what_is_never_or_always_solved_is_left_out(tmp_path, problems):
   inspection.report_mixture([*loaded], Console(file=told))
   assert told.getvalue() == (
     "problems: 100.0% of each round, from 5 examples; left out 1 below and 2 "
-    "above the range of pass rates; 3 have none on record\n"
+    "above the range of pass rates; 3 have no pass rate\n"
   )
 
 
@@ -298,19 +300,19 @@ def test_what_is_never_or_always_solved_is_left_out(tmp_path, problems):
     (dict(id="0", pass_rate=None), "no pass rate is recorded"),
   ],
 )
-def test_a_wrong_record_is_named(tmp_path, row, message):
+def test_an_invalid_pass_rate_is_refused_by_line(tmp_path, row, message):
   path = record(tmp_path, row)
   with pytest.raises(ValueError, match=message):
-    pass_rates.choose(part("a", 3, 1).dataset, path, 0.0, 1.0)
+    pass_rates.select(part("a", 3, 1).dataset, path, 0.0, 1.0)
 
 
 def test_a_range_that_keeps_nothing_is_refused(tmp_path):
   path = record(tmp_path, *(dict(id=str(i), pass_rate=1.0) for i in range(3)))
   examples = part("a", 3, 1).dataset
   with pytest.raises(ValueError, match=r"no example.*within 0\.0\.\.0\.5"):
-    pass_rates.choose(examples, path, 0.0, 0.5)
-  with pytest.raises(ValueError, match="are no range"):
-    pass_rates.choose(examples, path, 0.5, 0.4)
+    pass_rates.select(examples, path, 0.0, 0.5)
+  with pytest.raises(ValueError, match="are not a range"):
+    pass_rates.select(examples, path, 0.5, 0.4)
 
 
 def test_a_directory_of_records_is_read_whole(tmp_path):

@@ -52,7 +52,7 @@ def seen(packed, row, slot):
 
 @settings(max_examples=200, deadline=None)
 @given(batches())
-def test_every_value_has_one_slot_that_sees_its_own_text(batch):
+def test_every_value_has_one_slot_that_attends_to_its_own_text(batch):
   pieces, _ = batch
   packed, table = pack(pieces, WIDTH), expected(pieces)
   slots = np.argwhere(packed.origin >= 0)
@@ -68,7 +68,7 @@ def test_every_value_has_one_slot_that_sees_its_own_text(batch):
 
 @settings(max_examples=100, deadline=None)
 @given(batches(), st.integers(0, 2))
-def test_what_is_unused_sees_only_itself(batch, spare):
+def test_unused_slots_attend_only_to_themselves(batch, spare):
   pieces, _ = batch
   rows = pack(pieces, WIDTH).tokens.shape[0] + spare
   packed = pack(pieces, WIDTH, rows=rows)
@@ -82,7 +82,7 @@ def test_what_is_unused_sees_only_itself(batch, spare):
 
 @settings(max_examples=100, deadline=None)
 @given(batches())
-def test_tokens_that_nobody_chose_have_no_value(batch):
+def test_prompt_tokens_have_no_value(batch):
   """Of a prompt no value is asked, and it is laid out once."""
   pieces, _ = batch
   packed = pack(pieces, WIDTH)
@@ -95,7 +95,7 @@ def test_tokens_that_nobody_chose_have_no_value(batch):
 
 @settings(max_examples=100, deadline=None)
 @given(batches())
-def test_unpack_brings_values_home(batch):
+def test_unpack_returns_values_to_their_origin(batch):
   pieces, size = batch
   packed, table = pack(pieces, WIDTH), expected(pieces)
   got = unpack(packed.targets, packed, (size,))
@@ -164,7 +164,7 @@ def rollouts(draw):
     completions=completions,
     lengths=lengths,
     finish=np.ones((prompts, group), np.int32),
-    sampled_mask=within_lengths(lengths, T),
+    sampled_mask=within_lengths(lengths, size),
     logprobs=np.zeros((prompts, group, size), np.float32),
   )
 
@@ -199,7 +199,7 @@ def test_prompts_of_a_rollout_are_laid_out_once_if_there_is_room():
     completions=np.full((1, 4, 3), 50, np.int32),
     lengths=np.full((1, 4), 3, np.int32),
     finish=np.ones((1, 4), np.int32),
-    sampled_mask=within_lengths(np.full((1, 4), 3, np.int32), T),
+    sampled_mask=np.ones((1, 4, 3), bool),
     logprobs=np.zeros((1, 4, 3), np.float32),
   )
   packed = pack_rollout(rollout, 19, chosen=[0], rows=1)
@@ -208,7 +208,7 @@ def test_prompts_of_a_rollout_are_laid_out_once_if_there_is_room():
     pack_rollout(rollout, 18, chosen=[0], rows=1)
 
 
-def test_unpack_keeps_the_kind_of_number():
+def test_unpack_keeps_the_dtype():
   packed = pack(singles(2), 10)
   values = np.full((1, 10), 0.5, np.float32)
   got = unpack(values, packed, (1, 3))

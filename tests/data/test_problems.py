@@ -143,7 +143,7 @@ def test_the_common_sets_are_read_as_they_are(tmp_path, row, expected):
   assert (example.prompt, example.answer) == ("P", expected)
 
 
-def test_a_config_says_where_a_row_keeps_what(tmp_path):
+def test_a_config_can_name_the_fields_of_a_row(tmp_path):
   extra = dict(gold=["x", "y"], kind="logic/web")
   row = dict(Frage="P", extra=extra, lang="de", answer="no")
   fields = dict(
@@ -195,7 +195,7 @@ def test_tests_reach_the_code_reward(tmp_path, tests, expected):
     assert example.answer == ""
 
 
-def test_choices_stand_below_the_problem(tmp_path):
+def test_choices_are_added_to_the_prompt(tmp_path):
   row = dict(question="Which?", choices=["red", "blue", 3], answer=1)
   example = load_row(tmp_path, row, domain="choice")
   assert example.prompt == "Which?\nA. red\nB. blue\nC. 3"
@@ -230,13 +230,21 @@ def test_instructions_need_no_answer(tmp_path):
 @pytest.mark.parametrize(
   ("line", "kwargs", "message"),
   [
-    ('{"question": "q", "answer": NaN}', {}, "not JSON: NaN is no JSON"),
-    ('{"question": "q", "answer": -Infinity}', {}, "-Infinity is no JSON"),
-    ('{"question": "q", "answer": 1e999}', {}, "not JSON: 1e999 is no JSON"),
-    ('{"question": "q", "answer": [1, NaN]}', {}, "not JSON: NaN is no JSON"),
-    (r'{"question": "a\ud800b", "answer": 5}', {}, r"\\ud800 alone is no ch"),
-    (r'{"question": "a", "answer": "\udc00"}', {}, r"\\udc00 alone is no ch"),
-    (r'{"q\uDBFF": "a", "answer": "5"}', {}, r"\\udbff alone is no ch"),
+    ('{"question": "q", "answer": NaN}', {}, "not JSON: NaN is not JSON"),
+    ('{"question": "q", "answer": -Infinity}', {}, "-Infinity is not JSON"),
+    ('{"question": "q", "answer": 1e999}', {}, "not JSON: 1e999 is not JSON"),
+    ('{"question": "q", "answer": [1, NaN]}', {}, "not JSON: NaN is not JSON"),
+    (
+      r'{"question": "a\ud800b", "answer": 5}',
+      {},
+      r"\\ud800 alone is not a ch",
+    ),
+    (
+      r'{"question": "a", "answer": "\udc00"}',
+      {},
+      r"\\udc00 alone is not a ch",
+    ),
+    (r'{"q\uDBFF": "a", "answer": "5"}', {}, r"\\udbff alone is not a ch"),
     ('{"question": "q", "answer": null}', {}, "'answer' is null or missing"),
     ('{"question": "q"}', {}, "'answer or .*' is null or missing"),
     ('{"question": "q", "answer": ""}', {}, "'answer' must be text, got ''"),
@@ -250,7 +258,7 @@ def test_instructions_need_no_answer(tmp_path):
     ('{"answer": "1"}', {}, "'problem or question or .*' must be text"),
     ('{"prompt": [], "answer": "1"}', {}, "one message of a user, got"),
     ('{"prompt": ["q"], "answer": "1"}', {}, "one message of a user, got"),
-    ('{"prompt": "q"}', dict(domain="code"), "'tests or .*'code' is graded by"),
+    ('{"prompt": "q"}', dict(domain="code"), "'tests or .*'code' need it"),
     (
       '{"prompt": "q"}',
       dict(domain="instructions"),
@@ -259,14 +267,14 @@ def test_instructions_need_no_answer(tmp_path):
     (
       '{"prompt": "q", "choices": ["a"], "answer": 1}',
       dict(domain="choice"),
-      "'answer' is 1, of 1 choices",
+      "'answer' is 1, but has 1 choices",
     ),
     (
       '{"prompt": "q", "choices": "a", "answer": 1}',
       dict(domain="choice"),
       "choices must be a list, got 'a'",
     ),
-    ("[1]", {}, "want a JSON object, got a list"),
+    ("[1]", {}, "must be a JSON object, got a list"),
     ('{"question": "q"', {}, "not JSON"),
     ('{"question": "q", "answer": "1"} x', {}, "not JSON: Extra data"),
     ("", {}, "no problems in it"),
@@ -280,13 +288,13 @@ def test_a_file_without_a_problem_is_refused(tmp_path, line, kwargs, message):
   assert "\n" not in str(error.value)
 
 
-def test_what_looks_bad_and_is_not_is_read(tmp_path):
+def test_unusual_but_valid_rows_are_read(tmp_path):
   line = r'{"question": "a\ud83d\ude00b NaN", "answer": "Infinity"}'
   example = load_row(tmp_path, line)
   assert (example.prompt, example.answer) == ("a\U0001f600b NaN", "Infinity")
 
 
-def test_a_few_bad_rows_are_skipped_and_told(tmp_path, caplog):
+def test_a_few_invalid_rows_are_skipped_with_a_warning(tmp_path, caplog):
   caplog.set_level(logging.WARNING)
   good = [dict(problem=f"{i}?", answer=str(i)) for i in range(18)]
   path = write(tmp_path, *good, '{"problem": ', dict(problem="no answer"))
@@ -310,7 +318,7 @@ def numbered(count):
   return [dict(problem=f"{i}+1?", answer=str(i + 1)) for i in range(count)]
 
 
-def test_two_splits_make_the_whole(tmp_path):
+def test_train_and_test_splits_make_up_the_file(tmp_path):
   path = write(tmp_path, *numbered(300))
   train, test = (
     {e.id for e in problems.load(path=path, split=split)}
@@ -319,7 +327,7 @@ def test_two_splits_make_the_whole(tmp_path):
   assert not train & test
   assert len(train | test) == 300
   assert 10 < len(test) < 60
-  with pytest.raises(ValueError, match="none is for 'test'"):
+  with pytest.raises(ValueError, match="is in the split 'test'"):
     problems.load(path=write(tmp_path, *numbered(1)), split="test")
   with pytest.raises(ValueError, match="got 'valid'"):
     problems.load(path=path, split="valid")
@@ -341,7 +349,7 @@ def test_two_splits_make_the_whole(tmp_path):
     pytest.param("train/math_math_train", 7380, marks=pytest.mark.slow),
   ],
 )
-def test_every_published_answer_comes_through(name, count):
+def test_published_answers_are_read_unchanged(name, count):
   path = DATA / f"{name}.jsonl"
   raw = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
   examples = problems.load(path=path)

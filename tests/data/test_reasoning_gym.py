@@ -33,7 +33,7 @@ def contents(dataset):
   return [(e.domain, reasoning_gym.content(e)) for e in dataset]
 
 
-def test_no_problem_is_trained_and_tested_on():
+def test_train_and_test_share_no_problem():
   tests = {*contents(load(CHEAP, "test", 600, seed=7))}
   assert len(tests) == 600
   for seed in (7, 8):
@@ -106,7 +106,7 @@ def test_a_dataset_may_be_larger_than_memory():
     dataset[10**12]
 
 
-def test_wording_does_not_change_what_is_asked():
+def test_all_wordings_of_a_problem_have_the_same_content():
   metadata = dict(expression="3 - -4 + 15")
   one = Example("", "", "reasoning_gym/chain_sum", "", metadata)
   other = one._replace(metadata=dict(expression="15 + 3 - -4"), prompt="Add!")
@@ -145,5 +145,5 @@ def test_bad_arguments_are_named(change, message):
 
 def test_too_few_problems_for_testing_is_an_error():
   tiny = {"chain_sum": dict(min_terms=2, max_terms=2, max_digits=1)}
-  with pytest.raises(ValueError, match="chain_sum: only .* ask for fewer"):
+  with pytest.raises(ValueError, match="chain_sum: only .* reduce `size`"):
     [*load(tiny, "test", 100)]

@@ -74,9 +74,12 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    ('[{"problem": "a", "answer": NaN}]', "a.json:1: not JSON: NaN is no JSON"),
+    (
+      '[{"problem": "a", "answer": NaN}]',
+      "a.json:1: not JSON: NaN is not JSON",
+    ),
     ('[{"problem": "a",\n"answer": 1}\n{}]', "a.json:3: not JSON: a comma"),
-    ("[\n\n1]", "a.json:3: want a JSON object, got a int"),
+    ("[\n\n1]", "a.json:3: must be a JSON object, got a int"),
     ('[{"problem": ', "a.json:1: not JSON"),
     ("[", "a.json:1: not JSON"),
     ("[]", "a.json: no problems in it"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax.data import templates, tokenizer
+from r1jax.data import chat, templates, tokenizer
 
 DEEPSEEK = (
   pathlib.Path(__file__).parents[3] / "shared/data/reference/deepseek_r1"
@@ -24,17 +24,60 @@ FILLED = (
   "User: What is 1 + 1?. Assistant:"
 )
 
+r1_zero = templates.TEMPLATES["r1_zero"].fill
+
 
 def test_the_template_is_the_papers():
-  assert templates.r1_zero("What is 1 + 1?") == FILLED
-  assert templates.R1_ZERO == FILLED.replace("What is 1 + 1?", "prompt")
+  assert r1_zero("What is 1 + 1?") == FILLED
 
 
-def test_a_question_is_set_in_as_it_is():
+def test_a_question_is_inserted_verbatim():
   for question in ("{prompt} %s \\1", "the prompt. Assistant:", "<think>", ""):
-    text = templates.r1_zero(f"\n {question} ")
+    text = r1_zero(f"\n {question} ")
     assert text == FILLED.replace("What is 1 + 1?", question)
-  assert templates.plain(" 1 + 1 = \n") == "1 + 1 =\n"
+  assert templates.TEMPLATES["plain"].fill(" 1 + 1 = \n") == "1 + 1 =\n"
+
+
+@pytest.mark.parametrize(
+  "template, prefill",
+  [
+    ("r1_zero", ""),
+    ("plain", ""),
+    ("Q: {question}\nAssistant: <think>\n", "<think>\n"),
+    ("{question} Assistant: <think>Okay,", "<think>Okay,"),
+    # Tags that only tell how to answer, or stand before the question.
+    ("Think in <think> </think>. {question} A:", ""),
+    ("{question} Use <think> </think> tags. A: <think>", "<think>"),
+    ("<think> {question}", ""),
+    # A model that is told not to think.
+    ("{question}\n<think>\n\n</think>\n\n", "<think>\n\n</think>\n\n"),
+  ],
+)
+def test_what_a_template_writes_of_the_answer_is_its_prefill(template, prefill):
+  tokenizer = Characters()
+  assert chat.prefill(template, tokenizer) == prefill
+  for question in ("1 + 1?", "<think>", "<think> {question}", "a</think>"):
+    turn = templates.user_turn(question)
+    prompt = chat.prompt(turn, templates.find(template, tokenizer), tokenizer)
+    assert prompt.prefill == prefill
+    text = templates.TEMPLATES.get(template)
+    before, _, after = (text.text if text else template).partition("{question}")
+    assert tokenizer.decode(prompt.ids) == before + question + after
+
+
+@pytest.mark.parametrize(
+  "template, message",
+  [
+    ("r1_zeroo", "did you mean 'r1_zero'.*or a text with {question}"),
+    ("Question: Assistant:", "must hold {question} once"),
+    ("{question} or {question}", "must hold {question} once"),
+    ("{prompt}", "must hold {question} once"),
+    ("", "unknown template ''"),
+  ],
+)
+def test_a_template_that_is_none_is_refused(template, message):
+  with pytest.raises(ValueError, match=message):
+    templates.check(template)
 
 
 class Characters:
@@ -50,8 +93,10 @@ class Characters:
     return "".join(map(chr, ids))
 
 
-@pytest.fixture(scope="module", params=["characters", "bytes", "deepseek"])
-def words(request, write_tokenizer, tmp_path_factory):
+@pytest.fixture(
+  name="tokenizer", scope="module", params=["characters", "bytes", "deepseek"]
+)
+def any_tokenizer(request, write_tokenizer, tmp_path_factory):
   if request.param == "characters":
     return Characters()
   if request.param == "bytes":
@@ -78,17 +123,17 @@ QUESTIONS = st.text() | st.sampled_from(
 )
 
 
-def test_every_prompt_begins_with_what_all_share(words):
-  shared = templates.shared_tokens("r1_zero", words)
-  begins = len(words.prefix_ids)
-  assert words.decode(shared[begins:]) in FILLED
-  assert len(words.decode(shared)) > FILLED.index("User: What") - 2
+def test_every_prompt_begins_with_what_all_share(tokenizer):
+  shared = chat.shared_tokens("r1_zero", tokenizer)
+  begins = len(tokenizer.prefix_ids)
+  assert tokenizer.decode(shared[begins:]) in FILLED
+  assert len(tokenizer.decode(shared)) > FILLED.index("User: What") - 2
 
   @settings(max_examples=300, deadline=None)
   @given(QUESTIONS)
   def check(question):
     question = question.encode("utf-8", "ignore").decode()
-    prompt = templates.encode("r1_zero", question, words)
+    prompt = chat.encode("r1_zero", question, tokenizer)
     assert tuple(prompt[: len(shared)]) == shared
     assert len(prompt) > len(shared)
 
@@ -99,14 +144,14 @@ def test_a_prompt_begins_with_bos_where_the_tokenizer_asks_for_it():
   class Begun(Characters):
     prefix_ids = (7, 8)
 
-  ids = templates.encode("r1_zero", "What?", Begun())
+  ids = chat.encode("r1_zero", "What?", Begun())
   assert ids[:2] == [7, 8]
-  assert ids[2:] == templates.encode("r1_zero", "What?", Characters())
-  assert ids[2:] == Characters().encode(templates.r1_zero("What?"))
-  shared = templates.shared_tokens("r1_zero", Begun())
-  assert shared == (7, 8, *templates.shared_tokens("r1_zero", Characters()))
-  assert templates.shared_tokens("plain", Begun()) == (7, 8)
+  assert ids[2:] == chat.encode("r1_zero", "What?", Characters())
+  assert ids[2:] == Characters().encode(r1_zero("What?"))
+  shared = chat.shared_tokens("r1_zero", Begun())
+  assert shared == (7, 8, *chat.shared_tokens("r1_zero", Characters()))
+  assert chat.shared_tokens("plain", Begun()) == (7, 8)
 
 
-def test_prompts_without_a_template_share_nothing(words):
-  assert templates.shared_tokens("plain", words) == words.prefix_ids
+def test_prompts_without_a_template_share_nothing(tokenizer):
+  assert chat.shared_tokens("plain", tokenizer) == tokenizer.prefix_ids

@@ -15,7 +15,7 @@ DEEPSEEK = (
   pathlib.Path(__file__).parents[3] / "shared/data/reference/deepseek_r1"
 )
 TEXTS = [
-  templates.r1_zero(f"{a} + {b} =")
+  templates.TEMPLATES["r1_zero"].fill(f"{a} + {b} =")
   + f" <think> {a}+{b}={a + b} check {a + b}-{b}={a} ok </think>"
   + f" <answer> {a + b} </answer>"
   for a in range(40)
@@ -36,69 +36,69 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def words(folder):
+def loaded(folder):
   return tokenizer.load(str(folder))
 
 
-def test_texts_come_back_as_they_were(words):
-  assert isinstance(words, Tokenizer)
+def test_texts_survive_encode_and_decode(loaded):
+  assert isinstance(loaded, Tokenizer)
   for text in TEXTS:
-    ids = words.encode(text)
-    assert words.decode(ids) == text
-    assert all(0 < i < words.vocab_size for i in ids)  # 0 is unknown.
+    ids = loaded.encode(text)
+    assert loaded.decode(ids) == text
+    assert all(0 < i < loaded.vocab_size for i in ids)  # 0 is unknown.
 
 
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(st.sampled_from(ALPHABET)))
-def test_any_text_of_known_characters_comes_back(words, text):
-  ids = words.encode(text)
-  assert words.decode(ids) == text
+def test_any_text_of_known_characters_survives_encode_and_decode(loaded, text):
+  ids = loaded.encode(text)
+  assert loaded.decode(ids) == text
   assert not {*ids} & {0, 1, 2}
 
 
 @settings(max_examples=300, deadline=None)
 @given(text=st.text())
-def test_no_text_is_refused_and_none_holds_an_end(words, text):
-  ids = words.encode(text)
-  assert all(0 <= i < words.vocab_size for i in ids)
-  assert not {*ids} & {*words.eos_ids}
-  words.decode(ids)
+def test_any_text_is_encoded_without_eos(loaded, text):
+  ids = loaded.encode(text)
+  assert all(0 <= i < loaded.vocab_size for i in ids)
+  assert not {*ids} & {*loaded.eos_ids}
+  loaded.decode(ids)
 
 
-def test_unknown_characters_leave_their_neighbours_alone(words):
-  ids = words.encode("a\u2603b")
+def test_unknown_characters_leave_their_neighbours_alone(loaded):
+  ids = loaded.encode("a\u2603b")
   assert ids[1] == 0 and len(ids) == 3
-  text = words.decode(ids)
+  text = loaded.decode(ids)
   assert text.startswith("a") and text.endswith("b") and text != "ab"
 
 
-def test_digits_stand_alone(words):
-  ids = words.encode("1203+45=1248")
-  assert [words.decode([i]) for i in ids] == [*"1203+45=1248"]
+def test_digits_stand_alone(loaded):
+  ids = loaded.encode("1203+45=1248")
+  assert [loaded.decode([i]) for i in ids] == [*"1203+45=1248"]
 
 
-def test_tags_are_single_tokens(words):
-  ids = [words.encode(tag) for tag in tokenizer.TAGS]
+def test_tags_are_single_tokens(loaded):
+  ids = [loaded.encode(tag) for tag in tokenizer.TAGS]
   assert {len(one) for one in ids} == {1}
   assert len({one[0] for one in ids}) == len(tokenizer.TAGS)
-  inside = words.encode("x<think>5</think><answer>")
+  inside = loaded.encode("x<think>5</think><answer>")
   assert inside[1] == ids[0][0] and inside[3:] == [ids[1][0], ids[2][0]]
 
 
-def test_frequent_words_are_tokens_and_rare_ones_are_spelled(words):
-  pieces = lambda text: [words.piece(i) for i in words.encode(text)]
+def test_frequent_words_are_tokens_and_rare_ones_are_spelled(loaded):
+  pieces = lambda text: [loaded.id_to_token(i) for i in loaded.encode(text)]
   assert pieces("7 check 3") == ["7", "\u2581check", "\u2581", "3"]
   assert pieces(" seldom") == ["\u2581", *"seldom"]
   assert "\u2581Assistant" in pieces("the Assistant")
 
 
-def test_an_end_is_no_text(words):
-  (end,) = words.eos_ids
-  ids = words.encode("7 ok")
-  assert words.decode([*ids, end]) == "7 ok"
-  assert words.decode([end]) == words.decode([]) == ""
+def test_eos_decodes_to_no_text(loaded):
+  (end,) = loaded.eos_ids
+  ids = loaded.encode("7 ok")
+  assert loaded.decode([*ids, end]) == "7 ok"
+  assert loaded.decode([end]) == loaded.decode([]) == ""
   for text in ("</s>", "<s>", "<unk>", "<pad>"):
-    assert not {*words.encode(text)} & {1, 2}
+    assert not {*loaded.encode(text)} & {1, 2}
 
 
 def test_the_same_texts_make_the_same_tokenizer(folder, tmp_path):
@@ -116,7 +116,7 @@ def test_a_tokenizer_is_trained_once(tmp_path):
       asked.append(text)
       yield text
 
-  make = lambda: tokenizer.fit_once(
+  make = lambda: tokenizer.load_or_fit(
     texts(), tmp_path, documents=50, word_share=0.5
   )
   first = make()
@@ -144,7 +144,7 @@ def test_a_hugging_face_tokenizer_may_be_zipped(write_tokenizer, tmp_path):
     assert one.decode([*one.encode(text), *one.eos_ids]) == text
 
 
-def test_a_hugging_face_tokenizer_must_name_its_end(write_tokenizer, tmp_path):
+def test_a_hugging_face_tokenizer_must_name_its_eos(write_tokenizer, tmp_path):
   folder = write_tokenizer(tmp_path, eos="<nothing>")
   with pytest.raises(ValueError, match="'<nothing>' is not in the vocabulary"):
     tokenizer.load(str(folder))
@@ -189,20 +189,24 @@ def write_json(path, **content):
   path.write_text(json.dumps(content))
 
 
-def test_any_of_several_ends_ends_a_completion(write_tokenizer, tmp_path):
+def test_a_completion_may_end_with_any_of_several_eos_tokens(
+  write_tokenizer, tmp_path
+):
   folder = write_tokenizer(tmp_path)
   write_json(folder / "generation_config.json", eos_token_id=[7, 0])
   write_json(folder / "config.json", eos_token_id=9)
-  words = tokenizer.load(str(folder))
-  assert words.eos_ids == (0, 7, 9)  # What the tokenizer names comes first.
-  ids = words.encode("the Assistant")
-  assert words.decode([9, *ids, 7, 0]) == "the Assistant"
+  loaded = tokenizer.load(str(folder))
+  assert loaded.eos_ids == (0, 7, 9)  # What the tokenizer names comes first.
+  ids = loaded.encode("the Assistant")
+  assert loaded.decode([9, *ids, 7, 0]) == "the Assistant"
   (folder / "tokenizer_config.json").unlink()  # The others are enough.
   assert tokenizer.load(str(folder)).eos_ids == (7, 0, 9)
 
 
 @pytest.mark.parametrize("wrong", [480, -1, "<eos>", True, 1.0, [0, None]])
-def test_an_end_that_is_no_token_is_refused(write_tokenizer, tmp_path, wrong):
+def test_an_eos_outside_of_the_vocabulary_is_refused(
+  write_tokenizer, tmp_path, wrong
+):
   folder = write_tokenizer(tmp_path)
   write_json(folder / "generation_config.json", eos_token_id=wrong)
   value = wrong[-1] if isinstance(wrong, list) else wrong
@@ -211,22 +215,24 @@ def test_an_end_that_is_no_token_is_refused(write_tokenizer, tmp_path, wrong):
     tokenizer.load(str(folder))
 
 
-def test_a_beginning_is_known_and_never_added(write_tokenizer, tmp_path):
+def test_bos_is_known_and_not_added_by_encode(write_tokenizer, tmp_path):
   folder = write_tokenizer(tmp_path)
   assert tokenizer.load(str(folder)).bos_id is None
   config = dict(
     eos_token="<eos>", bos_token={"content": "!"}, pad_token="<eos>"
   )
   write_json(folder / "tokenizer_config.json", **config, add_bos_token=True)
-  words = tokenizer.load(str(folder))
-  assert words.piece(words.bos_id) == "!"
-  assert words.bos_id not in words.encode("the Assistant")
+  loaded = tokenizer.load(str(folder))
+  assert loaded.id_to_token(loaded.bos_id) == "!"
+  assert loaded.bos_id not in loaded.encode("the Assistant")
   write_json(folder / "tokenizer_config.json", **config | dict(bos_token="??"))
   with pytest.raises(ValueError, match=r"bos_token '\?\?' is not in the voc"):
     tokenizer.load(str(folder))
 
 
-def test_a_chat_template_has_three_places(write_tokenizer, tmp_path):
+def test_a_chat_template_is_read_from_any_of_three_files(
+  write_tokenizer, tmp_path
+):
   folder = write_tokenizer(tmp_path)
   load = lambda: tokenizer.load(str(folder)).chat_template
   config = folder / "tokenizer_config.json"
@@ -240,13 +246,13 @@ def test_a_chat_template_has_three_places(write_tokenizer, tmp_path):
   write_json(config, eos_token="<eos>", chat_template=several)
   assert load() == "three"
   write_json(config, eos_token="<eos>", chat_template=4)
-  with pytest.raises(ValueError, match="chat_template 4 is no text"):
+  with pytest.raises(ValueError, match="chat_template must be text, got 4"):
     load()
   (folder / "chat_template.jinja").write_text("five \u8ba1", encoding="utf-8")
   assert load() == "five \u8ba1"
 
 
-def test_the_richer_of_two_tokenizers_is_taken(
+def test_tokenizer_json_is_preferred_to_tokenizer_model(
   folder, write_tokenizer, tmp_path
 ):
   write_tokenizer(tmp_path)
@@ -271,80 +277,88 @@ def test_a_broken_file_is_named(write_tokenizer, tmp_path, name, content):
   if name.startswith("tokenizer."):
     (tmp_path / "tokenizer.json").unlink()
   (tmp_path / name).write_bytes(content)
-  with pytest.raises(ValueError, match=f"{tmp_path / name} (is|holds) no "):
+  with pytest.raises(
+    ValueError, match=f"{tmp_path / name} (is not|must hold) "
+  ):
     tokenizer.load(str(tmp_path))
 
 
-def test_special_tokens_can_be_spelled_out(write_tokenizer, tmp_path):
-  words = tokenizer.load(str(write_tokenizer(tmp_path)))
-  assert words.specials == ("<eos>",)
+def test_names_of_special_tokens_can_be_encoded_as_ordinary_text(
+  write_tokenizer, tmp_path
+):
+  loaded = tokenizer.load(str(write_tokenizer(tmp_path)))
+  assert loaded.special_tokens == ("<eos>",)
   for text in ("<eos>", "a <eos><eos> b", "the Assistant"):
-    ids = words.spell(text)
-    assert not {*ids} & {*words.eos_ids}
-    assert words.decode(ids) == text
-  assert words.encode("<eos>") == [0]
-  assert words.spell("the Assistant") == words.encode("the Assistant")
+    ids = loaded.encode_ordinary(text)
+    assert not {*ids} & {*loaded.eos_ids}
+    assert loaded.decode(ids) == text
+  assert loaded.encode("<eos>") == [0]
+  assert loaded.encode_ordinary("the Assistant") == loaded.encode(
+    "the Assistant"
+  )
 
 
 @pytest.fixture(scope="module", params=["sentencepiece", "bytes", "deepseek"])
-def any_words(request, words, write_tokenizer, tmp_path_factory):
+def any_tokenizer(request, loaded, write_tokenizer, tmp_path_factory):
   if request.param == "sentencepiece":
-    return words
+    return loaded
   if request.param == "deepseek":
     return request.getfixturevalue("deepseek")
   return tokenizer.load(str(write_tokenizer(tmp_path_factory.mktemp("bytes"))))
 
 
-def pushed(words, parts):
+def pushed(loaded, parts):
   """What a stream gives out after each part, and at the end."""
-  stream = tokenizer.TextStream(words)
+  stream = tokenizer.TextStream(loaded)
   return [*map(stream.push, parts), stream.flush()]
 
 
-def test_a_stream_gives_whole_characters(any_words):
+def test_a_stream_returns_only_complete_characters(any_tokenizer):
   characters = "".join({*"".join(TEXTS)} - {*"</>"}) + " \n" * 9
-  if any_words.vocab_size > 200:
+  if any_tokenizer.vocab_size > 200:
     characters += "\u8ba1\U0001f600\u00e9\u0e2a\u2603"
 
   @settings(max_examples=200, deadline=None)
   @given(st.text(st.sampled_from(characters)), st.integers(1, 3))
   def streams(text, size):
-    ids = any_words.encode(text)
+    ids = any_tokenizer.encode(text)
     parts = [ids[i : i + size] for i in range(0, len(ids), size)]
-    given = pushed(any_words, parts)
-    assert "".join(given) == any_words.decode(ids)
+    given = pushed(any_tokenizer, parts)
+    assert "".join(given) == any_tokenizer.decode(ids)
     assert "\ufffd" not in "".join(given)
 
   streams()
 
 
-def test_a_stream_of_any_ids_is_their_text(any_words):
+def test_a_stream_of_any_ids_is_their_text(any_tokenizer):
   @settings(max_examples=300, deadline=None)
-  @given(st.lists(st.integers(0, min(any_words.vocab_size, 400) - 1)))
+  @given(st.lists(st.integers(0, min(any_tokenizer.vocab_size, 400) - 1)))
   def streams(ids):
-    given = pushed(any_words, [[i] for i in ids])
-    assert "".join(given) == any_words.decode(ids)
+    given = pushed(any_tokenizer, [[i] for i in ids])
+    assert "".join(given) == any_tokenizer.decode(ids)
 
   streams()
 
 
-def test_a_stream_waits_for_a_character_and_for_no_more(
+def test_a_stream_waits_only_for_incomplete_characters(
   write_tokenizer, tmp_path
 ):
-  words = tokenizer.load(str(write_tokenizer(tmp_path)))
-  ids = words.encode("a\U0001f600b")
+  loaded = tokenizer.load(str(write_tokenizer(tmp_path)))
+  ids = loaded.encode("a\U0001f600b")
   assert len(ids) == 6  # The face takes four.
-  given = pushed(words, [[i] for i in ids])
+  given = pushed(loaded, [[i] for i in ids])
   assert given == ["a", "", "", "", "\U0001f600", "b", ""]
-  assert pushed(words, [[i] for i in ids[:3]]) == ["a", "", "", "\ufffd"]
+  assert pushed(loaded, [[i] for i in ids[:3]]) == ["a", "", "", "\ufffd"]
 
 
 def test_a_real_tokenizer_knows_where_a_conversation_begins(deepseek):
   assert deepseek.bos_id == 0
-  assert deepseek.piece(0) == "<\uff5cbegin\u2581of\u2581sentence\uff5c>"
+  assert deepseek.id_to_token(0) == "<\uff5cbegin\u2581of\u2581sentence\uff5c>"
   assert "add_generation_prompt" in deepseek.chat_template
   facts = json.loads((DEEPSEEK / "facts.json").read_text())
-  assert {*facts["special_tokens"]} <= {*deepseek.specials}
+  assert {*facts["special_tokens"]} <= {*deepseek.special_tokens}
   for name in facts["special_tokens"]:
-    assert not {*deepseek.spell(name)} & {*facts["special_tokens"].values()}
-    assert deepseek.decode(deepseek.spell(name)) == name
+    assert not {*deepseek.encode_ordinary(name)} & {
+      *facts["special_tokens"].values()
+    }
+    assert deepseek.decode(deepseek.encode_ordinary(name)) == name

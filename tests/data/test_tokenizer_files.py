@@ -81,13 +81,15 @@ def test_truncation_and_padding_of_a_file_are_off(write_tokenizer, tmp_path):
   loaded = tokenizer.load(str(folder))
   for text in ("a", "the Assistant " * 30):
     assert loaded.encode(text) == plain.encode(text)
-    assert loaded.spell(text) == plain.spell(text)
+    assert loaded.encode_ordinary(text) == plain.encode_ordinary(text)
     assert loaded.decode(loaded.encode(text)) == text
 
 
 def test_special_tokens_are_known_by_their_names(write_tokenizer, tmp_path):
   folder = write_tokenizer(tmp_path)
-  assert tokenizer.load(str(folder)).named_specials == dict(eos_token="<eos>")
+  assert tokenizer.load(str(folder)).special_tokens_map == dict(
+    eos_token="<eos>"
+  )
   write_json(
     folder / "special_tokens_map.json",
     pad_token="#",
@@ -101,6 +103,6 @@ def test_special_tokens_are_known_by_their_names(write_tokenizer, tmp_path):
     pad_token="<eos>",
     mask_token=None,
   )
-  assert tokenizer.load(str(folder)).named_specials == dict(
+  assert tokenizer.load(str(folder)).special_tokens_map == dict(
     eos_token="<eos>", bos_token="!", pad_token="<eos>", unk_token="?"
   )

@@ -8,7 +8,7 @@ import pytest
 
 from r1jax.data import reasoning_gym, worked
 from r1jax.data.split import in_test
-from r1jax.data.templates import r1_zero
+from r1jax.data.templates import TEMPLATES
 from r1jax.rewards import format
 from r1jax.types import Completion, Example
 
@@ -23,7 +23,7 @@ SHARES = dict(
   chinese_share=0.04,
 )
 COUNT = 6000
-BEFORE = r1_zero("\0").partition("\0")[0]
+BEFORE = TEMPLATES["r1_zero"].fill("\0").partition("\0")[0]
 STYLES = ("guess", "short", "long")
 
 
@@ -126,7 +126,7 @@ def test_the_test_problems_of_the_library_are_not_in_it(documents):
   assert not tested & {parse(document)[:2] for document in documents}
 
 
-def test_the_filter_is_what_keeps_them_out(monkeypatch):
+def test_without_the_filter_test_problems_would_appear(monkeypatch):
   monkeypatch.setattr(worked, "in_test", lambda *_: False)
   found = [in_test(*parse(e.answer)[:2]) for e in load(size=500)]
   assert 0.05 < np.mean(found) < 0.15
@@ -137,7 +137,7 @@ def close(share, expected, count):
   return abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / count)
 
 
-def test_shares_are_as_asked(documents):
+def test_shares_of_documents_match_the_arguments(documents):
   chinese = [d.startswith("计算") for d in documents]
   assert close(np.mean(chinese), 0.04, COUNT)
   templated = [d for d in documents if d.startswith(BEFORE)]
@@ -170,7 +170,7 @@ def answers(documents):
         yield domain, worked.style(thought), right(metadata, match[2])
 
 
-def test_errors_are_in_all_styles_and_fewer_in_longer_ones(documents):
+def test_all_styles_have_errors_and_longer_ones_fewer(documents):
   found = [*answers(documents)]
   assert len(found) > 0.7 * COUNT
   for domain in {domain for domain, _, _ in found}:
@@ -197,7 +197,7 @@ def metadata_of(problem):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_faults_every_style_that_looks_far_enough_is_right(kind):
+def test_without_faults_all_exhaustive_styles_are_correct(kind):
   rng = random.Random(0)
   for _ in range(100):
     problem = KINDS[kind](rng)
@@ -209,7 +209,7 @@ def test_without_faults_every_style_that_looks_far_enough_is_right(kind):
 
 
 @pytest.mark.parametrize("kind", ["sum", "word"])
-def test_checks_find_mistakes_unless_they_miss_them(kind):
+def test_checks_correct_all_mistakes_unless_missed_check_is_set(kind):
   rng, right_share = random.Random(0), {}
   for missed in (0.0, 1.0):
     found = []
@@ -226,7 +226,7 @@ def test_checks_find_mistakes_unless_they_miss_them(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_styles_are_told_apart_and_differ_in_length(kind):
+def test_styles_are_recognised_and_differ_in_length(kind):
   rng, lengths = random.Random(0), {}
   for style in STYLES:
     works = [
@@ -243,6 +243,6 @@ def test_styles_are_told_apart_and_differ_in_length(kind):
   assert lengths["guess"] < lengths["short"] < lengths["long"]
 
 
-def test_a_share_that_is_none_is_refused():
-  with pytest.raises(ValueError, match="template_share 1.5"):
+def test_a_share_outside_of_0_to_1_is_refused():
+  with pytest.raises(ValueError, match="template_share must be .*1.5"):
     load(template_share=1.5)

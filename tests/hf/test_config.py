@@ -1,4 +1,4 @@
-"""config.json in both of its spellings, there and back."""
+"""Reading and writing config.json."""
 
 import dataclasses
 import json
@@ -116,8 +116,8 @@ RELEASED = {
 }
 
 
-def renewed(released):
-  """The same in the spelling of transformers 5."""
+def as_transformers_5(released):
+  """A config as transformers 5 writes it."""
   new = dict(released)
   rope = dict(new.pop("rope_scaling", None) or {"rope_type": "default"})
   rope["rope_type"] = rope.pop("type", rope.get("rope_type"))
@@ -129,7 +129,7 @@ def renewed(released):
 @pytest.mark.parametrize("name", RELEASED)
 def test_a_released_config_is_that_of_the_preset(name):
   assert hf_config.parse(RELEASED[name]) == preset(name)
-  assert hf_config.parse(renewed(RELEASED[name])) == preset(name)
+  assert hf_config.parse(as_transformers_5(RELEASED[name])) == preset(name)
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -144,7 +144,7 @@ def test_every_preset_comes_back(name):
   assert hf_config.parse(json.loads(written)) == preset(name)
 
 
-def test_v2_as_released_says_which_of_the_groups_count():
+def test_v2_uses_groups_only_with_a_group_limited_method():
   written = hf_config.released(PRESETS["deepseek_v2_lite"], dtype="bfloat16")
   assert written["topk_method"] == "greedy"
   grouped = hf_config.released(PRESETS["tiny_deepseek_v2"], dtype="bfloat16")
@@ -154,7 +154,7 @@ def test_v2_as_released_says_which_of_the_groups_count():
   assert (read.experts.num_groups, read.experts.groups_per_token) == (1, 1)
 
 
-def test_what_a_config_leaves_out_has_its_default():
+def test_absent_keys_have_their_defaults():
   short = dict(R1)
   for key in (
     "num_nextn_predict_layers",
@@ -201,7 +201,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("key", REFUSED)
-def test_what_we_do_not_have_is_refused_by_name(key):
+def test_unsupported_settings_are_refused_by_name(key):
   with pytest.raises(ValueError) as error:
     hf_config.parse(R1 | {key: REFUSED[key]}, "there/config.json")
   value = REFUSED[key]
@@ -220,7 +220,7 @@ def test_what_we_do_not_have_is_refused_by_name(key):
     (LLAMA, "attention_bias", True),
   ],
 )
-def test_each_family_refuses_what_it_does_not_have(released, key, value):
+def test_each_family_refuses_settings_it_does_not_support(released, key, value):
   with pytest.raises(ValueError, match=key):
     hf_config.parse(released | {key: value})
 
@@ -238,7 +238,7 @@ def test_each_family_refuses_what_it_does_not_have(released, key, value):
     ("mscale", 0.0),
   ],
 )
-def test_yarn_that_we_would_compute_otherwise_is_refused(key, value):
+def test_yarn_with_ambiguous_settings_is_refused(key, value):
   scaling = R1["rope_scaling"] | {key: value}
   with pytest.raises(ValueError, match=rf"rope_scaling\.{key}"):
     hf_config.parse(R1 | {"rope_scaling": scaling})
@@ -266,7 +266,7 @@ def test_yarn_of_qwen_scales_no_softmax():
     ),
   ],
 )
-def test_a_model_like_no_released_one_is_not_written(overrides):
+def test_a_model_that_no_architecture_expresses_is_not_written(overrides):
   config = dataclasses.replace(preset("tiny_deepseek"), **overrides)
   with pytest.raises(ValueError, match="no released architecture"):
     hf_config.released(config, dtype="float32")
@@ -389,7 +389,7 @@ def configs(draw):
 
 @settings(deadline=None, max_examples=200)
 @given(configs(), st.booleans())
-def test_any_model_comes_back_from_either_spelling(config, new):
+def test_any_model_is_read_back_from_either_form_of_rope(config, new):
   written = hf_config.released(config, dtype="bfloat16")
-  written = renewed(written) if new else written
+  written = as_transformers_5(written) if new else written
   assert hf_config.parse(json.loads(json.dumps(written))) == config

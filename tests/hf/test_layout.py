@@ -1,4 +1,4 @@
-"""Checkpoints in the released layout, there and back."""
+"""The layout of released checkpoints."""
 
 import json
 import math
@@ -48,7 +48,7 @@ RELEASED = "model.safetensors"
 
 
 def draw(config, dtype="float32"):
-  """Random parameters; the balancing bias in float32, as it must be."""
+  """Random parameters, with the balancing bias in float32."""
   rng = np.random.default_rng(0)
   return jax.tree.map_with_path(
     lambda path, w: rng.normal(size=w.shape).astype(
@@ -59,7 +59,7 @@ def draw(config, dtype="float32"):
 
 
 def assert_same(one, other):
-  """Trees of the same bits."""
+  """Asserts that two trees are equal bit for bit."""
   assert jax.tree.structure(one) == jax.tree.structure(other)
 
   def same(a, b):
@@ -147,7 +147,7 @@ def test_v3_has_as_many_numbers_as_were_released():
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_comes_back_bit_for_bit(name, dtype, tmp_path):
+def test_a_saved_model_loads_bit_for_bit(name, dtype, tmp_path):
   config, params = MODELS[name], draw(MODELS[name], dtype)
   hf.save(tmp_path / "a", config, params, file_bytes=20_000)
   found, read = hf.load(tmp_path / "a", dtype=dtype)
@@ -163,34 +163,36 @@ def test_a_model_comes_back_bit_for_bit(name, dtype, tmp_path):
 
 
 def linear(tensors, name, x):
-  """A layer of torch: x times the transposed weight."""
+  """A linear layer of torch."""
   return x @ tensors[f"{name}.weight"].T
 
 
-def close(one, other):
+def assert_close(one, other):
   np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_latent_attention_lies_as_released(v3):
+def test_latent_attention_has_the_released_layout(v3):
   tensors, (_, params) = load_file(v3 / RELEASED), hf.load(v3)
   block = jax.tree.map(lambda leaf: leaf[1], params["moe"]["attention"])
   x = np.random.default_rng(1).normal(size=32).astype(np.float32)
   name = "model.layers.2.self_attn"
   down = x @ block["qkv_down"]
-  close(linear(tensors, f"{name}.q_a_proj", x), down[:12])
-  close(linear(tensors, f"{name}.kv_a_proj_with_mqa", x), down[12:])
+  assert_close(linear(tensors, f"{name}.q_a_proj", x), down[:12])
+  assert_close(linear(tensors, f"{name}.kv_a_proj_with_mqa", x), down[12:])
   for theirs, ours, latent in (
     ("q_b_proj", "q_up", x[:12]),
     ("kv_b_proj", "kv_up", x[:10]),
   ):
     heads = np.einsum("r,rnh->nh", latent, block[ours])
-    close(linear(tensors, f"{name}.{theirs}", latent).reshape(3, -1), heads)
+    assert_close(
+      linear(tensors, f"{name}.{theirs}", latent).reshape(3, -1), heads
+    )
   values = x[:15].reshape(3, 5)
   out = np.einsum("nv,nvd->d", values, block["out"])
-  close(linear(tensors, f"{name}.o_proj", values.ravel()), out)
+  assert_close(linear(tensors, f"{name}.o_proj", values.ravel()), out)
 
 
-def test_grouped_attention_lies_by_key_value_head(tmp_path):
+def test_grouped_attention_is_grouped_by_key_value_head(tmp_path):
   config = MODELS["qwen2"]
   params = draw(config)
   hf.save(tmp_path / "model", config, params)
@@ -205,13 +207,13 @@ def test_grouped_attention_lies_by_key_value_head(tmp_path):
     ("v", heads[:, 3]),
   ):
     found = linear(tensors, f"{name}.{theirs}_proj", x)
-    close(found + tensors[f"{name}.{theirs}_proj.bias"], part.ravel())
+    assert_close(found + tensors[f"{name}.{theirs}_proj.bias"], part.ravel())
   values = x[:24].reshape(3, 2, 4)
   out = np.einsum("kgh,kghd->d", values, block["out"])
-  close(linear(tensors, f"{name}.o_proj", values.ravel()), out)
+  assert_close(linear(tensors, f"{name}.o_proj", values.ravel()), out)
 
 
-def test_feed_forwards_lie_as_released(v3):
+def test_feed_forwards_have_the_released_layout(v3):
   tensors, (_, params) = load_file(v3 / RELEASED), hf.load(v3)
   x = np.random.default_rng(1).normal(size=32).astype(np.float32)
   moe, dense = (params[name]["feed_forward"] for name in ("moe", "dense"))
@@ -230,16 +232,16 @@ def test_feed_forwards_lie_as_released(v3):
   ):
     name, hidden = f"model.layers.{name}", x[: len(down)]
     gate, up = np.einsum("D,DcF->cF", x, gate_up)
-    close(linear(tensors, f"{name}.gate_proj", x), gate)
-    close(linear(tensors, f"{name}.up_proj", x), up)
-    close(linear(tensors, f"{name}.down_proj", hidden), hidden @ down)
-  close(
+    assert_close(linear(tensors, f"{name}.gate_proj", x), gate)
+    assert_close(linear(tensors, f"{name}.up_proj", x), up)
+    assert_close(linear(tensors, f"{name}.down_proj", hidden), hidden @ down)
+  assert_close(
     linear(tensors, "model.layers.1.mlp.gate", x),
     x @ moe["router"]["weight"][0],
   )
   bias = tensors["model.layers.2.mlp.gate.e_score_correction_bias"]
   np.testing.assert_array_equal(bias, moe["router"]["bias"][1])
-  close(linear(tensors, "lm_head", x), x @ params["unembed"])
+  assert_close(linear(tensors, "lm_head", x), x @ params["unembed"])
   np.testing.assert_array_equal(
     tensors["model.embed_tokens.weight"], params["embed"]
   )

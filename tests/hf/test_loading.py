@@ -1,4 +1,4 @@
-"""A directory becomes a model: dtypes, slices, shardings, what is refused."""
+"""Loading a model: dtypes, slices, shardings, errors."""
 
 import json
 import pathlib
@@ -19,6 +19,7 @@ from r1jax.models.config import replace
 from r1jax.models.presets import preset
 from r1jax.models.weights import logical_axes
 from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.tools import convert
 from r1jax.training import models
 
@@ -34,7 +35,7 @@ def v3(tmp_path, random_params):
 
 
 def assert_same(one, other):
-  """Trees of the same bits."""
+  """Asserts that two trees are equal bit for bit."""
   assert jax.tree.structure(one) == jax.tree.structure(other)
 
   def same(a, b):
@@ -44,7 +45,7 @@ def assert_same(one, other):
   jax.tree.map(same, one, other)
 
 
-def edit(directory, change, file=RELEASED):
+def edit_tensors(directory, change, file=RELEASED):
   tensors = load_file(directory / file)
   change(tensors)
   save_file(tensors, directory / file)
@@ -75,11 +76,13 @@ def test_buffers_of_older_checkpoints_are_ignored(v3, name, mtp):
   expected = hf.load(v3, mtp=mtp)
   for dtype in (np.float32, np.int64):
     buffer = np.ones(2, dtype)
-    edit(v3, lambda t, buffer=buffer: t.update({name: buffer}))
+    edit_tensors(v3, lambda t, buffer=buffer: t.update({name: buffer}))
     config, params = hf.load(v3, mtp=mtp)
     assert config == expected[0]
     assert_same(params, expected[1])
-  edit(v3, lambda t: t.update({name.replace("rotary", "other"): buffer}))
+  edit_tensors(
+    v3, lambda t: t.update({name.replace("rotary", "other"): buffer})
+  )
   with pytest.raises(ValueError, match="unknown tensor .*other_emb"):
     hf.load(v3)
 
@@ -91,31 +94,31 @@ def test_mtp_layers_are_dropped_on_request(v3):
   assert_same(rest, {k: v for k, v in params.items() if k != "mtp"})
 
 
-def test_a_promised_mtp_layer_that_is_not_there_at_all_is_none(v3):
+def test_an_announced_mtp_layer_without_tensors_is_dropped(v3):
   drop = lambda tensors: [
     tensors.pop(n) for n in [*tensors] if n.startswith("model.layers.3.")
   ]
-  edit(v3, drop)
+  edit_tensors(v3, drop)
   config, params = hf.load(v3)
   assert config.mtp_depth == 0 and "mtp" not in params
 
 
 def test_half_an_mtp_layer_is_an_error(v3):
-  edit(v3, lambda tensors: tensors.pop("model.layers.3.hnorm.weight"))
+  edit_tensors(v3, lambda tensors: tensors.pop("model.layers.3.hnorm.weight"))
   with pytest.raises(ValueError, match=r"layers\.3\.hnorm\.weight is missing"):
     hf.load(v3)
 
 
-def test_progress_ends_where_all_is_done(v3, tmp_path):
+def test_progress_ends_at_the_total(v3, tmp_path):
   seen = []
-  tell = lambda done, total: seen.append((done, total))
+  record = lambda done, total: seen.append((done, total))
   for place in (None, SingleDeviceSharding(jax.devices()[0])):
     seen.clear()
-    config, params = hf.load(v3, sharding=place, progress=tell)
+    config, params = hf.load(v3, sharding=place, progress=record)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     assert seen == sorted(seen) and seen[-1] == (size, size)
   seen.clear()
-  hf.save(tmp_path / "b", config, params, progress=tell)
+  hf.save(tmp_path / "b", config, params, progress=record)
   assert seen == sorted(seen) and seen[-1][0] == seen[-1][1] > size
 
 
@@ -187,7 +190,7 @@ def test_a_file_is_not_a_directory(tmp_path):
 
 
 def test_a_process_reads_what_its_devices_hold_once(v3, monkeypatch):
-  """However many devices hold a part, and however the array is split."""
+  """Whatever the sharding is."""
   read, sizes = Stored.read, []
 
   def spy(self, index=()):
@@ -199,8 +202,8 @@ def test_a_process_reads_what_its_devices_hold_once(v3, monkeypatch):
   _, whole = hf.load(v3)
   once = sum(sizes)
   assert once == sum(leaf.size for leaf in jax.tree.leaves(whole))
-  mesh = sharding.make_mesh(data=2, fsdp=2, expert=2)
-  split = sharding.shardings(mesh, logical_axes(CONFIG), whole)
+  mesh = make_mesh(data=2, fsdp=2, expert=2)
+  split = sharding.tree_shardings(mesh, logical_axes(CONFIG), whole)
   sizes.clear()
   _, params = hf.load(v3, sharding=split)
   jax.tree.map(np.testing.assert_array_equal, params, whole)
@@ -210,7 +213,7 @@ def test_a_process_reads_what_its_devices_hold_once(v3, monkeypatch):
 
 
 class InMemory:
-  """A tensor of another source than files."""
+  """A tensor that is not in a file."""
 
   file = pathlib.Path("memory")
 

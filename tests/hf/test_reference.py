@@ -1,4 +1,4 @@
-"""What transformers saves we read, and what we save it loads, bit for bit."""
+"""transformers and r1jax read each other's checkpoints, bit for bit."""
 
 import json
 
@@ -90,7 +90,7 @@ MODELS = {
 
 
 def random_model(name, dtype):
-  """transformers' model with every weight and every buffer drawn."""
+  """A model of transformers with random weights and buffers."""
   import torch
   import transformers
 
@@ -118,7 +118,7 @@ def same_tensors(one, other):
 
 
 def loaded(directory, dtype):
-  """transformers' model from a directory, and what it found amiss."""
+  """A model of transformers from a directory, and its loading report."""
   import transformers
 
   model, info = transformers.AutoModelForCausalLM.from_pretrained(
@@ -129,7 +129,7 @@ def loaded(directory, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", MODELS)
-def test_there_and_back_and_into_transformers(name, dtype, tmp_path):
+def test_saved_models_load_again_and_in_transformers(name, dtype, tmp_path):
   import torch
 
   kind = getattr(torch, dtype)
@@ -198,7 +198,7 @@ def test_transformers_keeps_the_balancing_bias_in_float32(
   assert kinds["torch.float32"] in bias
 
 
-def test_a_tokenizer_goes_along(tmp_path, random_params, write_tokenizer):
+def test_the_tokenizer_is_copied(tmp_path, random_params, write_tokenizer):
   import transformers
 
   words = write_tokenizer(tmp_path / "words")

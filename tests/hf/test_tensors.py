@@ -1,4 +1,4 @@
-"""Files that are broken, and files of float8."""
+"""Damaged files, and float8."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def sharded(tmp_path, random_params):
   return tmp_path / "model"
 
 
-def edit(directory, change, file=RELEASED):
+def edit_tensors(directory, change, file=RELEASED):
   tensors = {  # The library reads no float8 into NumPy.
     name: np.array(tensor.read())
     for name, tensor in stored(directory / file).items()
@@ -43,8 +43,8 @@ def edit(directory, change, file=RELEASED):
   save_file(tensors, directory / file)
 
 
-def refuses(directory, *texts):
-  """Loading fails with one line in which all of `texts` stand."""
+def assert_refused(directory, *texts):
+  """Asserts that loading fails with one line that contains all `texts`."""
   with pytest.raises(ValueError) as error:
     hf.load(directory)
   for text in texts:
@@ -53,33 +53,37 @@ def refuses(directory, *texts):
 
 
 def test_a_missing_tensor_is_named(saved):
-  edit(saved, lambda tensors: tensors.pop(EXPERT))
-  refuses(saved, f"{EXPERT} is missing from {saved}", "(32, 128)")
+  edit_tensors(saved, lambda tensors: tensors.pop(EXPERT))
+  assert_refused(saved, f"{EXPERT} is missing from {saved}", "(32, 128)")
 
 
 def test_a_tensor_too_many_is_named(saved):
   extra = np.zeros(3, np.float32)
-  edit(saved, lambda tensors: tensors.update(surprise=extra))
-  refuses(saved, "unknown tensor surprise", RELEASED)
+  edit_tensors(saved, lambda tensors: tensors.update(surprise=extra))
+  assert_refused(saved, "unknown tensor surprise", RELEASED)
 
 
 @pytest.mark.parametrize("name", ["self_attn.q_proj.weight", "mlp.gate.bias"])
 def test_a_tensor_of_another_architecture_is_named(saved, name):
   name = f"model.layers.0.{name}"
-  edit(saved, lambda tensors: tensors.update({name: np.zeros(3, np.float32)}))
-  refuses(saved, name)
+  edit_tensors(
+    saved, lambda tensors: tensors.update({name: np.zeros(3, np.float32)})
+  )
+  assert_refused(saved, name)
 
 
 def test_a_tensor_of_another_shape_is_named(saved):
   wrong = np.zeros((128, 32), np.float32)  # Transposed.
-  edit(saved, lambda tensors: tensors.update({EXPERT: wrong}))
-  refuses(saved, f"{EXPERT} in {saved / RELEASED} is (128, 32), not (32, 128)")
+  edit_tensors(saved, lambda tensors: tensors.update({EXPERT: wrong}))
+  assert_refused(
+    saved, f"{EXPERT} in {saved / RELEASED} is (128, 32), not (32, 128)"
+  )
 
 
 def test_a_tensor_that_holds_no_floats_is_named(saved):
   whole = np.zeros((32, 128), np.int32)
-  edit(saved, lambda tensors: tensors.update({EXPERT: whole}))
-  refuses(saved, EXPERT, "int32")
+  edit_tensors(saved, lambda tensors: tensors.update({EXPERT: whole}))
+  assert_refused(saved, EXPERT, "int32")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -1, -1000])
@@ -89,13 +93,13 @@ def test_a_shard_cut_short_is_named(sharded, kept):
   )
   content = file.read_bytes()
   file.write_bytes(content[: kept if kept >= 0 else len(content) + kept])
-  refuses(sharded, str(file), "download it again")
+  assert_refused(sharded, str(file), "download it again")
 
 
 def test_a_shard_with_something_behind_it_is_named(saved):
   with open(saved / RELEASED, "ab") as stream:
     stream.write(b"more")
-  refuses(saved, str(saved / RELEASED), "download it again")
+  assert_refused(saved, str(saved / RELEASED), "download it again")
 
 
 @pytest.mark.parametrize(
@@ -111,16 +115,16 @@ def test_a_shard_with_something_behind_it_is_named(saved):
     b'{"x": 3}',
   ],
 )
-def test_a_broken_header_is_no_crash(saved, header):
+def test_a_broken_header_raises_a_value_error(saved, header):
   body = len(header).to_bytes(8, "little") + header + bytes(8)
   (saved / RELEASED).write_bytes(body)
-  refuses(saved, str(saved / RELEASED))
+  assert_refused(saved, str(saved / RELEASED))
 
 
 def test_a_shard_that_is_not_there_is_named(sharded):
   index = json.loads((sharded / INDEX).read_text())["weight_map"]
   (sharded / index[EXPERT]).unlink()
-  refuses(sharded, index[EXPERT], "is missing", "download it")
+  assert_refused(sharded, index[EXPERT], "is missing", "download it")
 
 
 def test_a_tensor_that_is_not_where_the_index_says_is_named(sharded):
@@ -130,33 +134,33 @@ def test_a_tensor_that_is_not_where_the_index_says_is_named(sharded):
   )
   index["weight_map"][EXPERT] = other
   (sharded / INDEX).write_text(json.dumps(index))
-  refuses(sharded, EXPERT, other)
+  assert_refused(sharded, EXPERT, other)
 
 
-def test_an_index_leads_nowhere_else(sharded):
+def test_an_index_may_not_name_files_elsewhere(sharded):
   index = json.loads((sharded / INDEX).read_text())
   index["weight_map"][EXPERT] = "../other/model.safetensors"
   (sharded / INDEX).write_text(json.dumps(index))
-  refuses(sharded, "is not a file name")
+  assert_refused(sharded, "is not a file name")
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"weight_map": 3}'])
 def test_a_broken_index_is_named(sharded, content):
   (sharded / INDEX).write_text(content)
-  refuses(sharded, str(sharded / INDEX))
+  assert_refused(sharded, str(sharded / INDEX))
 
 
 def test_a_tensor_in_two_shards_is_named(sharded):
   index = json.loads((sharded / INDEX).read_text())["weight_map"]
   tensor = load_file(sharded / index[EXPERT])[EXPERT]
   other = next(file for file in index.values() if file != index[EXPERT])
-  edit(sharded, lambda tensors: tensors.update({EXPERT: tensor}), other)
-  refuses(sharded, EXPERT, other, index[EXPERT])
+  edit_tensors(sharded, lambda tensors: tensors.update({EXPERT: tensor}), other)
+  assert_refused(sharded, EXPERT, other, index[EXPERT])
 
 
 def test_a_directory_without_weights_is_named(saved):
   (saved / RELEASED).unlink()
-  refuses(saved, str(saved), RELEASED, INDEX)
+  assert_refused(saved, str(saved), RELEASED, INDEX)
 
 
 def test_other_readers_read_what_we_write(sharded):
@@ -175,7 +179,7 @@ BLOCK = (12, 20)
 
 
 def quantise(weight):
-  """Float8 values and their scales, block by block."""
+  """Float8 values, and the scale of each block."""
   rows, columns = weight.shape
   stored = np.zeros(weight.shape, ml_dtypes.float8_e4m3fn)
   scales = np.zeros((-(-rows // BLOCK[0]), -(-columns // BLOCK[1])), np.float32)
@@ -199,7 +203,7 @@ def dequantise(stored, scales):
 
 @pytest.fixture
 def float8(saved):
-  """A model whose projections of layers are float8, and what they stand for."""
+  """A model with float8 projections, and their dequantised values."""
   tensors = load_file(saved / RELEASED)
   plain = dict(tensors)
   for name, array in plain.items():
@@ -245,17 +249,19 @@ def test_a_slice_of_float8_is_a_slice_of_the_whole(float8):
 
 def test_float8_without_its_scales_is_an_error(float8):
   directory, _ = float8
-  edit(directory, lambda tensors: tensors.pop(EXPERT + "_scale_inv"))
-  refuses(directory, EXPERT + "_scale_inv", "is missing")
+  edit_tensors(directory, lambda tensors: tensors.pop(EXPERT + "_scale_inv"))
+  assert_refused(directory, EXPERT + "_scale_inv", "is missing")
 
 
 def test_float8_with_too_few_scales_is_an_error(float8):
   directory, _ = float8
   scales = np.ones((2, 7), np.float32)
-  edit(
+  edit_tensors(
     directory, lambda tensors: tensors.update({EXPERT + "_scale_inv": scales})
   )
-  refuses(directory, EXPERT + "_scale_inv", "float32[2, 7], not float32[3, 7]")
+  assert_refused(
+    directory, EXPERT + "_scale_inv", "float32[2, 7], not float32[3, 7]"
+  )
 
 
 def test_float8_that_the_config_does_not_know_of_is_an_error(float8):
@@ -263,4 +269,4 @@ def test_float8_that_the_config_does_not_know_of_is_an_error(float8):
   settings = json.loads((directory / "config.json").read_text())
   del settings["quantization_config"]
   (directory / "config.json").write_text(json.dumps(settings))
-  refuses(directory, "is float8", "quantization_config")
+  assert_refused(directory, "is float8", "quantization_config")

@@ -1,4 +1,4 @@
-"""Copies between orders of dimensions, against NumPy's own."""
+"""Tiled copies, against NumPy."""
 
 import ml_dtypes
 import numpy as np

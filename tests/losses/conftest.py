@@ -1,4 +1,4 @@
-"""Losses never rely on shapes that happen to broadcast."""
+"""Losses never rely on implicit broadcasting of ranks."""
 
 import jax
 import pytest

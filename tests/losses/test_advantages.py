@@ -1,4 +1,4 @@
-"""Advantages against the papers' equations, and where other code went wrong."""
+"""Advantages against the papers' equations, and mistakes of other code."""
 
 import math
 
@@ -29,8 +29,8 @@ def mean(values):
   return sum(values) / len(values)
 
 
-def by_the_papers(rewards, *, name, ddof=0):
-  """One completion at a time, as the papers write it."""
+def reference_advantages(rewards, *, name, ddof=0):
+  """The papers' equations, one completion at a time."""
   out = [[0.0] * len(row) for row in rewards]
   graded = [[r for r in row if not math.isnan(r)] for row in rewards]
   for p, row in enumerate(rewards):
@@ -54,8 +54,8 @@ def test_every_entry_of_the_table_is_tested():
 
 
 @every
-def test_advantages_are_the_papers(settings):
-  expected = by_the_papers(REWARDS, **settings)
+def test_advantages_equal_the_papers_equations(settings):
+  expected = reference_advantages(REWARDS, **settings)
   np.testing.assert_allclose(
     advantages(REWARDS, **settings), expected, rtol=1e-12, atol=1e-14
   )
@@ -89,7 +89,7 @@ def test_advantages_of_one_right_in_sixteen(ddof, right, wrong):
 
 
 @pytest.mark.parametrize("epsilon, theirs", [(1e-4, 1.49970), (1e-6, 1.499997)])
-def test_with_ddof_1_only_their_epsilon_parts_us_from_trl_and_verl(
+def test_ddof_1_differs_from_trl_and_verl_only_by_their_epsilon(
   epsilon, theirs
 ):
   got = advantages(np.array([[1.0, 0, 0, 0]]), name="group_std", ddof=1)
@@ -100,7 +100,7 @@ def test_with_ddof_1_only_their_epsilon_parts_us_from_trl_and_verl(
 
 
 @every
-def test_equal_rewards_teach_nothing(settings):
+def test_equal_rewards_have_zero_advantages(settings):
   for size in range(2, 65):
     for constant in (0.1, 0.3, 0.35, 0.7, 0.9, 1.1):
       got = advantages(np.full((2, size), constant), **settings)
@@ -108,14 +108,14 @@ def test_equal_rewards_teach_nothing(settings):
 
 
 @every
-def test_a_group_that_teaches_nothing_is_exactly_zero_beside_others(settings):
+def test_a_group_of_equal_rewards_is_exactly_zero_beside_other_groups(settings):
   rewards = np.array([[0.35] * 16, [1.0] + [0.0] * 15])
   got = advantages(rewards, **settings)
   assert np.all(got[0] == 0.0)
   assert np.all(got[1] != 0.0)
 
 
-def test_which_groups_teach_nothing_is_decided_by_max_and_min():
+def test_zero_signal_is_decided_by_max_and_min():
   rewards = np.array(
     [
       [0.35, 0.35, 0.35],
@@ -132,7 +132,7 @@ def test_which_groups_teach_nothing_is_decided_by_max_and_min():
 
 
 def test_the_deviation_is_not_a_difference_of_large_numbers():
-  """E[x^2] - E[x]^2 loses all digits here; the sum of squares does not."""
+  """E[x^2] - E[x]^2 would lose all digits here; the sum of squares does not."""
   rewards = 1e6 + np.array([[0.0, *[1e-3] * 7]])
   got = advantages(rewards, name="group_std")
   expected = advantages(np.array([[0.0, *[1.0] * 7]]), name="group_std")
@@ -142,7 +142,7 @@ def test_the_deviation_is_not_a_difference_of_large_numbers():
 
 
 def test_leave_one_out_is_never_divided_by_a_deviation():
-  """Of [1, 0, 0, 0] the others' deviation is 0: no advantage of millions."""
+  """In [1, 0, 0, 0] the others have a deviation of 0."""
   got = advantages(np.array([[1.0, 0, 0, 0]]), name="leave_one_out")
   assert np.abs(got).max() == 1.0
   with pytest.raises(ValueError, match="'leave_one_out': 'ddof'"):
@@ -151,13 +151,13 @@ def test_leave_one_out_is_never_divided_by_a_deviation():
 
 @every
 @pytest.mark.parametrize("size", [0, 1])
-def test_a_group_needs_two(settings, size):
+def test_a_group_of_one_is_refused(settings, size):
   with pytest.raises(ValueError, match=f"group_size is {size}.*at least 2"):
     advantages(np.zeros((3, size)), **settings)
 
 
 @every
-def test_what_could_not_be_graded_leaves_the_statistics(settings):
+def test_ungraded_completions_are_left_out_of_the_statistics(settings):
   got = advantages(np.array([[1.0, np.nan, 0.0], [np.nan] * 3]), **settings)
   assert got[0, 1] == 0.0 and np.all(got[1] == 0.0)
   expected = advantages(np.array([[1.0, 0.0]]), **settings)
@@ -181,8 +181,8 @@ def test_the_order_of_groups_and_completions_does_not_matter(settings):
 
 
 @pytest.mark.parametrize("settings", EVERY[:-1], ids=str)
-def test_each_group_is_compared_with_itself_alone(settings):
-  """Also with a group of the very same prompt and rewards beside it."""
+def test_groups_do_not_affect_each_other(settings):
+  """Even if another group has the same prompt and the same rewards."""
   twice = np.concatenate([REWARDS, REWARDS])
   got = advantages(twice, **settings)
   for p in range(10):
@@ -224,7 +224,7 @@ def test_ungraded_completions_change_nothing_for_the_others(
 
 
 @every
-def test_rewards_that_hardly_differ_are_no_division_by_zero(settings):
+def test_nearly_equal_rewards_cause_no_division_by_zero(settings):
   got = advantages(np.array([[0.0, 1e-313], [0.0, 1e-200]]), **settings)
   assert np.all(np.isfinite(got))
 

@@ -1,4 +1,4 @@
-"""Weights against the papers' sums, and where other denominators went wrong."""
+"""Weights against the papers' sums, and known mistakes with denominators."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ SETTINGS = [
 each = pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: s["name"])
 
 
-def by_the_papers(losses, mask, counted, *, name, divisor=0):
+def reference_loss(losses, mask, counted, *, name, divisor=0):
   """The loss of an update, completion by completion."""
   sums, lengths = [], []
   for p, g in np.ndindex(*counted.shape):
@@ -37,7 +37,7 @@ def by_the_papers(losses, mask, counted, *, name, divisor=0):
   return sum(sums) / (len(sums) * divisor)
 
 
-def weigh(mask, trained, **settings):
+def weight_per_token(mask, trained, **settings):
   """The weight of every token [P, G, T]."""
   return token_weights(mask.sum(-1), trained, **settings)[..., None] * mask
 
@@ -47,14 +47,14 @@ def test_every_entry_of_the_table_is_tested():
 
 
 @each
-def test_weighted_sums_are_the_papers(settings):
+def test_weighted_sums_equal_the_papers_losses(settings):
   counted = EVERY.copy()
   for drop in ((), (1, 2), (0, slice(None))):
     if drop:
       counted[drop] = False
-    weights = weigh(MASK, counted, **settings)
+    weights = weight_per_token(MASK, counted, **settings)
     assert weights.dtype == np.float64
-    expected = by_the_papers(LOSSES, MASK, counted, **settings)
+    expected = reference_loss(LOSSES, MASK, counted, **settings)
     assert np.sum(weights * LOSSES) == pytest.approx(expected, rel=1e-12)
     np.testing.assert_array_equal(weights[~MASK], 0.0)
     np.testing.assert_array_equal(weights[~counted], 0.0)
@@ -73,7 +73,7 @@ GOLDEN = [
 def test_losses_of_a_short_and_a_long_completion(settings, expected):
   mask = np.array([[[1, 0, 0], [1, 1, 1]]], bool)
   losses = np.array([[[2.0, 0, 0], [1, 1, 1]]])
-  weights = weigh(mask, np.ones((1, 2), bool), **settings)
+  weights = weight_per_token(mask, np.ones((1, 2), bool), **settings)
   assert np.sum(weights * losses) == pytest.approx(expected, rel=1e-12)
 
 
@@ -84,52 +84,52 @@ def test_parts_of_an_update_do_not_have_denominators_of_their_own(
   """A mean of the token means of two microbatches would be 1.5, not 1.25."""
   mask = np.array([[[1, 0, 0], [1, 1, 1]]], bool)
   losses = np.array([[[2.0, 0, 0], [1, 1, 1]]])
-  weights = weigh(mask, np.ones((1, 2), bool), **settings)
+  weights = weight_per_token(mask, np.ones((1, 2), bool), **settings)
   parts = [np.sum(weights[:, g] * losses[:, g]) for g in range(2)]
   assert sum(parts) == pytest.approx(expected, rel=1e-12)
 
 
 @each
 def test_the_padded_length_is_in_no_denominator(settings):
-  weights = weigh(MASK, EVERY, **settings)
+  weights = weight_per_token(MASK, EVERY, **settings)
   padded = np.pad(MASK, ((0, 0), (0, 0), (0, 100)))
-  longer = weigh(padded, EVERY, **settings)
+  longer = weight_per_token(padded, EVERY, **settings)
   np.testing.assert_array_equal(longer[..., :T], weights)
   np.testing.assert_array_equal(longer[..., T:], 0.0)
 
 
 @each
-def test_a_completion_that_does_not_count_is_as_good_as_absent(settings):
-  """Ungraded, or cut short where that is masked: numerator and denominator."""
+def test_completions_that_are_not_trained_on_have_no_effect(settings):
+  """Neither on the numerator nor on the denominator."""
   counted = EVERY.copy()
   counted[:, 3] = False
-  weights = weigh(MASK, counted, **settings)
-  without = weigh(MASK[:, :3], EVERY[:, :3], **settings)
+  weights = weight_per_token(MASK, counted, **settings)
+  without = weight_per_token(MASK[:, :3], EVERY[:, :3], **settings)
   np.testing.assert_array_equal(weights[:, :3], without)
 
 
 @each
-def test_nothing_that_counts_is_no_division_by_zero(settings):
+def test_no_trained_completion_causes_no_division_by_zero(settings):
   for mask, counted in ((MASK, ~EVERY), (np.zeros_like(MASK), EVERY)):
-    weights = weigh(mask, counted, **settings)
+    weights = weight_per_token(mask, counted, **settings)
     np.testing.assert_array_equal(weights, 0.0)
 
 
 @each
-def test_tokens_that_the_policy_did_not_choose_are_in_no_denominator(settings):
-  """What a tool wrote in the middle of a completion, say."""
+def test_tokens_that_were_not_sampled_are_in_no_denominator(settings):
+  """Such as the output of a tool within a completion."""
   mask = MASK.copy()
   mask[0, 0, 2:4] = False
-  weights = weigh(mask, EVERY, **settings)
-  expected = by_the_papers(LOSSES, mask, EVERY, **settings)
+  weights = weight_per_token(mask, EVERY, **settings)
+  expected = reference_loss(LOSSES, mask, EVERY, **settings)
   assert np.sum(weights * LOSSES) == pytest.approx(expected, rel=1e-12)
   np.testing.assert_array_equal(weights[0, 0, 2:4], 0.0)
 
 
-def test_every_counted_completion_weighs_the_same():
+def test_all_trained_completions_have_the_same_weight():
   counted = EVERY.copy()
   counted[1, 2] = False
-  weights = weigh(MASK, counted, name="completion_mean")
+  weights = weight_per_token(MASK, counted, name="completion_mean")
   np.testing.assert_allclose(weights.sum(-1), counted / 11)
   for p, g in np.ndindex(P, G):
     tokens = weights[p, g, : LENGTHS[p, g]]
@@ -144,4 +144,4 @@ def test_settings_that_do_not_exist_are_refused():
     (dict(name="constant", divisor=0), "divisor is 0"),
   ):
     with pytest.raises(ValueError, match=words):
-      weigh(MASK, EVERY, **settings)
+      weight_per_token(MASK, EVERY, **settings)

@@ -55,7 +55,7 @@ def double_precision():
 
 
 def run(tokens=TOKENS, **settings):
-  """(loss, metrics) and the gradient by the policy's log-probabilities."""
+  """((loss, metrics), gradient with respect to the policy's logprobs)."""
   arrays = {
     key: None if x is None else jnp.asarray(x) for key, x in tokens.items()
   }
@@ -79,8 +79,8 @@ def clamp(x, low, high):
   return min(max(x, low), high)
 
 
-def surrogate(r, a, logprob, frozen, clip):
-  """What is maximised at one token; `frozen` is r behind a stop-gradient."""
+def reference_surrogate(r, a, logprob, frozen, clip):
+  """The objective of one token; `frozen` is stop_gradient(r)."""
   name = clip["name"]
   if name == "none":
     return r * a
@@ -92,8 +92,8 @@ def surrogate(r, a, logprob, frozen, clip):
   return min(capped * a, clamp(r, 1 - low, 1 + high) * a)
 
 
-def estimate(name, now, old, ref):
-  """Of KL(pi || pi_ref), at one token."""
+def kl_estimate(name, now, old, ref):
+  """An estimate of KL(pi || pi_ref) at one token."""
   quotient = math.exp(ref - now)
   k3 = quotient - math.log(quotient) - 1
   return {
@@ -104,16 +104,16 @@ def estimate(name, now, old, ref):
   }[name]
 
 
-def ratios(kind, now, old):
-  """Of a completion's tokens."""
+def reference_ratios(kind, now, old):
+  """The ratio at each token of a completion."""
   quotients = [math.exp(x - y) for x, y in zip(now, old)]
   if kind == "token":
     return quotients
   return [math.prod(quotients) ** (1 / len(now))] * len(now)
 
 
-def corrections(correction, old, sampler):
-  """What a completion's tokens weigh for a sampler that is not the trainer."""
+def reference_corrections(correction, old, sampler):
+  """The correction weight of each token of a completion."""
   if correction is None:
     return [1.0] * len(old)
   rho = [math.exp(x - y) for x, y in zip(old, sampler)]
@@ -125,22 +125,26 @@ def corrections(correction, old, sampler):
   return [x if low <= x <= high else 0.0 for x in rho]
 
 
-def by_the_papers(logprobs, frozen, **settings):
-  """The loss, token by token; `frozen` are logprobs behind stop-gradients."""
+def reference_loss(logprobs, frozen, **settings):
+  """The loss, token by token; `frozen` is stop_gradient(logprobs)."""
   settings = PLAIN | settings
   arrays = TOKENS | dict(logprobs=logprobs, frozen=frozen)
   total = 0.0
   for c in range(len(LENGTHS)):
-    own = [i for i in range(N) if COMPLETIONS[i] == c and WEIGHTS[i] > 0]
-    t = {key: [float(x[i]) for i in own] for key, x in arrays.items()}
+    indices = [i for i in range(N) if COMPLETIONS[i] == c and WEIGHTS[i] > 0]
+    t = {key: [float(x[i]) for i in indices] for key, x in arrays.items()}
     now, old = t["logprobs"], t["old_logprobs"]
-    r = ratios(settings["ratio"], now, old)
-    still = ratios(settings["ratio"], t["frozen"], old)
-    rho = corrections(settings["correction"], old, t["sampler_logprobs"])
-    for k in range(len(own)):
+    r = reference_ratios(settings["ratio"], now, old)
+    frozen_r = reference_ratios(settings["ratio"], t["frozen"], old)
+    rho = reference_corrections(
+      settings["correction"], old, t["sampler_logprobs"]
+    )
+    for k in range(len(indices)):
       a, ref = t["advantages"][k], t["reference_logprobs"][k]
-      gain = rho[k] * surrogate(r[k], a, now[k], still[k], settings["clip"])
-      kl = estimate(settings["kl"], now[k], old[k], ref)
+      gain = rho[k] * reference_surrogate(
+        r[k], a, now[k], frozen_r[k], settings["clip"]
+      )
+      kl = kl_estimate(settings["kl"], now[k], old[k], ref)
       total -= t["weights"][k] * (
         gain
         - settings["kl_coefficient"] * kl
@@ -149,17 +153,17 @@ def by_the_papers(logprobs, frozen, **settings):
   return total
 
 
-def agrees(**settings):
-  """Value and gradient, the latter by differences of the loops."""
+def assert_agrees(**settings):
+  """Compares the value, and the gradient with finite differences."""
   (value, metrics), gradient = run(**settings)
   value = float(value)
   start = [float(x) for x in TOKENS["logprobs"]]
-  assert value == pytest.approx(by_the_papers(start, start, **settings))
+  assert value == pytest.approx(reference_loss(start, start, **settings))
   for i in range(N):
     ends = []
     for step in (1e-6, -1e-6):
       moved = [x + step * (j == i) for j, x in enumerate(start)]
-      ends.append(by_the_papers(moved, start, **settings))
+      ends.append(reference_loss(moved, start, **settings))
     slope = (ends[0] - ends[1]) / 2e-6
     assert gradient[i] == pytest.approx(slope, rel=1e-6, abs=1e-9)
   parts = [x for name, x in metrics.items() if name.startswith("loss/")]
@@ -172,7 +176,7 @@ EVERY_CLIP = [
   dict(name="none"),
   dict(name="symmetric", epsilon=0.2),
   dict(name="symmetric", epsilon=10.0),
-  dict(name="higher", low=0.2, high=0.28),
+  dict(name="asymmetric", low=0.2, high=0.28),
   dict(name="two_sided", low=0.2, high=0.28, delta=1.5),
   dict(name="cispo", low=0.2, high=0.3),
 ]
@@ -192,36 +196,36 @@ def test_every_entry_of_the_tables_is_tested():
 
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("clip", EVERY_CLIP, ids=str)
-def test_every_ratio_and_clip_is_the_papers(ratio, clip):
-  agrees(ratio=ratio, clip=clip)
+def test_every_ratio_and_clip_equals_its_equation(ratio, clip):
+  assert_agrees(ratio=ratio, clip=clip)
 
 
 @pytest.mark.parametrize("kl", KLS)
-def test_every_kl_is_the_papers(kl):
-  metrics = agrees(kl=kl, kl_coefficient=0.3)
+def test_every_kl_equals_its_equation(kl):
+  metrics = assert_agrees(kl=kl, kl_coefficient=0.3)
   start = [float(x) for x in TOKENS["logprobs"]]
-  with_kl = by_the_papers(start, start, kl=kl, kl_coefficient=0.3)
-  expected = with_kl - by_the_papers(start, start)
+  with_kl = reference_loss(start, start, kl=kl, kl_coefficient=0.3)
+  expected = with_kl - reference_loss(start, start)
   assert metrics["loss/kl"] == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("correction", EVERY_CORRECTION, ids=str)
-def test_every_correction_is_the_papers(correction):
-  """The KL, beside it, stays as it was."""
-  metrics = agrees(correction=correction, kl_coefficient=0.2)
+def test_every_correction_equals_its_equation(correction):
+  """The correction does not affect the KL."""
+  metrics = assert_agrees(correction=correction, kl_coefficient=0.2)
   plain = run(kl_coefficient=0.2)[0][1]
   assert metrics["loss/kl"] == plain["loss/kl"]
   assert metrics["loss/policy"] != plain["loss/policy"]
 
 
 def test_the_entropy_bonus_is_subtracted():
-  metrics = agrees(entropy_coefficient=0.01)
+  metrics = assert_agrees(entropy_coefficient=0.01)
   expected = -0.01 * np.sum(WEIGHTS * TOKENS["entropy"])
   assert metrics["loss/entropy"] == pytest.approx(expected)
 
 
 def test_all_terms_together_are_their_sum():
-  agrees(
+  assert_agrees(
     ratio="sequence",
     clip=dict(name="two_sided", low=0.1, high=0.1, delta=1.2),
     kl="k3_importance",
@@ -231,11 +235,11 @@ def test_all_terms_together_are_their_sum():
   )
 
 
-def test_metrics_are_means_over_the_tokens_that_count():
-  """Whatever the weights: those of Dr. GRPO do not even add up to 1."""
+def test_metrics_are_means_over_tokens_with_a_weight():
+  """Whatever the weights are: those of Dr. GRPO do not add up to 1."""
   counted = WEIGHTS > 0
   (_, got), _ = run(
-    clip=dict(name="higher", low=0.2, high=0.28),
+    clip=dict(name="asymmetric", low=0.2, high=0.28),
     correction=dict(name="truncate", level="token", cap=1.1),
   )
   now, old, ref, sampler, a, entropy = (
@@ -262,18 +266,18 @@ def test_metrics_are_means_over_the_tokens_that_count():
     "kl/old_k1": np.mean(old - now),
     "kl/ref": np.mean(np.exp(ref - now) - (ref - now) - 1),
     "entropy/mean": entropy.mean(),
-    "sampling/is_ratio_mean": rho.mean(),
-    "sampling/is_ratio_max": rho.max(),
-    "sampling/is_clipped_frac": np.mean(rho > 1.1),
+    "sampling/ratio_mean": rho.mean(),
+    "sampling/ratio_max": rho.max(),
+    "sampling/ratio_clipped": np.mean(rho > 1.1),
   }
   assert got.keys() - expected.keys() == {"loss/policy"}
   for name, number in expected.items():
     assert got[name] == pytest.approx(number, rel=1e-12), name
   assert 0 < got["clip_ratio/low"] < got["clip_ratio/region"] < 1
-  assert 0 < got["sampling/is_clipped_frac"] < 1
+  assert 0 < got["sampling/ratio_clipped"] < 1
 
 
-def test_without_a_reference_no_kl_is_made_up():
+def test_without_a_reference_there_is_no_kl():
   tokens = TOKENS | dict(reference_logprobs=None, entropy=None)
   (_, metrics), _ = run(tokens)
   absent = {"kl/ref", "loss/kl", "entropy/mean", "loss/entropy"}
@@ -282,7 +286,7 @@ def test_without_a_reference_no_kl_is_made_up():
     run(tokens, kl_coefficient=0.1)
 
 
-def test_on_policy_the_ratio_is_one_and_the_kl_zero_and_it_still_teaches():
+def test_on_policy_the_ratio_is_one_the_kl_zero_and_the_gradient_not():
   same = TOKENS["logprobs"]
   tokens = TOKENS | dict(
     old_logprobs=same, reference_logprobs=same, sampler_logprobs=same
@@ -296,19 +300,19 @@ def test_on_policy_the_ratio_is_one_and_the_kl_zero_and_it_still_teaches():
         kl_coefficient=0.5,
         correction=EVERY_CORRECTION[1],
       )
-      for name in ("ratio/min", "ratio/max", "sampling/is_ratio_max"):
+      for name in ("ratio/min", "ratio/max", "sampling/ratio_max"):
         assert metrics[name] == 1.0  # Exactly.
       for name in ("kl/ref", "kl/old", "kl/old_k1", "loss/kl"):
         assert metrics[name] == 0.0
       assert metrics["clip_ratio/region"] == 0.0
-      assert metrics["sampling/is_clipped_frac"] == 0.0
+      assert metrics["sampling/ratio_clipped"] == 0.0
       assert value == pytest.approx(-np.sum(WEIGHTS * ADVANTAGES))
       if ratio == "token":
         np.testing.assert_allclose(gradient, -WEIGHTS * ADVANTAGES, atol=1e-12)
 
 
 def test_with_weights_that_mean_completions_the_loss_on_policy_is_zero():
-  """Its value says nothing; its gradient teaches."""
+  """Although its gradient is not zero."""
   mask = np.arange(6) < np.array([[6, 1, 3]])[..., None]
   a = np.array([[1.0, -0.25, -0.75]])
   weights = completion_mean(mask.sum(-1))[..., None] * mask
@@ -323,13 +327,13 @@ def test_with_weights_that_mean_completions_the_loss_on_policy_is_zero():
   assert np.abs(gradient).max() > 0.05
 
 
-def test_a_completion_of_one_token_teaches():
+def test_a_completion_of_one_token_has_a_gradient():
   _, gradient = run(clip=dict(name="none"))
   assert gradient[np.flatnonzero(COMPLETIONS == 1)[0]] != 0.0
 
 
-def test_the_length_of_a_sequence_ratio_counts_the_policys_tokens_alone():
-  """A tool's tokens are in the completion, but not the policy's doing."""
+def test_the_length_of_a_sequence_ratio_counts_only_sampled_tokens():
+  """Tokens of a tool's output are in the completion but not sampled."""
   tokens = TOKENS | dict(logprobs=TOKENS["old_logprobs"] + 0.3)
   (_, metrics), _ = run(tokens, ratio="sequence")
   assert metrics["ratio/min"] == pytest.approx(math.exp(0.3))
@@ -337,7 +341,7 @@ def test_the_length_of_a_sequence_ratio_counts_the_policys_tokens_alone():
 
 
 def test_the_correction_compares_with_the_sampler_not_with_the_policy():
-  """However the policy moves within a round, its weights stay."""
+  """The weights do not change as the policy is updated within a round."""
   correction = EVERY_CORRECTION[3]
   (_, before), _ = run(correction=correction)
   moved = TOKENS | dict(logprobs=TOKENS["logprobs"] + 1.0)
@@ -348,7 +352,7 @@ def test_the_correction_compares_with_the_sampler_not_with_the_policy():
   assert before["ratio/mean"] != after["ratio/mean"]
 
 
-def test_settings_that_lack_their_arrays_are_refused():
+def test_settings_without_the_arrays_they_need_are_refused():
   for absent, settings, words in (
     ("completions", dict(ratio="sequence"), "sequences needs completions"),
     (

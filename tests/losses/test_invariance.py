@@ -1,4 +1,4 @@
-"""However an update is split, packed or padded, it is the same update."""
+"""Splitting, packing and padding do not change an update."""
 
 import functools
 import operator
@@ -61,25 +61,25 @@ MASK = np.arange(LENGTHS.max()) < LENGTHS[..., None]
 MASK[0, 2, 1] = False  # A tool wrote it.
 
 
-def tokens_of(recipe, counted=None):
-  """{completion: {array: its tokens}}, and how many tokens count."""
+def tokens_by_completion(recipe, counted=None):
+  """{completion: {array: its tokens}}, and the number of trained tokens."""
   if counted is None:
     counted = np.isfinite(REWARDS)
   weights = token_weights(MASK.sum(-1), counted, **recipe["aggregation"])
   weights = weights[..., None] * MASK
-  spread = advantages(REWARDS, **recipe["advantage"])[..., None]
+  per_completion = advantages(REWARDS, **recipe["advantage"])[..., None]
   arrays = VALUES | dict(
-    weights=weights, advantages=np.broadcast_to(spread, MASK.shape)
+    weights=weights, advantages=np.broadcast_to(per_completion, MASK.shape)
   )
   tokens = {}
   for index, (p, g) in enumerate(np.ndindex(P, G)):
-    own = {key: x[p, g, : LENGTHS[p, g]] for key, x in arrays.items()}
-    own["completions"] = np.full(LENGTHS[p, g], index)
-    tokens[index] = own
+    values_of_one = {key: x[p, g, : LENGTHS[p, g]] for key, x in arrays.items()}
+    values_of_one["completions"] = np.full(LENGTHS[p, g], index)
+    tokens[index] = values_of_one
   return tokens, np.sum(weights > 0)
 
 
-def rows_of(tokens, chosen, room, width, hole):
+def pack_rows(tokens, chosen, room, width, hole):
   """Completions in twelve rows of `width`, at most `room` tokens in a row."""
   shape = (P * G, width)
   arrays = {key: np.full(shape, hole) for key in [*VALUES, "advantages"]}
@@ -98,8 +98,8 @@ def rows_of(tokens, chosen, room, width, hole):
 
 
 @functools.cache
-def part_of(name, **changes):
-  """`part(arrays, num_tokens)`: ((loss, metrics), gradient) of a microbatch."""
+def microbatch_loss(name, **changes):
+  """A function from (arrays, num_tokens) to ((loss, metrics), gradient)."""
   settings = RECIPES[name]["loss"] | changes
   first = ("old_logprobs", "reference_logprobs", "advantages", "weights")
 
@@ -122,12 +122,14 @@ def part_of(name, **changes):
 def update(
   name, parts, room=12, width=20, *, hole=np.nan, counted=None, **changes
 ):
-  """Loss, gradient by completion and metrics of an update, part by part."""
-  tokens, num_tokens = tokens_of(RECIPES[name], counted)
+  """Loss, gradient by completion, and metrics, summed over microbatches."""
+  tokens, num_tokens = tokens_by_completion(RECIPES[name], counted)
   loss, gradients, metrics = 0.0, {}, {}
   for chosen in parts:
-    arrays, places = rows_of(tokens, chosen, room, width, hole)
-    (value, numbers), gradient = part_of(name, **changes)(arrays, num_tokens)
+    arrays, places = pack_rows(tokens, chosen, room, width, hole)
+    (value, numbers), gradient = microbatch_loss(name, **changes)(
+      arrays, num_tokens
+    )
     loss += float(value)
     gradient = np.asarray(gradient)
     np.testing.assert_array_equal(gradient[arrays["weights"] == 0], 0.0)
@@ -175,14 +177,14 @@ def test_padding_by_a_hundred_more_changes_nothing(name):
 
 
 @each
-def test_what_has_no_weight_may_hold_anything(name):
+def test_values_without_a_weight_are_ignored(name):
   zero = update(name, [ALL], hole=0.0)
   for hole in (np.nan, np.inf, -np.inf, 1e30):
     same(update(name, [ALL], hole=hole), zero)
 
 
 @each
-def test_nothing_that_counts_is_no_loss_and_no_gradient(name):
+def test_without_trained_completions_loss_and_gradient_are_zero(name):
   nothing = np.zeros((P, G), bool)
   loss, gradients, metrics = update(name, [ALL], counted=nothing)
   assert loss == 0.0
@@ -194,20 +196,20 @@ def test_nothing_that_counts_is_no_loss_and_no_gradient(name):
 
 @each
 def test_the_entropy_of_even_odds_is_the_log_of_their_number(name):
-  """Whatever weighs the loss, and however it is split."""
+  """Whatever the weights are, and however the update is split."""
   _, _, metrics = update(name, [[index] for index in ALL])
   assert metrics["entropy/mean"] == pytest.approx(np.log(VOCABULARY), rel=1e-12)
 
 
 @each
-def test_what_is_logged_is_what_is_differentiated(name):
+def test_logged_terms_add_up_to_the_loss(name):
   loss, _, metrics = update(name, [SHUFFLED[:6], SHUFFLED[6:]])
   logged = [x for key, x in metrics.items() if key.startswith("loss/")]
   assert sum(logged) == pytest.approx(loss, rel=1e-12)
 
 
 @each
-def test_a_group_of_equal_rewards_moves_the_policy_by_its_kl_alone(name):
+def test_for_equal_rewards_only_the_kl_has_a_gradient(name):
   _, gradients, _ = update(name, [ALL], kl_coefficient=0.0)
   for index in range(G, 2 * G):
     np.testing.assert_array_equal(gradients[index], 0.0)

@@ -27,9 +27,9 @@ def policy(logits):
 
 
 def expected_loss(logits, sampled_by, old, sampler=None, **settings):
-  """The loss on every token, each as often as the policy that samples has it.
+  """The loss of all tokens, weighted by their probability under the sampler.
 
-  `sampled_by` and `old` are log-probabilities that do not move.
+  `sampled_by` and `old` are constant logprobs.
   """
   settings = (
     dict(
@@ -56,19 +56,19 @@ def expected_loss(logits, sampled_by, old, sampler=None, **settings):
   )
 
 
-def to_reference(logits):
+def kl_to_reference(logits):
   """KL(pi || pi_ref)."""
   p = policy(logits)
   return jnp.sum(jnp.exp(p) * (p - REFERENCE))
 
 
-def from_reference(logits):
+def kl_from_reference(logits):
   """KL(pi_ref || pi)."""
   return jnp.sum(np.exp(REFERENCE) * (REFERENCE - policy(logits)))
 
 
-def kl_of(name, sampled_by):
-  """Value and gradient of the KL in the loss, all tokens enumerated."""
+def kl_value_and_gradient(name, sampled_by):
+  """Expected value and gradient of the KL term, by enumerating all tokens."""
 
   def kl(logits):
     settings = dict(kl=name, kl_coefficient=1.0)
@@ -91,18 +91,20 @@ def test_the_estimates_of_a_half_against_a_quarter(name, expected):
 
 
 def test_on_policy_k1_and_k3_have_the_right_value_and_k2_does_not():
-  truth = float(to_reference(LOGITS))
+  truth = float(kl_to_reference(LOGITS))
   for name in ("k1", "k3", "k3_importance"):
-    assert kl_of(name, policy(LOGITS))[0] == pytest.approx(truth, rel=1e-9)
-  assert abs(kl_of("k2", policy(LOGITS))[0] / truth - 1) > 0.02
+    assert kl_value_and_gradient(name, policy(LOGITS))[0] == pytest.approx(
+      truth, rel=1e-9
+    )
+  assert abs(kl_value_and_gradient("k2", policy(LOGITS))[0] / truth - 1) > 0.02
 
 
-def test_on_policy_each_gradient_is_what_its_docstring_says():
-  right = jax.grad(to_reference)(LOGITS)
-  reverse = jax.grad(from_reference)(LOGITS)
+def test_on_policy_each_gradient_is_the_documented_one():
+  right = jax.grad(kl_to_reference)(LOGITS)
+  reverse = jax.grad(kl_from_reference)(LOGITS)
   assert np.abs(right - reverse).max() > 0.03
   close = lambda name, expected: np.testing.assert_allclose(
-    kl_of(name, policy(LOGITS))[1], expected, atol=1e-12
+    kl_value_and_gradient(name, policy(LOGITS))[1], expected, atol=1e-12
   )
   close("k1", 0.0)
   close("k2", right)
@@ -111,17 +113,17 @@ def test_on_policy_each_gradient_is_what_its_docstring_says():
 
 
 def test_off_policy_only_the_weighted_k3_is_unbiased():
-  truth, right = jax.value_and_grad(to_reference)(LOGITS)
-  value, gradient = kl_of("k3_importance", OLD)
+  truth, right = jax.value_and_grad(kl_to_reference)(LOGITS)
+  value, gradient = kl_value_and_gradient("k3_importance", OLD)
   assert value == pytest.approx(float(truth), rel=1e-9)
   np.testing.assert_allclose(gradient, right, atol=1e-12)
   for name in ("k1", "k2", "k3"):
-    value, gradient = kl_of(name, OLD)
+    value, gradient = kl_value_and_gradient(name, OLD)
     assert np.abs(gradient - right).max() > 0.01, name
 
 
 def test_off_policy_the_ratio_makes_the_policy_gradient_unbiased():
-  """With all tokens enumerated, sum pi_old r A is sum pi A."""
+  """The sum over all tokens of pi_old r A is the sum of pi A."""
   truth = lambda logits: -jnp.sum(jnp.exp(policy(logits)) * ADVANTAGES)
   loss = lambda logits: expected_loss(logits, OLD, OLD, advantages=ADVANTAGES)
   value, gradient = jax.value_and_grad(lambda x: loss(x)[0])(LOGITS)
@@ -129,7 +131,7 @@ def test_off_policy_the_ratio_makes_the_policy_gradient_unbiased():
   np.testing.assert_allclose(gradient, jax.grad(truth)(LOGITS), atol=1e-12)
 
 
-def test_an_uncut_correction_makes_the_samplers_tokens_the_old_policys():
+def test_an_unclipped_correction_gives_the_gradient_of_the_old_policy():
   truth = lambda logits: -jnp.sum(jnp.exp(policy(logits)) * ADVANTAGES)
 
   def loss(logits, **correction):
@@ -142,7 +144,7 @@ def test_an_uncut_correction_makes_the_samplers_tokens_the_old_policys():
   (value, metrics) = loss(LOGITS, cap=1.1)
   assert value != pytest.approx(float(truth(LOGITS)), rel=1e-3)
   # Of the three, the second alone is that much likelier under the old policy.
-  assert metrics["sampling/is_clipped_frac"] == pytest.approx(1 / 3)
+  assert metrics["sampling/ratio_clipped"] == pytest.approx(1 / 3)
 
 
 # In the reward.
@@ -171,7 +173,7 @@ def penalties(now, then, *, name):
 
 
 @pytest.mark.parametrize("name", KLS)
-def test_a_completion_pays_for_the_sum_over_its_tokens(name):
+def test_a_penalty_is_the_sum_over_the_tokens_of_a_completion(name):
   got = penalties(NOW, THEN, name=name)
   for p, g in np.ndindex(P, G):
     x = [float(THEN[p, g, t] - NOW[p, g, t]) for t in range(LENGTHS[p, g])]
@@ -184,7 +186,7 @@ def test_a_completion_pays_for_the_sum_over_its_tokens(name):
     assert got[p, g] == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
-def test_what_was_not_sampled_costs_nothing():
+def test_tokens_that_were_not_sampled_have_no_penalty():
   for hole in (np.nan, np.inf, -np.inf):
     holed = [np.where(MASK, x, np.float32(hole)) for x in (NOW, THEN)]
     np.testing.assert_array_equal(

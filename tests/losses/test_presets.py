@@ -1,4 +1,4 @@
-"""The papers' recipes say what the papers print, and all of them run."""
+"""Presets have the values that the papers print, and all of them run."""
 
 import ml_collections
 import pytest
@@ -25,8 +25,8 @@ def test_every_section_fits_its_function(name):
 
 
 @each
-def test_a_section_takes_the_place_of_a_configs_own(name):
-  """Whatever clip the config had, none of its keys is left."""
+def test_a_section_replaces_that_of_a_config(name):
+  """No key of the config's old section remains."""
   config = ml_collections.ConfigDict(PRESETS["r1"])
   config.loss = dict(PRESETS["r1"]["loss"], clip=dict(name="x", other=1))
   for key, value in PRESETS[name].items():
@@ -35,15 +35,15 @@ def test_a_section_takes_the_place_of_a_configs_own(name):
   check(**config.loss.to_dict())
 
 
-def test_sections_of_a_recipe_are_its_own():
-  """Changing one recipe in place changes no other."""
+def test_presets_do_not_share_sections():
+  """Changing one preset in place does not change another."""
   PRESETS["grpo"]["loss"]["clip"]["epsilon"] = 0.3
   others = {PRESETS[name]["loss"]["clip"].get("epsilon") for name in PRESETS}
   PRESETS["grpo"]["loss"]["clip"]["epsilon"] = 0.2
   assert others == {0.3, 0.2, 10.0, None}
 
 
-def test_r1_is_the_papers():
+def test_r1_has_the_papers_values():
   r1 = PRESETS["r1"]
   assert r1["loss"]["clip"] == dict(name="symmetric", epsilon=10.0)
   assert r1["loss"]["kl"] == "k3"
@@ -56,17 +56,17 @@ def test_r1_is_the_papers():
   assert r1["reference_every"] % r1["minibatches"] == 0
 
 
-def test_what_sets_each_relative_apart():
+def test_each_preset_has_its_characteristic_values():
   loss = lambda name: PRESETS[name]["loss"]
   of = lambda name, section: PRESETS[name][section]["name"]
   assert loss("grpo")["kl_coefficient"] == 0.04
-  assert loss("dapo")["clip"] == dict(name="higher", low=0.2, high=0.28)
+  assert loss("dapo")["clip"] == dict(name="asymmetric", low=0.2, high=0.28)
   assert of("dapo", "aggregation") == "token_mean"
   assert PRESETS["dapo"]["dynamic_sampling"]["rounds"] > 0
   assert of("dr_grpo", "advantage") == "group_mean"
   assert PRESETS["dr_grpo"]["aggregation"]["divisor"] == 3000
   assert loss("gspo")["ratio"] == "sequence"
-  assert loss("gspo")["clip"] == dict(name="higher", low=3e-4, high=4e-4)
+  assert loss("gspo")["clip"] == dict(name="asymmetric", low=3e-4, high=4e-4)
   assert loss("cispo")["clip"]["name"] == "cispo"
   assert of("rloo", "advantage") == "leave_one_out"
   assert PRESETS["rloo"]["kl_reward"]["coefficient"] > 0

@@ -1,4 +1,4 @@
-"""A typo in the objective's settings fails at the start, and says where."""
+"""Mistakes in the settings of the loss are found before training."""
 
 import pytest
 
@@ -15,13 +15,19 @@ PLAIN = dict(
 WRONG = [
   (dict(ratio="tokens"), "unknown ratio 'tokens'; did you mean 'token'"),
   (dict(kl="k4"), "unknown kl 'k4'; there is k1, k2, k3"),
-  (dict(clip=dict(name="hihger", low=1)), "unknown clip 'hihger'.*'higher'"),
+  (
+    dict(clip=dict(name="asymetric", low=1)),
+    "unknown clip 'asymetric'.*'asymmetric'",
+  ),
   (dict(clip=dict(epsilon=0.2)), "clip has no 'name'"),
   (
     dict(clip=dict(name="symmetric", epsilonn=0.2)),
     "clip 'symmetric': 'epsilonn'; did you mean 'epsilon'",
   ),
-  (dict(clip=dict(name="higher", low=0.2)), "'higher' needs the key 'high'"),
+  (
+    dict(clip=dict(name="asymmetric", low=0.2)),
+    "'asymmetric' needs the key 'high'",
+  ),
   (dict(clip=dict(name="symmetric", epsilon=0.0)), "epsilon is 0.0"),
   (
     dict(clip=dict(name="two_sided", low=0.2, high=0.2, delta=1.0)),

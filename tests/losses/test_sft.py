@@ -1,4 +1,4 @@
-"""Imitation: a weighted sum of log-probabilities, and nothing else."""
+"""The loss of supervised fine-tuning."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ LOGPROBS = jnp.asarray(-RNG.exponential(size=(4, 7)), jnp.float32)
 MASK = np.arange(7) < np.array([[1], [7], [3], [0]])
 
 
-def test_the_loss_is_the_mean_over_the_tokens_that_count():
+def test_the_loss_is_the_mean_over_tokens_with_a_weight():
   expected = -np.asarray(LOGPROBS)[MASK].mean()
   weights = jnp.asarray(MASK / MASK.sum(), jnp.float32)
   assert sft_loss(LOGPROBS, weights) == pytest.approx(expected, rel=1e-6)
@@ -39,7 +39,7 @@ def test_any_split_of_a_batch_adds_up(size):
 
 
 @pytest.mark.parametrize("hole", [np.nan, np.inf, -np.inf])
-def test_what_does_not_count_may_hold_anything(hole):
+def test_values_without_a_weight_are_ignored(hole):
   weights = jnp.asarray(MASK / MASK.sum(), jnp.float32)
   holed = jnp.where(MASK, LOGPROBS, hole)
   whole, grads = jax.value_and_grad(sft_loss)(LOGPROBS, weights)
@@ -49,7 +49,7 @@ def test_what_does_not_count_may_hold_anything(hole):
   np.testing.assert_array_equal(np.asarray(grads)[~MASK], 0.0)
 
 
-def test_a_batch_in_which_nothing_counts_is_worth_nothing():
+def test_a_batch_without_targets_has_a_loss_of_zero():
   value, grads = jax.value_and_grad(sft_loss)(LOGPROBS, jnp.zeros((4, 7)))
   assert value == 0.0
   np.testing.assert_array_equal(grads, 0.0)

@@ -1,16 +1,14 @@
-"""A toy DeepSeek-V3: every mechanism, every size different, nothing zero."""
+"""A toy DeepSeek-V3 with all mechanisms, distinct sizes and no zero weights."""
 
 import functools
 from typing import NamedTuple
 
 import jax
-import numpy as np
 import pytest
 
 from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
 from r1jax.models.presets import preset
-from r1jax.models.weights import weights
 
 SIZES = dict(
   vocab_size=40,
@@ -33,30 +31,11 @@ class Toy(NamedTuple):
   extend: object  # (params, tokens, cache) -> (hidden, cache)
 
 
-def draw_all(config, seed):
-  """Random weights: norms that scale, biases that bias."""
-  rng = np.random.default_rng(seed)
-
-  def draw(path, weight):
-    name = path[-1].key
-    centre = 1.0 if name == "scale" else 0.0
-    spread = 0.1 if name.endswith("bias") else 0.25
-    return rng.normal(centre, spread, weight.shape).astype(np.float32)
-
-  return jax.tree.map_with_path(draw, weights(config))
-
-
 @pytest.fixture(scope="session")
-def draw_params():
-  """`draw_params(config, seed)`: random weights."""
-  return draw_all
-
-
-@pytest.fixture(scope="session")
-def toy():
+def toy(draw_params):
   config = preset("tiny_deepseek", **SIZES)
   model = transformer.Transformer(config)
-  params = draw_all(config, seed=7)
+  params = draw_params(config, seed=7)
   forward = functools.partial(transformer.forward, model, mtp=True)
   extend = functools.partial(transformer.extend, model)
   return Toy(config, model, params, jax.jit(forward), jax.jit(extend))

@@ -1,4 +1,4 @@
-"""Sizes that no model can have are refused; weights begin as they should."""
+"""Configs that do not fit together are refused; initial weights."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from r1jax.models.weights import (
   to_compute_dtype,
   weights,
 )
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import AXIS_RULES, make_mesh
 
 
 def test_the_tiny_model_has_between_0_4_and_1_million_weights():
@@ -39,13 +39,13 @@ def test_the_table_of_weights_is_what_init_makes(toy):
   assert shapes == jax.tree.map(lambda weight: weight.shape, table)
   for weight in jax.tree.leaves(table):
     assert len(weight.axes) == len(weight.shape)
-    assert {*weight.axes} <= {None, *sharding.LAYOUT}
+    assert {*weight.axes} <= {None, *AXIS_RULES}
 
 
 def test_the_table_depends_neither_on_how_a_model_runs_nor_on_a_mesh(toy):
   table = weights(toy.config)
   how = dict(scan=True, remat="block", compute_dtype="bfloat16")
-  with jax.set_mesh(sharding.make_mesh(fsdp=2, expert=2, tensor=2)):
+  with jax.set_mesh(make_mesh(fsdp=2, expert=2, tensor=2)):
     assert weights(replace(toy.config, **how)) == table
     other = replace(toy.config, **how, dense_width=28)
     assert weights(other) != table
@@ -71,7 +71,7 @@ def test_weights_begin_at_random_norms_at_one_and_biases_at_zero():
 def test_layers_use_weights_in_the_dtypes_of_to_compute_dtype(
   name, draw_params
 ):
-  """In bfloat16, bit for bit: policy, sampler and reference are one."""
+  """Bit for bit in bfloat16, so that policy and sampler agree."""
   config = preset(name, compute_dtype="bfloat16", num_layers=2)
   params = draw_params(config, seed=1)
   cast = to_compute_dtype(params, config)

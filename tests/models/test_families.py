@@ -1,4 +1,4 @@
-"""Whatever the architecture: one tree, several ways to run it, one result."""
+"""Loop and scan, cache and padding agree in all architectures."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ SCALINGS = [
 
 
 def draw_config(seed):
-  """Any model there could be, in the small."""
+  """A random small model of any architecture."""
   rng = random.Random(seed)
   pick = lambda *values: rng.choice(values)
   if pick(False, True):
@@ -140,7 +140,7 @@ def params(config, draw_params):
   return draw_params(config, seed=3)
 
 
-def close(got, expected, atol=1e-4):
+def assert_close(got, expected, atol=1e-4):
   np.testing.assert_allclose(got, expected, atol=atol, rtol=1e-4)
 
 
@@ -149,7 +149,7 @@ TOKENS = np.random.default_rng(0).integers(0, 17, (ROWS, LENGTH), np.int32)
 
 
 def loss_of(config):
-  """A loss that every output of the model enters, and those outputs."""
+  """A loss that depends on every output of the model, and the outputs."""
   model = transformer.Transformer(config)
   weight = np.random.default_rng(1).normal(size=(ROWS, LENGTH, config.width))
 
@@ -169,15 +169,15 @@ def test_a_scan_over_depth_is_the_loop(config, params):
   (_, looped), of_loop = loss_of(config)(params)
   scanned_config = dataclasses.replace(config, scan=True)
   (_, scanned), of_scan = loss_of(scanned_config)(params)
-  jax.tree.map(close, looped, scanned)
-  jax.tree.map(lambda a, b: close(a, b, 1e-2), of_loop, of_scan)
+  jax.tree.map(assert_close, looped, scanned)
+  jax.tree.map(lambda a, b: assert_close(a, b, 1e-2), of_loop, of_scan)
 
 
 @pytest.mark.parametrize(
   "scan", [False, pytest.param(True, marks=pytest.mark.slow)]
 )
-def test_reading_into_the_cache_is_reading_at_once(config, params, scan):
-  """A shared prefix, then many tokens, several, and one; rows that differ."""
+def test_the_cached_forward_pass_equals_the_uncached(config, params, scan):
+  """After a prefix, by many, several and single tokens, in uneven rows."""
   config = dataclasses.replace(config, scan=scan, mtp_depth=0)
   model = transformer.Transformer(config)
   rows = TOKENS.copy()
@@ -189,15 +189,15 @@ def test_reading_into_the_cache_is_reading_at_once(config, params, scan):
   _, alone = read(rows[:1, :3], caches.empty(config, 1, 3))
   cache = caches.empty(config, ROWS, LENGTH, prefix=caches.as_prefix(alone))
   hidden, cache = read(rows[:, 3:7], cache)
-  close(hidden, whole[:, 3:7])
+  assert_close(hidden, whole[:, 3:7])
   # Rows at different positions: each goes back by its own number of tokens.
   cache = cache.replace(lengths=jnp.asarray([4, 2, 3]))
   at = 3 + np.asarray(cache.lengths)[:, None] + np.arange(3)
   hidden, cache = read(np.take_along_axis(rows, at, 1), cache)
-  close(hidden, np.take_along_axis(whole, at[..., None], 1))
+  assert_close(hidden, np.take_along_axis(whole, at[..., None], 1))
 
 
-def test_padding_behind_a_row_counts_for_nothing(config, params):
+def test_padding_after_a_row_has_no_influence(config, params):
   config = dataclasses.replace(config, mtp_depth=0)
   model = transformer.Transformer(config)
   packed = transformer.pack_rows(TOKENS[:, :5])
@@ -215,20 +215,20 @@ def test_padding_behind_a_row_counts_for_nothing(config, params):
   packed = transformer.pack_rows(jnp.asarray(next_tokens))
   hidden = run(params, packed, cache=made.cache).hidden
   whole = run(params, transformer.pack_rows(TOKENS)).hidden
-  close(hidden[:, 0], whole[np.arange(ROWS), lengths])
+  assert_close(hidden[:, 0], whole[np.arange(ROWS), lengths])
 
 
 @pytest.mark.slow
-def test_a_row_alone_says_what_it_says_among_others(config, params):
+def test_rows_do_not_influence_each_other(config, params):
   model = transformer.Transformer(config)
   run = jax.jit(functools.partial(transformer.token_logprobs, model))
   together = run(params, TOKENS)
   for row in range(ROWS):
-    close(run(params, TOKENS[row : row + 1])[0], together[row])
+    assert_close(run(params, TOKENS[row : row + 1])[0], together[row])
 
 
-def test_chosen_experts_can_be_given_back(config, params):
-  """Router replay: the same experts, the same everything."""
+def test_replaying_the_chosen_experts_changes_nothing(config, params):
+  """Router replay."""
   if not config.num_moe_layers:
     pytest.skip("no experts here")
   model = transformer.Transformer(config)
@@ -236,7 +236,7 @@ def test_chosen_experts_can_be_given_back(config, params):
   packed = transformer.pack_rows(TOKENS)
   run = lambda experts: forward(params, packed, experts=experts)
   free = run(None)
-  jax.tree.map(close, free, run(free.experts))
+  jax.tree.map(assert_close, free, run(free.experts))
   others = run((free.experts + 1) % config.experts.num_routed)
   assert np.abs(others.hidden - free.hidden).max() > 1e-4
 
@@ -247,8 +247,8 @@ def test_narrow_experts_and_wide_ones_run_alike(config, params):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(ops.experts, "DENSE", 0)
     (_, blocked), of_blocked = loss_of(config)(params)
-  jax.tree.map(close, dense, blocked)
-  jax.tree.map(lambda a, b: close(a, b, 1e-2), of_dense, of_blocked)
+  jax.tree.map(assert_close, dense, blocked)
+  jax.tree.map(lambda a, b: assert_close(a, b, 1e-2), of_dense, of_blocked)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.models.moe import MoE, choose, rebalance, route
+from r1jax.models.moe import MoE, choose_experts, rebalance, route
 from r1jax.models.presets import preset
 
 RNG = np.random.default_rng(0)
@@ -78,8 +78,8 @@ def test_each_token_goes_to_its_experts(toy, layer, x, run):
   np.testing.assert_array_equal(got_load, load)
 
 
-def test_the_balance_loss_is_the_papers(toy, layer, x, run):
-  """Equations 17 to 20, of each row, which counts as much as its tokens."""
+def test_the_balance_loss_equals_the_papers_equation(toy, layer, x, run):
+  """Equations 17 to 20 per row, weighted by its number of tokens."""
   e, total = toy.config.experts, 0.0
   for row, mask in zip(x, MASK):
     tokens = row[mask > 0]
@@ -125,7 +125,7 @@ def test_no_gradient_reaches_the_bias(toy, layer, x):
   assert np.abs(grads["router"]["weight"]).max() > 0
 
 
-def test_masked_tokens_are_worked_on_but_not_counted(layer, x, run):
+def test_empty_slots_are_computed_but_not_counted(layer, x, run):
   _, load, balance = run(layer, x)
   other = x.copy()
   other[MASK == 0] = 3.0
@@ -145,9 +145,11 @@ def experts_with(**overrides):
 
 @pytest.mark.parametrize("scores", ["sigmoid", "softmax"])
 def test_experts_are_chosen_within_the_best_groups(scores):
-  """V3 ranks groups by their two best, V2 by their best."""
+  """V3 ranks groups by their two best experts, V2 by their best."""
   e = experts_with(num_groups=4, groups_per_token=2, per_token=3, scores=scores)
-  for row, got in zip(SCORES, np.asarray(choose(jnp.asarray(SCORES), e))):
+  for row, got in zip(
+    SCORES, np.asarray(choose_experts(jnp.asarray(SCORES), e))
+  ):
     groups = row.reshape(4, 3)
     counted = 2 if scores == "sigmoid" else 1
     value = np.sort(groups, axis=1)[:, -counted:].sum(axis=1)
@@ -157,11 +159,11 @@ def test_experts_are_chosen_within_the_best_groups(scores):
 
 
 def test_without_groups_the_best_are_chosen():
-  got = choose(jnp.asarray(SCORES), experts_with(per_token=4))
+  got = choose_experts(jnp.asarray(SCORES), experts_with(per_token=4))
   np.testing.assert_array_equal(got, np.argsort(-SCORES)[:, :4])
 
 
-def test_softmax_scores_are_gates_as_they_are(toy, layer, x):
+def test_softmax_scores_are_the_gates(toy, layer, x):
   """DeepSeek-V2: no bias, no renormalisation."""
   e = dataclasses.replace(
     toy.config.experts, scores="softmax", renormalise=False, scale=3.0
@@ -201,7 +203,7 @@ def test_the_bias_moves_against_the_load_by_one_speed():
 
 
 def test_the_bias_rule_balances(toy, layer):
-  """A router that prefers one expert is talked out of it."""
+  """The load becomes even, although the router prefers one expert."""
   c = toy.config
   tokens = jnp.asarray(RNG.normal(size=(400, c.width)), jnp.float32)
   logits = tokens @ jnp.float32(layer["router"]["weight"])

@@ -1,4 +1,4 @@
-"""The whole model against the papers' equations, one number at a time.
+"""The whole model against the papers' equations, as loops over numbers.
 
 NumPy in float64, loops over tokens, heads and experts, no cache, no packing.
 Attention: arXiv:2405.04434, sec. 2.1 and app. C. Experts and MTP:
@@ -33,8 +33,8 @@ def feed_forward(x, gate_up, down):
   return (silu(x @ gate) * (x @ up)) @ down
 
 
-def turned(x, position, theta):
-  """RoPE on pairs (x0, x1), (x2, x3), ...; the pairs stay where they are."""
+def rotate(x, position, theta):
+  """RoPE on pairs (x0, x1), (x2, x3), ..., in place."""
   out = np.zeros(len(x))
   for i in range(0, len(x), 2):
     angle = position * theta ** (-i / len(x))
@@ -51,7 +51,7 @@ def attention(w, x, positions, c):
   kv_norm = w["kv_norm"]["scale"]
   latents = [norm((t @ kv_down)[: a.kv_rank], kv_norm) for t in x]
   shared = [
-    turned((t @ kv_down)[a.kv_rank :], p, c.rope_theta)
+    rotate((t @ kv_down)[a.kv_rank :], p, c.rope_theta)
     for t, p in zip(x, positions)
   ]
   for t in range(len(x)):
@@ -59,7 +59,7 @@ def attention(w, x, positions, c):
     for head in range(a.num_heads):
       query = query_latent @ w["q_up"][:, head]
       plain, rope = query[: a.nope_size], query[a.nope_size :]
-      rope = turned(rope, positions[t], c.rope_theta)
+      rope = rotate(rope, positions[t], c.rope_theta)
       scores, values = [], []
       for s in range(t + 1):
         key_value = latents[s] @ w["kv_up"][:, head]
@@ -73,7 +73,7 @@ def attention(w, x, positions, c):
 
 
 def experts(w, x, c):
-  """Shared and routed experts of one token, and which were chosen."""
+  """The output of the experts for one token, and the chosen experts."""
   scores = 1 / (1 + np.exp(-(x @ w["router"]["weight"])))
   chosen = np.argsort(-(scores + w["router"]["bias"]))[: c.experts.per_token]
   out = feed_forward(x, w["shared"]["gate_up"], w["shared"]["down"])
@@ -101,7 +101,7 @@ def block(w, x, positions, c, chosen):
 
 
 def run(params, tokens, c):
-  """Normalised states, those of the MTP block, and the experts chosen."""
+  """Hidden states, those of the MTP block, and the chosen experts."""
   params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
   positions = np.arange(len(tokens))
   x = params["embed"][tokens]
@@ -143,7 +143,7 @@ def forward(toy):
   return toy.forward(toy.params, transformer.pack_rows(TOKENS[None]))
 
 
-def test_the_trunk_is_the_papers(oracle, forward):
+def test_hidden_states_equal_the_papers_equations(oracle, forward):
   np.testing.assert_allclose(forward.hidden[0], oracle[0], atol=2e-4)
   assert np.abs(oracle[0]).max() > 1
 
@@ -162,7 +162,7 @@ def test_every_layer_counts_the_tokens_of_its_experts(toy, oracle, forward):
   assert np.all(np.max(load, axis=1) < len(TOKENS))  # They do choose.
 
 
-def test_the_mtp_block_leaves_the_trunk_alone(toy, forward):
+def test_the_mtp_block_does_not_change_hidden_states(toy, forward):
   packed = transformer.pack_rows(TOKENS[None])
   alone = jax.jit(lambda p: transformer.forward(toy.model, p, packed))
   made = alone(toy.params)
@@ -183,7 +183,7 @@ def test_logprobs_are_those_of_the_logits(toy, oracle):
 
 @pytest.fixture(scope="module")
 def layer(toy):
-  """One attention layer: its weights, inputs, and both ways to run it."""
+  """An attention layer: weights, inputs, and functions that run it."""
   c = toy.config
   w = jax.tree.map(
     lambda leaf: jnp.asarray(leaf[0]), toy.params["dense"]["attention"]
@@ -211,7 +211,7 @@ POSITIONS = jnp.asarray([[0, 1, 2, 3, 4, 5], [3, 4, 5, 6, 7, 8]])
 
 
 @pytest.mark.parametrize("way", ["packed", "cached"])
-def test_one_layer_of_attention_is_the_papers(toy, layer, way):
+def test_one_layer_of_attention_equals_the_papers_equations(toy, layer, way):
   w, x, packed, cached = layer
   got = {"packed": packed, "cached": cached}[way](x, POSITIONS)
   w = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), w)
@@ -223,7 +223,7 @@ def test_one_layer_of_attention_is_the_papers(toy, layer, way):
 
 
 @pytest.mark.parametrize("way", ["packed", "cached"])
-def test_attention_knows_only_how_far_apart_tokens_are(layer, way):
+def test_attention_depends_only_on_relative_positions(layer, way):
   _, x, packed, cached = layer
   attend = {"packed": packed, "cached": cached}[way]
   here, there = attend(x, POSITIONS), attend(x, POSITIONS + 37)

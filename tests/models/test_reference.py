@@ -1,4 +1,4 @@
-"""Our models beside transformers' own modules, with the same weights.
+"""Our models against those of transformers, with the same weights.
 
 Float32, random weights, odd sizes. Logits agree to 1e-4 of their scale, so do
 gradients, and greedy decoding through either cache goes the same way.
@@ -147,7 +147,7 @@ TOKENS = np.random.default_rng(0).integers(0, 67, (3, 41), np.int32)
 
 @pytest.fixture(scope="module", params=CASES)
 def pair(request, tmp_path_factory):
-  """Their module, our model, and our parameters: the same weights."""
+  """The module of transformers, and our model and parameters loaded from it."""
   family, settings = CASES[request.param]
   torch.manual_seed(0)
   config = getattr(transformers, f"{family}Config")(
@@ -187,7 +187,7 @@ def test_logits_agree(pair):
 
 
 def test_gradients_agree(pair, tmp_path):
-  """Theirs are written and read like weights, to stand in our tree."""
+  """Their gradients are saved and loaded like weights, to compare trees."""
   theirs, model, params = pair
   batch = torch.from_numpy(np.int64(TOKENS))
   theirs.zero_grad()
@@ -219,7 +219,7 @@ def test_gradients_agree(pair, tmp_path):
 
 
 def test_greedy_decoding_goes_the_same_way(pair):
-  """64 tokens through both caches, but where two tokens are all but equal."""
+  """For 64 tokens, except where the two best logits are nearly equal."""
   theirs, model, params = pair
   count, prompt = 64, TOKENS[:, :9]
   extend = jax.jit(functools.partial(transformer.extend, model))

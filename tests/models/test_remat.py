@@ -1,4 +1,4 @@
-"""What the gradient makes again changes what it takes, not what it is."""
+"""Rematerialisation changes memory and time, not the gradient."""
 
 import functools
 
@@ -67,9 +67,9 @@ def test_the_gradient_is_the_same(remat, scan, draw_params):
 
 
 @pytest.mark.slow
-def test_what_is_kept_is_what_the_name_says():
-  """Of each further block, in units of its input, which attention's output is
-  as wide as; the log-sum-exp is an eighth of that."""
+def test_each_policy_saves_what_its_name_says():
+  """Memory per additional block, in units of the size of its input. The output
+  of attention has the same size, the log-sum-exp an eighth of it."""
 
   def growth(remat):
     few, many = (
@@ -84,7 +84,7 @@ def test_what_is_kept_is_what_the_name_says():
 
 
 @pytest.mark.slow
-def test_attention_that_is_kept_is_not_made_again():
+def test_saved_attention_is_not_recomputed():
   work = lambda remat: compiled(remat, False).cost_analysis()["flops"]
   assert work("none") < work("attention") < work("block")
 

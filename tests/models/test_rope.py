@@ -1,4 +1,4 @@
-"""Norms and rotary positions, against NumPy."""
+"""RMSNorm and RoPE, against NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +47,8 @@ def test_rms_norm_computes_in_float32_whatever_comes_in():
   np.testing.assert_array_equal(got.astype(np.float32), 1.0)
 
 
-def turn(x, position, theta):
-  """Pairs as complex numbers, turned one by one."""
+def rotate_pairs(x, position, theta):
+  """RoPE by complex numbers."""
   out = np.zeros(len(x))
   for i in range(0, len(x), 2):
     angle = position * theta ** (-i / len(x))
@@ -61,7 +61,7 @@ def test_rotate_turns_interleaved_pairs():
   positions = np.array([[0, 1, 2, 3, 40], [7, 7, 0, 900, 5]], np.int32)
   got = rotate(jnp.asarray(NORMAL), jnp.asarray(positions), 100.0)
   for b, t, n in np.ndindex(2, 5, 3):
-    expected = turn(NORMAL[b, t, n], positions[b, t], 100.0)
+    expected = rotate_pairs(NORMAL[b, t, n], positions[b, t], 100.0)
     np.testing.assert_allclose(got[b, t, n], expected, atol=1e-4)
 
 
@@ -73,7 +73,7 @@ def test_rotate_takes_keys_without_heads():
     np.testing.assert_array_equal(alone, with_heads[:, :, n])
 
 
-def test_products_of_rotated_vectors_know_only_their_distance():
+def test_products_of_rotated_vectors_depend_only_on_their_distance():
   query, key = jnp.asarray(NORMAL[:1, :1]), jnp.asarray(NORMAL[1:, :1])
   at = lambda x, p: np.asarray(rotate(x, jnp.array([[p]]), 1e4))
   product = lambda m, n: np.sum(at(query, m) * at(key, n), -1)
@@ -81,7 +81,7 @@ def test_products_of_rotated_vectors_know_only_their_distance():
   assert np.abs(product(13, 4) - product(14, 4)).max() > 0.1
 
 
-def test_sines_are_made_once_for_all_layers_and_heads():
+def test_sines_are_computed_once_for_all_layers_and_heads():
   # XLA would rather make them in every fusion that turns queries or keys.
   def sines(num_layers):
     model = Transformer(preset("tiny_qwen2", num_layers=num_layers))

@@ -1,4 +1,4 @@
-"""Rows that hold several texts say of each what it says alone."""
+"""Texts packed into one row do not influence each other."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ PROMPTED = [Piece(draw(4), [draw(n)], [40 * n]) for n in (3, 6, 8)]
 PROMPT, COMPLETIONS = draw(6), [draw(n) for n in (4, 7, 5)]
 
 
-def piles(pieces, rows=ROWS):
+def pack_together_and_alone(pieces, rows=ROWS):
   """The pieces packed together, and each in a row of its own."""
   together = pack(pieces, WIDTH, rows=rows)
   singles = [pack([piece], WIDTH, rows=1) for piece in pieces]
@@ -34,38 +34,38 @@ def piles(pieces, rows=ROWS):
 
 @pytest.fixture(scope="module")
 def evaluate(toy):
-  """Values at their origin, the MTP block's too, and a weighted loss's
-  gradient: what training needs of packed rows."""
+  """A function that returns logprobs by origin, those of the MTP block too, and
+  the gradient of a weighted loss."""
 
   def values(params, packed):
-    made = transformer.forward(toy.model, params, packed, mtp=True)
+    result = transformer.forward(toy.model, params, packed, mtp=True)
     of = lambda hidden, targets: ops.linear_logprobs(
       hidden.reshape(-1, hidden.shape[-1]), params["unembed"], targets.ravel()
     )[0].reshape(targets.shape)
-    further, follows = mtp_targets(packed)
+    mtp_target, follows = mtp_targets(packed)
     return (
-      of(made.hidden, packed.targets),
-      of(made.mtp_hidden[0], further),
+      of(result.hidden, packed.targets),
+      of(result.mtp_hidden[0], mtp_target),
       follows,
     )
 
   @jax.jit
   def run(params, packed, weights):
     def loss(params):
-      next_one, further, follows = values(params, packed)
+      next_one, mtp_target, follows = values(params, packed)
       at = weights[jnp.maximum(packed.origin, 0)]
       loss = jnp.sum(jnp.where(packed.origin >= 0, at * next_one, 0.0))
-      return loss + jnp.sum(jnp.where(follows, at * further, 0.0))
+      return loss + jnp.sum(jnp.where(follows, at * mtp_target, 0.0))
 
     return values(params, packed), jax.grad(loss)(params)
 
   def at_origin(packed):
-    (next_one, further, follows), grads = run(
+    (next_one, mtp_target, follows), grads = run(
       toy.params, jax.tree.map(jnp.asarray, packed), WEIGHTS
     )
     table = {}
     for row, slot in np.argwhere(packed.origin >= 0):
-      two = float(further[row, slot]) if follows[row, slot] else None
+      two = float(mtp_target[row, slot]) if follows[row, slot] else None
       table[int(packed.origin[row, slot])] = float(next_one[row, slot]), two
     return table, grads
 
@@ -76,26 +76,28 @@ WEIGHTS = jnp.asarray(RNG.uniform(0.5, 1.5, 1000).astype(np.float32))
 
 
 @pytest.mark.parametrize("kind", ["texts", "prompted", "shared"])
-def test_packed_rows_say_what_single_texts_say(evaluate, kind):
+def test_packed_rows_equal_rows_of_single_texts(evaluate, kind):
   if kind == "shared":  # One prompt, its completions beside each other.
     origins = [100, 200, 300]
     together = pack([Piece(PROMPT, COMPLETIONS, origins)], WIDTH, rows=ROWS)
-    _, alone = piles(
+    _, alone = pack_together_and_alone(
       [Piece(PROMPT, [c], [o]) for c, o in zip(COMPLETIONS, origins)]
     )
     assert (together.positions >= 0).any(axis=1).sum() == 1
   else:
-    together, alone = piles({"texts": TEXTS, "prompted": PROMPTED}[kind])
+    together, alone = pack_together_and_alone(
+      {"texts": TEXTS, "prompted": PROMPTED}[kind]
+    )
     used = [(p.positions >= 0).any(axis=1).sum() for p in (together, alone)]
     assert used[0] < used[1]
   one, one_grads = evaluate(together)
   other, other_grads = evaluate(alone)
   assert one.keys() == other.keys()
-  for origin, (next_one, further) in one.items():
+  for origin, (next_one, mtp_target) in one.items():
     assert next_one == pytest.approx(other[origin][0], abs=1e-4)
-    assert (further is None) == (other[origin][1] is None)
-    if further is not None:
-      assert further == pytest.approx(other[origin][1], abs=1e-4)
+    assert (mtp_target is None) == (other[origin][1] is None)
+    if mtp_target is not None:
+      assert mtp_target == pytest.approx(other[origin][1], abs=1e-4)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3, rtol=1e-3),
     one_grads,
@@ -104,8 +106,8 @@ def test_packed_rows_say_what_single_texts_say(evaluate, kind):
   assert np.abs(one_grads["moe"]["attention"]["kv_up"]).max() > 0.1
 
 
-def test_what_unused_slots_hold_has_no_influence(evaluate):
-  clean, _ = piles(PROMPTED)
+def test_empty_slots_have_no_influence(evaluate):
+  clean, _ = pack_together_and_alone(PROMPTED)
   unused = clean.positions < 0
   dirty = clean.replace(
     tokens=np.where(unused, 17, clean.tokens).astype(np.int32),
@@ -117,7 +119,7 @@ def test_what_unused_slots_hold_has_no_influence(evaluate):
 
 
 def test_the_future_has_no_influence(toy):
-  """Not of later tokens, and not of the texts beside."""
+  """Neither of later tokens nor of other texts in the row."""
   tokens = np.asarray([draw(WIDTH) for _ in range(ROWS)], np.int32)
   changed = tokens.copy()
   changed[:, 10:] = (changed[:, 10:] + 7) % 40
@@ -145,8 +147,8 @@ def test_every_earlier_token_has_influence(toy):
     assert np.abs(before[t, -1] - after[t, -1]).max() > 1e-4
 
 
-def test_unused_rows_and_slots_load_no_expert(toy):
-  packed, _ = piles(TEXTS)
+def test_empty_slots_do_not_count_in_the_expert_load(toy):
+  packed, _ = pack_together_and_alone(TEXTS)
   load = toy.forward(toy.params, packed).expert_load
   used = (packed.positions >= 0).sum()
   each = used * toy.config.experts.per_token

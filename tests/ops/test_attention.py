@@ -1,4 +1,4 @@
-"""Attention, which is the specification of its kernels, against NumPy."""
+"""Attention against NumPy. It also serves as the reference for kernels."""
 
 import functools
 
@@ -78,21 +78,23 @@ def packed_rows(draw):
 
 
 @functools.partial(jax.jit, static_argnames="start")
-def outcome(inputs, weights, k_start, prefix_end, start):
+def gradients_and_outputs(inputs, weights, k_start, prefix_end, start):
   """Gradients of a weighted sum of both outputs, and the outputs."""
 
   def loss(*inputs):
-    made = ops.packed_attention(
+    outputs = ops.packed_attention(
       *inputs, scale=0.7, k_start=k_start, prefix_end=prefix_end, start=start
     )
-    return sum(jnp.sum(x * w) for x, w in zip(made, weights)), made
+    return sum(jnp.sum(x * w) for x, w in zip(outputs, weights)), outputs
 
   return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*inputs)
 
 
 @settings(max_examples=20, deadline=None)
 @given(packed_rows(), st.integers(0, 2**31))
-def test_blockwise_attention_is_the_naive_one_forward_and_backward(rows, seed):
+def test_blockwise_attention_equals_unrolled_attention_forward_and_backward(
+  rows, seed
+):
   rng = np.random.default_rng(seed)
   draw = lambda *s: jnp.asarray(rng.normal(size=(2, WIDTH, *s)), jnp.float32)
   inputs = draw(2, 3, 4), draw(2, 4), draw(2, 5)
@@ -100,7 +102,8 @@ def test_blockwise_attention_is_the_naive_one_forward_and_backward(rows, seed):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(ops.attention, "LONG_BLOCK", 8)
     blockwise, naive = (
-      outcome(inputs, weights, *rows, start=start) for start in (0, None)
+      gradients_and_outputs(inputs, weights, *rows, start=start)
+      for start in (0, None)
     )
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), blockwise, naive
@@ -109,7 +112,7 @@ def test_blockwise_attention_is_the_naive_one_forward_and_backward(rows, seed):
 
 @pytest.mark.slow
 def test_memory_of_blockwise_attention_is_linear_in_its_tokens():
-  """V3's heads; the naive form would hold 128 x T x T scores."""
+  """With V3's heads, all scores at once would take 128 x T x T numbers."""
 
   def temporaries(tokens):
     shape = lambda *s: jax.ShapeDtypeStruct((1, tokens, *s), jnp.bfloat16)
@@ -127,7 +130,7 @@ def test_memory_of_blockwise_attention_is_linear_in_its_tokens():
   assert large < 32 * 2**30
 
 
-def test_attention_to_nothing_else_is_attention_to_oneself():
+def test_a_token_that_sees_only_itself_returns_its_value():
   x = jnp.asarray(RNG.normal(size=(1, 4, 1, 3)), jnp.float32)
   slots = jnp.arange(4)[None]
   got, _ = ops.packed_attention(
@@ -142,10 +145,10 @@ def test_attention_to_nothing_else_is_attention_to_oneself():
 
 
 @pytest.mark.parametrize("start", [None, 0])
-def test_latent_attention_is_attention_to_the_keys_of_latents(
+def test_latent_attention_equals_attention_to_expanded_keys_and_values(
   monkeypatch, start
 ):
-  """Forward and gradient, in whole rows of scores and by blocks."""
+  """Forward and gradient, by `unrolled` and by `blockwise`."""
   monkeypatch.setattr(ops.attention, "LONG_BLOCK", 4)
   draw = lambda *s: jnp.asarray(RNG.normal(size=s), jnp.float32)
   queries, latents, kv_up = draw(2, 9, 3, 8), draw(2, 9, 9), draw(6, 3, 11)
@@ -155,7 +158,7 @@ def test_latent_attention_is_attention_to_the_keys_of_latents(
     prefix_end=jnp.asarray([[0] * 9, [0] * 6 + [2] * 3]),
   )
 
-  def by_hand(queries, latents, kv_up):
+  def reference(queries, latents, kv_up):
     both = jnp.einsum("bsr,rnh->bsnh", latents[..., :6], kv_up)
     shared = jnp.tile(latents[:, :, None, 6:], (1, 1, 3, 1))
     keys = jnp.concatenate([both[..., :5], shared], axis=-1)
@@ -166,7 +169,7 @@ def test_latent_attention_is_attention_to_the_keys_of_latents(
 
   op = functools.partial(ops.latent_attention, start=start, **options)
   results, pulls = zip(
-    *(jax.vjp(f, queries, latents, kv_up) for f in (op, by_hand))
+    *(jax.vjp(f, queries, latents, kv_up) for f in (op, reference))
   )
   gradient = jax.tree.map(lambda x: draw(*x.shape), results[0])
   gradients = [pull(gradient) for pull in pulls]
@@ -177,7 +180,7 @@ def test_latent_attention_is_attention_to_the_keys_of_latents(
 
 @pytest.mark.parametrize("latent", [False, True])
 def test_cached_attention_sees_the_lengths_of_every_segment(latent):
-  """Four rows of three tokens: their own, of two prompts, and of a prefix."""
+  """Rows see a prefix, one of two prompts, and their own tokens."""
   draw = lambda *s: RNG.normal(size=s).astype(np.float32)
   queries, segments = draw(4, 3, 2, 2, 5), []
   for count, size in ((4, 7), (2, 6), (1, 3)):

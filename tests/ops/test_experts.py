@@ -1,4 +1,4 @@
-"""Three ways through the routed experts, and chunks of tokens, are one."""
+"""All implementations of routed experts give the same result."""
 
 import functools
 
@@ -14,18 +14,18 @@ from r1jax.ops.chunks import over_chunks
 D, F = 6, 5
 
 
-def draw(rng, tokens, count, per_token, skew=0.0):
+def random_inputs(rng, tokens, count, per_token, skew=0.0):
   """Weights, tokens with their gates, and distinct experts for each token."""
   normal = lambda *s: jnp.asarray(rng.normal(size=s), jnp.float32)
   weights = normal(count, D, 2, F), normal(count, F, D)
-  liking = rng.normal(size=(tokens, count)) + skew * np.arange(count)
-  indices = np.argsort(-liking, axis=1)[:, :per_token]
+  scores = rng.normal(size=(tokens, count)) + skew * np.arange(count)
+  indices = np.argsort(-scores, axis=1)[:, :per_token]
   floats = normal(tokens, D), normal(tokens, per_token)
   return weights, floats, jnp.asarray(indices, jnp.int32)
 
 
 def oracle(weights, floats, indices):
-  """Token by token, expert by expert."""
+  """The sum of experts, by loops over tokens and experts."""
   (gate_up, down), (x, gates) = jax.tree.map(np.float64, (weights, floats))
   out = np.zeros(x.shape)
   for m, k in np.ndindex(indices.shape):
@@ -35,12 +35,12 @@ def oracle(weights, floats, indices):
   return out
 
 
-def gradients(way, weights, floats, indices, of_out):
-  loss = lambda w, f: jnp.sum(way(w, f, indices) * of_out)
+def gradients(implementation, weights, floats, indices, d_out):
+  loss = lambda w, f: jnp.sum(implementation(w, f, indices) * d_out)
   return jax.grad(loss, argnums=(0, 1))(weights, floats)
 
 
-WAYS = [
+IMPLEMENTATIONS = [
   jax.jit(experts.dense),
   jax.jit(experts.ragged),
   jax.jit(experts.blocked),
@@ -51,44 +51,44 @@ WAYS = [
   "tokens, sizes", [(1, (4, 2)), (19, (2, 1)), (19, (7, 3)), (40, (33, 8))]
 )
 def test_each_token_goes_through_its_experts(tokens, sizes):
-  """Also where one expert gets all, and most get none."""
+  """Even if one expert gets all tokens and most get none."""
   for seed, skew in enumerate([0.0, 0.0, 0.5, 3.0]):
-    inputs = draw(np.random.default_rng(seed), tokens, *sizes, skew)
+    inputs = random_inputs(np.random.default_rng(seed), tokens, *sizes, skew)
     expected = oracle(*inputs)
-    for way in WAYS:
-      np.testing.assert_allclose(way(*inputs), expected, atol=2e-4)
+    for implementation in IMPLEMENTATIONS:
+      np.testing.assert_allclose(implementation(*inputs), expected, atol=2e-4)
 
 
-@pytest.mark.parametrize("way", [experts.ragged, experts.blocked])
+@pytest.mark.parametrize("implementation", [experts.ragged, experts.blocked])
 @pytest.mark.parametrize("tokens, skew", [(50, 0.0), (50, 3.0), (4, 0.0)])
-def test_their_gradients_are_those_of_the_dense_form(way, tokens, skew):
+def test_gradients_equal_those_of_the_dense_form(implementation, tokens, skew):
   rng = np.random.default_rng(1)
-  inputs = draw(rng, tokens, 7, 3, skew)
-  of_out = jnp.asarray(rng.normal(size=(tokens, D)), jnp.float32)
+  inputs = random_inputs(rng, tokens, 7, 3, skew)
+  d_out = jnp.asarray(rng.normal(size=(tokens, D)), jnp.float32)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4),
-    gradients(jax.jit(way), *inputs, of_out),
-    gradients(experts.dense, *inputs, of_out),
+    gradients(jax.jit(implementation), *inputs, d_out),
+    gradients(experts.dense, *inputs, d_out),
   )
 
 
 @pytest.mark.parametrize("chunk", [7, 64])
 def test_chunks_of_tokens_give_the_same_forward_and_backward(chunk):
   rng = np.random.default_rng(2)
-  inputs = draw(rng, 50, 7, 3)
-  of_out = jnp.asarray(rng.normal(size=(50, D)), jnp.float32)
+  inputs = random_inputs(rng, 50, 7, 3)
+  d_out = jnp.asarray(rng.normal(size=(50, D)), jnp.float32)
   chunked = lambda *inputs: over_chunks(experts.blocked, chunk, *inputs)
   np.testing.assert_allclose(chunked(*inputs), oracle(*inputs), atol=2e-4)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4),
-    gradients(jax.jit(chunked), *inputs, of_out),
-    gradients(experts.dense, *inputs, of_out),
+    gradients(jax.jit(chunked), *inputs, d_out),
+    gradients(experts.dense, *inputs, d_out),
   )
 
 
 def test_experts_that_are_not_chosen_do_not_matter():
   rng = np.random.default_rng(3)
-  (gate_up, down), (x, gates), indices = draw(rng, 20, 5, 2)
+  (gate_up, down), (x, gates), indices = random_inputs(rng, 20, 5, 2)
   indices = jnp.where(indices == 1, 0, indices)
   run = lambda down: ops.expert_swiglu(
     x, gates, indices, gate_up, down, chunk=8
@@ -103,34 +103,41 @@ WINDOWS = [
 ]
 
 
-@pytest.mark.parametrize("way", WAYS + WINDOWS)
-def test_choices_of_no_expert_add_nothing(way):
-  """Also to the gradients, whatever stands where they would have been."""
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS + WINDOWS)
+def test_indices_that_are_no_expert_contribute_nothing(implementation):
+  """Neither to the output nor to the gradients."""
   rng = np.random.default_rng(4)
-  weights, floats, indices = draw(rng, 30, 6, 3)
-  of_out = jnp.asarray(rng.normal(size=(30, D)), jnp.float32)
-  mine = lambda w: jax.tree.map(lambda w: w[2:4], w)
-  own = indices - 2
-  floats_of = lambda x, gates: (x, jnp.where((own < 0) | (own > 1), 0, gates))
+  weights, floats, indices = random_inputs(rng, 30, 6, 3)
+  d_out = jnp.asarray(rng.normal(size=(30, D)), jnp.float32)
+  local = lambda w: jax.tree.map(lambda w: w[2:4], w)
+  local_indices = indices - 2
+  floats_of = lambda x, gates: (
+    x,
+    jnp.where((local_indices < 0) | (local_indices > 1), 0, gates),
+  )
 
-  def held(weights, floats):
-    return jnp.sum(way(mine(weights), floats, own) * of_out)
+  def local_loss(weights, floats):
+    return jnp.sum(
+      implementation(local(weights), floats, local_indices) * d_out
+    )
 
-  def all_of_them(weights, floats):
-    return jnp.sum(experts.dense(weights, floats_of(*floats), indices) * of_out)
+  def dense_loss(weights, floats):
+    return jnp.sum(experts.dense(weights, floats_of(*floats), indices) * d_out)
 
   with jax.debug_nans(True):
-    got = jax.jit(jax.value_and_grad(held, argnums=(0, 1)))(weights, floats)
+    got = jax.jit(jax.value_and_grad(local_loss, argnums=(0, 1)))(
+      weights, floats
+    )
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4),
     got,
-    jax.jit(jax.value_and_grad(all_of_them, argnums=(0, 1)))(weights, floats),
+    jax.jit(jax.value_and_grad(dense_loss, argnums=(0, 1)))(weights, floats),
   )
 
 
 @pytest.mark.slow
 def test_memory_is_bounded_by_the_chunk():
-  """Sizes at which buffers outweigh the gradient of the weights."""
+  """The sizes make buffers larger than the gradient of the weights."""
 
   def temporaries(tokens):
     shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)

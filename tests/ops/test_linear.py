@@ -1,4 +1,4 @@
-"""Products with a gradient of their own, against their equations."""
+"""Products with custom gradients, against einsum."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def test_swiglu_is_down_of_silu_gate_times_up():
 
 @pytest.mark.parametrize("made", [(3,), (8,), (2, 7), (2, 3, 4)])
 def test_linear_and_its_gradients_are_those_of_einsum(made):
-  """Narrow on the left and on the right."""
+  """For weights that are narrower and wider than x."""
   draw = lambda *shape: jnp.asarray(RNG.normal(size=shape), jnp.float32)
   x, weight, of_out = draw(2, 5, 8), draw(8, *made), draw(2, 5, *made)
   plain = lambda x, weight: jnp.einsum("BTD,D...->BT...", x, weight)

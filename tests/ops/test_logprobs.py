@@ -1,4 +1,4 @@
-"""Log-probabilities from hidden states, beside `jax.nn.log_softmax`."""
+"""Logprobs from hidden states, against `jax.nn.log_softmax`."""
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def test_linear_logprobs_are_log_softmax_of_the_logits(setting, chunk):
 
 
 @pytest.mark.parametrize("chunk", [4096, 4])
-def test_so_are_their_gradients(chunk):
+def test_gradients_equal_those_of_log_softmax(chunk):
   setting = SETTINGS[-1]
   got = gradient(ops.linear_logprobs, chunk=chunk, **setting)
   for one, other in zip(got, gradient(naive, **setting)):
@@ -105,7 +105,7 @@ def rows_of(*shape, seed):
 
 @given(seed=st.integers(0, 999), chunk=st.sampled_from([1, 5, 8, 24, 4096]))
 @settings(max_examples=3, deadline=None)
-def test_only_tokens_that_count_have_values_and_gradients(seed, chunk):
+def test_only_counted_tokens_have_values_and_gradients(seed, chunk):
   rows, width = 3, 8
   hidden = rows_of(rows, width, D, seed=seed)
   weights = rows_of(rows, width, seed=seed + 1)
@@ -131,7 +131,7 @@ def test_only_tokens_that_count_have_values_and_gradients(seed, chunk):
     np.testing.assert_allclose(one, other, atol=5e-5)
 
 
-def test_tokens_that_do_not_count_are_never_looked_at():
+def test_tokens_that_are_not_counted_are_never_read():
   hidden = jnp.tile(HIDDEN[None, :8], (2, 1, 1))
   counted = jnp.zeros((2, 8), bool).at[:, jnp.array([1, 4, 5, 7])].set(True)
   hidden = jnp.where(counted[..., None], hidden, jnp.nan)
@@ -179,7 +179,7 @@ def test_the_vocabulary_and_the_rows_may_be_split_over_devices():
 
 @pytest.mark.slow
 def test_memory_of_logprobs_is_a_small_share_of_the_naive_forms():
-  """[4, 2048] tokens, width 1024, R1's vocabulary, by XLA's own analysis."""
+  """For [4, 2048] tokens, width 1024 and R1's vocabulary, as XLA reports it."""
   shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
   tokens, width, vocabulary = 4 * 2048, 1024, 129_280
 

@@ -120,7 +120,7 @@ def test_a_right_answer_in_the_thinking_is_worth_nothing():
   assert accuracy.reward(SUM, Completion(text)) == 0.0
 
 
-def test_the_library_alone_would_have_run_what_it_was_given(tmp_path):
+def test_a_scorer_of_the_library_executes_the_answer(tmp_path):
   """Why the guard is there; if this fails, the library has become safe."""
   path = tmp_path / "owned"
   code = f"__import__('pathlib').Path({str(path)!r}).touch()"
@@ -305,5 +305,5 @@ def test_golds_that_do_not_verify_are_named():
   ]
 
 
-def test_what_a_grader_needs_can_be_sent_to_another_process():
+def test_examples_and_completions_can_be_pickled():
   assert pickle.loads(pickle.dumps(COUNTDOWN)) == COUNTDOWN

@@ -24,7 +24,7 @@ def reward(text: str, prefill: str = "") -> float:
     "<think>1 < 2 > 0 </ think></think><answer>$x$</answer>",
   ],
 )
-def test_thinking_then_an_answer_is_the_format(text):
+def test_thoughts_then_an_answer_get_1(text):
   assert reward(text) == 1.0
 
 
@@ -56,7 +56,7 @@ def test_a_prefilled_tag_counts_as_written():
     "<think>a</think></answer>b<answer>",
   ],
 )
-def test_anything_else_is_not(text):
+def test_any_other_text_gets_0(text):
   assert reward(text) == 0.0
 
 
@@ -87,7 +87,7 @@ def test_each_tag_in_its_place_earns_a_quarter(text, expected):
 
 
 @given(st.lists(st.sampled_from([*TAGS, " ", "\n", "a"]), max_size=12))
-def test_it_agrees_with_reading_tag_by_tag(pieces):
+def test_tags_agrees_with_a_loop_over_the_tags(pieces):
   def outside(text):
     return text.strip() == ""
 
@@ -101,6 +101,6 @@ def test_it_agrees_with_reading_tag_by_tag(pieces):
   assert reward(text) == expected
 
 
-def test_a_megabyte_is_read_in_no_time():
+def test_a_megabyte_is_graded_fast():
   for text in ("<think>" * 150_000, " " * 1_000_000, "</think>\n" * 100_000):
     assert reward(text) == 0.0

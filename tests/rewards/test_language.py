@@ -104,7 +104,7 @@ def test_a_prompt_without_words_asks_for_one_language_only():
     "π, α, x, y and β.",
   ],
 )
-def test_formulas_code_numbers_and_addresses_are_no_words(noise):
+def test_formulas_code_numbers_and_addresses_are_not_words(noise):
   assert reward(f"{ENGLISH} {noise} {ENGLISH}") == 1.0
 
 
@@ -120,7 +120,7 @@ def test_only_the_thinking_counts():
   assert language.reward(Example("How?", ""), cut) == pytest.approx(12 / 25)
 
 
-def test_no_words_are_not_consistent():
+def test_thoughts_without_words_get_0():
   for text in ("", " \n", "12 + 13", "$x$", "\0\u202e\ud800"):
     assert reward(text) == 0.0
   assert reward("The end\ud800 has come to us.") == 1.0
@@ -183,11 +183,11 @@ def test_every_known_case_is_right():
     assert right == bool(case.get("want", 1)), case
 
 
-def test_a_function_word_stands_with_each_language_that_has_it():
+def test_a_function_word_is_listed_with_each_of_its_languages():
   codes = {code for shared in language.SHARED.values() for code in shared}
   assert function_words.WORDS.keys() == codes
   assert function_words.BY_WORD["in"] == {"en", "de", "nl", "it"}
-  assert [*function_words.found_in("«Het» Ы, x")] == [{"nl"}, {"ru"}]
+  assert [*function_words.matches("«Het» Ы, x")] == [{"nl"}, {"ru"}]
 
 
 @needs_data

@@ -40,7 +40,7 @@ def test_tokens_are_not_characters():
     assert length.overlong(SUM, write(9, padding=padding), buffer=9) == 0.0
 
 
-def test_a_length_that_is_not_known_is_not_graded():
+def test_a_completion_of_unknown_length_is_not_graded():
   for completion in (Completion("x" * 99_999), write(0), write(9, limit=0)):
     assert length.overlong(SUM, completion, buffer=10) is None
     assert length.cosine(SUM, completion) is None
@@ -54,7 +54,7 @@ def test_bad_arguments_are_named():
     length.cosine(SUM, write(9), max_tokens=-1)
 
 
-def test_what_accuracy_cannot_grade_has_no_cosine():
+def test_cosine_is_None_where_accuracy_is_None():
   example = Example("", r"\mho(", "math")
   assert length.cosine(example, write(9)) is None
 
@@ -66,18 +66,18 @@ def test_the_shortest_of_a_group_is_worth_most():
   assert length.group(SUM, short_and_wrong) == [0.0, -0.5]
 
 
-def test_equally_long_ones_are_worth_the_same():
+def test_equal_lengths_get_equal_rewards():
   assert length.group(SUM, [write(7), write(7, right=False)]) == [0.0, 0.0]
   assert length.group(SUM, [write(7)]) == [0.0]
 
 
-def test_ungraded_ones_are_not_compared_with():
+def test_completions_of_unknown_length_are_not_compared_with():
   group = [write(0), write(100), write(300)]
   assert length.group(SUM, group) == [None, 0.5, -0.5]
   assert length.group(SUM, [write(0)]) == [None]
 
 
-def test_a_group_is_its_own_and_not_the_batch():
+def test_lengths_are_compared_within_a_group_only():
   lengths = [100, 300, 5000, 6000]
   written = [write(tokens) for tokens in lengths]
   scores = rewards.score([SUM] * 4, written, group_size=2, length=1.0)
@@ -92,5 +92,5 @@ def test_groups_that_do_not_divide_are_refused():
   with pytest.raises(ValueError, match="group_size is 2: 3 completions"):
     rewards.score([SUM] * 3, written, group_size=2, length=1.0)
   examples = [SUM, SUM._replace(id="b")]
-  with pytest.raises(ValueError, match="stand together with another's"):
+  with pytest.raises(ValueError, match="and of another example"):
     rewards.score(examples, written[:2], group_size=2, length=1.0)

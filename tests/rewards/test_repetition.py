@@ -24,7 +24,7 @@ def reward(text: str, **kwargs) -> float:
     ("我想你他她它", 0.0),
   ],
 )
-def test_the_share_of_sequences_that_were_there_before(text, expected):
+def test_the_penalty_is_the_share_of_repeated_sequences(text, expected):
   assert reward(text) == pytest.approx(expected)
 
 
@@ -35,5 +35,5 @@ def test_the_length_of_a_sequence_is_an_argument():
     reward("a", size=0)
 
 
-def test_a_loop_is_worth_almost_the_least():
+def test_an_endless_repetition_gets_almost_minus_1():
   assert -1.0 < reward("wait no " * 5000) < -0.99

@@ -25,7 +25,7 @@ def test_the_total_is_the_weighted_sum_of_the_parts():
   assert scores.counts == dict(timeouts=0, crashes=0)
 
 
-def test_nothing_scores_nothing():
+def test_an_empty_batch_has_empty_scores():
   assert rewards.score([], [], accuracy=1.0).total.shape == (0,)
 
 
@@ -34,7 +34,7 @@ def test_one_completion_is_needed_for_each_example():
     rewards.score([EXAMPLE], [RIGHT, WRONG], accuracy=1.0)
 
 
-def test_what_could_not_be_graded_is_nan_and_not_wrong(monkeypatch):
+def test_an_ungraded_completion_is_nan(monkeypatch):
   never = rewards.Reward(lambda e, c: None)
   monkeypatch.setitem(rewards.REWARDS, "never", never)
   scores = rewards.score([EXAMPLE], [RIGHT], accuracy=1.0, never=1.0)
@@ -43,7 +43,7 @@ def test_what_could_not_be_graded_is_nan_and_not_wrong(monkeypatch):
   assert scores.parts["accuracy"][0] == 1.0
 
 
-def test_a_reward_of_no_weight_is_measured_and_does_not_count(monkeypatch):
+def test_a_reward_of_weight_0_is_measured_and_not_added(monkeypatch):
   never = rewards.Reward(lambda e, c: None)
   monkeypatch.setitem(rewards.REWARDS, "never", never)
   scores = rewards.score([EXAMPLE], [RIGHT], accuracy=0, format=2, never=0)
@@ -67,7 +67,7 @@ def test_a_reward_that_raises_is_counted_and_named(monkeypatch, caplog):
   ("spec", "message"),
   [
     (dict(acuracy=1.0), "did you mean 'accuracy'"),
-    (dict(zzz=1.0), "have .*format"),
+    (dict(zzz=1.0), "there is .*format"),
     (
       dict(random=dict(weight=1.0, probabilty=0.5)),
       "rewards.random.*probabilty",
@@ -131,7 +131,7 @@ def test_a_domain_without_rewards_is_refused_by_name():
     rewards.score([other], [RIGHT], **BY_DOMAIN)
 
 
-def test_a_reward_that_does_not_apply_is_not_one_that_failed(monkeypatch):
+def test_does_not_apply_differs_from_ungraded(monkeypatch):
   def brief(example, completion):
     if example.domain.startswith("math"):
       return rewards.DOES_NOT_APPLY
@@ -159,7 +159,7 @@ def own_module(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(str(tmp_path))
 
 
-def test_a_reward_of_ones_own_is_named_by_module_and_function(own_module):
+def test_a_users_reward_is_named_by_module_and_function(own_module):
   texts = ["so so", "no"]
   spec = {
     "praising:praise": 1.0,
@@ -191,7 +191,7 @@ def test_a_reward_of_ones_own_is_named_by_module_and_function(own_module):
     (dict(accuracy=dict(weight=1.0, offset="x")), "offset must be a finite"),
   ],
 )
-def test_what_is_wrong_with_ones_own_rewards_is_said(own_module, spec, message):
+def test_errors_in_users_rewards_are_explained(own_module, spec, message):
   with pytest.raises(ValueError, match=message):
     rewards.check(**spec)
 
@@ -201,7 +201,7 @@ def toss(texts, **kwargs):
   return rewards.score([EXAMPLE] * len(texts), texts, random=spec).total
 
 
-def test_the_random_reward_is_paid_as_often_as_asked():
+def test_the_random_reward_is_1_with_the_given_probability():
   texts = [str(i) for i in range(2000)]
   for probability in (0.0, 0.2, 0.5, 1.0):
     mean = toss(texts, probability=probability).mean()

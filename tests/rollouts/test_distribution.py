@@ -11,7 +11,7 @@ import pytest
 from r1jax.data.packing import pack_rollout
 from r1jax.models import cache as caches
 from r1jax.models import transformer
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts import slots
 from r1jax.rollouts.engine import make_engine
 from r1jax.rollouts.sampling import completion_keys, token_keys
@@ -27,7 +27,7 @@ def make(toy, num_slots, temperature=1.0):
   return make_engine(
     toy.model,
     toy.words,
-    sharding.make_mesh(data=1),
+    make_mesh(data=1),
     (),
     num_slots=num_slots,
     decode_steps=3,

@@ -14,6 +14,7 @@ from r1jax.models.presets import preset
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import logical_axes
 from r1jax.parallel import sharding
+from r1jax.parallel.mesh import AXES, make_mesh, reshape_mesh
 from r1jax.rollouts.engine import make_engine
 
 PREFIX = (7, 30, 7, 9)
@@ -28,7 +29,7 @@ KINDS = (
   ("deepseek", dict(expert=4, tensor=2)),
 )
 ALL = tuple(
-  {axis: size for axis, size in zip(sharding.AXES, sizes) if size > 1}
+  {axis: size for axis, size in zip(AXES, sizes) if size > 1}
   for sizes in itertools.product((1, 2, 4, 8), repeat=5)
   if np.prod(sizes) == 8
 )
@@ -55,12 +56,14 @@ def sample(toy, policy):
     """A rollout on one mesh by weights that lie on another."""
     model, params = policy(name)
     axes = logical_axes(model.config)
-    mesh = sharding.make_mesh(**dict(learned_on or sizes))
-    params = sharding.place(params, sharding.shardings(mesh, axes, params))
+    mesh = make_mesh(**dict(learned_on or sizes))
+    params = sharding.to_device(
+      params, sharding.tree_shardings(mesh, axes, params)
+    )
     engine = make_engine(
       model,
       toy.words,
-      sharding.reshaped(mesh, **dict(sizes)),
+      reshape_mesh(mesh, **dict(sizes)),
       PREFIX,
       num_slots=8,
       decode_steps=3,
@@ -132,8 +135,10 @@ def test_a_device_gets_the_bytes_that_it_lacks(policy, toy):
   """From fsdp 8 to eight copies, and to tensor 8."""
   model, params = policy("dense")
   axes = logical_axes(model.config)
-  mesh = sharding.make_mesh(fsdp=8)
-  params = sharding.place(params, sharding.shardings(mesh, axes, params))
+  mesh = make_mesh(fsdp=8)
+  params = sharding.to_device(
+    params, sharding.tree_shardings(mesh, axes, params)
+  )
   make = lambda mesh: make_engine(
     model,
     toy.words,
@@ -145,7 +150,7 @@ def test_a_device_gets_the_bytes_that_it_lacks(policy, toy):
     max_tokens=12,
     temperature=1.0,
   )
-  copied = make(sharding.reshaped(mesh, data=8))
+  copied = make(reshape_mesh(mesh, data=8))
   lacking = sum(
     x.nbytes * 7 // 8
     for x in jax.tree.leaves(params)
@@ -154,7 +159,7 @@ def test_a_device_gets_the_bytes_that_it_lacks(policy, toy):
   assert copied.moved(params) == lacking > 0
   prepared = copied.prepare(params)
   assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(prepared))
-  split = make(sharding.reshaped(mesh, tensor=8))
+  split = make(reshape_mesh(mesh, tensor=8))
   assert 0 < split.moved(params) < 0.6 * lacking
   block, on = split.prepare(params)["dense_0"], split.sampling.mesh
   split = dict(gate_up=P(None, None, "tensor"), down=P("tensor"))

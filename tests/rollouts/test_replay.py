@@ -8,7 +8,7 @@ import pytest
 from r1jax import ops
 from r1jax.data.packing import pack_rollout, unpack
 from r1jax.models import transformer
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts.engine import make_engine
 from r1jax.rollouts.replay import differing, lay_out
 from r1jax.types import Rollout, within_lengths
@@ -28,7 +28,7 @@ def rollout(toy):
   engine = make_engine(
     toy.model,
     toy.words,
-    sharding.make_mesh(data=1),
+    make_mesh(data=1),
     PREFIX,
     num_slots=4,
     decode_steps=3,
@@ -184,7 +184,7 @@ def test_a_model_without_experts_has_nothing_to_record(toy):
     make_engine(
       dense,
       toy.words,
-      sharding.make_mesh(data=1),
+      make_mesh(data=1),
       (),
       num_slots=2,
       decode_steps=2,

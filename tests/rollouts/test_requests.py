@@ -7,7 +7,7 @@ import pytest
 
 from r1jax import ops
 from r1jax.models import transformer
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts.engine import make_engine
 from r1jax.rollouts.requests import Request, key_of
 from r1jax.rollouts.stops import StopWatch
@@ -37,7 +37,7 @@ def engine(toy):
   return make_engine(
     toy.model,
     Letters(),
-    sharding.make_mesh(data=1),
+    make_mesh(data=1),
     PREFIX,
     num_slots=4,
     decode_steps=3,
@@ -181,7 +181,7 @@ def test_forced_tokens_are_what_the_completion_goes_on_from(engine, toy, whole):
   wider = make_engine(
     toy.model,
     Letters(),
-    sharding.make_mesh(data=1),
+    make_mesh(data=1),
     PREFIX,
     num_slots=4,
     decode_steps=3,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from r1jax.models import cache as caches
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts import engine as engine_module
 from r1jax.rollouts import prompts, slots
 from r1jax.rollouts.engine import make_engine
@@ -28,7 +28,7 @@ def make(toy, **sizes):
   return make_engine(
     toy.model,
     words,
-    sharding.make_mesh(data=1),
+    make_mesh(data=1),
     (),
     temperature=1.0,
     **sizes,

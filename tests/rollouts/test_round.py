@@ -11,7 +11,7 @@ from r1jax import rewards
 from r1jax.rewards import Scores
 from r1jax.rollouts.grading import GroupGrader
 from r1jax.rollouts.round import Round, make_sample, sample_until_it_teaches
-from r1jax.training.inspection import explain_nothing
+from r1jax.training.inspection import explain_no_signal
 from r1jax.types import Completion, Example, Rollout, within_lengths
 
 P, G = 3, 2
@@ -151,6 +151,44 @@ def test_groups_are_graded_as_soon_as_they_are_complete(monkeypatch):
   assert scores.feedback == ["0", "0", "é" * 200, "1", "2", "2"]
 
 
+def test_what_the_template_wrote_is_put_back_before_it_is_graded():
+  words = types.SimpleNamespace(
+    vocab_size=9,
+    eos_ids=(1,),
+    prefix_ids=(),
+    encode=list,
+    decode=lambda ids: "7</think>\n\\boxed{7}",
+  )
+  lengths = np.array([[3]])
+  rollout = Rollout(
+    prompts=np.zeros((1, 1), int),
+    prompt_lengths=np.ones(1, int),
+    completions=np.zeros((1, 1, 3), int),
+    lengths=lengths,
+    finish=np.ones((1, 1), int),
+    sampled_mask=within_lengths(lengths, 3),
+    logprobs=np.zeros((1, 1, 3), np.float32),
+  )
+  graded = dict(accuracy=1.0, tags=1.0)
+  for prefill, tags in (("<think>\n", 0.5), ("", 0.25)):
+    grading = GroupGrader(
+      [Example("", "7", "math")],
+      np.zeros(1, int),
+      1,
+      words,
+      3,
+      None,
+      graded,
+      prefill=prefill,
+    )
+    grading.take(rollout, (np.array([0]), np.array([0])))
+    _, (written,) = grading.texts(rollout)
+    assert written.text == prefill + "7</think>\n\\boxed{7}"
+    assert written.prefill == prefill and written.num_tokens == 3
+    scores = grading.scores()
+    assert scores.parts["accuracy"] == 1.0 and scores.parts["tags"] == tags
+
+
 @pytest.mark.parametrize("shaping", [0.0, 0.1])
 def test_shaping_does_not_make_a_group_teach(shaping):
   sample, _ = sampler([RIGHT, RIGHT, WRONG], 3 * [RIGHT], shaping=shaping)
@@ -168,7 +206,7 @@ def test_shaping_does_not_make_a_group_teach(shaping):
 def test_rounds_that_teach_nothing_are_explained(values, message):
   config = ml_collections.ConfigDict(dict(dynamic_sampling=dict(rounds=3)))
   scores = Scores(np.array([9.0, 9.0]), {"accuracy": np.array(values)}, {})
-  assert re.search(message, explain_nothing(scores, config))
+  assert re.search(message, explain_no_signal(scores, config))
 
 
 def test_a_round_asks_its_own_problems_each_beginning_with_bos():

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts.engine import Engine, make_engine
 from r1jax.rollouts.slots import empty
 
@@ -35,7 +35,7 @@ def engine(toy):
     made = make_engine(
       toy.model,
       toy.words,
-      sharding.make_mesh(data=data),
+      make_mesh(data=data),
       prefix,
       num_slots=num_slots,
       decode_steps=3,

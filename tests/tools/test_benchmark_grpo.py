@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from r1jax.models.blockwise import visible
 
 from benchmarks import gpu, grpo, timing
 from benchmarks.grpo import Size
 from r1jax.models import flops
 from r1jax.models.presets import PRESETS
+from r1jax.ops.blockwise import visible
 from r1jax.training.batch import pack_prompts
 from r1jax.types import FINISH_LENGTH, Rollout
 
@@ -103,9 +103,7 @@ def packed_of(size, completions):
     completions=np.ones((*shape, size.completion), np.int32),
     lengths=np.full(shape, size.completion, np.int32),
     finish=np.full(shape, FINISH_LENGTH, np.int32),
-    sampled_mask=within_lengths(
-      np.full(shape, size.completion, np.int32), size.completion
-    ),
+    sampled_mask=np.ones((*shape, size.completion), bool),
     logprobs=np.zeros((*shape, size.completion), np.float32),
   )
   rows = grpo.rows_of(size, completions, microbatch_rows=2)

@@ -26,7 +26,7 @@ def test_ideal_slots_never_wait(lengths, slots, expected):
 
 @pytest.mark.parametrize("bad", [dict(requests=100), dict(group_size=3)])
 def test_batches_that_are_not_whole_are_refused(bad):
-  with pytest.raises(ValueError, match="whole"):
+  with pytest.raises(ValueError, match="multiple"):
     rollouts.rollouts(**bad)
 
 

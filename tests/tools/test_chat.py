@@ -17,8 +17,7 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax.data import chat as chats
-from r1jax.data import tokenizer
+from r1jax.data import templates, tokenizer
 from r1jax.rollouts import stream
 from r1jax.runtime import process as runtime
 from r1jax.tools import chat
@@ -46,10 +45,9 @@ def scripted(words, *answers):
   return complete, given
 
 
-def open_up(question, *, generation_prompt=True):
+def open_up(question, *, generation_prompt=False):
   """A template that writes the last question and opens a thought."""
-  del generation_prompt
-  return question[-1]["content"] + "|<think>\n"
+  return question[-1]["content"] + "|<think>\n" * generation_prompt
 
 
 def everything(messages, *, generation_prompt=False):
@@ -58,7 +56,7 @@ def everything(messages, *, generation_prompt=False):
   return told + "[assistant:" * generation_prompt
 
 
-def converse(words, template, *answers, messages=(), max_tokens=999):
+def run_interactive(words, template, *answers, messages=(), max_tokens=999):
   complete, given = scripted(words, *answers)
   return chat.Conversation(
     words, template, complete, max_tokens, [*messages]
@@ -95,7 +93,7 @@ def together(parts):
 def test_a_thought_is_what_an_answer_begins_with(text, thought, rest):
   for size in (1, 2, 3, 5, 8, 99):
     parts = [text[i : i + size] for i in range(0, len(text), size)]
-    assert together(chat.tell_apart(parts)) == (thought, rest)
+    assert together(chat.split_thought(parts)) == (thought, rest)
 
 
 PARTS = st.lists(
@@ -109,8 +107,10 @@ PARTS = st.lists(
 @given(PARTS)
 def test_no_text_is_lost_however_it_comes(parts):
   text = "".join(parts)
-  assert together(chat.tell_apart(parts)) == together(chat.tell_apart([text]))
-  assert "".join(together(chat.tell_apart(parts))) == text
+  assert together(chat.split_thought(parts)) == together(
+    chat.split_thought([text])
+  )
+  assert "".join(together(chat.split_thought(parts))) == text
 
 
 @settings(max_examples=300, deadline=None)
@@ -126,13 +126,13 @@ def test_only_what_may_be_a_tag_is_held_back(parts):
       held = given[len(out) :]
       assert len(held.lstrip()) < len("</think>")
 
-  for _, text in chat.tell_apart(feed()):
+  for _, text in chat.split_thought(feed()):
     out += text
   assert out == given
 
 
 def test_earlier_thoughts_are_not_read_again(words):
-  told, given = converse(
+  told, given = run_interactive(
     words, everything, "<think>\nhm</think>\n\nHo", "<think>\nhm", "Ha"
   )
   shown = [together(told.ask(question)) for question in ("a", "b", "c")]
@@ -151,28 +151,28 @@ def test_earlier_thoughts_are_not_read_again(words):
 
 def test_a_system_message_stays_in_front(words):
   system = dict(role="system", content="S")
-  told, given = converse(words, everything, "x", "y", messages=[system])
+  told, given = run_interactive(words, everything, "x", "y", messages=[system])
   for question in ("a", "b"):
     together(told.ask(question))
   assert all(prompt.startswith("[system:S][user:a]") for prompt in given)
 
 
 def test_the_opening_that_a_template_writes_is_shown(words):
-  told, given = converse(words, open_up, "hm</think>Ho")
+  told, given = run_interactive(words, open_up, "hm</think>Ho")
   assert together(told.ask("a")) == ("<think>\nhm</think>", "Ho")
   assert given == ["a|<think>\n"]
   assert told.messages[-1] == dict(role="assistant", content="Ho")
 
 
 def test_text_is_shown_as_it_comes(words):
-  told, _ = converse(words, everything, "caf\u00e9 \U0001f600!")
+  told, _ = run_interactive(words, everything, "caf\u00e9 \U0001f600!")
   parts = [text for _, text in told.ask("a")]
   assert len(parts) > 5 and "".join(parts) == "caf\u00e9 \U0001f600!"
   assert "\ufffd" not in "".join(parts)
 
 
 def test_an_answer_that_was_left_is_kept_as_far_as_it_went(words):
-  told, given = converse(words, everything, "one two three", "x")
+  told, given = run_interactive(words, everything, "one two three", "x")
   answer, heard = told.ask("a"), ""
   while "tw" not in heard:
     heard += next(answer)[1]
@@ -183,7 +183,7 @@ def test_an_answer_that_was_left_is_kept_as_far_as_it_went(words):
 
 
 def test_a_limit_ends_an_answer(words):
-  told, _ = converse(words, everything, "one two three", max_tokens=2)
+  told, _ = run_interactive(words, everything, "one two three", max_tokens=2)
   answer = words.decode(words.encode("one two three")[:2])
   assert together(told.ask("a")) == ("", answer)
 
@@ -195,7 +195,7 @@ def test_a_question_that_cannot_be_asked_is_forgotten(words):
 
   template = lambda *arguments, **options: next(refuse())
   for changed in (dict(template=template), dict(complete=refuse)):
-    told, _ = converse(words, open_up, "x")
+    told, _ = run_interactive(words, open_up, "x")
     told = dataclasses.replace(told, **changed)
     with pytest.raises(ValueError, match="not this"):
       together(told.ask("a"))
@@ -253,18 +253,21 @@ def test_pressed_once_it_stops_and_twice_it_leaves():
         press()
       yield i
 
-  with chat.stoppable(count(0)) as parts:
+  with chat.until_interrupted(count(0)) as parts:
     assert [*parts] == [*range(9)]
-  with chat.stoppable(count(1)) as parts:
+  with chat.until_interrupted(count(1)) as parts:
     assert [*parts] == [0, 1, 2]
-  with pytest.raises(KeyboardInterrupt), chat.stoppable(count(2)) as parts:
+  with (
+    pytest.raises(KeyboardInterrupt),
+    chat.until_interrupted(count(2)) as parts,
+  ):
     assert [*parts]
   assert signal.getsignal(signal.SIGINT) is before
 
 
 def options(bos=None):
   given = flags.FlagValues()
-  defaults = dict(model=BASE, template="auto", system="", max_tokens=9)
+  defaults = dict(model=BASE, template=None, system="", max_tokens=9)
   sampling = dict(temperature=0.6, top_p=0.95, seed=0, bos=bos)
   for name, value in (defaults | sampling).items():
     flags.DEFINE_string(name, None, "", flag_values=given)
@@ -273,15 +276,15 @@ def options(bos=None):
   return given
 
 
-def test_auto_is_the_models_own_template_if_it_has_one(words):
-  assert chat.pick_template("auto", words) is chat.TEMPLATES["r1_zero"]
+def test_auto_is_the_models_tokenizer_template_if_it_has_one(words):
+  assert chat.pick_template(None, words) is templates.TEMPLATES["r1_zero"]
   own = types.SimpleNamespace(**vars(words) | dict(chat_template="own"))
-  for name in ("encode", "decode", "spell", "piece"):
+  for name in ("encode", "decode", "encode_ordinary", "id_to_token"):
     setattr(own, name, getattr(words, name))
-  for name in ("auto", "own"):
+  for name in (None, "chat"):
     assert chat.pick_template(name, own)([]) == "own"
   r1 = chat.pick_template("deepseek_r1", own)
-  assert r1 is chats.deepseek_r1
+  assert r1 is templates.deepseek_r1
 
 
 @pytest.mark.parametrize(
@@ -300,7 +303,7 @@ def test_a_large_model_is_loaded_beside_the_answer(
   monkeypatch.setattr(runtime, "start", lambda: None)
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
   monkeypatch.setattr(stream, "Stream", opened)
-  assert chat.open_conversation(options(bos=True)).words.prefix_ids == (1,)
+  assert chat.open_conversation(options(bos=True)).tokenizer.prefix_ids == (1,)
   assert used == [dtype, dtype]
   printed = capsys.readouterr()
   assert printed.out == "" and "MB" in printed.err
@@ -313,20 +316,20 @@ def run(python, *arguments, **kwargs):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ([], "no --model; name the directory of a model"),
+    ([], "--model is not set; set it to the directory"),
     (["--model=nope"], "nope is no directory; to download a model"),
     (["--model=tests", "--prompt=a"], "tests holds no tokenizer.model"),
-    ([f"--model={BASE}"], "the question is empty; give it by --prompt"),
+    ([f"--model={BASE}"], "the question is empty; set --prompt"),
     ([f"--model={BASE}", "--prompt= "], "the question is empty"),
     ([f"--model={BASE}", "--prompt=a", "b"], "unknown argument 'b'; flags"),
     ([f"--model={BASE}", "--promt=a"], "unknown flag --promt; did you mean"),
     (
       [f"--model={BASE}", "--prompt=a", "--system=b"],
-      "this template has no place for a system message",
+      "this template does not support system messages",
     ),
     (
-      [f"--model={BASE}", "--prompt=a", "--template=own"],
-      "the tokenizer has no chat template of its own",
+      [f"--model={BASE}", "--prompt=a", "--template=chat"],
+      "the tokenizer has no chat template",
     ),
     (
       [f"--model={BASE}", "--prompt=a", "--temperature=-1"],

@@ -187,7 +187,9 @@ def test_answers_that_do_not_verify_are_named(path, tmp_path):
 def test_training_on_the_test_problems_is_noticed(path, tmp_path):
   file = write_problems(tmp_path / "leak.jsonl", range(8, 12))
   (line,) = wrong(path, {"dataset.path": str(file)})
-  assert "2 of 4 test problems are trained on, such as test.jsonl:1" in line
+  assert (
+    "2 of 4 test problems are also in training, such as test.jsonl:1" in line
+  )
 
 
 def test_an_eos_that_stands_in_the_prompt_is_noticed(
@@ -195,7 +197,7 @@ def test_an_eos_that_stands_in_the_prompt_is_noticed(
 ):
   folder = write_tokenizer(tmp_path, eos="t")
   lines = wrong(path, {"tokenizer.path": str(folder)}, until="problems")
-  assert len(lines) == 4 and "'t') stands in the prompt" in lines[0]
+  assert len(lines) == 4 and "the prompt contains EOS" in lines[0]
   assert "EOS is 0 in the model's config.json" in lines[3]
 
 
@@ -226,7 +228,7 @@ def test_characters_that_the_tokenizer_lacks_are_noticed(path, tmp_path):
   texts = ["Why not? <think> </think> <answer> </answer>"] * 9
   tokenizer.fit(texts, tmp_path / "tokenizer.model", word_share=1.0)
   lines = wrong(path, {"tokenizer.path": str(tmp_path)}, until="problems")
-  assert len(lines) == 4 and "the tokenizer does not know it" in lines[0]
+  assert len(lines) == 4 and "the tokenizer cannot represent it" in lines[0]
   assert "EOS is 0 in the model's config.json" in lines[3]
 
 

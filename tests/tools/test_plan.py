@@ -13,6 +13,7 @@ import pytest
 from r1jax import config
 from r1jax.models.presets import preset
 from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.tools.plan import bounds, command, estimate, programs
 from r1jax.tools.plan import chips as plan_chips
 from r1jax.tools.plan.costs import Collective, Costs
@@ -190,8 +191,8 @@ def test_slots_that_share_prompts_hold_them_once():
 def test_no_large_weight_is_copied_to_every_device():
   c = experiment("r1_zero.py")
   sizes = programs.sizes_of(c)
-  mesh = command.make_mesh(c, plan_chips.topology("h200:8x64"))
-  placed = programs.placed(mesh, sizes, programs.parameters(sizes))
+  mesh = command.planned_mesh(c, plan_chips.topology("h200:8x64"))
+  placed = programs.sharded_shapes(mesh, sizes, programs.parameters(sizes))
   import jax
 
   for path, leaf in jax.tree.leaves_with_path(placed):
@@ -226,7 +227,7 @@ def test_a_sweep_ranks_meshes_that_fit_the_devices():
 @pytest.mark.parametrize(
   "name, overrides, topology, match",
   [
-    ("r1_zero.py", {}, "h200:8x3", "do not divide the 24 devices"),
+    ("r1_zero.py", {}, "h200:8x3", "does not divide the 24 devices"),
     ("r1_zero.py", dict(mesh__data=4), "h200:8x64", "takes 2048 devices"),
     ("demo.py", {}, "h200:8x1", "microbatch_rows 4 do not divide over 8"),
   ],
@@ -263,19 +264,19 @@ def test_a_model_is_known_without_its_weights():
 
 def test_faults_of_a_compiled_program_are_named():
   """Programs that gather the model, copy an array, or wait for the host."""
-  mesh = sharding.make_mesh(data=1, fsdp=4)
+  mesh = make_mesh(data=1, fsdp=4)
   sizes = preset("tiny_qwen2")
   whole = 4 * sum(estimate.sizes_of(sizes))
   program = programs.Program(
     *("update", None, (), {}, {}, 0, {}, 0, sizes, None, mesh)
   )
   large = jax.ShapeDtypeStruct((whole // 8,), "float32")  # Half of the model.
-  split = sharding.rows(mesh)
+  split = sharding.by_rows(mesh)
   check = functools.partial(command.faults, program)
   assert check(whole / 4, [], [large], [split]) == []
   (gathered,) = check(3 / 4 * whole, [], [], [])
   assert gathered.startswith("it gathers")
-  (copied,) = check(0, [], [large, large], [split, sharding.whole(mesh)])
+  (copied,) = check(0, [], [large, large], [split, sharding.replicated(mesh)])
   assert copied == f"every device makes float32[{whole // 8}] whole"
   assert check(0, ["send.1"], [], []) == ["it waits for the host: send.1"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.tools.plan import costs as plan_costs
 from r1jax.tools.plan import hlo
 
@@ -71,7 +71,7 @@ def test_a_text_that_is_no_program_is_refused():
 
 
 def test_every_collective_is_counted_with_its_axis_and_its_bytes():
-  mesh = sharding.make_mesh(**EIGHT)
+  mesh = make_mesh(**EIGHT)
   axes = ("data", "fsdp", "expert")
 
   def exchange(x):  # A device's own [16, 8], 512 bytes.
@@ -98,7 +98,7 @@ def test_every_collective_is_counted_with_its_axis_and_its_bytes():
 
 
 def test_a_loop_counts_as_often_as_it_runs():
-  mesh = sharding.make_mesh(data=1, fsdp=8)
+  mesh = make_mesh(data=1, fsdp=8)
 
   def fn(weights, x):
     def layer(x, w):
@@ -138,7 +138,7 @@ def counted_by_data(x, n):
 
 
 def test_a_loop_over_data_runs_as_often_as_its_scope_says():
-  mesh = sharding.make_mesh(data=1)
+  mesh = make_mesh(data=1)
 
   def fn(x, n):
     return counted_by_data(x, n.astype(jnp.int32))
@@ -152,7 +152,7 @@ def test_a_loop_over_data_runs_as_often_as_its_scope_says():
 
 
 def test_memory_is_read_and_written_once_a_matmul():
-  mesh = sharding.make_mesh(data=1)
+  mesh = make_mesh(data=1)
   module = compiled(
     jnp.dot, (256, 512), (512, 128), mesh=mesh, specs=[P(), P()]
   )
@@ -188,7 +188,7 @@ def test_a_fusion_reads_the_slices_that_fusions_within_it_take():
 
 
 def test_a_way_to_the_host_is_found():
-  mesh = sharding.make_mesh(data=1)
+  mesh = make_mesh(data=1)
   shape = jax.ShapeDtypeStruct((4,), jnp.float32)
   ask = functools.partial(jax.pure_callback, np.sin, shape)
   module = compiled(ask, (4,), mesh=mesh, specs=[P()])

@@ -13,7 +13,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 DRIVER = """
 import os, random, signal, sys, threading
 import jax
-from r1jax import checkpoint, data, interrupt, rewards
+from r1jax import data, rewards
+from r1jax.runtime import checkpoint, interrupt
 from r1jax.tools import train
 from r1jax.training.log import RunLog
 from r1jax.types import Example

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 
 from r1jax.losses.kl import KLS
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.training.batch import (
   add_advantages,
   completion_kl,
   deal_prompts,
+  groups_with_signal,
   make_batch,
   pack_prompts,
-  teaching_groups,
   trained_completions,
 )
 from r1jax.training.inspection import rows_needed
@@ -63,7 +63,7 @@ def test_groups_that_teach_are_dealt_evenly(count):
 def test_a_group_teaches_by_what_counts_and_moves():
   advantages = np.array([[0.0, 0, 0], [1, -1, 0], [1, -1, 0], [1, 0, 0]])
   counted = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 1], [0, 0, 0]], bool)
-  assert teaching_groups(advantages, counted).tolist() == [
+  assert groups_with_signal(advantages, counted).tolist() == [
     False,
     True,
     False,
@@ -131,7 +131,7 @@ def packed_batch():
   packed = pack_prompts(
     ROLLOUT, [5, 1, 3], width=16, max_rows=8, microbatch_rows=2
   )
-  return packed[0], make_batch(ROLLOUT, *packed, sharding.make_mesh(data=1))
+  return packed[0], make_batch(ROLLOUT, *packed, make_mesh(data=1))
 
 
 def test_what_the_loss_reads_lies_where_origin_says():
@@ -162,7 +162,7 @@ def test_tokens_that_the_policy_did_not_choose_have_no_weight():
   packed, count = pack_prompts(
     rollout, [1], width=16, max_rows=8, microbatch_rows=2
   )
-  batch = make_batch(rollout, packed, count, sharding.make_mesh(data=1))
+  batch = make_batch(rollout, packed, count, make_mesh(data=1))
   batch = add_advantages(batch, np.ones(P * G), np.ones(P * G), 1)
   weights = np.asarray(batch.weights)
   assert weights.sum() == mask[1].sum() < (packed.origin >= 0).sum()
@@ -177,7 +177,7 @@ def test_completions_of_a_batch_pay_for_their_distance(name):
   packed, batch = packed_batch()
   apart = np.float32(0.25)
   batch = batch.replace(reference_logprobs=batch.old_logprobs - apart)
-  got = completion_kl(batch, num_completions=P * G, name=name, coefficient=2.0)
+  got = completion_kl(batch, P * G, name=name, coefficient=2.0)
   one = {
     "k1": apart,
     "k2": apart**2 / 2,

@@ -16,6 +16,7 @@ from r1jax.models import transformer
 from r1jax.models.config import replace
 from r1jax.models.presets import preset
 from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.training import policy
 from r1jax.training.batch import add_advantages, make_batch, microbatches
 from r1jax.training.update import init_state, make_update
@@ -54,7 +55,7 @@ def toy_model(request, random_params):
 def run(toy_model, recipe: str, devices: int):
   """The gradient and the metrics of one update over so many devices."""
   model, params = toy_model
-  settings, mesh = PRESETS[recipe], sharding.make_mesh(data=devices)
+  settings, mesh = PRESETS[recipe], make_mesh(data=devices)
   aggregation = settings["aggregation"]
   if aggregation["name"] == "constant":
     aggregation = aggregation | dict(divisor=T)

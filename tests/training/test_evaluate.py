@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from r1jax.data import templates
+from r1jax.data import chat
 from r1jax.training.evaluate import (
   completions,
   consensus,
@@ -125,7 +125,7 @@ def test_prompts_of_evaluation_begin_with_bos_where_one_is_asked_for():
     def decode(self, ids):
       return ""
 
-  asked = templates.encode_prompts([Example("ab", ""), SUM], "plain", Words())
+  asked = chat.encode_prompts([Example("ab", ""), SUM], "plain", Words())
   assert asked == [[1, 3], [1, len(SUM.prompt) + 1]]
 
 
@@ -148,7 +148,7 @@ def test_completions_are_told_by_length_and_finish():
     completions=np.array([[[5, 0, 2], [0, 2, 7]], [[8, 8, 8], [2, 1, 1]]]),
     lengths=np.array([[3, 2], [3, 1]]),
     finish=np.array([[FINISH_STOP, FINISH_STOP], [FINISH_LENGTH, FINISH_STOP]]),
-    sampled_mask=within_lengths(np.array([[3, 2], [3, 1]]), T),
+    sampled_mask=within_lengths(np.array([[3, 2], [3, 1]]), 3),
     logprobs=np.zeros((2, 2, 3), np.float32),
   )
   examples = [SUM, SUM._replace(id="second")]

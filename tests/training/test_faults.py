@@ -171,11 +171,11 @@ def test_other_data_under_the_same_name_are_refused(begin, straight, tmp_path):
   flags = ["--config.num_steps=5"]
   ended = job.finish(begin(1, tmp_path / "run", *flags, LETTER="z"))
   assert ended[0][0] == 2
-  assert "the dataset has other content" in last_line(ended[0][2])
+  assert "the dataset has changed" in last_line(ended[0][2])
   flags.append("--accept_other_data")
   ended = job.finish(begin(1, tmp_path / "run", *flags, LETTER="z"))
   hosts.succeeded(ended)
-  assert "the dataset has other content" in ended[0][2]
+  assert "the dataset has changed" in ended[0][2]
 
 
 # Several hosts.

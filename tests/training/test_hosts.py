@@ -133,7 +133,7 @@ def test_a_killed_process_brings_the_others_down_by_name(
   code, _, errors = ended[0]
   assert code == 1
   last = errors.strip().splitlines()[-1]
-  assert last.startswith("error: host 1 (") and "no sign of life" in last
+  assert last.startswith("error: host 1 (") and "no heartbeat" in last
   assert checkpoint.latest_step(killed) == 2
   elsewhere = tmp_path / "elsewhere"
   shutil.copytree(killed, elsewhere)

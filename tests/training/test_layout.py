@@ -16,6 +16,7 @@ from r1jax.models.presets import preset
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import logical_axes, used_axes, weights
 from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh, row_shards
 from r1jax.rollouts import slots
 from r1jax.rollouts.engine import make_engine
 from r1jax.rollouts.state import idle_slots
@@ -96,7 +97,7 @@ def gathered(sizes):
 @pytest.fixture(scope="module")
 def update(sizes):
   """A compiled update, its state, and how it comes in."""
-  mesh, model = sharding.make_mesh(**MESH), Transformer(sizes)
+  mesh, model = make_mesh(**MESH), Transformer(sizes)
   axes = logical_axes(sizes)
   optimizer = make_optimizer(**OPTIMIZER)
   loss = functools.partial(
@@ -108,9 +109,9 @@ def update(sizes):
   )
   begin = functools.partial(policy.init_rl_state, sizes, optimizer, True)
   state = jax.eval_shape(begin, shapes(sizes))
-  split = sharding.shardings(mesh, axes, state)
+  split = sharding.tree_shardings(mesh, axes, state)
   state = jax.tree.map(struct, state, split)
-  tokens, values = sharding.assemble(
+  tokens, values = sharding.rows_to_device(
     mesh, [np.zeros((ROWS, 2, TOKENS), kind) for kind in (np.int32, np.float32)]
   )
   batch = Batch(
@@ -164,9 +165,7 @@ def test_an_update_gathers_neither_all_layers_nor_all_rows(update, sizes):
   assert made & (layer | {(1, *shape) for shape in layer})
   assert not made & {(LAYERS, *shape) for shape in layer}
   # Of all rows, no more than a device's share of their states.
-  share = (
-    ROWS * TOKENS * WIDTH // sharding.row_shards(sharding.make_mesh(**MESH))
-  )
+  share = ROWS * TOKENS * WIDTH // row_shards(make_mesh(**MESH))
   whole = {s for s in made if s[:2] == (ROWS, TOKENS) and len(s) > 2}
   assert max(map(math.prod, whole), default=0) <= share
   assert {s for s in made if s[:2] == (ROWS // 4, TOKENS)}
@@ -177,7 +176,7 @@ def test_an_update_gathers_neither_all_layers_nor_all_rows(update, sizes):
 @pytest.fixture(scope="module")
 def decode(sizes):
   """A compiled `decode`, and the cache as it comes in."""
-  mesh, model = sharding.make_mesh(**MESH), Transformer(sizes)
+  mesh, model = make_mesh(**MESH), Transformer(sizes)
 
   class Words:
     vocab_size, eos_ids = 90, (0,)
@@ -197,7 +196,7 @@ def decode(sizes):
   )
   axes = used_axes(sizes)
   params = jax.tree.map(
-    struct, shapes(sizes), sharding.shardings(mesh, axes, shapes(sizes))
+    struct, shapes(sizes), sharding.tree_shardings(mesh, axes, shapes(sizes))
   )
   with jax.set_mesh(mesh):
     cache = slots.empty(model, SLOTS, ROOM)

@@ -41,7 +41,7 @@ def scores(accuracy, format=None, **counts):
 
 def of_rewards(scores, advantages=None):
   advantages = np.zeros((3, GROUP)) if advantages is None else advantages
-  return round_numbers.of_rewards(scores, advantages, EXAMPLES)
+  return round_numbers.reward_numbers(scores, advantages, EXAMPLES)
 
 
 def test_rewards_are_told_by_rule_and_by_task():
@@ -112,7 +112,7 @@ def rollout(lengths, finish):
 
 
 def test_lengths_are_told_with_and_without_those_cut_short():
-  got = round_numbers.of_lengths(
+  got = round_numbers.length_numbers(
     rollout([[2, 9], [5, 9]], [[FINISH_STOP] * 2, [FINISH_STOP, FINISH_LENGTH]])
   )
   assert got == {
@@ -125,12 +125,14 @@ def test_lengths_are_told_with_and_without_those_cut_short():
     "completions/terminated_min_length": 2,
     "completions/terminated_max_length": 9,
   }
-  cut = round_numbers.of_lengths(rollout([[9, 9]], [[FINISH_LENGTH] * 2]))
+  cut = round_numbers.length_numbers(rollout([[9, 9]], [[FINISH_LENGTH] * 2]))
   assert math.isnan(cut["completions/terminated_mean_length"])
 
 
 def test_words_of_reflection_are_counted_per_completion():
-  got = round_numbers.of_words(WRITTEN + [Completion("checked awaits")])
+  got = round_numbers.reflection_numbers(
+    WRITTEN + [Completion("checked awaits")]
+  )
   assert got["reflection/wait"] == pytest.approx(1.8)
   assert got["reflection/check"] == pytest.approx(0.9)  # Whole words.
   assert got["reflection/mistake"] == 0

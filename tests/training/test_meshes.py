@@ -17,6 +17,7 @@ from r1jax.models.presets import preset
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import logical_axes
 from r1jax.parallel import sharding
+from r1jax.parallel.mesh import AXES, make_mesh
 from r1jax.training import policy, sft
 from r1jax.training.batch import add_advantages, make_batch, microbatches
 from r1jax.training.update import init_state, make_update
@@ -54,7 +55,7 @@ DOZEN = (
   dict(fsdp=2, expert=2, context=2),
 )
 ALL = tuple(
-  {axis: size for axis, size in zip(sharding.AXES, sizes) if size > 1}
+  {axis: size for axis, size in zip(AXES, sizes) if size > 1}
   for sizes in itertools.product((1, 2, 4, 8), repeat=5)
   if np.prod(sizes) == 8
 )
@@ -82,7 +83,7 @@ def sft_batch(mesh):
   packed, count = microbatches(pack(pieces, 16, rows=16), 8)
   targets = packed.origin >= 0
   counts = np.int32(targets.sum()), np.int32(np.sum(packed.positions >= 0))
-  packed, weights = sharding.assemble(mesh, (packed, targets / counts[0]))
+  packed, weights = sharding.rows_to_device(mesh, (packed, targets / counts[0]))
   return Batch(
     packed=packed,
     num_microbatches=count,
@@ -116,22 +117,22 @@ def update(model, params, mesh, loss, batch):
   axes = logical_axes(model.config)
   optimizer = optax.sgd(1.0)
   begin = functools.partial(init_state, optimizer=optimizer)
-  state = sharding.make(mesh, axes, begin, params)
+  state = sharding.init(mesh, axes, begin, params)
   with jax.set_mesh(mesh):
     state, metrics = make_update(loss, optimizer, axes=axes)(state, batch)
   gradient = jax.tree.map(lambda a, b: np.asarray(a) - b, state.params, params)
-  return gradient, sharding.local(metrics)
+  return gradient, sharding.to_host(metrics)
 
 
 def sft_update(model, params, sizes):
-  mesh = sharding.make_mesh(**sizes)
+  mesh = make_mesh(**sizes)
   further = 0.3 if model.config.mtp_depth else 0.0
   loss = functools.partial(sft.objective, model, IDS, mtp=further, balance=0.5)
   return update(model, params, mesh, loss, sft_batch(mesh))
 
 
 def grpo_update(model, params, sizes):
-  mesh = sharding.make_mesh(**sizes)
+  mesh = make_mesh(**sizes)
   loss = functools.partial(
     policy.policy_loss,
     functools.partial(policy.policy_forward, model, IDS, 0.9),
@@ -143,15 +144,19 @@ def grpo_update(model, params, sizes):
 
 
 def scoring(model, params, sizes):
-  mesh, axes = sharding.make_mesh(**sizes), logical_axes(model.config)
+  mesh, axes = make_mesh(**sizes), logical_axes(model.config)
   score = policy.make_score(
     functools.partial(policy.policy_forward, model, IDS, 0.9)
   )
-  placed = sharding.place(params, sharding.shardings(mesh, axes, params))
+  placed = sharding.to_device(
+    params, sharding.tree_shardings(mesh, axes, params)
+  )
   batch = grpo_batch(mesh)
   with jax.set_mesh(mesh):
     logprobs = score(placed, batch)
-  return np.where(sharding.local(batch.weights), sharding.local(logprobs), 0)
+  return np.where(
+    sharding.to_host(batch.weights), sharding.to_host(logprobs), 0
+  )
 
 
 PROGRAMS = {"sft": sft_update, "grpo": grpo_update, "scoring": scoring}

@@ -8,7 +8,11 @@ import pytest
 
 from r1jax.models import transformer
 from r1jax.models.presets import preset
-from r1jax.training.optimizer import decayed, make_optimizer, rate_of
+from r1jax.training.optimizer import (
+  decay_mask,
+  learning_rate_metric,
+  make_optimizer,
+)
 
 OPTIMIZER = dict(learning_rate=0.1)
 
@@ -123,14 +127,14 @@ def test_numbers_without_a_meaning_are_refused(settings, message):
     make_optimizer(**OPTIMIZER | settings)
 
 
-@pytest.mark.parametrize("settings", [dict(), dict(apart=("mtp",))])
+@pytest.mark.parametrize("settings", [dict(), dict(separate=("mtp",))])
 def test_the_rate_of_an_update_is_told(settings):
   optimizer = make_optimizer(**OPTIMIZER, warmup_steps=4, **settings)
   state, update = optimizer.init(TREE), jax.jit(optimizer.update)
   for expected in (0.0, 0.025, 0.05):
     _, state = update(TREE, state, TREE)
-    assert rate_of(state)["optim/lr"] == pytest.approx(expected)
-  assert rate_of(optax.sgd(0.1).init(TREE)) == {}
+    assert learning_rate_metric(state)["optim/lr"] == pytest.approx(expected)
+  assert learning_rate_metric(optax.sgd(0.1).init(TREE)) == {}
 
 
 def test_frozen_weights_and_the_routers_bias_do_not_move():
@@ -178,7 +182,7 @@ def test_the_matrices_between_the_embeddings_decay(name):
   params = transformer.init(model, jax.random.key(0))
   drawn = jax.tree.map(lambda x: bool(x.std() > 0), params)
   drawn |= {name: False for name in ("embed", "unembed") if name in drawn}
-  assert decayed(params) == drawn
+  assert decay_mask(params) == drawn
 
 
 def test_the_gradient_is_clipped_as_one():
@@ -233,7 +237,7 @@ def test_what_stands_apart_does_not_move_the_others():
   settings = dict(OPTIMIZER, max_grad_norm=0.1, b2=0.5)
   made = []
   for gradient in (small, large):
-    optimizer = make_optimizer(**settings, apart=("mtp",))
+    optimizer = make_optimizer(**settings, separate=("mtp",))
     state = optimizer.init(gradient)
     step = jax.jit(optimizer.update)
     for scale in (1.0, 0.1):

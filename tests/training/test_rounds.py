@@ -50,7 +50,7 @@ class Evaluations:
 def placed(monkeypatch):
   """How often weights came to the devices, and whether the host has them."""
   seen = collections.Counter()
-  place, load = run.sharding.place, run.load_model
+  place, load = run.sharding.to_device, run.load_model
 
   def load_model(config):
     model, params = load(config)
@@ -62,7 +62,7 @@ def placed(monkeypatch):
     return place(tree, shardings)
 
   monkeypatch.setattr(run, "load_model", load_model)
-  monkeypatch.setattr(run.sharding, "place", counted)
+  monkeypatch.setattr(run.sharding, "to_device", counted)
   return seen
 
 
@@ -136,7 +136,7 @@ def test_a_run_that_learns_nothing_any_more_stops_and_says_what_to_do(
   config = make_config(
     num_steps=40, checkpoint_every=100, **SHARED, **{DYNAMIC: 1}
   )
-  message = "no group of the last 3 rounds teaches .* nothing could be graded"
+  message = "no group of the last 3 rounds has .* nothing could be graded"
   with pytest.raises(ValueError, match=message):
     grpo.train(config, str(tmp_path), update_rows=True)
   assert checkpoint.latest_step(tmp_path) == 14

@@ -100,7 +100,7 @@ def run(base, tmp_path_factory, module_quick_to_compile):
   workdir = str(tmp_path_factory.mktemp("everything"))
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(data.DATASETS, "letters", load_letters)
-    mixed = mixture.of_mixture(load_letters)
+    mixed = mixture.part_loader(load_letters)
     patch.setitem(data.DATASETS["mixture"], "letters", mixed)
     patch.setitem(rewards.REWARDS, "praise", rewards.Reward(praise))
     patch.setitem(
@@ -123,7 +123,7 @@ def test_the_first_update_on_policy_has_ratio_one(run):
   assert 0 <= row["kl/ref"] <= 1e-9
   assert row["completions/max_length"] <= 6
   assert row["clip_ratio/region"] == 0
-  assert row["sampling/is_ratio_mean"] == pytest.approx(1, abs=1e-3)
+  assert row["sampling/ratio_mean"] == pytest.approx(1, abs=1e-3)
   assert row["sampling/prob_diff_mean"] < 1e-4
   assert row["router/replay_mismatch"] <= 0.01
   assert row["loss/mtp"] > 1 and row["loss/entropy"] < 0

@@ -12,7 +12,7 @@ import pytest
 from r1jax import data, hf
 from r1jax.data import tokenizer
 from r1jax.models import transformer
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.runtime import checkpoint, metrics
 from r1jax.training import inspection, sft
 from r1jax.training.batch import microbatch
@@ -39,11 +39,15 @@ class Words:
     return ""
 
 
+def make_batch(examples, words, template="{question}", **rows):
+  pieces = sft.demonstrations(examples, template, words)
+  return sft.make_batch(make_mesh(data=1), pieces, **rows)
+
+
 def test_prompts_are_read_and_answers_with_their_end_are_imitated():
   examples = [Example("ab", "cde"), Example("", "xyz"), Example("a", "b")]
-  packed, count, tokens = sft.batch(
-    examples, Words(), width=8, max_rows=6, microbatch_rows=2
-  )
+  batch = make_batch(examples, Words(), width=8, max_rows=6, microbatch_rows=2)
+  packed = jax.device_get(batch.packed)
   imitated = lambda i, text: {
     i * 8 + j + (not examples[i].prompt): token for j, token in enumerate(text)
   }
@@ -56,9 +60,9 @@ def test_prompts_are_read_and_answers_with_their_end_are_imitated():
   counted = packed.origin >= 0
   got = dict(zip(packed.origin[counted].tolist(), packed.targets[counted]))
   assert got == expected
-  assert tokens.imitated == len(expected) == 4 + 3 + 2
-  assert tokens.read == (2 + 4 - 1) + (4 - 1) + (1 + 2 - 1)
-  assert packed.tokens.shape == (2, 3, 8) and count == 1
+  assert batch.num_targets == len(expected) == 4 + 3 + 2
+  assert batch.num_tokens == (2 + 4 - 1) + (4 - 1) + (1 + 2 - 1)
+  assert packed.tokens.shape == (2, 3, 8) and batch.num_microbatches == 1
 
 
 def test_a_text_begins_with_what_the_tokenizer_puts_first():
@@ -66,17 +70,29 @@ def test_a_text_begins_with_what_the_tokenizer_puts_first():
     prefix_ids = (1,)
 
   examples = [Example("ab", "cde"), Example("", "xyz")]
-  packed, _, tokens = sft.batch(
-    examples, Begun(), width=8, max_rows=2, microbatch_rows=2
-  )
+  batch = make_batch(examples, Begun(), width=8, max_rows=2, microbatch_rows=2)
+  packed = jax.device_get(batch.packed)
   encode = Words().encode
   texts = [[1, *encode("abcde")], [1, *encode("xyz")]]
   for row, text in zip(packed.tokens[:, 0], texts):
     assert row[: len(text)].tolist() == text
   # All of a document is imitated, its first token too.
-  assert tokens == (4 + 4, 6 + 4)  # Imitated, and read.
+  assert (batch.num_targets, batch.num_tokens) == (4 + 4, 6 + 4)
   counted = packed.origin[1, 0] >= 0
   assert packed.targets[1, 0][counted].tolist() == [*encode("xyz"), 2]
+
+
+def test_a_prefill_is_read_and_the_rest_of_the_answer_imitated():
+  template = "Q: {question}\nA: <think>"
+  opened, bare = sft.demonstrations(
+    [Example("ab", "<think>c</think>d"), Example("ab", "d")], template, Words()
+  )
+  encode = Words().encode
+  assert opened.prompt == encode("Q: ab\nA: <think>")
+  assert opened.completion == [*encode("c</think>d"), 2]
+  # An answer without a thought does not follow an opened one.
+  assert bare.prompt == encode("Q: ab\nA: ")
+  assert bare.completion == [*encode("d"), 2]
 
 
 def test_bos_takes_a_place_in_the_window():
@@ -98,7 +114,7 @@ def test_bos_takes_a_place_in_the_window():
 
 def test_a_document_longer_than_a_row_is_refused():
   with pytest.raises(ValueError, match="9 tokens does not fit rows of 8"):
-    sft.batch(
+    make_batch(
       [Example("ab", "cdefghi")],
       Words(),
       width=8,
@@ -109,9 +125,9 @@ def test_a_document_longer_than_a_row_is_refused():
 
 def test_microbatches_must_divide_over_the_mesh():
   rows = ml_collections.ConfigDict(dict(max_rows=6, microbatch_rows=3))
-  inspection.check_rows(rows, sharding.make_mesh(data=3))
+  inspection.check_rows(rows, make_mesh(data=3))
   with pytest.raises(ValueError, match="3 do not divide over 2 devices"):
-    inspection.check_rows(rows, sharding.make_mesh(data=2))
+    inspection.check_rows(rows, make_mesh(data=2))
 
 
 def test_rows_must_divide_into_microbatches():
@@ -141,6 +157,7 @@ def runs(toy, toy_config, compiled_once, tmp_path_factory):
       dict(
         loop="sft",
         seed=1,
+        template="{question}",
         num_steps=num_steps,
         metrics_every=2,
         checkpoint_every=4,
@@ -200,8 +217,7 @@ def test_the_balance_loss_is_a_mean_over_all_tokens_that_are_read(toy):
     functools.partial(sft.objective, model, 37, mtp=0.0, balance=1.0)
   )
   for prompt, answer in (("ab" * 15, "c"), ("", "ab" * 15)):
-    batch = sft.make_batch(
-      sharding.make_mesh(data=1),
+    batch = make_batch(
       [Example(prompt, answer)] * 3,
       Words(),
       width=32,

@@ -14,7 +14,7 @@ from r1jax.losses.aggregation import token_weights
 from r1jax.losses.presets import PRESETS
 from r1jax.models import transformer
 from r1jax.models.config import replace
-from r1jax.parallel import sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.training import policy, sft
 from r1jax.training.batch import add_advantages, make_batch, microbatches
 from r1jax.training.optimizer import make_optimizer
@@ -164,7 +164,7 @@ def test_an_update_without_a_gradient_changes_nothing_and_is_counted(moments):
 
 def test_what_learns_apart_does_not_move_what_has_no_gradient():
   """MTP blocks learn from tokens that teach the policy nothing."""
-  optimizer = make_optimizer(**OPTIMIZER, apart=("mtp",))
+  optimizer = make_optimizer(**OPTIMIZER, separate=("mtp",))
   params = {"w": jnp.ones((2, 2)), "mtp": {"w": jnp.ones((2, 2))}}
   state = optimizer.init(params)
   gradient = jax.tree.map(jnp.ones_like, params)
@@ -281,7 +281,7 @@ def grpo_step(layer):
       aggregation = aggregation | dict(divisor=T)
     packed = pack_rollout(rollout, width, chosen=range(P), rows=12)
     packed, count = microbatches(packed, size)
-    batch = make_batch(rollout, packed, count, sharding.make_mesh(data=1))
+    batch = make_batch(rollout, packed, count, make_mesh(data=1))
     holes = jnp.where(batch.weights > 0, batch.sampler_logprobs, jnp.nan)
     trained = np.isfinite(REWARDS)
     batch = add_advantages(

@@ -1,1 +1,1 @@
-"""Programs that a policy wrote, run in a sandbox."""
+"""The code reward: runs programs in a sandbox, and tests them there."""

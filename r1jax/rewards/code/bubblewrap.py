@@ -1,9 +1,9 @@
-"""How a sandbox starts: bubblewrap, and Python in it.
+"""Starts Python in a sandbox made by bubblewrap.
 
-What is there: /usr to read, an empty /tmp to write, a few devices, and names of
-the standard streams, which lead to files that `inside` makes. As root,
-bubblewrap needs no user namespace, and `inside` becomes a user that nobody else
-is; else it runs as the one who called, in a namespace of its own.
+The sandbox has /usr (read-only), an empty writable /tmp, a few devices, and
+/dev/stdin and so on as links to files that `runner` makes. As root, bubblewrap
+needs no user namespace, and `runner` switches to a user id that nobody else
+has. Otherwise it keeps the caller's user id, in a namespace of its own.
 """
 
 import functools
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from r1jax.rewards.code import checker, inside, seccomp, usual, values
+from r1jax.rewards.code import checker, prelude, runner, seccomp, values
 
 ENVIRONMENT = {
   "HOME": "/tmp",
@@ -25,18 +25,18 @@ ENVIRONMENT = {
   "PATH": "/usr/local/bin:/usr/bin:/bin",
   "PYTHONHASHSEED": "0",
   "PYTHONINTMAXSTRDIGITS": "0",  # No limit on the digits of a number.
-  "MALLOC_ARENA_MAX": "2",  # Else each thread reserves 64 MiB of addresses.
-  # A thread for each core is more than a sandbox has.
+  "MALLOC_ARENA_MAX": "2",  # By default each thread reserves 64 MiB.
+  # By default these start a thread per core, more than a sandbox allows.
   "OMP_NUM_THREADS": "1",
   "OPENBLAS_NUM_THREADS": "1",
 }
-PACKAGES = "/packages"  # Where they are in a sandbox.
+PACKAGES = "/packages"  # The folder of packages in a sandbox.
 
 
 def isolated(
   stdin: socket.socket, disk_mib: int, packages: Sequence[str] = ()
 ) -> subprocess.Popen:
-  """Starts `inside`, in a sandbox; the packages are in PACKAGES."""
+  """Starts `runner` in a sandbox, with the packages in PACKAGES."""
   command = [*_command()]
   for path in paths(packages):
     command += ["--ro-bind", str(path), f"{PACKAGES}/{path.name}"]
@@ -45,7 +45,7 @@ def isolated(
   program = seccomp.program()
   read, write = os.pipe()
   try:
-    os.write(write, program)  # It fits into a pipe.
+    os.write(write, program)  # It fits into a pipe's buffer.
     os.close(write)
     return subprocess.Popen(
       [*command, "--seccomp", str(read), "--", *PYTHON],
@@ -60,7 +60,7 @@ def isolated(
 
 
 def bare(stdin: socket.socket, home: str) -> subprocess.Popen:
-  """Starts `inside` in a folder, with no isolation at all."""
+  """Starts `runner` in a folder, without any isolation."""
   return subprocess.Popen(
     PYTHON,
     stdin=stdin,
@@ -74,25 +74,25 @@ def bare(stdin: socket.socket, home: str) -> subprocess.Popen:
 
 @functools.cache
 def paths(packages: Sequence[str]) -> list[Path]:
-  """The files and folders that make up packages of this Python.
+  """Returns the files and folders of installed packages.
 
   Raises ValueError for a package that is not installed.
   """
-  found = []
+  paths = []
   for name in packages:
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.origin:
-      raise ValueError(f"packages: there is no package {name!r} to import here")
+      raise ValueError(f"packages: {name!r} is not installed here")
     path = Path(spec.origin)
-    found.append(path.parent if spec.submodule_search_locations else path)
-    libraries = found[-1].with_name(f"{name}.libs")  # Of wheels, beside them.
-    found += [libraries] if libraries.exists() else []
-  return found
+    paths.append(path.parent if spec.submodule_search_locations else path)
+    libraries = paths[-1].with_name(f"{name}.libs")  # Shared ones of wheels.
+    paths += [libraries] if libraries.exists() else []
+  return paths
 
 
-# What Python runs first: the modules that come in ahead of the work. To hand
-# them over on the command line takes longer, and as files they might be closed
-# to the user of the sandbox.
+# The first code that Python runs in the sandbox: it reads the compiled modules
+# from the socket. On the command line they would take longer, and files might
+# not be readable for the user of the sandbox.
 START = """
 import marshal, os, sys
 size, data = int.from_bytes(os.read(0, 8), "big"), b""
@@ -107,10 +107,10 @@ PYTHON = [os.path.realpath(sys.executable), *"-s -S -P -B -c".split(), START]
 
 @functools.cache
 def modules() -> bytes:
-  """The modules that run inside, compiled here once."""
+  """Returns the modules that run in the sandbox, compiled."""
   parts = []
-  names = [(each, each.__name__) for each in (values, usual, checker)]
-  for module, name in [*names, (inside, "__main__")]:
+  names = [(each, each.__name__) for each in (values, prelude, checker)]
+  for module, name in [*names, (runner, "__main__")]:
     source = Path(module.__file__).read_text()
     parts.append((name, compile(source, name, "exec")))
   return marshal.dumps(parts)
@@ -118,7 +118,7 @@ def modules() -> bytes:
 
 @functools.cache
 def _command() -> list[str]:
-  """The command of the sandbox, up to its directory for writing."""
+  """Returns the command of the sandbox, up to its writable /tmp."""
   if not (path := shutil.which("bwrap")):
     raise RuntimeError("there is no bwrap: install bubblewrap")
   command = [
@@ -126,7 +126,7 @@ def _command() -> list[str]:
     *["--unshare-ipc", "--unshare-net", "--unshare-pid", "--unshare-uts"],
     *["--cap-drop", "ALL"],
   ]
-  if os.geteuid() == 0:  # `inside` becomes another user, see `confine`.
+  if os.geteuid() == 0:  # `runner.confine` switches to another user.
     command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
   else:
     command += ["--unshare-user"]
@@ -137,7 +137,7 @@ def _command() -> list[str]:
     else:
       command += ["--ro-bind-try", path, path]
   for path in ("/dev", "/dev/fd", "/etc", PACKAGES):
-    command += ["--dir", path]  # Else as closed as the host's.
+    command += ["--dir", path]  # With fresh permissions, not the host's.
   for path in ("/etc/alternatives", "/etc/ld.so.cache"):
     command += ["--ro-bind-try", path, path]
   prefix = os.path.realpath(sys.base_prefix)
@@ -147,7 +147,7 @@ def _command() -> list[str]:
     command += ["--ro-bind", prefix, prefix]
   for name in ("null", "zero", "full", "random", "urandom"):
     command += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
-  for fd, name in enumerate(inside.STREAMS):
+  for fd, name in enumerate(runner.STREAMS):
     for link in (f"/dev/{name[1:]}", f"/dev/fd/{fd}"):
       command += ["--symlink", f"/tmp/{name}", link]
-  return [*command, "--symlink", "/tmp", "/dev/shm"]  # For semaphores.
+  return [*command, "--symlink", "/tmp", "/dev/shm"]  # Semaphores need it.

@@ -1,12 +1,13 @@
-"""What runs inside of a sandbox to test functions: the tests, and the program.
+"""Tests the functions of a program, within a sandbox.
 
     sandbox <-- socket --> checker -- fork --> program
                               ^---- pipes -----^
 
-The program only computes values. Its tests run in the checker, on copies of
-them made of plain types: no object, method or memory of the program is there.
-`bubblewrap` hands this file over compiled; it imports next to nothing, for
-speed.
+The program's process only computes values. The tests run in the checker's
+process, on copies of these values in plain types, so that no object, method or
+memory of the program can influence them. `bubblewrap` sends this module to the
+sandbox in compiled form. It imports little, because it is loaded for each
+program.
 """
 
 import builtins
@@ -14,16 +15,18 @@ import marshal
 import os
 import sys
 
-from r1jax.rewards.code.usual import provide
+from r1jax.rewards.code.prelude import provide
 from r1jax.rewards.code.values import decode, encode, receive, send
 
 MAX_MESSAGE = 1000  # Characters of an error that are reported.
-OF_PROGRAM = "of_program"  # The attribute of exceptions that it has raised.
-MODULE = "program."  # The name of the whole program; no object has such a one.
+OF_PROGRAM = "of_program"  # Marks exceptions that the program raised.
+MODULE = (
+  "program."  # The name of the program's module; no identifier equals it.
+)
 
 
 def describe(error: BaseException) -> str:
-  """The error in a line, with its place in the program."""
+  """Returns an error as text, with its line in the program."""
   place, trace = "", error.__traceback__
   while trace:
     if trace.tb_frame.f_code.co_filename == "program":
@@ -32,7 +35,7 @@ def describe(error: BaseException) -> str:
   return f"{type(error).__name__}: {error}"[:MAX_MESSAGE] + place
 
 
-# The program.
+# The program's process.
 
 OPERATIONS = {
   "call": lambda function, /, *args, **kwargs: function(*args, **kwargs),
@@ -48,9 +51,10 @@ OPERATIONS = {
 
 
 def serve(read: int, write: int, prefix: str, source: str) -> None:
-  """Runs the prefix, then the program, and then what the checker asks of it.
+  """Runs the prefix and the program, then serves the checker's requests.
 
-  How the prefix did is sent before anything of the program has run.
+  The result of the prefix is sent before the program runs, so that the program
+  cannot forge it.
   """
   module = type(sys)("program")
   sys.modules["program"] = module
@@ -85,7 +89,7 @@ def serve(read: int, write: int, prefix: str, source: str) -> None:
 
 
 def _failure(function, *args) -> str | None:
-  """What went wrong in a call; None if nothing did."""
+  """Returns the error that a call raises, as text; None without one."""
   try:
     function(*args)
   except BaseException as error:
@@ -93,7 +97,7 @@ def _failure(function, *args) -> str | None:
 
 
 def run(prefix: str, source: str, namespace: dict) -> None:
-  """Runs Python text that stands on its own, or that continues the prefix."""
+  """Runs Python text by itself, or after the prefix if it is incomplete."""
   try:
     code = compile(source, "program", "exec")
   except SyntaxError:
@@ -103,36 +107,36 @@ def run(prefix: str, source: str, namespace: dict) -> None:
 
 
 def _kind(error: BaseException) -> str:
-  """The builtin class that an exception is of, or derives from."""
+  """Returns the name of the first builtin class of an exception."""
   for kind in type(error).__mro__:
     if getattr(builtins, kind.__name__, None) is kind:
       return kind.__name__
   return ""
 
 
-# The checker.
+# The checker's process.
 
 
 class Program:
-  """What to ask a program, and how."""
+  """A client of the program's process."""
 
   def __init__(self, read: int, write: int):
     self._read, self._write = read, write
 
-  def hear(self, find=None):
-    """The next value that the program sends."""
+  def receive(self, find=None):
+    """Returns the next value that the program sends."""
     return decode(receive(lambda size: os.read(self._read, size)), find)
 
-  def ask(self, operation: str, /, *args, **kwargs):
-    """Has the program do the operation.
+  def request(self, operation: str, /, *args, **kwargs):
+    """Returns the result of an operation in the program, or raises its error.
 
-    Arguments that it changed in place are changed where it returns nothing.
-    Else it could answer `f(x) == sorted(x)` with an empty list, twice. What it
-    raises ends no iteration of the tests but one over its own iterators: to a
-    `map` that calls it, StopIteration would be the end.
+    Containers that the program changed in place are changed here too, but only
+    if it returns None. Otherwise it could satisfy `f(x) == sorted(x)` by
+    emptying x and returning an empty list. StopIteration is raised only by
+    "next": elsewhere, as in `map(f, xs)`, it would end a loop of the tests.
     """
     send(self._write, encode((operation, args, kwargs), name_for_program))
-    error, value, changed = self.hear(lambda name: Remote(self, name))
+    error, value, changed = self.receive(lambda name: Remote(self, name))
     if error is not None:
       kind = getattr(builtins, error, None)
       ends = (StopIteration, StopAsyncIteration) if operation != "next" else ()
@@ -155,10 +159,10 @@ class Program:
 
 
 class Remote:
-  """An object that only the program has: it can be used, but not compared.
+  """A proxy for an object in the program: it can be used, but not compared.
 
-  What compares itself could say that it equals anything. Whether it is true it
-  may say: where a test asks for no more, True itself would do.
+  An object that compares itself could claim to equal anything. Its truth value
+  is accepted: where a test asks for that alone, returning True would pass too.
   """
 
   def __init__(self, program: Program, name: str):
@@ -166,31 +170,31 @@ class Remote:
     object.__setattr__(self, "_name", name)
 
   def __call__(self, /, *args, **kwargs):  # noqa: D102
-    return self._program.ask("call", self, *args, **kwargs)
+    return self._program.request("call", self, *args, **kwargs)
 
   def __getattr__(self, name):
-    return self._program.ask("getattr", self, name)
+    return self._program.request("getattr", self, name)
 
   def __setattr__(self, name, value):
-    self._program.ask("setattr", self, name, value)
+    self._program.request("setattr", self, name, value)
 
   def __getitem__(self, key):
-    return self._program.ask("item", self, key)
+    return self._program.request("item", self, key)
 
   def __iter__(self):
-    return self._program.ask("iter", self)
+    return self._program.request("iter", self)
 
   def __next__(self):
-    return self._program.ask("next", self)
+    return self._program.request("next", self)
 
   def __len__(self):
-    return self._program.ask("len", self)
+    return self._program.request("len", self)
 
   def __bool__(self):
-    return self._program.ask("bool", self)
+    return self._program.request("bool", self)
 
   def __str__(self):
-    return self._program.ask("str", self)
+    return self._program.request("str", self)
 
   def _refuse(self, *_):
     raise TypeError("an object of the program itself cannot be compared")
@@ -200,29 +204,30 @@ class Remote:
 
 
 class Unusable(BaseException):
-  """What a test does cannot be done here, whatever the program."""
+  """A test needs something that no program can be tested with here."""
 
 
 def name_for_program(value) -> str:
-  """The name under which the program has the object."""
+  """Returns the name under which the program knows an object of the tests."""
   if type(value) is Remote:
     return value._name
   name = getattr(value, "__name__", "")
   if getattr(builtins, name, None) is value:
     return "builtins." + name
-  raise Unusable(f"a program can be given no {type(value).__name__}")
+  raise Unusable(f"a {type(value).__name__} cannot be passed to a program")
 
 
 def check(tests: dict, program: Program):
-  """Yields the number of a statement, whether it holds, and why not.
+  """Yields (number, whether it holds, message) of statements of the tests.
 
-  Statements that hold are told of where they count as tests, those that fail
-  always. None instead of False: the tests are at fault, and it ends here.
+  It does so for each statement that counts as a test, and for others that fail.
+  None in place of True or False means that the tests are at fault; the
+  iteration then ends.
   """
-  if (failure := program.hear()) is not None:
+  if (failure := program.receive()) is not None:
     yield 0, None, f"before the program: {failure}"
     return
-  failure = program.hear()
+  failure = program.receive()
   namespace = {"__name__": "__main__"}
   try:
     exec(compile(tests["setup"], "setup", "exec"), namespace)
@@ -237,18 +242,18 @@ def check(tests: dict, program: Program):
       try:
         exec(marshal.loads(code), namespace)
       except BaseException as error:
-        holds, message = _blames(error, independent), describe(error)
+        holds, message = _verdict(error, independent), describe(error)
     elif not counts:
       continue
     if counts or not holds:
       yield number, holds, message
 
 
-def _blames(error: BaseException, independent: bool) -> bool | None:
-  """False if an error is the program's fault, None if it is the tests' own.
+def _verdict(error: BaseException, independent: bool) -> bool | None:
+  """Returns False if an error is the program's fault, and None if the tests'.
 
-  A statement that has nothing to do with the program fails by itself, unless
-  for want of what the program may have used up.
+  An error in a statement that is independent of the program is the tests'
+  fault, unless the program may have used up a resource, such as memory.
   """
   if isinstance(error, Unusable):
     return None
@@ -260,7 +265,7 @@ def _blames(error: BaseException, independent: bool) -> bool | None:
 
 
 def run_tests(control: int, read, prefix: str, source: str) -> None:
-  """Reports on the tests as `check` yields, and then None."""
+  """Sends each report that `check` yields to the sandbox, then None."""
   (asked, ask), (answers, answer) = os.pipe(), os.pipe()
   if not os.fork():
     for fd in (control, ask, answers):
@@ -271,7 +276,7 @@ def run_tests(control: int, read, prefix: str, source: str) -> None:
       os._exit(1)
   os.close(asked)
   os.close(answer)
-  # The program has been forked off: only now do the tests come in here.
+  # The tests are received after the fork, so that the program never has them.
   for report in check(decode(receive(read)), Program(answers, ask)):
     send(control, encode(report))
   send(control, encode(None))

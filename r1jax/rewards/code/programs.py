@@ -1,29 +1,28 @@
-"""Code reward: the program passes its tests.
+"""Code reward: whether a program passes its tests.
 
 DeepSeek-R1 (arXiv:2501.12948), section 2.2.2: "a compiler can be used to
 generate feedback based on predefined test cases". The program is the last
-fenced block of its language after the last </think>. It runs in a `sandbox`,
-which says what programs find there; the verdict is reached outside of the
-process that runs it. `example.metadata` holds
+fenced block of its language after the last </think>. It runs in a `sandbox`.
+`example.metadata` holds
 
-    tests        a list of {"input", "output"} for a program that reads and
-                 prints, each a text or a list of lines; or Python text, or a
-                 list of such texts, see `unit_tests`
-    entry_point  the function that a `check` is given, or an expression for it:
-                 "Solution().twoSum"
-    language     of the program, a key of `sandbox.LANGUAGES`; "python" if none
+    tests        a list of {"input", "output"} for programs that read standard
+                 input and print, each a text or a list of lines; or Python
+                 text, or a list of such texts (see `unit_tests`)
+    entry_point  the function that `check` takes, or an expression for it, such
+                 as "Solution().twoSum"
+    language     a key of `sandbox.LANGUAGES`; "python" by default
 
-A prompt that is itself Python and defines the entry point stands before the
+A prompt that is Python text and defines the entry point is placed before the
 program (HumanEval).
 
-What a program prints is compared outside of the sandbox, to which the outputs
-never come. Tests in Python run inside, but in a process of their own, which the
-program cannot look into; they come there after the program has been started in
-its own, and get copies of the values that it returns. So there is no verdict
-that it could forge, read or patch. Limits that remain: tests that call several
-of its functions, or look at its objects, trust what these say; objects of its
-classes cannot be compared, nor can tests hand it objects of theirs; and what it
-changes deep inside of its arguments is only seen in those that are containers.
+A program cannot forge, read or patch its verdict. What it prints is compared
+outside of the sandbox, where the expected outputs stay. Tests in Python run in
+the sandbox in a process of their own: they are sent there after the program has
+been started in its process, and see only copies of the values that it returns.
+Known limits: a test that calls several functions of the program, or inspects
+its objects, trusts what these return; objects of the program's classes cannot
+be compared; tests cannot pass it objects of their own classes; and changes that
+the program makes to its arguments are seen only in containers.
 """
 
 import ast
@@ -48,33 +47,34 @@ from r1jax.text import Completion, Example
 
 MAX_LENGTH = 2**18  # Characters of a program.
 MAX_FENCE = 100  # Characters of a line that opens or closes a block.
-# The indent, the fence, and the language: the first word behind it.
+# The indent, the fence, and the language: the first word after the fence.
 OPENING = re.compile(
   r"(\s*)(?:<answer>\s*)?(`{3,}|~{3,})\s*\{?\.?([\w+#-]*)[^`]*"
 )
 CLOSING = re.compile(r"\s*(`{3,}|~{3,})\s*(?:</answer>\s*)?")
-SHOWN = 200  # Characters of an output in the feedback.
-MAX_FEEDBACK = 2000  # Characters of it.
-POINT = re.compile(rb"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?")  # As expected.
-NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # As printed.
+SHOWN = 200  # Characters of an output that the feedback quotes.
+MAX_FEEDBACK = 2000  # Characters.
+# An expected number with a decimal point, and any number that is printed.
+POINT = re.compile(rb"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?")
+NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 MAX_NUMBER = 400  # Characters of a number that is compared by its value.
 TOLERANCE = 1e-6  # Absolute or relative.
 
 
 class Verdict(NamedTuple):
-  """What a program is worth, and what to tell its author."""
+  """The score of a program, and feedback on it."""
 
-  score: float  # 1 if all tests have run and passed; or the share of them.
-  feedback: str  # The first thing that went wrong; "" if nothing did.
+  score: float  # 1 if all tests ran and passed, else 0; or their share.
+  feedback: str  # The first failure; "" without one.
 
 
 class Outcome(NamedTuple):
-  """How one test, or a statement that prepares tests, went."""
+  """The result of one test, or of a statement that prepares tests."""
 
   name: str
   passes: bool
   message: str
-  counts: bool = True
+  counts: bool = True  # False for statements that prepare tests.
 
 
 def check_arguments(
@@ -84,7 +84,7 @@ def check_arguments(
   sandbox: str = "bwrap",
   packages: Sequence[str] = (),
 ) -> None:
-  """Raises ValueError for values that `judge` cannot take anywhere."""
+  """Raises ValueError for arguments that `judge` accepts on no machine."""
   del partial
   if not 0 < seconds < 3600:
     raise ValueError(f"seconds must be 0 to 3600, got {seconds}")
@@ -97,7 +97,7 @@ def check_arguments(
 def check(
   *, sandbox: str = "bwrap", packages: Sequence[str] = (), **kwargs
 ) -> None:
-  """Raises ValueError if programs cannot be run, and kept in, as asked."""
+  """Raises ValueError unless this machine can run and isolate programs so."""
   check_arguments(sandbox=sandbox, packages=packages, **kwargs)
   check_sandbox(sandbox, tuple(packages))
 
@@ -111,7 +111,7 @@ def reward(
   sandbox: str = "bwrap",
   packages: Sequence[str] = (),
 ) -> float:
-  """1 if the program passes all its tests, or 0; see `judge`."""
+  """Returns the score of `judge`: 1 if the program passes all tests, else 0."""
   kwargs = dict(
     partial=partial, seconds=seconds, sandbox=sandbox, packages=packages
   )
@@ -127,27 +127,27 @@ def judge(
   sandbox: str = "bwrap",
   packages: Sequence[str] = (),
 ) -> Verdict:
-  """What the program that a completion ends with is worth.
+  """Returns the score of the program in a completion, and feedback on it.
 
   Args:
-    example: see above.
-    completion: what was written.
-    partial: True to score the share of tests that pass; else any failure is 0,
-      and ends the grading.
-    seconds: of wall clock, to build the program and for all tests together,
-      once the sandbox is up. Tests that have not finished by then count as
-      failed, even if the machine was busy: give several times what a good
-      program needs (GCC alone takes one second), and no more workers than
-      cores. To set the sandbox up is not included. Keep it below the grader
-      pool's limit, at which the program is not graded (None).
+    example: its metadata holds the tests; see the module.
+    completion: its last fenced block is the program.
+    partial: True to score the share of tests that pass. Otherwise the first
+      failure ends the grading with a score of 0.
+    seconds: wall-clock time to build the program and to run all tests, without
+      the start of the sandbox. Tests that have not finished by then count as
+      failed, even if the machine was busy: set it to several times what a good
+      program needs (GCC alone takes one second), and use no more workers than
+      cores. Keep it below the grader pool's timeout, after which the value is
+      None.
     sandbox: "bwrap", or "none" for no isolation at all.
-    packages: names of installed packages that programs and tests in Python can
-      import, beside the standard library; those that these need in turn have to
-      be named, too.
+    packages: names of installed packages that programs and tests in Python may
+      import, besides the standard library. Their dependencies must be named
+      too.
 
-  Raises ValueError, which names the example, if it has no tests that can be
-  run, RuntimeError if the sandbox cannot be started: nothing that a program
-  does leads to these.
+  Raises ValueError, which names the example, if its tests cannot be run, and
+  RuntimeError if the sandbox cannot be started. Nothing that a program does
+  raises these.
   """
   limits = Limits(seconds=seconds, packages=tuple(packages))
   try:
@@ -185,14 +185,14 @@ def _judge(
   else:
     names = [f"case {i + 1}" for i in range(len(tests))]
     runs = run_cases(
-      language, source, [given for given, _ in tests], sandbox, limits
+      language, source, [stdin for stdin, _ in tests], sandbox, limits
     )
     outcomes = _compare(runs, [expected for _, expected in tests])
   return _count(outcomes, names, partial)
 
 
 def _read(tests) -> str | list[tuple[str, str]]:
-  """Python text, or the input and the output of each case.
+  """Returns tests as Python text, or as the (input, output) of each case.
 
   Raises ValueError for any other form.
   """
@@ -210,7 +210,7 @@ def _read(tests) -> str | list[tuple[str, str]]:
 
 
 def _lines(case: Mapping, key: str) -> str:
-  """The text under a key of a case, or the lines that are listed there."""
+  """Returns the text under a key of a case; a list holds its lines."""
   value = case.get(key)
   if isinstance(value, (list, tuple)):
     if all(isinstance(each, (str, int, float)) for each in value):
@@ -221,10 +221,11 @@ def _lines(case: Mapping, key: str) -> str:
 
 
 def extract(text: str, tags: Sequence[str]) -> str | None:
-  """The last fenced block with one of the tags after the last </think>.
+  """Returns the last fenced block with one of the tags after </think>.
 
-  The last without any tag if there is none; None if there is neither. Fences
-  are as in Markdown: ``` or ~~~, or longer, closed by no less of the same.
+  If no block has one of the tags, the last block without any tag; None if there
+  is neither. Fences are as in Markdown: three or more of ` or ~, closed by at
+  least as many.
   """
   _, closed, text = text.rpartition("</think>")
   tagged = untagged = opening = None
@@ -250,8 +251,11 @@ def extract(text: str, tags: Sequence[str]) -> str | None:
 def _count(
   outcomes: Iterator[Outcome], names: Sequence[str], partial: bool
 ) -> Verdict:
-  """The verdict on tests of these names; those that did not run, failed."""
-  tested = passed = failed = 0  # Of what failed, statements are no test.
+  """Returns the verdict on the tests `names`; those that did not run failed.
+
+  Each failed statement that prepares tests counts as one more failed test.
+  """
+  tested = passed = failed = 0
   feedback = ""
   with contextlib.closing(outcomes):
     try:
@@ -273,7 +277,7 @@ def _count(
 
 
 def _compare(runs: Iterator, expected: Sequence[str]) -> Iterator[Outcome]:
-  """Yields for each case whether the output is right, token by token."""
+  """Yields the outcome of each case: whether its output is as expected."""
   with contextlib.closing(runs):
     build = next(runs)
     if build.status:
@@ -284,35 +288,36 @@ def _compare(runs: Iterator, expected: Sequence[str]) -> Iterator[Outcome]:
         message = f"exit status {run.status}: {run.errors}"
         yield Outcome(name, False, message)
       else:
-        wanted = output.encode("utf-8", "surrogatepass")
+        same = same_output(run.output, output.encode("utf-8", "surrogatepass"))
         message = f"printed {run.output[:SHOWN]!r}, not {output[:SHOWN]!r}"
-        yield Outcome(name, same_output(run.output, wanted), message)
+        yield Outcome(name, same, message)
 
 
 def same_output(printed: bytes, expected: bytes) -> bool:
-  """Whether the tokens are the same.
+  """Whether two outputs have the same tokens, separated by whitespace.
 
-  An expected number with a decimal point equals numbers within TOLERANCE of it;
-  integers and words have to be the same text.
+  An expected number with a decimal point equals numbers within TOLERANCE of it.
+  Integers and words must be the same text.
   """
-  tokens, wanted = printed.split(), expected.split()
-  if len(tokens) != len(wanted):
+  tokens, targets = printed.split(), expected.split()
+  if len(tokens) != len(targets):
     return False
-  return all(x == y or _is_close(x, y) for x, y in zip(tokens, wanted))
+  return all(x == y or _is_close(x, y) for x, y in zip(tokens, targets))
 
 
-def _is_close(token: bytes, wanted: bytes) -> bool:
-  if len(token) > MAX_NUMBER or not POINT.fullmatch(wanted):
+def _is_close(token: bytes, expected: bytes) -> bool:
+  """Whether a printed number is within TOLERANCE of an expected one."""
+  if len(token) > MAX_NUMBER or not POINT.fullmatch(expected):
     return False
   if not NUMBER.fullmatch(token):
     return False
-  value, number = float(token), float(wanted)
+  value, number = float(token), float(expected)
   return math.isclose(value, number, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
 
 
 @functools.lru_cache(4096)
 def _as_prefix(prompt: str, entry_point: str) -> str:
-  """The prompt, if it is Python that defines the entry point; or ""."""
+  """Returns a prompt that is Python and defines the entry point; "" if not."""
   try:
     with unit_tests.any_digits():
       tree = ast.parse(prompt)

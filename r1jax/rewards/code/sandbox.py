@@ -1,26 +1,26 @@
-"""Runs a program that nobody trusts, and hands back what it computed.
+"""Runs untrusted programs in sandboxes, and returns their results.
 
-Each program gets a sandbox of its own, by bubblewrap: no network, no files but
-the system's to read and a small directory to write (/tmp, where it starts, and
-which is HOME and /dev/shm too; only the files of its standard streams are
-there), no environment, no sight of other processes, no rights, and only the
-system calls that `seccomp` allows. `inside` is what runs there. Within its
-`Limits` it may use
+Each program has a sandbox of its own, made by bubblewrap. It has no network, no
+environment, no privileges, no view of other processes, and only the system
+calls that `seccomp` allows. It can read the system's files and write to a small
+/tmp, which is its working directory, HOME and /dev/shm, and at first holds
+nothing but the files of its standard streams. `runner` is the first process
+there. Within its `Limits` a program may use
 
-    threads     and processes, 32 together; multiprocessing, pipes and local
-                sockets work
-    memory      1 GiB for all together; the stack is a part of it (a Python
-                program's main thread has about 100 MiB)
-    time        of wall clock, for its build and all its tests
-    streams     standard ones, also as /dev/stdin, /dev/fd/0 and so on; there is
-                no /proc
-    packages    Python's standard library, whose usual names need no import, and
-                the packages that the limits name, which stand in /packages.
-                C++17 has GCC's standard library, JavaScript Node's modules
+    threads     threads and processes, 32 together; multiprocessing, pipes and
+                local sockets work
+    memory      1 GiB together, stacks included (the main thread of a Python
+                program has about 100 MiB of stack)
+    time        wall-clock time for its build and all its tests
+    streams     the standard streams, also as /dev/stdin, /dev/fd/0 and so on;
+                there is no /proc
+    packages    Python's standard library, whose common names need no import
+                (see `prelude`), and the packages that the limits name, in
+                /packages; GCC's C++17 standard library; Node's modules
 
-Limits that remain: the kernel is shared; memory is limited for each process by
-the kernel, for all together only by a look at it every TICK; and what the
-kernel keeps itself for pipes and empty files is limited by time alone.
+Known limits: the kernel is shared with the host; the kernel limits the memory
+of each process, but the sum of all is only checked every TICK; memory that the
+kernel uses for pipes and empty files is limited by time alone.
 """
 
 import contextlib
@@ -44,33 +44,33 @@ from r1jax.rewards.code import bubblewrap, values
 logger = logging.getLogger(__name__)
 
 KINDS = ("bwrap", "none")
-START_SECONDS = 20.0  # To set a sandbox up, on a busy machine.
-TICK = 0.05  # Seconds between two looks at the memory in use.
-OVERHEAD_MIB = 64  # Of `inside` and bubblewrap, beside what a program uses.
+START_SECONDS = 20.0  # Time limit for the start of a sandbox.
+TICK = 0.05  # Seconds between two checks of the memory in use.
+OVERHEAD_MIB = 64  # Memory of `runner` and bubblewrap themselves.
 MAX_INPUT = 2**25  # Bytes.
-PATIENCE = 1.0  # Seconds until a sandbox that does not end is left behind.
+PATIENCE = 1.0  # Seconds to wait for the end of a killed sandbox.
 
 
 class Limits(NamedTuple):
-  """What a program may use."""
+  """The resources that a program may use."""
 
-  seconds: float = 4.0  # Of wall clock, for all; of CPU, per process.
-  memory_mib: int = 1024  # In use, of all; of address space, per process.
-  processes: int = 32  # Threads count too.
-  disk_mib: int = 64  # Beside the input.
-  output_mib: int = 8  # That it prints.
-  packages: tuple[str, ...] = ()  # That Python can import.
+  seconds: float = 4.0  # Wall-clock time in all, and CPU time per process.
+  memory_mib: int = 1024  # Memory in all, and address space per process.
+  processes: int = 32  # Processes and threads.
+  disk_mib: int = 64  # Files in /tmp, without the input.
+  output_mib: int = 8  # Standard output.
+  packages: tuple[str, ...] = ()  # Packages that Python can import.
 
 
 class Language(NamedTuple):
-  """How programs of a language are built and run; Python needs neither."""
+  """How programs of a language are built and run; Python needs no command."""
 
-  tags: tuple[str, ...]  # Of fenced blocks.
+  tags: tuple[str, ...]  # The language's names after the fence of a block.
   file: str = ""
   build: tuple[str, ...] = ()
   command: tuple[str, ...] = ()
-  reserved_mib: int = 0  # Of address space, on top of the limit.
-  processes: int = 0  # On top of the limit.
+  reserved_mib: int = 0  # Address space in addition to the limit.
+  processes: int = 0  # Processes and threads in addition to the limit.
 
 
 LANGUAGES = {
@@ -92,18 +92,19 @@ LANGUAGES = {
 
 
 class Ended(Exception):
-  """The program has used up its time, or brought its sandbox down."""
+  """The program has used up its time or memory, or ended its sandbox."""
 
 
 class Run(NamedTuple):
-  """How a build or a run ended."""
+  """The result of a build or a run."""
 
-  status: int  # The exit status; minus the number of a signal.
-  output: bytes
-  errors: str  # The end of it.
+  status: int  # The exit status, or minus the number of a signal.
+  output: bytes  # Standard output.
+  errors: str  # The end of standard error.
 
 
-# Prints what a sandbox must not let it do; its input names a file of the host.
+# Prints each forbidden action that succeeds. Its input names a file of the
+# host.
 PROBE = """
 import mmap, os, signal, socket
 def fork():
@@ -129,14 +130,16 @@ for what, attempt in attempts.items():
 
 @functools.cache
 def check(kind: str, packages: tuple[str, ...] = ()) -> None:
-  """Raises ValueError unless a sandbox of this kind can be had, and holds.
+  """Raises ValueError unless a sandbox of this kind starts here and is safe.
 
-  So it does for packages that cannot be imported there.
+  Raises it for packages that cannot be imported in the sandbox, too.
   """
   if kind not in KINDS:
     raise ValueError(f"sandbox must be one of {[*KINDS]}, got {kind!r}")
   if kind == "none":
-    logger.warning("sandbox='none': the policy's programs may do all you may")
+    logger.warning(
+      "sandbox='none': the policy's programs run with all of your rights"
+    )
   else:
     _probe(kind)
   limits = Limits(seconds=60.0, packages=packages)
@@ -144,102 +147,107 @@ def check(kind: str, packages: tuple[str, ...] = ()) -> None:
     _, run = run_cases("python", f"import {name}", [""], kind, limits)
     if run.status:
       raise ValueError(
-        f"packages: {name!r} cannot be imported in the sandbox; name what it "
-        f"needs, too: {run.errors.strip()[-300:]}"
+        f"packages: {name!r} cannot be imported in the sandbox; name its "
+        f"dependencies, too: {run.errors.strip()[-300:]}"
       )
 
 
 def _probe(kind: str) -> None:
-  """Raises ValueError unless the sandbox keeps PROBE in."""
-  advice = "; say sandbox='none' to run the policy's programs without isolation"
+  """Raises ValueError if PROBE can do anything that is forbidden."""
+  advice = "; set sandbox='none' to run the policy's programs without isolation"
   with tempfile.NamedTemporaryFile() as file:
-    os.chmod(file.name, 0o644)  # Only the sandbox is in the way of reading it.
+    os.chmod(file.name, 0o644)  # Only the sandbox may prevent reading it.
     try:
       _, run = run_cases("python", PROBE, [file.name], kind, Limits())
     except (RuntimeError, ValueError, Ended) as error:
       raise ValueError(f"no sandbox here: {error}{advice}") from error
   if run.status or run.output:
-    did = run.output.decode() or run.errors
-    raise ValueError(f"the sandbox does not hold, programs can {did}{advice}")
+    actions = run.output.decode() or run.errors
+    raise ValueError(f"the sandbox is not safe, programs can {actions}{advice}")
 
 
 def run_cases(
   language: str, source: str, inputs: Sequence[str], kind: str, limits: Limits
 ) -> Iterator[Run]:
-  """Yields how the program was built, then how it ran on each input.
+  """Yields the result of the build, then of a run on each input.
 
-  Ends early if it cannot be built. Raises `Ended`, RuntimeError if the sandbox
-  cannot be started, and ValueError for an input that is too large for it.
+  If the build fails, nothing follows it. Raises `Ended` if the program exceeds
+  its limits, RuntimeError if the sandbox cannot be started, and ValueError for
+  an input of more than MAX_INPUT bytes.
   """
   data = [each.encode("utf-8", "surrogatepass") for each in inputs]
   largest = max(map(len, data), default=0)
   if largest > MAX_INPUT:
     raise ValueError(f"an input of {largest} bytes; at most {MAX_INPUT}")
-  how = LANGUAGES[language]
+  settings = LANGUAGES[language]
   program = tool(language)
   if program and not shutil.which(program, path=bubblewrap.ENVIRONMENT["PATH"]):
     raise RuntimeError(f"programs in {language} need {program}: install it")
   limits = limits._replace(
-    processes=limits.processes + how.processes,
+    processes=limits.processes + settings.processes,
     disk_mib=limits.disk_mib + math.ceil(largest / 2**20),
   )
   work = dict(
     source=source,
-    file=how.file,
-    build=list(how.build),
-    command=list(how.command),
+    file=settings.file,
+    build=list(settings.build),
+    command=list(settings.command),
     count=len(data),
     limit=limits.output_mib * 2**20,
   )
-  with _start(work, kind, limits, how.reserved_mib) as box:
-    yield Run(*box.receive())
+  with _start(work, kind, limits, settings.reserved_mib) as connection:
+    yield Run(*connection.receive())
     for each in data:
-      box.send(values.encode(each))
-      yield Run(*box.receive())
+      connection.send(values.encode(each))
+      yield Run(*connection.receive())
 
 
 def tool(language: str) -> str:
-  """The program that has to be installed for a language; "" for Python."""
-  how = LANGUAGES[language]
-  return (how.build or how.command or ("",))[0]
+  """Returns the compiler or interpreter of a language; "" for Python."""
+  settings = LANGUAGES[language]
+  return (settings.build or settings.command or ("",))[0]
 
 
 class Statement(NamedTuple):
   """A statement of tests in Python."""
 
-  code: bytes  # Marshalled.
-  counts: bool  # True for a test, False for what only prepares one.
-  independent: bool  # True if nothing of the program is in it.
+  code: bytes  # The code object, marshalled.
+  counts: bool  # True for a test, False for setup.
+  independent: bool  # True if it does not depend on the program.
 
 
 class Tests(NamedTuple):
-  """Tests of functions, which stay out of the program's sight."""
+  """Tests of functions, which the program never sees."""
 
-  setup: str  # Python, run first: definitions that the tests use.
-  names: Mapping[str, str]  # What the tests use of the program, as it names it.
+  setup: str  # Python text that runs first: definitions that the tests use.
+  names: Mapping[str, str]  # Name in the tests -> name in the program.
   statements: Sequence[Statement]
 
 
 def run_tests(
   prefix: str, source: str, tests: Tests, kind: str, limits: Limits
 ) -> Iterator[tuple[int, bool, str]]:
-  """Yields the number of a statement, whether it holds, and why not.
+  """Yields (number, whether it holds, message) of statements of the tests.
 
-  It does so for all that count, and for others that fail. The program is the
-  source alone, after the prefix, or the prefix continued. Raises as `run_cases`
-  does, and ValueError for tests that cannot be run here.
+  It does so for each statement that counts as a test, and for others that fail.
+  The program is the prefix, then the source; a source that is incomplete by
+  itself continues the prefix. Raises as `run_cases` does, and ValueError for
+  tests that cannot be run here.
   """
-  with _start(dict(prefix=prefix, source=source), kind, limits) as box:
-    box.send(values.encode(tests._asdict()))
-    while (report := box.receive()) is not None:
+  with _start(dict(prefix=prefix, source=source), kind, limits) as connection:
+    connection.send(values.encode(tests._asdict()))
+    while (report := connection.receive()) is not None:
       number, holds, message = report
       if holds is None:
         raise ValueError(f"these tests cannot be run: {message}")
       yield number, holds, message
 
 
-class _Box:
-  """The outer side of a sandbox."""
+class _Connection:
+  """The connection to the first process of a sandbox.
+
+  Its methods raise `Ended` when the program exceeds its limits.
+  """
 
   def __init__(self, pid: int, connection: socket.socket, memory: int):
     self._pid, self._connection, self._memory = pid, connection, memory
@@ -247,16 +255,16 @@ class _Box:
 
   def send(self, *frames: bytes) -> None:
     sized = (len(frame).to_bytes(8, "big") + frame for frame in frames)
-    with self._telling_why():
+    with self._ended_on_errors():
       self._wait()
       self._connection.sendall(b"".join(sized))
 
   def receive(self) -> Any:
-    with self._telling_why():
+    with self._ended_on_errors():
       return values.decode(values.receive(self._read))
 
   @contextlib.contextmanager
-  def _telling_why(self) -> Iterator[None]:
+  def _ended_on_errors(self) -> Iterator[None]:
     try:
       yield
     except TimeoutError:
@@ -280,13 +288,13 @@ class _Box:
 
 
 def _children(pid: int) -> list[int]:
-  """The processes that one has started, in any of its threads."""
+  """Returns the ids of a process's children, from all of its threads."""
   paths = Path(f"/proc/{pid}/task").glob("*/children")
   return [int(child) for path in paths for child in path.read_text().split()]
 
 
 def _resident(pid: int) -> int:
-  """Bytes of memory in use by a process, and by all below it."""
+  """Returns the bytes of memory in use by a process and its descendants."""
   try:
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     below = sum(map(_resident, _children(pid)))
@@ -298,8 +306,8 @@ def _resident(pid: int) -> int:
 @contextlib.contextmanager
 def _start(
   work: dict, kind: str, limits: Limits, reserved_mib: int = 0
-) -> Iterator[_Box]:
-  """A sandbox that has been given its work; gone when the block ends."""
+) -> Iterator[_Connection]:
+  """Starts a sandbox, sends it its work, and kills it when the block ends."""
   mib = 2**20
   job = dict(
     work=work,
@@ -312,8 +320,8 @@ def _start(
       FSIZE=limits.disk_mib * mib,
       MSGQUEUE=0,
       NOFILE=256,
-      NPROC=limits.processes + 2,  # `inside`, and a process of bubblewrap's.
-      STACK=None,  # As much as there is memory.
+      NPROC=limits.processes + 2,  # Plus `runner`, and one of bubblewrap's.
+      STACK=None,  # Limited by the memory alone.
     ),
   )
   ours, theirs = socket.socketpair()
@@ -321,7 +329,7 @@ def _start(
     stack.enter_context(ours)
     with theirs:
       if kind == "bwrap":
-        if os.geteuid() == 0:  # A user that nobody else is, to be counted.
+        if os.geteuid() == 0:  # A unique user, because NPROC counts per user.
           job["user"] = 62000 + threading.get_native_id() % 3000
         job["path"] += [bubblewrap.PACKAGES] if limits.packages else []
         process = stack.enter_context(
@@ -333,31 +341,33 @@ def _start(
         home = stack.enter_context(tempfile.TemporaryDirectory())
         paths = bubblewrap.paths(limits.packages)
         job["path"] += sorted({str(path.parent) for path in paths})
-        del job["limits"]["NPROC"]  # It counts all that the user runs.
+        del job["limits"][
+          "NPROC"
+        ]  # It would count all of the user's processes.
         process = stack.enter_context(bubblewrap.bare(theirs, home))
     stack.callback(_kill, process, kind)
     memory = (limits.memory_mib + OVERHEAD_MIB) * mib
-    box = _Box(process.pid, ours, memory)
+    connection = _Connection(process.pid, ours, memory)
     try:
-      box.send(bubblewrap.modules(), values.encode(job))
-      box.receive()  # The program has not begun: what fails here, we have done.
+      connection.send(bubblewrap.modules(), values.encode(job))
+      connection.receive()  # Before the program runs: a failure is not its own.
     except Ended as error:
       _kill(process, kind)
-      words = process.stderr.read().decode(errors="replace")[-1000:].strip()
+      output = process.stderr.read().decode(errors="replace")[-1000:].strip()
       raise RuntimeError(
-        f"the sandbox cannot start, {error}: {words}"
+        f"the sandbox cannot start, {error}: {output}"
       ) from None
-    box.deadline = time.monotonic() + limits.seconds
-    yield box
+    connection.deadline = time.monotonic() + limits.seconds
+    yield connection
 
 
 def _kill(process: subprocess.Popen, kind: str) -> None:
-  """Ends the sandbox, and waits until all that ran there is gone."""
+  """Kills a sandbox, and waits until all of its processes have ended."""
   with contextlib.suppress(OSError):
     if kind == "none":
       os.killpg(process.pid, signal.SIGKILL)
     elif process.poll() is None:
-      # Its first process takes all others along, and bubblewrap waits for it.
+      # All others end with its first process, for which bubblewrap waits.
       for pid in _children(process.pid) or [process.pid]:
         os.kill(pid, signal.SIGKILL)
   try:

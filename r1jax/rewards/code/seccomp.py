@@ -1,12 +1,12 @@
-"""The filter of system calls that programs in a sandbox run under.
+"""The seccomp filter of system calls for programs in a sandbox.
 
-It is a list of what is allowed: what Python, Node and C++ programs, and the
-compiler, need to compute, to use files, threads and processes of their own, and
-to talk to each other over pipes and local sockets. Everything else does not
-exist for them (ENOSYS), so that libraries fall back on what does. Left out are
-namespaces and mounts, other processes' memory, modules, keys, tracing, io_uring
-and all that newer kernels add, sockets of any other family (no namespace hides
-a virtual machine's host), and memory that no limit counts (memfd, System V).
+It is a list of allowed calls: those that Python, Node, C++ programs and the
+compiler need for computation, files, threads, processes, pipes and local
+sockets. All other calls fail with ENOSYS ("does not exist"), so that libraries
+fall back on allowed ones. Not allowed are namespaces and mounts, access to the
+memory of other processes, kernel modules, keys, tracing, io_uring and whatever
+newer kernels add; sockets of other families (namespaces do not hide the host of
+a virtual machine); and memory that no limit counts (memfd, System V).
 """
 
 import errno
@@ -17,7 +17,8 @@ import struct
 
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_*
 
-# Names, and their numbers on the machines, in that order (Linux's unistd.h).
+# Each name, and its number on each of the MACHINES (Linux's unistd.h); "-" for
+# none.
 ALLOWED = {
   "files": """
     read 0 63, write 1 64, readv 19 65, writev 20 66, pread64 17 67,
@@ -89,18 +90,11 @@ ALLOWED = {
   """,
 }
 
-# Allowed for some values of an argument: the numbers, which argument it is, its
-# values, and the error for all others.
+# Calls that are allowed for some values of an argument: (numbers of the call,
+# index of the argument, allowed values, error for all other values).
 LOCAL = {socket.AF_UNIX}
-TERMINAL = {
-  0x5401,
-  0x5413,
-  0x541B,
-  0x5421,
-  0x5450,
-  0x5451,
-}  # TCGETS to FIOCLEX.
-ATTRIBUTES = {1, 2, 3, 15, 16}  # Get or set a name, or a signal at an end.
+TERMINAL = {0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451}  # TCGETS etc.
+ATTRIBUTES = {1, 2, 3, 15, 16}  # A thread's name; the signal on parent death.
 RESTRICTED = {
   "socket": ((41, 198), 0, LOCAL, errno.EPERM),
   "socketpair": ((53, 199), 0, LOCAL, errno.EPERM),
@@ -111,13 +105,16 @@ CLONE, NEW_NAMESPACES = (56, 220), 0x7E020000  # CLONE_NEW* in its flags.
 
 # Instructions of the kernel's packet filter (linux/filter.h).
 LOAD, EQUAL, AT_LEAST, HAS_BITS, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-NUMBER, ARCH, ARGUMENTS = 0, 4, 16  # Places in struct seccomp_data.
+NUMBER, ARCH, ARGUMENTS = 0, 4, 16  # Offsets in struct seccomp_data.
 ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
 
 
 @functools.cache
 def program() -> bytes:
-  """The filter, as bubblewrap reads it. ValueError on an unknown machine."""
+  """Returns the filter as bubblewrap reads it: a BPF program.
+
+  Raises ValueError on machines whose call numbers are not known.
+  """
   machine = platform.machine()
   if machine not in MACHINES:
     raise ValueError(
@@ -126,7 +123,7 @@ def program() -> bytes:
     )
   which = [*MACHINES].index(machine)
   allow = RETURN, 0, 0, ALLOW
-  code = [  # Operation, how many to skip if true, if false, and its operand.
+  code = [  # (operation, jump if true, jump if false, operand)
     (LOAD, 0, 0, ARCH),
     (EQUAL, 1, 0, MACHINES[machine]),
     (RETURN, 0, 0, KILL),
@@ -140,7 +137,7 @@ def program() -> bytes:
   for numbers, place, values, error in RESTRICTED.values():
     code += [
       (EQUAL, 0, len(values) + 3, numbers[which]),
-      (LOAD, 0, 0, ARGUMENTS + 8 * place),  # Its lower half, all that counts.
+      (LOAD, 0, 0, ARGUMENTS + 8 * place),  # The kernel reads the lower half.
       *((EQUAL, len(values) - i, 0, v) for i, v in enumerate(sorted(values))),
       (RETURN, 0, 0, REFUSE | error),
       allow,
@@ -152,7 +149,7 @@ def program() -> bytes:
 
 
 def allowed(machine: str) -> set[int]:
-  """The numbers of the calls that are allowed with any arguments."""
+  """Returns the numbers of the calls that are allowed with any arguments."""
   which = 1 + [*MACHINES].index(machine)
   calls = [
     call.split() for text in ALLOWED.values() for call in text.split(",")
@@ -161,7 +158,7 @@ def allowed(machine: str) -> set[int]:
 
 
 def _runs(numbers: set[int]) -> list[tuple[int, int]]:
-  """The first and last of each run of numbers without a gap, ascending."""
+  """Returns (first, last) of each run of consecutive numbers, ascending."""
   firsts = sorted(n for n in numbers if n - 1 not in numbers)
   lasts = sorted(n for n in numbers if n + 1 not in numbers)
   return [*zip(firsts, lasts)]

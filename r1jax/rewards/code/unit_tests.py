@@ -1,14 +1,14 @@
-"""Tests in Python, as a sandbox takes them.
+"""Prepares tests that are Python text for the sandbox.
 
-They are the text of a file: asserts (MBPP), a `check` that is given the entry
-point (HumanEval), functions `test_*` as pytest runs them, or classes of
-unittest. Each statement of the file that can fail because of the program, and
-asserts something, is a test. The others prepare tests, and must not fail.
+The text is that of a file: asserts (MBPP), a function `check` that takes the
+entry point (HumanEval), functions `test_*` as pytest runs them, or classes of
+unittest. A statement is a test if it asserts something and can fail because of
+the program. All other statements are setup, and must not fail.
 
-A name that the tests do not define themselves is, in this order: the entry
-point, the prefix's, a builtin, a module of the standard library or one of its
-usual types, or else the program's. So a program cannot replace what its tests
-check it with. Imports from `solution` and the like are of the program, too.
+A name that the tests do not define is looked up in this order: the entry point,
+the prefix, builtins, modules and common types of the standard library, the
+program. A program therefore cannot replace what the tests check it with. Names
+imported from `solution` and similar modules come from the program.
 """
 
 import ast
@@ -20,27 +20,27 @@ import symtable
 import sys
 from collections.abc import Iterator, Sequence
 
-from r1jax.rewards.code import checker, usual
+from r1jax.rewards.code import checker, prelude
 from r1jax.rewards.code.sandbox import Statement, Tests
 
-SHOWN = 200  # Characters of a statement in the feedback.
+SHOWN = 200  # Characters of a statement that the feedback quotes.
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-DEFINITIONS = (*FUNCTIONS, ast.ClassDef)  # They test nothing, uncalled.
-# What files of tests call the module that they test.
+DEFINITIONS = (*FUNCTIONS, ast.ClassDef)  # They test nothing until called.
+# Names under which test files import the module that they test.
 PROGRAMS = {"answer", "candidate", "main", "module", "my_module", "program"}
 PROGRAMS |= {"solution", "solutions", "submission", "your_module"}
-RUNNERS = ("pytest.main(", "unittest.main(")  # Their work is done here.
-INDIRECT = {"eval", "exec", "globals", "locals", "vars"}  # They use any name.
+RUNNERS = ("pytest.main(", "unittest.main(")  # Removed: `_calls` replaces them.
+INDIRECT = {"eval", "exec", "globals", "locals", "vars"}  # May use any name.
 
 
 @functools.lru_cache(4096)
 def prepare(
   tests: str, entry_point: str, prefix: str
 ) -> tuple[Tests, list[str]]:
-  """The tests of a program, and the text of each of their statements.
+  """Returns the tests of a program, and the text of each of their statements.
 
-  Raises ValueError for tests that are no Python, that test nothing, or some of
-  which nothing would run.
+  Raises ValueError if the tests are not Python, test nothing, or define a test
+  that nothing would run.
   """
   with any_digits():
     try:
@@ -48,7 +48,7 @@ def prepare(
     except SyntaxError as error:
       raise ValueError(f"tests are no Python, {error}: {tests!r:.99}") from None
     try:
-      asked = _mentions(ast.parse(entry_point or "None", mode="eval"))
+      entry_names = _mentions(ast.parse(entry_point or "None", mode="eval"))
     except SyntaxError:
       raise ValueError(f"entry_point is no Python: {entry_point!r}") from None
     imports = _Imports()
@@ -56,7 +56,7 @@ def prepare(
     nodes = [each for each in nodes if not _runs_all(each)]
     asserting = _asserting(nodes)
     nodes += ast.parse("\n".join(_calls(nodes, entry_point, asserting))).body
-    setup, names = _resolve(nodes, asked, prefix)
+    setup, names = _resolve(nodes, entry_names, prefix)
     names = {name: imports.names.get(name, name) for name in names}
     statements = [*_statements(nodes, {*names}, asserting)]
     texts = [ast.unparse(node)[:SHOWN] for node in nodes]
@@ -70,7 +70,7 @@ def prepare(
 
 @contextlib.contextmanager
 def any_digits() -> Iterator[None]:
-  """Lifts the limit on the digits of numbers, for text that is no policy's."""
+  """Lifts Python's limit on the digits of integers, for trusted text."""
   limit = sys.get_int_max_str_digits()
   sys.set_int_max_str_digits(0)
   try:
@@ -80,10 +80,10 @@ def any_digits() -> Iterator[None]:
 
 
 class _Imports(ast.NodeTransformer):
-  """Takes the imports of the program out, and keeps what they name."""
+  """Removes the tests' imports of the program, and records their names."""
 
   def __init__(self):
-    self.names = {}  # What the program calls it, by the name in the tests.
+    self.names = {}  # Name in the tests -> name in the program.
 
   def visit_ImportFrom(self, node):
     if node.module not in PROGRAMS:
@@ -93,15 +93,15 @@ class _Imports(ast.NodeTransformer):
     return ast.Pass()
 
   def visit_Import(self, node):
-    found = [each for each in node.names if each.name in PROGRAMS]
-    for each in found:
+    programs = [each for each in node.names if each.name in PROGRAMS]
+    for each in programs:
       self.names[each.asname or each.name] = checker.MODULE
-    node.names = [each for each in node.names if each not in found]
+    node.names = [each for each in node.names if each not in programs]
     return node if node.names else ast.Pass()
 
 
 def _mentions(node: ast.AST) -> set[str]:
-  """The names that a statement reads or binds, those of its functions too."""
+  """Returns the names that a statement reads or binds, in its functions too."""
   names = set()
   for each in ast.walk(node):
     match each:
@@ -113,22 +113,23 @@ def _mentions(node: ast.AST) -> set[str]:
 
 
 def _runs_all(node: ast.stmt) -> bool:
+  """Whether a statement calls a test runner."""
   text = "" if isinstance(node, DEFINITIONS) else ast.unparse(node)
   return any(runner in text for runner in RUNNERS)
 
 
 def _asserting(nodes: Sequence[ast.stmt]) -> set[str]:
-  """The functions and classes in which something is asserted."""
-  found, size = set(), -1
+  """Returns the names of functions and classes that assert something."""
+  names, size = set(), -1
   definitions = [node for node in nodes if isinstance(node, DEFINITIONS)]
-  while len(found) > size:
-    size = len(found)
-    found |= {node.name for node in definitions if _asserts(node, found)}
-  return found
+  while len(names) > size:  # They may call each other.
+    size = len(names)
+    names |= {node.name for node in definitions if _asserts(node, names)}
+  return names
 
 
 def _asserts(node: ast.AST, asserting: set[str]) -> bool:
-  """Whether it asserts or raises, or mentions what does."""
+  """Whether a node asserts or raises, or mentions a name in `asserting`."""
   for each in ast.walk(node):
     match each:
       case ast.Assert() | ast.Raise():
@@ -142,11 +143,11 @@ def _asserts(node: ast.AST, asserting: set[str]) -> bool:
 def _calls(
   nodes: Sequence[ast.stmt], entry_point: str, asserting: set[str]
 ) -> Iterator[str]:
-  """Yields the calls that run those tests which their file only defines."""
+  """Yields calls of the tests that the file defines and does not call."""
   used = set()
   for node in nodes:
-    own = {node.name} if isinstance(node, DEFINITIONS) else set()
-    used |= _mentions(node) - own
+    itself = {node.name} if isinstance(node, DEFINITIONS) else set()
+    used |= _mentions(node) - itself
   for node in nodes:
     if not isinstance(node, DEFINITIONS) or node.name in used:
       continue
@@ -164,6 +165,7 @@ def _calls(
 
 
 def _calls_of_class(node: ast.ClassDef) -> Iterator[str]:
+  """Yields a call of each test method of a class."""
   methods = [each for each in node.body if isinstance(each, FUNCTIONS)]
   names = {each.name for each in methods}
   is_case = any("TestCase" in ast.unparse(base) for base in node.bases)
@@ -181,7 +183,7 @@ def _calls_of_class(node: ast.ClassDef) -> Iterator[str]:
 
 
 def _is_plain(node: ast.stmt, count: int) -> bool:
-  """Whether it is a function that needs that many arguments, and no more."""
+  """Whether a node is a function that can be called with `count` arguments."""
   if not isinstance(node, ast.FunctionDef):
     return False
   arguments = node.args
@@ -191,27 +193,31 @@ def _is_plain(node: ast.stmt, count: int) -> bool:
 
 
 def _resolve(
-  nodes: Sequence[ast.stmt], asked: set[str], prefix: str
+  nodes: Sequence[ast.stmt], entry_names: set[str], prefix: str
 ) -> tuple[str, set[str]]:
-  """What defines names that the tests use, and the names of the program."""
+  """Returns the setup that the tests need, and the names of the program.
+
+  The setup is Python text that defines names which the tests use: the prefix
+  and imports from the standard library.
+  """
   text = ast.unparse(ast.Module([*nodes], []))
   bound, read = _globals(text)
-  own = asked & read
-  free = read - bound - own
-  given = _globals(prefix)[0] - own
-  setup = [prefix] if free & given else []
-  free -= given | {*dir(builtins)}
+  entry = entry_names & read
+  free = read - bound - entry
+  in_prefix = _globals(prefix)[0] - entry
+  setup = [prefix] if free & in_prefix else []
+  free -= in_prefix | {*dir(builtins)}
   for name in sorted(free):
     if name in sys.stdlib_module_names:
       setup.append(f"import {name}")
-    elif name in usual.TYPES:
-      setup.append(f"from {usual.TYPES[name]} import {name}")
-  free -= sys.stdlib_module_names | usual.TYPES.keys()
-  return "\n".join(setup), free | own
+    elif name in prelude.TYPES:
+      setup.append(f"from {prelude.TYPES[name]} import {name}")
+  free -= sys.stdlib_module_names | prelude.TYPES.keys()
+  return "\n".join(setup), free | entry
 
 
 def _globals(source: str) -> tuple[set[str], set[str]]:
-  """The global names that Python text binds itself, and those it reads."""
+  """Returns the global names that Python text binds, and those it reads."""
   table = symtable.symtable(source, "tests", "exec")
   bound = {
     symbol.get_name()
@@ -232,10 +238,11 @@ def _globals(source: str) -> tuple[set[str], set[str]]:
 def _statements(
   nodes: Sequence[ast.stmt], program: set[str], asserting: set[str]
 ) -> Iterator[Statement]:
-  """Yields the statements: what depends on the program, directly or by a name.
+  """Yields the compiled statements; those that test the program count.
 
-  A name that stands in one statement with the program's may have changed by it,
-  but for builtins and imported ones.
+  A statement depends on the program if it mentions one of its names, or a name
+  that an earlier dependent statement mentions and may have changed. Builtins
+  and imported names do not change.
   """
   fixed = {*dir(builtins)} - INDIRECT - program
   program = program | INDIRECT

@@ -1,8 +1,8 @@
-"""Plain values as bytes, between processes that do not trust each other.
+"""Serialises plain values for processes that do not trust each other.
 
-Unlike pickle and marshal, reading bytes that an adversary wrote runs no code,
-and yields nothing but the exact types below. What is of a subclass comes back
-as its base: a number that overrides its comparison is a number that does not.
+Unlike with pickle and marshal, reading an adversary's bytes runs no code, and
+returns only the exact types below. An instance of a subclass is read as its
+base class, without any method that it overrides.
 """
 
 import os
@@ -10,7 +10,7 @@ import os
 MAX_FRAME = 2**26  # Bytes.
 
 CONSTANTS = {b"N": None, b"T": True, b"F": False}
-SCALARS = (  # The letter, the type, and how it is written and read.
+SCALARS = (  # (letter, type, function to bytes, function from bytes)
   (b"i", int, lambda value: b"%x" % value, lambda data: int(data, 16)),
   (
     b"f",
@@ -26,7 +26,7 @@ SCALARS = (  # The letter, the type, and how it is written and read.
   ),
   (b"b", (bytes, bytearray), bytes, bytes),
 )
-CONTAINERS = (
+CONTAINERS = (  # (letter, type, function to items, function from items)
   (b"l", list, list, list),
   (b"t", tuple, tuple, tuple),
   (b"e", set, list, set),
@@ -50,7 +50,8 @@ CONTAINERS = (
     lambda items: dict(zip(items[::2], items[1::2], strict=True)),
   ),
 )
-# Of the standard library, and what they are made of; imported when one is read.
+# Classes of the standard library, by what constructs an instance. They are
+# imported when an instance is read.
 CLASSES = {
   "collections.deque": list,
   "decimal.Decimal": str,
@@ -62,7 +63,7 @@ FLAT = {b"o", *(letter for letter, *_ in SCALARS)}
 
 
 def construct(path: str, content):
-  """The instance of one of the CLASSES."""
+  """Returns an instance of one of the CLASSES, made from its content."""
   if path not in CLASSES:
     raise ValueError(f"no class {path!r}")
   module, _, name = path.rpartition(".")
@@ -70,7 +71,11 @@ def construct(path: str, content):
 
 
 def encode(value, name=None) -> bytes:
-  """The value as bytes. What is of no plain type travels by its `name`."""
+  """Returns a value as bytes.
+
+  Objects of other types are written as the string `name(object)`. Without
+  `name` they raise TypeError.
+  """
   pieces = []
 
   def put(value):
@@ -96,7 +101,7 @@ def encode(value, name=None) -> bytes:
       put(CLASSES[path](value))
       return
     if name is None:
-      raise TypeError(f"a {type(value).__name__} cannot be handed over")
+      raise TypeError(f"a {type(value).__name__} cannot be serialised")
     data = name(value).encode()
     pieces.append(b"o%d;%b" % (len(data), data))
 
@@ -105,9 +110,9 @@ def encode(value, name=None) -> bytes:
 
 
 def decode(data: bytes, find=None):
-  """The value that `encode` wrote; objects are found by their name.
+  """Returns the value that `encode` wrote; `find(name)` returns an object.
 
-  Raises an exception, and does no harm, on any other bytes.
+  Any other bytes raise an exception, of any type, and have no other effect.
   """
   at = 0
 
@@ -119,7 +124,7 @@ def decode(data: bytes, find=None):
       return CONSTANTS[letter]
     end = data.index(b";", at)
     if not data[at:end].isdigit():
-      raise ValueError("a length that is no number")
+      raise ValueError(f"{data[at:end]!r} is not a length")
     length, at = int(data[at:end]), end + 1
     if letter in FLAT:
       content = data[at : at + length]
@@ -132,25 +137,29 @@ def decode(data: bytes, find=None):
 
 
 def send(fd: int, value: bytes) -> None:
-  """Writes a frame: its length in 8 bytes, and what `encode` made."""
+  """Writes a frame: the length in 8 bytes (big-endian), then the bytes."""
   rest = memoryview(len(value).to_bytes(8, "big") + value)
   while rest:
     rest = rest[os.write(fd, rest) :]
 
 
 def receive(read) -> bytes:
-  """The next frame. Raises EOFError, or ValueError if it is too long."""
+  """Returns the content of the next frame, from a function `read(size)`.
+
+  Raises EOFError at the end of the stream, and ValueError for a frame of more
+  than MAX_FRAME bytes.
+  """
 
   def exactly(size: int) -> bytes:
     pieces = []
     while size:
       pieces.append(read(min(size, 2**20)))
       if not pieces[-1]:
-        raise EOFError("the other side has ended")
+        raise EOFError("the stream ends within a frame")
       size -= len(pieces[-1])
     return b"".join(pieces)
 
   size = int.from_bytes(exactly(8), "big")
   if size > MAX_FRAME:
-    raise ValueError(f"{size} bytes are too many")
+    raise ValueError(f"a frame of {size} bytes; at most {MAX_FRAME}")
   return exactly(size)

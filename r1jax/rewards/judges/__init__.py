@@ -1,1 +1,1 @@
-"""Rewards that another model gives."""
+"""Rewards from other models: judges behind an endpoint, and reward models."""

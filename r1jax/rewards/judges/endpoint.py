@@ -1,11 +1,11 @@
-"""Asks a model behind an OpenAI-compatible endpoint many things at once.
+"""Sends many requests at once to a model behind an OpenAI-compatible endpoint.
 
-    values = ask(Endpoint(base_url, model), requests, read)  # It asks already.
-    values()  # Waits for what `read` made of each reply, or None.
+    values = ask(Endpoint(base_url, model), requests, read)  # Starts at once.
+    values()  # Waits for `read(request, reply)` of each request, or None.
 
-All requests of a process share a thread with an event loop: a task can be
-stopped whatever it waits for. The timeouts of HTTP libraries limit each read
-alone, and a server that sends a byte a second keeps within them for ever.
+All requests of a process share a thread with an event loop, so that a deadline
+can cancel a request in any state. The timeouts of HTTP libraries apply to each
+read alone: a server that sends one byte per second never exceeds them.
 """
 
 import asyncio
@@ -28,33 +28,33 @@ from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
-BACKOFF = 0.5  # Seconds before the second attempt; each later wait doubles.
-CLOSING = 1.0  # Seconds that values wait for connections to be closed.
-RETRIED = (408, 409, 425, 429)  # And 500 and above; others will not change.
-STARTING = threading.Lock()  # Of two threads that ask first, one starts a loop.
+BACKOFF = 0.5  # Seconds before the second attempt; doubles each time.
+CLOSING = 1.0  # Seconds to wait for connections to close.
+RETRIED = (408, 409, 425, 429)  # Status codes; those of 500 and above, too.
+STARTING = threading.Lock()  # Held while the event loop is started.
 
 
 class Endpoint(NamedTuple):
-  """A model, where it is served, and how patiently it is asked.
+  """A model, the server that has it, and the limits of a request.
 
-  The key that the server wants is read from OPENAI_API_KEY.
+  The server's API key is read from the environment variable OPENAI_API_KEY.
   """
 
   base_url: str  # Such as http://localhost:8000/v1.
-  model: str  # Replies in the cache are told apart by it, not by the place.
-  deadline: float = 120.0  # Seconds for an item: all its attempts and waits.
-  attempts: int = 5  # At getting a reply that can be read.
-  concurrency: int = 32  # Items that a process asks it at once, of all calls.
-  cache: str | None = None  # A directory for replies; processes may share it.
-  parameters: Mapping[str, Any] = {}  # For the server: temperature and so on.
+  model: str  # Cached replies depend on it, and not on the URL.
+  deadline: float = 120.0  # Seconds per request, with all attempts and waits.
+  attempts: int = 5  # To get a reply from which `read` returns a value.
+  concurrency: int = 32  # Requests at a time, of all calls in a process.
+  cache: str | None = None  # A directory of replies; processes may share it.
+  parameters: Mapping[str, Any] = {}  # Of the API: temperature and so on.
 
 
 class Request(NamedTuple):
-  """What to ask; equal requests are asked once."""
+  """The messages of a request; equal requests are sent once."""
 
   system: str
   user: str
-  sample: int = 0  # Tells apart several replies to the same words.
+  sample: int = 0  # Distinguishes several replies to the same messages.
 
 
 def ask(
@@ -62,21 +62,21 @@ def ask(
   requests: Sequence[Request],
   read: Callable[[Request, str], float | None],
 ) -> Callable[[], list[float | None]]:
-  """Starts to ask, and returns at once; call the result to wait for values.
+  """Starts the requests in the background; call the result for their values.
 
-  A value is what `read` makes of a reply. One of which it makes None is
-  asked for again, as is one that fails; the value of a request that never got
-  one is None. What came of it all is logged. Only replies that could be read
-  are kept in the cache.
+  The value of a request is `read(request, reply)`. If that is None, or the
+  request fails, it is sent again, up to `attempts` times and until its
+  deadline; then its value is None. A warning sums up the failures. Only replies
+  with a value are cached.
 
-  Raises ValueError for an endpoint that cannot be, and ImportError without the
-  `openai` package, both also where there is nothing to ask.
+  Raises ValueError for an invalid endpoint, and ImportError without the
+  `openai` package, even if there are no requests.
   """
   try:
-    import openai  # A second, and an optional extra.
+    import openai  # Takes a second, and is optional.
   except ImportError as error:
     raise ImportError(
-      "a judge is asked through the openai package, which is not installed; "
+      "judges need the openai package, which is not installed; "
       'run: pip install "r1jax[judge]"'
     ) from error
   _check(endpoint, openai.resources.chat.AsyncCompletions.create)
@@ -90,8 +90,8 @@ def ask(
 
 @functools.cache
 def _loop(pid: int) -> asyncio.AbstractEventLoop:
-  """The loop of this process, which runs in a thread of its own."""
-  del pid  # A thread is not forked along.
+  """Returns the event loop of this process, which runs in its own thread."""
+  del pid  # The key of the cache: a forked process does not have the thread.
   loop = asyncio.new_event_loop()
   thread = threading.Thread(
     target=loop.run_forever, name="r1jax-endpoint", daemon=True
@@ -102,13 +102,13 @@ def _loop(pid: int) -> asyncio.AbstractEventLoop:
 
 @functools.cache
 def _turns(loop: Any, base_url: str, concurrency: int) -> asyncio.Semaphore:
-  """What limits the items that are asked of one server at once."""
+  """Returns the semaphore that limits the concurrent requests to a server."""
   del loop, base_url
   return asyncio.Semaphore(concurrency)
 
 
 def _check(endpoint: Endpoint, create: Callable) -> None:
-  """Raises ValueError for what no endpoint can have, or `create` not take."""
+  """Raises ValueError for invalid fields or unknown parameters."""
   if not endpoint.base_url.startswith(("http://", "https://")):
     raise ValueError(
       f"base_url must start with http:// or https://, got {endpoint.base_url!r}"
@@ -123,27 +123,27 @@ def _check(endpoint: Endpoint, create: Callable) -> None:
         f"{name} must be 1 or more, got {getattr(endpoint, name)}"
       )
   try:
-    asked = dict(model="", messages=[], **endpoint.parameters)
-    inspect.signature(create).bind(None, **asked)
+    arguments = dict(model="", messages=[], **endpoint.parameters)
+    inspect.signature(create).bind(None, **arguments)
   except TypeError as error:
     raise ValueError(
-      f"parameters: {error}; what only this server knows goes into "
-      "parameters.extra_body"
+      f"parameters: {error}; put parameters that are special to this server "
+      "into parameters.extra_body"
     ) from None
 
 
 async def _ask_all(openai, endpoint, requests, read) -> list[float | None]:
-  """The values of all requests."""
+  """Returns the values of all requests, and logs the failures."""
   loop = asyncio.get_running_loop()
   turns = _turns(loop, endpoint.base_url, endpoint.concurrency)
-  failures: dict[Request, str] = {}  # What went wrong last with each.
+  failures: dict[Request, str] = {}  # The last error of each failed request.
 
   async def settle(client, request: Request) -> float | None:
     async with turns:
       failures[request] = f"no reply within {endpoint.deadline:g} s"
       try:
         async with asyncio.timeout(endpoint.deadline) as limit:
-          value = await _converse(
+          value = await _value(
             openai, client, endpoint, request, read, limit.when(), failures
           )
       except TimeoutError:
@@ -179,17 +179,18 @@ async def _ask_all(openai, endpoint, requests, read) -> list[float | None]:
   return [values[request] for request in requests]
 
 
-async def _converse(
+async def _value(
   openai, client, endpoint, request, read, end: float, failures: dict
 ) -> float | None:
-  """The value of one request, remembered or asked for; None if it fails."""
+  """Returns the value of a request, cached or requested; None if it fails."""
   key = _key(endpoint, request)
   file = endpoint.cache and pathlib.Path(endpoint.cache, key[:2], f"{key}.json")
-  if file and (reply := _recall(file)) is not None:
+  if file and (reply := _read_cache(file)) is not None:
     value = read(request, reply)
     if value is not None:
       return value
-  wait = BACKOFF * (1 + int(key[:4], 16) / 2**16)  # Not all at the same time.
+  # With jitter, so that requests are not all sent again at the same time.
+  wait = BACKOFF * (1 + int(key[:4], 16) / 2**16)
   for attempt in range(endpoint.attempts):
     if attempt:
       if asyncio.get_running_loop().time() + pause > end:
@@ -211,21 +212,21 @@ async def _converse(
         return None
       pause = max(pause, _retry_after(error.response.headers))
       continue
-    except Exception as error:  # What replies do to a library has no end.
+    except Exception as error:  # Malformed replies raise errors of any type.
       failures[request] = f"{type(error).__name__} ({str(error)[:200]})"
       continue
     reply = _text(completion)
     value = None if reply is None else read(request, reply)
     if value is not None:
       if file:
-        _remember(file, endpoint, request, reply)
+        _write_cache(file, endpoint, request, reply)
       return value
     failures[request] = "a reply that cannot be read"
   return None
 
 
 def _text(completion: Any) -> str | None:
-  """The words of the first choice; None if there are none."""
+  """Returns the text of the first choice; None if there is none."""
   match completion:
     case object(choices=[object(message=object(content=str(text))), *_]):
       return text
@@ -233,7 +234,7 @@ def _text(completion: Any) -> str | None:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-  """Seconds that the server asks to be left alone for; 0 if it does not."""
+  """Returns the seconds to wait that the server asks for; 0 without such."""
   value = headers.get("retry-after", "")
   try:
     if date := email.utils.parsedate_tz(value):
@@ -244,18 +245,18 @@ def _retry_after(headers: Mapping[str, str]) -> float:
 
 
 def _utf8(text: str) -> str:
-  """The text, with ? for what cannot be sent: lone surrogates."""
+  """Returns the text with "?" for lone surrogates, which cannot be sent."""
   return text.encode("utf-8", "replace").decode()
 
 
 def _key(endpoint: Endpoint, request: Request) -> str:
-  """A name for the model, the words and the parameters."""
-  asked = [endpoint.model, request, dict(endpoint.parameters)]
-  return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+  """Returns the cache key: a hash of model, messages and parameters."""
+  parts = [endpoint.model, request, dict(endpoint.parameters)]
+  return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _recall(file: pathlib.Path) -> str | None:
-  """The reply that was kept; None if there is none, or none that is whole."""
+def _read_cache(file: pathlib.Path) -> str | None:
+  """Returns a cached reply; None if it is missing or damaged."""
   try:
     reply = json.loads(file.read_text("utf-8"))["reply"]
   except (OSError, ValueError, LookupError, TypeError):
@@ -263,10 +264,10 @@ def _recall(file: pathlib.Path) -> str | None:
   return reply if isinstance(reply, str) else None
 
 
-def _remember(
+def _write_cache(
   file: pathlib.Path, endpoint: Endpoint, request: Request, reply: str
 ) -> None:
-  """Keeps a reply, and what was asked, for whoever wonders at a verdict."""
+  """Writes a reply with its request, so that verdicts can be inspected."""
   entry = dict(
     model=endpoint.model,
     parameters=dict(endpoint.parameters),
@@ -279,6 +280,6 @@ def _remember(
     draft.write_text(json.dumps(entry), "utf-8")
     os.replace(draft, file)
   except OSError as error:
-    logger.warning("a judge's reply is not kept: %s", error)
+    logger.warning("a judge's reply cannot be cached: %s", error)
     with contextlib.suppress(OSError):
       draft.unlink()

@@ -1,20 +1,20 @@
-"""Judge rewards: another model reads what the policy wrote.
+"""Judge rewards: another model grades the policy's answers.
 
-`reward` asks whether an answer agrees with the reference, as DeepSeek-V3 was
-asked when R1's supervised data was sampled (arXiv:2501.12948, section B.3.3,
-Listing 4); `group_reward` which of two answers helps more, as it was asked for
-the preference pairs (section B.2). Keys and verdicts are the paper's; the words
-are our own, for the policy learns to talk to whoever judges it:
+`reward` asks the judge whether an answer agrees with the reference, as
+DeepSeek-V3 judged R1's supervised data (arXiv:2501.12948, section B.3.3,
+Listing 4). `group_reward` asks which of two answers is more helpful, as for the
+preference pairs (section B.2). The keys and verdicts are those of the paper.
+The prompts differ, because a policy learns to manipulate its judge:
 
-* What it wrote stands between tags that carry a digest of all the texts, so
-  that no text can hold its own closing tag.
-* Only the judge's reply is parsed. Verdicts in it that the judge was shown are
-  not its own, and the others must agree: a quoted one can at worst spoil the
-  judge's verdict, never stand in for it.
-* A reply without a verdict is asked for again, and in the end worth None.
+* Each text is enclosed in tags with a digest of all texts, so that no text can
+  contain its own closing tag.
+* Only the judge's reply is parsed. Verdicts in it that also occur in the texts
+  are quotations and are ignored. All others must agree. A quoted verdict can at
+  worst make the reply unusable, never replace the judge's verdict.
+* A reply without a verdict is requested again; in the end its value is None.
 
-Both wait for another machine and not for this one, so they take whole batches:
-`start` and `start_groups` ask for everything at once, in the background.
+Because the judge runs on another machine, `start` and `start_groups` send the
+requests of a whole batch at once, in the background.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ from typing import Any
 from r1jax.rewards.judges.endpoint import Endpoint, Request, ask
 from r1jax.text import Completion, Example
 
-MAX_ANSWER, MAX_REPLY = 2**16, 2**16  # Characters; more is not read.
-MAX_OBJECTS = 100  # That a reply may seem to open; more are not tried.
+MAX_ANSWER, MAX_REPLY = 2**16, 2**16  # Characters that are read.
+MAX_OBJECTS = 100  # Beginnings of JSON objects that are tried in a reply.
 
 CORRECTNESS = {"correct": 1.0, "incorrect": 0.0}
 PREFERENCE = {"A>>B": 1.0, "A>B": 0.5, "A=B": 0.0, "B>A": -0.5, "B>>A": -1.0}
@@ -77,17 +77,16 @@ nothing after it:
 def reward(
   example: Example, completion: Completion, **endpoint: Any
 ) -> float | None:
-  """1 if the judge finds the answer correct, 0 if not, None if it has no say.
+  """Returns 1.0 if the judge finds the answer correct, and 0.0 if not.
 
-  Of the completion the judge sees what follows the last </think>. Without that,
-  or with more than MAX_ANSWER characters of it, the reward is 0 and nobody is
-  asked. An example without a reference answer cannot be judged: None.
+  The judge sees the text after the last </think>. If that is empty or longer
+  than MAX_ANSWER characters, the reward is 0, without a request. None means
+  that the judge returned no verdict, or that there is no reference answer.
 
   Args:
     example: its prompt is the question, its answer the reference.
-    completion: what is judged.
-    **endpoint: the fields of `endpoint.Endpoint`. The temperature is 0 unless
-      `parameters` say otherwise.
+    completion: the completion to judge.
+    **endpoint: the fields of `endpoint.Endpoint`. The default temperature is 0.
   """
   return start([(example, completion)], **endpoint)()[0]
 
@@ -95,22 +94,22 @@ def reward(
 def group_reward(
   example: Example, completions: list[Completion], **endpoint: Any
 ) -> list[float | None]:
-  """How much better than the others each is found: from -1 to 1, 0 on average.
+  """Returns how much each completion is preferred to the others, in [-1, 1].
 
       reward_i = mean over j != i of (p(i, j) - p(j, i)) / 2
 
   where p(i, j) is the mean verdict with i shown first: 1 for much better, 0.5
-  for slightly better, and so on down to -1. A judge that favours a place
-  changes nothing. An answer that is not there (see `reward`) loses against any
-  that is. Pairs that could not be compared in both orders are left out; a
-  completion without any pair is worth None.
+  for slightly better, down to -1. The mean of a group's rewards is 0, and a
+  judge's preference for a position cancels. A completion without an answer (see
+  `reward`) loses against all that have one. Pairs without a verdict in both
+  orders are left out; a completion with no pairs left gets None.
 
   Args:
     example: its prompt is the question.
-    completions: a group; G of them are G (G - 1) / 2 pairs.
-    **endpoint: the fields of `endpoint.Endpoint`, and `samples`: how often each
-      pair is judged, half of them in either order; 4, as in the paper. The
-      temperature is 1 unless `parameters` say otherwise; the paper prints none.
+    completions: a group; G completions make G (G - 1) / 2 pairs.
+    **endpoint: the fields of `endpoint.Endpoint`, and `samples`: the number of
+      verdicts on each pair, half of them in either order (4, as in the paper).
+      The default temperature is 1; the paper does not state one.
   """
   return start_groups([(example, completions)], **endpoint)()[0]
 
@@ -121,10 +120,10 @@ def start(
   parameters: Mapping[str, Any] = {"temperature": 0.0},
   **endpoint: Any,
 ) -> Callable[[], list[float | None]]:
-  """Asks for the `reward` of all pairs; call the result to wait for them."""
+  """Starts the `reward` of all pairs; call the result for the values."""
   server = Endpoint(parameters=parameters, **endpoint)
   values: list[float | None] = []
-  requests = {}  # By place in `values`.
+  requests = {}  # By index in `values`.
   for example, completion in pairs:
     answer = _answer(completion)
     if answer and example.answer.strip():
@@ -138,14 +137,14 @@ def start(
   verdicts = ask(
     server,
     [*requests.values()],
-    lambda asked, reply: read_verdict(
-      reply, "correctness", CORRECTNESS, shown=asked.user
+    lambda request, reply: read_verdict(
+      reply, "correctness", CORRECTNESS, shown=request.user
     ),
   )
 
   def finish() -> list[float | None]:
     judged = dict(zip(requests, verdicts()))
-    return [judged.get(place, value) for place, value in enumerate(values)]
+    return [judged.get(index, value) for index, value in enumerate(values)]
 
   return finish
 
@@ -157,7 +156,7 @@ def start_groups(
   parameters: Mapping[str, Any] = {"temperature": 1.0},
   **endpoint: Any,
 ) -> Callable[[], list[list[float | None]]]:
-  """Asks for the `group_reward` of all groups; call the result to wait."""
+  """Starts the `group_reward` of all groups; call the result for the values."""
   server = Endpoint(parameters=parameters, **endpoint)
   if samples < 2 or samples % 2:
     raise ValueError(
@@ -178,26 +177,26 @@ def start_groups(
   verdicts = ask(
     server,
     requests,
-    lambda asked, reply: read_verdict(
-      reply, "verdict", PREFERENCE, shown=asked.user
+    lambda request, reply: read_verdict(
+      reply, "verdict", PREFERENCE, shown=request.user
     ),
   )
 
   def finish() -> list[list[float | None]]:
-    found = iter(verdicts())
-    return [_standings(texts, samples // 2, found) for texts in answers]
+    rest = iter(verdicts())
+    return [_group_rewards(texts, samples // 2, rest) for texts in answers]
 
   return finish
 
 
 def summary(completion: Completion) -> str:
-  """What follows the last </think>, stripped; empty if there is no such tag."""
+  """Returns the text after the last </think>, stripped; "" without that tag."""
   _, closed, text = completion.text.rpartition("</think>")
   return text.strip() if closed else ""
 
 
 def _answer(completion: Completion) -> str:
-  """The summary; empty too if it is longer than an answer may be."""
+  """Returns the `summary`; "" if it is longer than MAX_ANSWER."""
   text = summary(completion)
   return text if len(text) <= MAX_ANSWER else ""
 
@@ -205,13 +204,13 @@ def _answer(completion: Completion) -> str:
 def read_verdict(
   reply: str, key: str, values: Mapping[str, float], *, shown: str = ""
 ) -> float | None:
-  """The value of `key` in the JSON of a judge's reply; None if it is unclear.
+  """Returns the value of `key` in the JSON of a judge's reply; None if unclear.
 
-  Fences, thoughts before a last </think> and other text around the JSON are
-  passed over, and so are objects that stand in `shown`: those the judge only
-  quotes. There is no verdict where two differ, where one is none of `values`
-  (texts, but for case and spaces), or where the key is left in text that is no
-  JSON: then a quoted verdict may have broken the judge's own.
+  Text around the JSON is ignored: thoughts before the last </think>, and
+  fences. So are objects that occur in `shown`, because the judge quotes them.
+  The verdict is unclear if two verdicts differ, if one is not in `values` (up
+  to case and whitespace), or if the key also occurs outside of the JSON, where
+  a quotation may have broken the judge's verdict.
   """
   objects, rest = _split(reply.rpartition("</think>")[2])
   shown = _bare(shown)
@@ -227,16 +226,18 @@ def read_verdict(
   return known.get(verdicts.pop())
 
 
-# As (key, value) pairs, so that none hides another; strings may span lines.
+# Objects are read as (key, value) pairs, so that no key hides another of the
+# same name. Strings may contain line breaks.
 DECODER = json.JSONDecoder(object_pairs_hook=tuple, strict=False)
 ESCAPE = re.compile(r'\\(["\\/bfnrt]|u[0-9a-fA-F]{4})|\\')
 OPENING = re.compile(r'\{\s*["}]')
 
 
 def _split(text: str) -> tuple[list[tuple[str, tuple]], str]:
-  """The outermost JSON objects, as (source, pairs), and the text around them.
+  """Splits a text into its JSON objects (source, pairs) and the other text.
 
-  A backslash that JSON does not know, as of LaTeX, stands for itself.
+  Only outermost objects count. A backslash that is not an escape sequence of
+  JSON, as in LaTeX, is read literally.
   """
   text = ESCAPE.sub(lambda match: match[0] if match[1] else r"\\", text)
   objects, rest, done, begin = [], "", 0, 0
@@ -257,12 +258,12 @@ def _split(text: str) -> tuple[list[tuple[str, tuple]], str]:
 
 
 def _bare(text: str) -> str:
-  """The text without spaces and backslashes, which a quotation may change."""
+  """Returns the text without spaces and backslashes, which quoting changes."""
   return re.sub(r"[\s\\]+", "", text)
 
 
 def _material(**texts: str) -> str:
-  """The texts between tags that none of them can hold."""
+  """Returns the texts, enclosed in tags that none of them can contain."""
   digest = hashlib.blake2b(json.dumps(texts).encode(), digest_size=8)
   code = digest.hexdigest()
   blocks = [
@@ -272,27 +273,27 @@ def _material(**texts: str) -> str:
 
 
 def _is_contest(first: str, second: str) -> bool:
-  """Whether it takes a judge to compare the two."""
+  """Whether a judge is needed to compare two answers."""
   return bool(first and second and first != second)
 
 
-def _standings(
+def _group_rewards(
   texts: Sequence[str], samples: int, verdicts: Iterator[float | None]
 ) -> list[float | None]:
-  """The group reward of each text; takes the verdicts of its contests."""
-  first = {}  # Mean verdict by the places (i, j) of those shown as A and B.
+  """Returns the group reward of each text; consumes the group's verdicts."""
+  means = {}  # The mean verdict by (i, j), shown as A and B.
   for i, j in itertools.permutations(range(len(texts)), 2):
     if _is_contest(texts[i], texts[j]):
-      asked = itertools.islice(verdicts, samples)
-      first[i, j] = _mean([value for value in asked if value is not None])
+      values = itertools.islice(verdicts, samples)
+      means[i, j] = _mean([value for value in values if value is not None])
     else:
-      first[i, j] = float(bool(texts[i])) - float(bool(texts[j]))
+      means[i, j] = float(bool(texts[i])) - float(bool(texts[j]))
   return [
     _mean(
       [
-        (first[i, j] - first[j, i]) / 2
+        (means[i, j] - means[j, i]) / 2
         for j in range(len(texts))
-        if j != i and None not in (first[i, j], first[j, i])
+        if j != i and None not in (means[i, j], means[j, i])
       ]
     )
     for i in range(len(texts))

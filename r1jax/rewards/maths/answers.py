@@ -1,9 +1,9 @@
-r"""Grades mathematics: the parts of an answer, one by one, then math-verify.
+r"""Grades mathematical answers by comparing them with a gold answer.
 
-An answer is brought to one form (`latex`), read into its parts (`structure`),
-and these are compared: as strings, as exact numbers with their units
-(`quantity`), as words; what is left, a formula, is evaluated at a point
-(`formulas`), and if that does not tell it goes to math-verify (`verifier`).
+An answer is normalised (`latex`) and parsed into its parts (`structure`). The
+parts are compared as strings, as exact numbers with units (`quantity`), and as
+words. Formulas are evaluated at several points (`formulas`); where that does
+not decide, math-verify does (`verifier`).
 """
 
 import functools
@@ -26,23 +26,23 @@ from r1jax.text import Example
 
 __all__ = ["grade", "has_box", "last_boxed", "normalise", "verify_gold"]
 
-MAX_WORDS = 8  # Of a gold answer in words; more are prose, said in many ways.
-MAX_FORMULAS = 8  # Elements of a list that may be compared in any order.
+MAX_WORDS = 8  # Of a gold answer in words; longer ones have many paraphrases.
+MAX_FORMULAS = 8  # Unequal elements of lists that are compared in any order.
 
 PLAIN = re.compile(r"-?\d{1,18}")
 LETTER = re.compile(r"\W*([A-Z])\W*|\(?([A-Z])[).:](?:\s.*)?", re.DOTALL)
 LETTER_ALONE = re.compile(r"\\text\{\W*[a-zA-Z]+\W*\}")
-# What says that there is nothing: no solution, no real solutions, none.
+# Answers that mean "nothing": no solution, no real solutions, none.
 NOTHING = re.compile(
   r"(?:the)?emptyset|none|(?:thereare|thereis|has|have)?no(?:real|integer|valid)?"
   r"(?:solutions?|roots?)(?:exists?)?|(?:solutions?)?doesnotexist|无解|空集|不存在"
 )
-# Signs and functions; a hyphen stands between words.
+# Signs and functions of a formula. A hyphen between words is not a sign.
 FORMULA = re.compile(
   r"[\\^_{}=+*/<>|\d]|(?<![a-zA-Z]{3})-|-(?![a-zA-Z]{3})"
   r"|\b(?:sin|cos|tan|log|ln|exp|sqrt|max|min)\b"
 )
-MARKS = re.compile(r"(?:\\text\{\(\d+\)\}\s*)+")  # Statements ①②.
+MARKS = re.compile(r"(?:\\text\{\(\d+\)\}\s*)+")  # Numbered statements: ①②.
 SHORT = re.compile("[A-Za-z]{2,3}")
 ASSIGNED = re.compile(r"([a-zA-Z])=([^=]+)")
 TIME = re.compile(
@@ -51,49 +51,50 @@ TIME = re.compile(
 )
 
 
-def grade(example: Example, answer: str, *, fast: bool = True) -> float | None:
-  """1 if the answer equals the example's, 0 if not; None for a bad gold.
+def grade(example: Example, answer: str) -> float | None:
+  """Returns 1.0 if `answer` equals the example's answer, and 0.0 otherwise.
 
-  Without `fast`, math-verify is asked about everything, as one formula.
+  None means that the example's own answer is not one to compare with.
   """
   gold = example.answer
-  if fast and answer == gold:
+  if answer == gold:
     return 1.0
-  if fast and PLAIN.fullmatch(gold) and PLAIN.fullmatch(answer):
+  if PLAIN.fullmatch(gold) and PLAIN.fullmatch(answer):
     return float(int(gold) == int(answer))
   if len(answer) > MAX_LENGTH or len(gold) > MAX_LENGTH:
-    return float(answer == gold)
-  if not fast:
-    return _grade_slowly(latex.clean(gold), latex.clean(answer))
-  given = latex.clean(answer)
-  if squeeze(given) == normalise(gold):
-    return 1.0
-  if not (verifier.well_formed(answer) and verifier.well_formed(given)):
     return 0.0
-  wanted = latex.clean(gold)
+  cleaned = latex.clean(answer)
+  if squeeze(cleaned) == normalise(gold):
+    return 1.0
+  if not (verifier.well_formed(answer) and verifier.well_formed(cleaned)):
+    return 0.0
+  expected = latex.clean(gold)
   try:
-    if _equal_texts(wanted, given):
+    if _equal_texts(expected, cleaned):
       return 1.0
-    said = prose.answer(answer, _is_number(wanted))
-    if said is not None and _equal_texts(wanted, latex.clean(said)):
-      return 1.0
+    extracted = prose.extract(answer, _is_number(expected))
+    if extracted is not None:
+      if _equal_texts(expected, latex.clean(extracted)):
+        return 1.0
   except verifier.UnreadableGold:
     return None
   return 0.0 if _is_readable_gold(gold) else None
 
 
 def verify_gold(example: Example, answer: str) -> float:
-  """1 if answers can be compared with the example's part by part.
+  """Returns 1.0 if an example's own answer can be graded, and 0.0 otherwise.
 
-  `answer` is the example's own; equal strings alone do not count.
+  Every part of `answer` must be found equal to itself by its meaning; equal
+  strings do not count.
   """
   return float(len(answer) <= MAX_LENGTH and _is_readable_gold(answer))
 
 
 def canonical(text: str) -> str:
-  """A text that is the same for answers that are equal, as far as it is easy.
+  """Returns a key under which equal answers are counted as one.
 
-  Equal numbers and formulas have the same; lists in another order have not.
+  Equal numbers and equal formulas have the same key. Lists of the same elements
+  in another order have different keys.
   """
   if len(text) > MAX_LENGTH:
     return text
@@ -112,7 +113,7 @@ def canonical(text: str) -> str:
 
 @functools.lru_cache(4096)
 def normalise(text: str) -> str:
-  """The text without spaces, dollar signs and other matters of taste."""
+  """Returns the text without spaces, dollar signs and other formatting."""
   return squeeze(latex.clean(text)) if len(text) <= MAX_LENGTH else text
 
 
@@ -126,51 +127,50 @@ def _is_readable_gold(text: str) -> bool:
     return False
 
 
-def _equal_texts(gold: str, given: str, trust_strings: bool = True) -> bool:
-  """Whether two clean texts say the same."""
-  sets = intervals.read(gold), intervals.read(given)
+def _equal_texts(gold: str, answer: str, trust_strings: bool = True) -> bool:
+  """Whether two clean texts are equal as sets of numbers, or part by part."""
+  sets = intervals.read(gold), intervals.read(answer)
   if None not in sets:
-    return intervals.equal(*sets, rounded="." in gold + given)
-  return _equal(structure.read(gold), structure.read(given), trust_strings)
+    return intervals.equal(*sets, rounded="." in gold + answer)
+  return _equal(structure.read(gold), structure.read(answer), trust_strings)
 
 
-def _equal(gold: Parts, given: Parts, trust_strings: bool = True) -> bool:
-  """Whether two trees are equal; see `structure` for their kinds.
+def _equal(gold: Parts, answer: Parts, trust_strings: bool = True) -> bool:
+  """Whether two trees are equal; `structure` lists the kinds of nodes.
 
-  Without `trust_strings` every leaf is compared by its meaning, even with the
-  same text.
+  Without `trust_strings`, leaves of the same text are compared by meaning too.
   """
   same = functools.partial(_equal, trust_strings=trust_strings)
-  gold, given = _unpack(gold), _unpack(given)
-  kinds = gold.kind, given.kind
+  gold, answer = _unpack(gold), _unpack(answer)
+  kinds = gold.kind, answer.kind
   if kinds == ("leaf", "leaf"):
-    return _equal_leaves(gold.text, given.text, trust_strings)
+    return _equal_leaves(gold.text, answer.text, trust_strings)
   if kinds == ("list", "list"):
-    points = _point(gold), _point(given)
+    points = _point(gold), _point(answer)
     if points[0].kind == points[1].kind == "tuple":
       return same(*points)
-    if points[0].kind == "tuple" and len({*given.parts}) == len(given.parts):
-      return same(points[0], given._replace(kind="tuple", brackets="()"))
+    if points[0].kind == "tuple" and len({*answer.parts}) == len(answer.parts):
+      return same(points[0], answer._replace(kind="tuple", brackets="()"))
   if kinds in (("list", "list"), ("union", "union")) and trust_strings:
-    return _equal_in_any_order(gold, given, same)
+    return _equal_in_any_order(gold, answer, same)
   if "rows" in kinds and kinds != ("rows", "rows"):
-    gold, given = _vector(gold), _vector(given)
+    gold, answer = _vector(gold), _vector(answer)
   elif kinds == ("tuple", "list") and gold.brackets == ";":
-    given = given._replace(kind="tuple", brackets=";")
-  elif kinds == ("list", "tuple") and given.brackets == ";":
-    return same(gold, given._replace(kind="list", brackets=""))
+    answer = answer._replace(kind="tuple", brackets=";")
+  elif kinds == ("list", "tuple") and answer.brackets == ";":
+    return same(gold, answer._replace(kind="list", brackets=""))
   elif sorted(kinds) == ["list", "tuple"]:
-    gold, given = _point(gold), _point(given)
+    gold, answer = _point(gold), _point(answer)
   return (
-    gold.kind == given.kind != "leaf"
-    and gold.brackets == given.brackets
-    and len(gold.parts) == len(given.parts)
-    and all(map(same, gold.parts, given.parts))
+    gold.kind == answer.kind != "leaf"
+    and gold.brackets == answer.brackets
+    and len(gold.parts) == len(answer.parts)
+    and all(map(same, gold.parts, answer.parts))
   )
 
 
 def _unpack(tree: Parts) -> Parts:
-  """A list of one element, however often it is there, is that element."""
+  """Returns the element of a list of equal elements; other trees unchanged."""
   if tree.kind not in ("list", "union"):
     return tree
   distinct = _distinct(tree.parts)
@@ -178,43 +178,45 @@ def _unpack(tree: Parts) -> Parts:
 
 
 def _point(tree: Parts) -> Parts:
-  """x = 3, y = 4 as (3, 4); any other tree as it is."""
-  found = [ASSIGNED.fullmatch(squeeze(part.text)) for part in tree.parts]
-  values = {match[1]: match[2] for match in found if match}
-  if tree.kind != "list" or len(values) < len(found):
+  """Returns "x = 3, y = 4" as the tuple (3, 4); other trees unchanged."""
+  matches = [ASSIGNED.fullmatch(squeeze(part.text)) for part in tree.parts]
+  values = {match[1]: match[2] for match in matches if match}
+  if tree.kind != "list" or len(values) < len(matches):
     return tree
   parts = tuple(structure.read(values[name]) for name in sorted(values))
   return Parts("tuple", parts=parts, brackets="()")
 
 
 def _vector(tree: Parts) -> Parts:
-  """A matrix of one row or column as a tuple; any other tree as it is."""
+  """Returns a matrix of one row or column as a tuple; other trees unchanged."""
   if tree.kind == "rows" and 1 in (len(tree.parts), len(tree.parts[0].parts)):
     parts = tuple(leaf for row in tree.parts for leaf in row.parts)
     return Parts("tuple", parts=parts, brackets="()")
   return tree
 
 
-def _equal_in_any_order(gold: Parts, given: Parts, same) -> bool:
-  """Whether every part has its own equal on the other side."""
-  wanted, found = _distinct(gold.parts), _distinct(given.parts)
-  if len(wanted) != len(found):
-    wanted, found = [*gold.parts], [*given.parts]
-  if len(wanted) != len(found):
+def _equal_in_any_order(gold: Parts, answer: Parts, same) -> bool:
+  """Whether the parts of two lists can be paired so that each pair is equal."""
+  expected, parts = _distinct(gold.parts), _distinct(answer.parts)
+  if len(expected) != len(parts):
+    expected, parts = [*gold.parts], [*answer.parts]
+  if len(expected) != len(parts):
     return False
-  rest = [part for part in wanted if part not in found]
-  others = [part for part in found if part not in wanted]
-  if len(rest) > MAX_FORMULAS:
+  # Parts of equal text are paired already.
+  unpaired = [part for part in expected if part not in parts]
+  candidates = [part for part in parts if part not in expected]
+  if len(unpaired) > MAX_FORMULAS:
     return False
-  for part in rest:
-    match = next((other for other in others if same(part, other)), None)
+  for part in unpaired:
+    match = next((other for other in candidates if same(part, other)), None)
     if match is None:
       return False
-    others.remove(match)
-  return not others
+    candidates.remove(match)
+  return not candidates
 
 
 def _distinct(parts: tuple[Parts, ...]) -> list[Parts]:
+  """Returns the parts without repetitions, in a fixed order."""
   squeezed = {
     part._replace(text=squeeze(part.text)) if part.kind == "leaf" else part
     for part in parts
@@ -222,98 +224,110 @@ def _distinct(parts: tuple[Parts, ...]) -> list[Parts]:
   return sorted(squeezed, key=repr)
 
 
-def _equal_leaves(gold: str, given: str, trust_strings: bool) -> bool:
-  if trust_strings and squeeze(gold) == squeeze(given):
+def _equal_leaves(gold: str, answer: str, trust_strings: bool) -> bool:
+  """Whether two leaves are equal: letters, equations, words or quantities."""
+  if trust_strings and squeeze(gold) == squeeze(answer):
     return True
   if not _is_words(gold) and len(prose.WORD.findall(gold)) > MAX_WORDS // 2:
     raise verifier.UnreadableGold(gold)
   gold_letter = LETTER.fullmatch(squeeze(gold)) if len(gold) < 12 else None
-  if gold_letter and (letter := LETTER.fullmatch(_unwrap(given).strip())):
+  if gold_letter and (letter := LETTER.fullmatch(_unwrap(answer).strip())):
     return (gold_letter[1] or gold_letter[2]) == (letter[1] or letter[2])
   if MARKS.fullmatch(gold):
-    return {*re.findall(r"\d+", gold)} == {*re.findall(r"\d+", given)}
-  sides = chains.sides(gold), chains.sides(given)
+    return {*re.findall(r"\d+", gold)} == {*re.findall(r"\d+", answer)}
+  sides = chains.sides(gold), chains.sides(answer)
   if max(map(len, sides)) > 1:
     return _equal_equations(*sides, trust_strings)
-  if SHORT.fullmatch(gold) and SHORT.fullmatch(_unwrap(given).strip()):
-    if _fold(gold) == _fold(given):
+  if SHORT.fullmatch(gold) and SHORT.fullmatch(_unwrap(answer).strip()):
+    if _fold(gold) == _fold(answer):
       return True
-  if _is_nothing(gold) or _is_nothing(given):
-    return _is_nothing(gold) and _is_nothing(given)
+  if _is_nothing(gold) or _is_nothing(answer):
+    return _is_nothing(gold) and _is_nothing(answer)
   if _is_words(gold):
     if len(words.split(gold)) > MAX_WORDS:
       raise verifier.UnreadableGold(gold)
-    return _fold(gold) == _fold(given)
+    return _fold(gold) == _fold(answer)
   gold, unit = quantity.split_unit(gold)
-  given, given_unit = quantity.split_unit(given)
-  if not given_unit and quantity.read(gold):
-    given, given_unit = quantity.split_symbol(given)
-  if not unit and given_unit:
+  answer, answer_unit = quantity.split_unit(answer)
+  if not answer_unit and quantity.read(gold):
+    answer, answer_unit = quantity.split_symbol(answer)
+  if not unit and answer_unit:
     gold, unit = quantity.split_symbol(gold)
-  return quantity.agree(unit, given_unit) and _equal_values(gold, given)
+  return quantity.agree(unit, answer_unit) and _equal_values(gold, answer)
 
 
-def _equal_values(gold: str, given: str) -> bool:
-  """Whether two numbers or formulas are equal, with no words about them."""
-  numbers = quantity.read(gold), quantity.read(given)
+def _equal_values(gold: str, answer: str) -> bool:
+  """Whether two numbers or formulas without units are equal."""
+  numbers = quantity.read(gold), quantity.read(answer)
   if all(numbers):
     return quantity.equal(*numbers)
-  bases = quantity.radix(gold), quantity.radix(given)
+  bases = quantity.radix(gold), quantity.radix(answer)
   if any(bases):
     digits = [
       base[0] if base else squeeze(text).upper()
-      for base, text in zip(bases, (gold, given), strict=True)
+      for base, text in zip(bases, (gold, answer), strict=True)
     ]
     return digits[0] == digits[1] and len({*filter(None, bases)}) == 1
-  if not gold or not given or _is_words(given) or LETTER_ALONE.fullmatch(given):
+  if (
+    not gold
+    or not answer
+    or _is_words(answer)
+    or LETTER_ALONE.fullmatch(answer)
+  ):
     return False
-  equal = formulas.compare(gold, given)
+  equal = formulas.compare(gold, answer)
   if equal is None:
-    return verifier.equivalent(squeeze(gold), squeeze(given))
-  return equal or any(numbers) and _is_rounded(numbers, gold, given)
+    return verifier.equivalent(squeeze(gold), squeeze(answer))
+  return equal or any(numbers) and _is_rounded(numbers, gold, answer)
 
 
-def _is_rounded(numbers, gold: str, given: str) -> bool:
-  """Whether one is a number with decimals that the other one rounds to."""
+def _is_rounded(numbers, gold: str, answer: str) -> bool:
+  """Whether one value is a decimal number that the other one rounds to."""
   decimals = max(number.decimals if number else 0 for number in numbers)
-  values = formulas.constant(gold), formulas.constant(given)
+  values = formulas.constant(gold), formulas.constant(answer)
   return None not in values and quantity.is_rounded(
     *map(formulas.inexact, values), decimals
   )
 
 
 def _is_nothing(text: str) -> bool:
+  """Whether a text is the empty set, or says that there is no solution."""
   if "\\" in _unwrap(text):
     return text == r"\emptyset"
   return bool(NOTHING.fullmatch(_fold(text)))
 
 
 def _equal_equations(
-  gold: list[str], given: list[str], trust_strings: bool
+  gold: list[str], answer: list[str], trust_strings: bool
 ) -> bool:
-  """What was asked equals its value; equations equal each other's multiples."""
-  if not (all(gold) and all(given)) or not chains.is_consistent(given):
+  """Whether two texts, of which one is an equation at least, are equal.
+
+  An equation that gives a name its value equals that value: "x = 5" and "5".
+  Two equations are equal if one is a multiple of the other.
+  """
+  if not (all(gold) and all(answer)) or not chains.is_consistent(answer):
     return False
-  wanted = gold if len(gold) == 1 else chains.named(gold)
-  found = (
-    given if len(given) == 1 else chains.named(given) or chains.values(given)
-  )
+  expected = gold if len(gold) == 1 else chains.named(gold)
+  values = chains.values(answer)
+  candidates = answer if len(answer) == 1 else chains.named(answer) or values
   if len(gold) == 1:
-    found = found + [each for each in chains.values(given) if each not in found]
+    candidates = candidates + [v for v in values if v not in candidates]
   if any(
-    _equal_texts(one, other, trust_strings) for one in wanted for other in found
+    _equal_texts(one, other, trust_strings)
+    for one in expected
+    for other in candidates
   ):
     return True
-  if len(gold) < 2 or len(given) < 2:
+  if len(gold) < 2 or len(answer) < 2:
     return False
-  ends = (gold[0], gold[-1]), (given[0], given[-1])
+  ends = (gold[0], gold[-1]), (answer[0], answer[-1])
   zeros = [f"({left})-({right})" for left, right in ends]
   equal = formulas.proportional(*zeros)
   return verifier.equivalent(*zeros, True) if equal is None else equal
 
 
 def _is_words(gold: str) -> bool:
-  """True for text that is no formula, such as names and yes or no."""
+  """Whether a text is words, such as a name or "yes", and not a formula."""
   text = _unwrap(gold)
   if TIME.fullmatch(text.strip()):
     return True
@@ -324,20 +338,15 @@ def _is_words(gold: str) -> bool:
 
 
 def _unwrap(text: str) -> str:
+  r"""Returns the text with each \text{...} replaced by its content."""
   return re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
 
 
 def _fold(text: str) -> str:
+  """Returns words in lower case without articles, spaces and punctuation."""
   text = re.sub(r"^\W*(?:the|an?|it(?:'s| is))\s", "", _unwrap(text).lower())
   return re.sub(r"[^\w:]|_", "", text)
 
 
 def _is_number(text: str) -> bool:
   return quantity.read(quantity.split_unit(text)[0]) is not None
-
-
-def _grade_slowly(gold: str, answer: str) -> float | None:
-  try:
-    return float(verifier.equivalent(gold, answer))
-  except verifier.UnreadableGold:
-    return None

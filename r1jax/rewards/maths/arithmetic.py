@@ -1,4 +1,4 @@
-"""Numbers and integer expressions that a policy wrote, read without `eval`."""
+"""Parses numbers and integer expressions of the policy without `eval`."""
 
 import ast
 import re
@@ -14,7 +14,10 @@ NODES = (ast.BinOp, ast.UnaryOp, ast.USub, ast.Add, ast.Sub, ast.Mult, ast.Div)
 
 
 def number(text: str) -> Fraction | None:
-  """The number that is the whole text: 12, +01.50, 1,000 or 3/4; or None."""
+  """Returns the number that is the whole text, and None for any other text.
+
+  12, +01.50, 1,000 and 3/4 are numbers.
+  """
   text = text.strip().replace("\N{MINUS SIGN}", "-")
   match = NUMBER.fullmatch(text) if len(text) <= MAX_LENGTH else None
   if not match or not match[2].strip("."):
@@ -25,10 +28,10 @@ def number(text: str) -> Fraction | None:
 
 
 def parse(text: str) -> ast.expr | None:
-  """The tree of an expression of integers, + - * / and (); None for any other.
+  """Returns the syntax tree of an expression of integers, + - * / and ().
 
-  Powers, floor division, decimals, calls and names are refused, so that the
-  tree can be evaluated at no risk.
+  None for any other text. Powers, floor division, decimals, calls and names are
+  refused, so that the tree is safe to evaluate.
   """
   if len(text) > MAX_LENGTH or not EXPRESSION.fullmatch(text):
     return None
@@ -41,7 +44,7 @@ def parse(text: str) -> ast.expr | None:
 
 
 def terms(tree: ast.expr, sign: int = 1) -> list[str]:
-  """The signed terms of a sum, as written: 5 - (3 - 2*4) -> +5, -3, +2 * 4."""
+  """Returns the signed terms of a sum: 5 - (3 - 2*4) -> +5, -3, +2 * 4."""
   match tree:
     case ast.BinOp(left, ast.Add(), right):
       return terms(left, sign) + terms(right, sign)
@@ -53,13 +56,13 @@ def terms(tree: ast.expr, sign: int = 1) -> list[str]:
 
 
 def integers(tree: ast.expr) -> list[int]:
-  """The integers that an expression is made of, in no order."""
+  """Returns the integers that an expression contains, in any order."""
   nodes = ast.walk(tree)
   return [node.value for node in nodes if isinstance(node, ast.Constant)]
 
 
 def value(tree: ast.expr) -> Fraction | None:
-  """What an expression comes to, exactly; None if it divides by 0."""
+  """Returns the exact value of an expression; None if it divides by 0."""
   match tree:
     case ast.Constant(number):
       return Fraction(number)

@@ -1,10 +1,10 @@
-"""Chains of equal sides: m + n = 256 + 37 = 293 says that it is 293."""
+"""Chains of equations: "m + n = 256 + 37 = 293" gives the value 293."""
 
 import re
 
 from r1jax.rewards.maths import formulas, latex, quantity, structure
 
-# What a value is given to: x, f(x), \angle ABC, \overline{AB}, P(A), \cos A.
+# Names that have a value: x, f(x), \angle ABC, \overline{AB}, P(A), \cos A.
 LETTERS = r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\w|_\{[^{}]*\}|\^\{-1\})?'?"
 ARGUMENT = r"\([^()+=]*(?:\([^()+]*\))?[^()+]*\)"
 ATOM = (
@@ -23,14 +23,17 @@ EQUALITY = re.compile(r"=|\\(?:approx|simeq|doteq)(?![a-zA-Z])")
 
 
 def sides(text: str) -> list[str]:
-  """What stands between signs of equality; one text where there is none."""
+  """Returns the sides of an equation; one side if there is no equals sign."""
   if not EQUALITY.search(text):
     return [text]
   return structure.split(EQUALITY.sub("=", text), "=")
 
 
 def named(chain: list[str]) -> list[str]:
-  """What a name, or a ratio of two, is said to equal; nothing otherwise."""
+  """Returns the value that a chain gives to a name or to a ratio of two names.
+
+  The list has one element, or none if neither end of the chain is a name.
+  """
   first, *_, last = map(latex.squeeze, chain)
   if FUNCTION.fullmatch(first) or WORDS.fullmatch(chain[0]):
     return [chain[-1]]
@@ -38,7 +41,7 @@ def named(chain: list[str]) -> list[str]:
 
 
 def values(chain: list[str]) -> list[str]:
-  """Those sides of a chain that are numbers."""
+  """Returns the sides of a chain that are numbers."""
   return [side for side in chain if _number(side) is not None]
 
 
@@ -50,12 +53,13 @@ def _number(text: str) -> formulas.Number | None:
 
 
 def is_consistent(chain: list[str]) -> bool:
-  """Whether the numbers of a chain are one, some of them rounded."""
+  """Whether all numbers of a chain are equal, apart from rounding."""
   numbers = values(chain)
   return all(map(_rounds_to, numbers[1:], numbers))
 
 
 def _rounds_to(one: str, other: str) -> bool:
+  """Whether two numbers are equal up to rounding, or degrees and radians."""
   numbers = [formulas.inexact(_number(text)) for text in (one, other)]
   step = max(map(_last_digit, (one, other)))
   if formulas.same(*numbers) or abs(numbers[0] - numbers[1]) <= step / 2:
@@ -68,6 +72,6 @@ def _rounds_to(one: str, other: str) -> bool:
 
 
 def _last_digit(text: str) -> float:
-  """What a 1 in the last place of a decimal number is worth; 0 for others."""
+  """Returns the unit of the last decimal place: 0.01 for 3.14, 0 for 3."""
   match = re.search(r"\d\.(\d+)", text)
   return 10.0 ** -len(match[1]) if match else 0.0

@@ -1,13 +1,11 @@
-r"""Formulas evaluated at points, to decide whether two are equal.
+r"""Compares formulas by their values at several points.
 
-What is rational is computed exactly, everything else to 100 digits. Formulas
-without variables are equal if their values are. For others each letter stands
-for a rational number, a different one at each of several points (Schwartz,
-"Fast probabilistic algorithms for verification of polynomial identities",
-1980): one point where the values differ decides, and agreement at all of them
-does too.
-What has several readings, such as 1/2x or roots of negative numbers, has no
-value here; f(x) is a variable of that name.
+Rational values are computed exactly, all others to 100 digits. Formulas without
+variables are equal if their values are. Otherwise each variable is replaced by
+a rational number at each of several points: formulas that agree at all points
+are equal (Schwartz, "Fast probabilistic algorithms for verification of
+polynomial identities", 1980). Ambiguous notation has no value: 1/2x, or roots
+of negative numbers. f(x) is treated as a variable of that name.
 """
 
 import functools
@@ -20,11 +18,11 @@ import mpmath
 
 MP = mpmath.mp.clone()  # sympy changes the precision of the shared context.
 MP.dps = 100
-TOLERANCE = MP.mpf(10) ** -60  # Relative; how far rounding errors may reach.
-ZERO = MP.mpf(10) ** -80  # A difference that cancels to less is 0.
-MAX_BITS = 2**15  # Of an exact number; 3000! is one.
-MAX_FACTORS = 3000  # Of a factorial.
-MAX_EXPONENT = 2**20  # Of a number that is not exact.
+TOLERANCE = MP.mpf(10) ** -60  # Relative; larger than any rounding error.
+ZERO = MP.mpf(10) ** -80  # Differences below this count as 0.
+MAX_BITS = 2**15  # Of an exact number; enough for 3000!.
+MAX_FACTORS = 3000  # The largest n of n!.
+MAX_EXPONENT = 2**20  # Of inexact numbers.
 
 TOKEN = re.compile(
   r"\\(?:vec|hat|bar|dot|ddot|tilde|overline|mathbf|mathcal)\{[^{}]*\}"
@@ -60,11 +58,11 @@ CONSTANTS = {r"\pi": MP.pi, "e": MP.e, "i": MP.mpc(0, 1)}
 PRODUCTS = {"*", r"\cdot", r"\times"}
 ENDS = {"", "+", "-", ")", "]", "}", "/", r"\div", "^", "!", *PRODUCTS}
 CLOSED_BY = {"(": ")", "[": "]", "{": "}", "|": "|"}
-APPLIED = set("fghFGHP")  # Before a bracket these may be functions.
+APPLIED = set("fghFGHP")  # Letters that are functions before a bracket.
 
-# Where formulas are compared: the size of the variables, and whether some of
-# them are negative. Identities such as ln(xy) = ln x + ln y hold where all is
-# positive, and decide nothing elsewhere.
+# The points: the size of the variables' values, and whether some are negative.
+# Identities such as ln(xy) = ln x + ln y hold only for positive values, so that
+# a difference at the points with negative values does not mean "unequal".
 POSITIVE = (1, 40)
 MIXED_SIGNS = (-1, -3, -40, -1000, -100_000)
 
@@ -72,7 +70,7 @@ Number = Fraction | MP.mpf | MP.mpc
 
 
 def compare(one: str, other: str) -> bool | None:
-  """Whether two formulas are equal; None if that is not known."""
+  """Whether two formulas are equal; None if that cannot be decided."""
   names = variables(one) | variables(other)
   applied = any("(" in name for name in names)
   for point in POSITIVE if names else POSITIVE[:1]:
@@ -80,7 +78,7 @@ def compare(one: str, other: str) -> bool | None:
     if None in values:
       return None
     if not same(*values):
-      # f(1+x) is f(x+1), but no number.
+      # f(1+x) and f(x+1) are equal, but are two variables here.
       return None if variables(one) and variables(other) and applied else False
   for point in MIXED_SIGNS if names else ():
     values = value(one, point), value(other, point)
@@ -90,7 +88,7 @@ def compare(one: str, other: str) -> bool | None:
 
 
 def same(one: Number, other: Number) -> bool:
-  """Whether two numbers are equal: exactly, if both are exact."""
+  """Whether two numbers are equal: exact ones exactly, others to 60 digits."""
   if isinstance(one, Fraction) and isinstance(other, Fraction):
     return one == other
   difference = abs(inexact(one) - inexact(other))
@@ -100,14 +98,14 @@ def same(one: Number, other: Number) -> bool:
 
 
 def inexact(number: Number) -> Number:
-  """The number to 100 digits."""
+  """Returns a number as a decimal number of 100 digits."""
   if isinstance(number, Fraction):
     return MP.mpf(number.numerator) / number.denominator
   return number
 
 
 def proportional(one: str, other: str) -> bool | None:
-  """Whether one formula is a multiple of the other; None if not known."""
+  """Whether one formula is a multiple of the other; None if undecided."""
   ratios = []
   for point in (*POSITIVE, *MIXED_SIGNS):
     values = value(one, point), value(other, point)
@@ -126,43 +124,46 @@ def proportional(one: str, other: str) -> bool | None:
 
 
 def constant(text: str) -> Number | None:
-  """The value of a formula without variables; None for any other."""
+  """Returns the value of a formula without variables; None for any other."""
   number, names = _evaluate(text, 1)
   return None if names else number
 
 
 def variables(text: str) -> set[str]:
-  """The letters that stand for numbers, with their subscripts."""
+  """Returns the names of a formula's variables, with their subscripts."""
   return {*_evaluate(text, 1)[1]}
 
 
 def value(text: str, point: int = 1) -> Number | None:
-  """The formula's value at a point; None if it has none, or is not read."""
+  """Returns a formula's value at a point; None if it has none or is invalid."""
   return _evaluate(text, point)[0]
 
 
 @functools.lru_cache(8192)
 def _evaluate(text: str, point: int) -> tuple[Number | None, frozenset[str]]:
-  """The value at a point, and the variables as far as they were read."""
+  """Returns the value at a point, and the variables read up to an error."""
   reader = _Reader(text, {}, point)
   result = reader.read()
   return result, frozenset(reader.variables)
 
 
 def value_with(text: str, values: dict[str, Fraction]) -> Number | None:
-  """The formula's value where its variables have these values, and no other."""
+  """Returns a formula's value; None if `values` lacks one of its variables."""
   reader = _Reader(text, values)
   result = reader.read()
   return result if reader.variables <= {*values} else None
 
 
 class _Reader:
-  """Reads and evaluates a formula in one pass."""
+  """A recursive descent parser that evaluates a formula while it parses it.
+
+  Each method parses one rule of the grammar and returns its value.
+  """
 
   def __init__(self, text: str, values: dict[str, Fraction], point: int = 1):
     self.tokens = [t for t in TOKEN.findall(text) if not t.isspace()] + [""]
     self.at = 0
-    self.bars = 0  # Open ones, of absolute values.
+    self.bars = 0  # Absolute values that are open: their "|".
     self.values = values
     self.point = point
     self.variables: set[str] = set()
@@ -250,7 +251,7 @@ class _Reader:
     raise ValueError(f"unknown: {token}")
 
   def mixed(self, whole: str) -> Fraction:
-    r"""2\frac{1}{2} is two and a half."""
+    r"""Parses an integer or a mixed number: 2\frac{1}{2} is 5/2."""
     shape = self.tokens[self.at : self.at + 7]
     if "".join(shape[:2] + shape[3:5] + shape[6:]) == r"\frac{}{}":
       over, under = shape[2], shape[5]
@@ -268,7 +269,7 @@ class _Reader:
     return abs(result) if opening == "|" else result
 
   def argument(self) -> Number:
-    """What stands in braces, or one sign."""
+    """Parses an argument: a group in brackets, or a single token."""
     if self.next == "-":
       return self.power()
     if self.next in ("{", "(") or re.match(r"\w|\\", self.next):
@@ -276,13 +277,13 @@ class _Reader:
     raise ValueError("an argument is missing")
 
   def function(self, name: str) -> Number:
-    r"""\sin x, \sin^2 x, \ln 2x, \log_2(3)."""
+    r"""Parses a function and its argument: \sin^2 x, \ln 2x, \log_2(3)."""
     base = None
     if name == r"\log" and self.accept("_"):
       base = self.argument()
     exponent = self.argument() if self.accept("^") else Fraction(1)
     if exponent == -1:
-      raise ValueError("an inverse, or one over it")
+      raise ValueError("f^{-1} is the inverse function or 1/f")
     if self.next in ("(", "{", "[", "|"):
       inner = self.bracketed(self.take())
     else:
@@ -292,18 +293,18 @@ class _Reader:
       ):
         inner = _times(inner, self.power())
       if self.next == "/":
-        raise ValueError("where the argument ends is not plain")
+        raise ValueError("the end of the argument is ambiguous")
     inner = inexact(inner)
     if name != r"\log":
       result = FUNCTIONS[name](inner)
-    elif base is None:  # Of base e or 10: a factor that is not known.
+    elif base is None:  # The base is e or 10, so that a factor is unknown.
       result = MP.ln(inner) * inexact(self.variable(name))
     else:
       result = MP.ln(inner) / MP.ln(inexact(base))
     return _raise(result, exponent)
 
   def variable(self, name: str) -> Fraction:
-    """A letter's value, which depends on its subscript and primes too."""
+    """Parses a variable; its name includes its subscript and primes."""
     if self.accept("_"):
       opening = self.take()
       subscript = [opening]
@@ -314,14 +315,14 @@ class _Reader:
       name += "_" + "".join(subscript).removeprefix("{").removesuffix("}")
     while self.accept("'"):
       name += "'"
-    if name in APPLIED and self.next == "(":  # It may be a function.
+    if name in APPLIED and self.next == "(":
       start = self.at
       self.bracketed(self.take())
       name += "".join(self.tokens[start : self.at])
     self.variables.add(name)
     if name in self.values:
       return self.values[name]
-    # Of few bits, so that high powers stay small.
+    # The value has few bits, so that high powers stay small.
     seed = zlib.crc32(f"{name} {self.point}".encode())
     number = abs(self.point) * (1 + Fraction(seed % 2**14, 2**16))
     return -number if self.point < 0 and seed >> 31 else number
@@ -335,7 +336,7 @@ def _small(number: Fraction) -> Fraction:
 
 
 def _plus(one: Number, other: Number) -> Number:
-  """The sum: exact if both are, and 0 where they cancel but for rounding."""
+  """Returns the sum; 0 if only rounding errors are left of it."""
   if isinstance(one, Fraction) and isinstance(other, Fraction):
     return _small(one + other)
   one, other = inexact(one), inexact(other)
@@ -393,5 +394,5 @@ def _root(number: Number, degree: Number) -> Number:
       return -_root(-number, degree)
     if degree > 2:
       raise ValueError("roots of negative numbers have two readings")
-    return MP.sqrt(inexact(number))  # i, times the root of what is positive.
+    return MP.sqrt(inexact(number))  # Imaginary.
   return _raise(number, 1 / degree)

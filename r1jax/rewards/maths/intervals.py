@@ -1,7 +1,7 @@
-r"""Sets of real numbers: intervals, inequalities, what is left out of them.
+r"""Parses and compares sets of real numbers: intervals and inequalities.
 
-(-\infty,3)\cup(3,\infty), \mathbb{R}\setminus\{3\} and x \ne 3 are one set. It
-is read where every bound is a number; bounds with letters are for `structure`.
+(-\infty,3)\cup(3,\infty), \mathbb{R}\setminus\{3\} and x \ne 3 are the same
+set. Every bound must be a number; `structure` handles bounds with variables.
 """
 
 import functools
@@ -14,7 +14,7 @@ from r1jax.rewards.maths.formulas import MP
 
 MAX_PIECES = 64
 INFINITY = MP.inf
-ROUNDING = MP.mpf(10) ** -6  # Of bounds written with decimals, relative.
+ROUNDING = MP.mpf(10) ** -6  # Relative tolerance of bounds with decimals.
 
 LIKELY = re.compile(
   r"[<>]|\\(?:le|ge|ne|cup|cap|mathbb|infty|emptyset)(?![a-zA-Z])|real|^R$"
@@ -53,7 +53,7 @@ OF_SIGN = {
 
 
 class Piece(NamedTuple):
-  """What lies between two bounds, with or without them."""
+  """An interval, with or without each of its bounds."""
 
   low: formulas.Number
   high: formulas.Number
@@ -67,7 +67,10 @@ ALL: Pieces = (Piece(-INFINITY, INFINITY, False, False),)
 
 @functools.lru_cache(4096)
 def read(text: str) -> Pieces | None:
-  """The set as disjoint pieces in order; None if a clean text is none."""
+  """Returns a set as disjoint intervals in ascending order.
+
+  None if the clean text is not a set of real numbers.
+  """
   if not LIKELY.search(text) or len(text) > latex.MAX_LENGTH:
     return None
   pieces = _read(text)
@@ -90,6 +93,7 @@ def _same(rounded: bool, one: formulas.Number, other: formulas.Number) -> bool:
 
 
 def _read(text: str) -> Pieces | None:
+  """`read` without its guards: tries each notation of a set in turn."""
   text = NAMED.sub("", text.strip(), count=1).strip()
   for separator, join in ((UNITED, _unite), (COMMON, _intersect)):
     parts = _split(text, separator)
@@ -120,7 +124,7 @@ def _read(text: str) -> Pieces | None:
 
 
 def _split(text: str, separator: re.Pattern) -> list[str]:
-  """The parts between separators that stand within no brackets."""
+  """Returns the parts between the separators outside of all brackets."""
   if not separator.search(text):
     return [text]
   parts, start = [], 0
@@ -135,7 +139,7 @@ def _split(text: str, separator: re.Pattern) -> list[str]:
 
 
 def _bound(text: str) -> formulas.Number | None:
-  """A real number, or infinity."""
+  """Returns a real number or plus or minus infinity; None for anything else."""
   squeezed = latex.squeeze(text).removeprefix("+")
   if squeezed in (r"\infty", r"-\infty"):
     return -INFINITY if squeezed[0] == "-" else INFINITY
@@ -146,13 +150,13 @@ def _bound(text: str) -> formulas.Number | None:
 
 
 def _point(text: str) -> Pieces | None:
-  """x = 2, as a part of a set."""
+  """Returns "x = 2" as a set of one number."""
   match = re.fullmatch(r"(?:[a-zA-Z]\s*=\s*)([^=<>]+)", text.strip())
   return match and _finite(rf"\{{{match[1]}\}}")
 
 
 def _finite(text: str) -> Pieces | None:
-  r"""The set \{1, 2\}."""
+  r"""Returns a finite set: \{1, 2\}."""
   text = text.strip()
   if not (text.startswith(r"\{") and text.endswith(r"\}")):
     return None
@@ -166,6 +170,7 @@ def _finite(text: str) -> Pieces | None:
 
 
 def _interval(text: str) -> Pieces | None:
+  """Returns an interval: (1, 2]."""
   if text[:1] not in ("(", "[") or text[-1:] not in (")", "]"):
     return None
   ends = re.split("[,;]", text[1:-1])
@@ -178,7 +183,7 @@ def _interval(text: str) -> Pieces | None:
 
 
 def _built(text: str) -> Pieces | None:
-  r"""\{x \in S \mid conditions\}."""
+  r"""Returns a set in builder notation: \{x \in S \mid conditions\}."""
   if not (text.startswith(r"\{") and text.endswith(r"\}")):
     return None
   match = BUILDER.fullmatch(text[2:-2])
@@ -190,13 +195,17 @@ def _built(text: str) -> Pieces | None:
 
 
 def _in_brackets(text: str) -> Pieces | None:
+  """Returns the set within a pair of round brackets."""
   if text[:1] == "(" and latex.closing(text) == len(text) - 1:
     return _read(text[1:-1])
   return None
 
 
 def _conditions(text: str) -> Pieces | None:
-  """Inequalities, with commas between them: all hold, or one does."""
+  """Returns the set that inequalities with commas between them describe.
+
+  It is their intersection, or their union if the intersection is empty.
+  """
   parts: list[str] = []
   for part in _split(text, re.compile("[,;]")):
     if parts and not re.search(RELATION.pattern + r"|\\in(?![a-zA-Z])", part):
@@ -212,7 +221,7 @@ def _conditions(text: str) -> Pieces | None:
 
 
 def _condition(text: str) -> Pieces | None:
-  """2x + 1 < 7, 1 < |x| < 4 or x != 2, in one variable."""
+  """Returns the solutions of 2x + 1 < 7, 1 < |x| < 4 or x != 2."""
   sides = RELATION.split(text)
   if len(sides) not in (3, 5) or "=" in text:
     return None
@@ -239,6 +248,7 @@ def _condition(text: str) -> Pieces | None:
 
 
 def _modulus(inner: str, sign: str, right: str) -> Pieces | None:
+  """Returns the solutions of |inner| < right, for any relation."""
   bound = _bound(right)
   if bound is None or bound < 0:
     return None
@@ -252,6 +262,11 @@ def _modulus(inner: str, sign: str, right: str) -> Pieces | None:
 
 
 def _linear(left: str, sign: str, right: str) -> Pieces | None:
+  """Returns the solutions of an inequality that is linear in one variable.
+
+  The slope comes from two values of left - right. Two more values check that
+  it is constant.
+  """
   text = APPLIED.sub("x", left) if APPLIED.fullmatch(left.strip()) else left
   text = f"({text})-({right})"
   names = formulas.variables(text)
@@ -274,7 +289,7 @@ def _linear(left: str, sign: str, right: str) -> Pieces | None:
 
 
 def _half(sign: str, bound: formulas.Number) -> Pieces:
-  """All numbers that are less, greater, or other than the bound."""
+  """Returns the numbers that are less than, greater than, or not the bound."""
   less = Piece(-INFINITY, bound, False, sign == r"\le")
   greater = Piece(bound, INFINITY, sign == r"\ge", False)
   if sign == r"\ne":
@@ -283,6 +298,7 @@ def _half(sign: str, bound: formulas.Number) -> Pieces:
 
 
 def _complement(pieces: Pieces) -> Pieces:
+  """Returns the real numbers that are not in a set."""
   result, low, with_low = [], -INFINITY, False
   for piece in pieces:
     result.append(Piece(low, piece.low, with_low, not piece.with_low))
@@ -292,6 +308,7 @@ def _complement(pieces: Pieces) -> Pieces:
 
 
 def _holds_any(piece: Piece) -> bool:
+  """Whether an interval is not empty."""
   if piece.low == piece.high:
     return piece.with_low and piece.with_high and abs(piece.low) != INFINITY
   return piece.low < piece.high
@@ -302,7 +319,7 @@ def _intersect(sets: list[Pieces]) -> Pieces:
 
 
 def _both(one: Pieces, other: Pieces) -> Pieces:
-  """What is in both: the later start, and the earlier end, of each two."""
+  """Returns the intersection of two sets, interval by interval."""
   result = []
   for a in one:
     for b in other:

@@ -1,14 +1,15 @@
-r"""LaTeX as policies and data sets write it, brought to one form.
+r"""Normalises the LaTeX of answers, and extracts the content of boxes.
 
-Matters of taste go: dollar signs, \left and \right, spacing, \dfrac, \frac12,
-full-width and other Unicode signs, thousands separators, a closing full stop.
+Normalisation removes differences that do not change the meaning: dollar signs,
+\left and \right, spacing, \dfrac, \frac12, full-width and other Unicode signs,
+thousands separators, a full stop at the end.
 """
 
 import re
 
-MAX_LENGTH = 512  # Characters of an answer; a longer one is not read.
+MAX_LENGTH = 512  # Characters of an answer; longer ones are not normalised.
 
-# One character to one, or to some ASCII.
+# Unicode characters to ASCII or to commands.
 CHARACTERS = str.maketrans(
   {
     **dict.fromkeys("−–—﹣－", "-"),
@@ -50,7 +51,7 @@ WRAPPERS = (
   r"|mathit|mathsf|mathtt|mbox|operatorname\*?|emph|bf|rm|bm|boldsymbol"
   r"|underline)\s*\{([^{}]*)\}"
 )
-# Functions without a backslash; those of the second line are units too.
+# Functions written without a backslash. ALSO_UNITS may be units, as in 5 min.
 NAMES = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|csc|ln|log|lg|exp"
 ALSO_UNITS = "sec|max|min|det|gcd|lcm"
 REWRITES = tuple(
@@ -74,13 +75,13 @@ REWRITES = tuple(
       r"\\text{\1/\2}",
     ),
     (r"(?<=\d)(?:\\,|\\ |~)+(?=\d+/\d)", " "),
-    # A comma in braces that separates no thousands is a decimal one.
+    # A comma in braces is a decimal comma, unless it separates thousands.
     (r"(?<![\d.])(\d+)\{,\}(\d+)(?!\d|\{,\})", r"\1.\2"),
     (r"\\text\{([a-zA-Z][a-zA-Z ]{2,}):\s*\}(?=.)", r"\\text{\1}="),
     (r"^\s*\*\*([^*]+)\*\*\W*$", r"\1"),  # Markdown's bold.
     (r"(?<!\\)\\[,;:!> ]|~|\\q?quad(?![a-zA-Z])|\\h?space\{[^{}]*\}", " "),
     (r"\{([:;])\}", r"\1"),
-    # Plain text's way of writing mathematics.
+    # Mathematics written as plain text.
     (
       rf"\\text\{{({NAMES})\}}|(?<![\\a-zA-Z])({NAMES})"
       r"(?=x(?![a-zA-Z])|\s*[(^_{|\d\\]|\s+[a-zA-Z](?![a-zA-Z]))",
@@ -125,13 +126,13 @@ REWRITES = tuple(
     (r"\(\s*\\text\{([^{}]*)\}\s*\)", r"\\text{(\1)}"),
     (r"\\log_\{?e(?![a-zA-Z])\}?", r"\\ln"),
     (r"(^|[(\[{,;=])\s*\+\s*(?=[\w\\.])", r"\1"),
-    # Scripts: braces around more than one character, and around no single one.
+    # Scripts: braces around several characters, none around a single one.
     (r"\^\s*(-?\d{2,}|-\w)", r"^{\1}"),
     (r"([\^_])\s*\{\s*(\w)\s*\}", r"\1\2"),
     (r"(?<![\d^_.])(\d+)\s+(\d+)\s*/\s*(\d+)(?!\d)", r"\1\\frac{\2}{\3}"),
   )
 )
-# Spaces, or commas in braces, between groups of digits.
+# Separators of groups of digits: spaces, or commas in braces.
 GAP = r"(?:\\[,;: ]|\{,\}|~)+"
 GROUPED = re.compile(
   rf"(?<![\d.,])[1-9]\d{{0,2}}(?:{GAP}\d{{3}})+(?!\d|{GAP}\d)"
@@ -143,7 +144,8 @@ LINES = re.compile(
   r"(.*?)\\end\{\1\}",
   re.DOTALL,
 )
-# ]0,1[ and [0,1[, between the signs that may stand around an interval.
+# Intervals in the notation ]0,1[, where nothing but set operators surrounds
+# them.
 OUTWARD = re.compile(
   r"(?:(?<=\\in)|(?<=\\cup)|(?<=\\cap)|(?<=[=,{])|^)\s*"
   r"([\[(\]])([^\[\]]*[,;][^\[\]]*)([\[)\]])"
@@ -152,12 +154,12 @@ OUTWARD = re.compile(
 TAIL = re.compile(r"[\s.,;:\\]+$")
 THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 SPACED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d,])")
-NUMBERS = re.compile(r"(?<![\d_^])(\d+)\s+(?=\d)")  # 1 2 is no number.
+NUMBERS = re.compile(r"(?<![\d_^])(\d+)\s+(?=\d)")  # "1 2" is two numbers.
 COMMAND_LETTER = re.compile(r"(\\[a-zA-Z]+)\s+(?=[a-zA-Z])")
 BOX = re.compile(r"\\(?:boxed|f(?:rame)?box)(?![a-zA-Z])\s*(?:\{|(\w))")
 BOX_NAME = re.compile(r"\\(?:boxed|f(?:rame)?box)(?![a-zA-Z])")
-MAX_BOXES = 64  # That may be one list.
-# What makes one list of two boxes, but for signs that only space them.
+MAX_BOXES = 64  # The boxes at the end of a text that are joined to a list.
+# What stands between two boxes of one list (without SPACING), and its meaning.
 LINKS = {
   **dict.fromkeys(("", ",", ";", "、", "，", "&", "and", ",and", "和"), ", "),
   **dict.fromkeys(("or", ",or", "或"), " or "),
@@ -171,15 +173,16 @@ COMMAND = re.compile(r"\\[a-zA-Z]+|.", re.DOTALL)
 
 
 def last_boxed(text: str) -> str | None:
-  r"""The content of the last \boxed{...}, stripped; None if it is open.
+  r"""Returns the content of the last \boxed{...}, stripped.
 
-  Boxes that only a comma, "and" or "or" divides are one list.
+  Boxes that only a comma, "and" or "or" separates are returned as one list.
+  None if there is no box or the last one is not closed.
   """
   answer, end = None, len(text)
   names = [*BOX_NAME.finditer(text)][-MAX_BOXES:]
   for match in reversed([BOX.match(text, name.start()) for name in names]):
     stop = _end_of_box(text, match) if match else -1
-    if stop < 0 or stop > end:  # Open, or around the one before.
+    if stop < 0 or stop > end:  # It is not closed, or contains the next box.
       break
     content = (match[1] or text[match.end() : stop - 1]).strip()
     if answer is None:
@@ -193,12 +196,12 @@ def last_boxed(text: str) -> str | None:
 
 
 def has_box(text: str) -> bool:
-  """Whether there is a box, be it open or empty."""
+  """Whether a text has a box, even one that is empty or not closed."""
   return bool(BOX_NAME.search(text))
 
 
 def _end_of_box(text: str, match: re.Match) -> int:
-  """Where the box that begins with the match ends; -1 if it does not."""
+  """Returns the end of the box that a match begins; -1 if it is not closed."""
   if match[1]:
     return match.end()
   depth = 1
@@ -210,20 +213,20 @@ def _end_of_box(text: str, match: re.Match) -> int:
 
 
 def _link(between: str) -> str | None:
-  """What joins two boxes to one list; None if they are no list."""
+  """Returns the separator of two boxes of a list; None if they are no list."""
   link = SPACING.sub("", between) if len(between) < 64 else between
   return LINKS.get(link) if link or "\n" not in between else None
 
 
 def clean(text: str) -> str:
-  r"""The text in one form; words stay in \text{...}, and spaces between words.
+  r"""Returns the text in normal form, with words in \text{...}.
 
-  A dollar sign that is a currency's is left standing. Text beyond MAX_LENGTH
-  comes back as it is.
+  Spaces between words and dollar signs that are a currency are kept. A text of
+  more than MAX_LENGTH characters is returned unchanged.
   """
   if len(text) > MAX_LENGTH:
     return text
-  if r"\begin" not in text:  # Written through one escape too many.
+  if r"\begin" not in text:  # Backslashes that were escaped twice.
     text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)
   text = text.translate(CHARACTERS)
   text = re.sub(WRAPPERS, lambda m: rf"\text{{{m[1]}}}", text)
@@ -235,7 +238,7 @@ def clean(text: str) -> str:
   text = GROUPED.sub(lambda m: re.sub(GAP, "", m[0]), text)
   text = LINES.sub(_join_lines, text)
   for pattern, replacement in REWRITES:
-    if pattern.search(text):  # Most are not there, and search is the faster.
+    if pattern.search(text):  # Most do not match, and `search` is faster.
       text = pattern.sub(replacement, text)
   text = SPACED.sub(lambda m: m[0].replace(" ", ""), _brace(text))
   text = THOUSANDS.sub(_join, NUMBERS.sub(r"\1, ", text).strip())
@@ -243,16 +246,16 @@ def clean(text: str) -> str:
 
 
 def squeeze(text: str) -> str:
-  r"""Clean text without its spaces, and without \text around words."""
+  r"""Returns a clean text without its spaces and without \text around words."""
   text = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
   text = COMMAND_LETTER.sub("\\1\0", text)
   return text.replace(" ", "").replace("\0", " ")
 
 
 def closing(text: str, start: int = 0) -> int:
-  """Where the bracket that opens at `start` is closed; -1 if nowhere.
+  """Returns the index of the bracket that closes the one at `start`, or -1.
 
-  All kinds of brackets count as one, as (0, 1] wants it.
+  Brackets of different kinds match, because of intervals such as (0, 1].
   """
   depth = 0
   for i in range(start, len(text)):
@@ -263,7 +266,7 @@ def closing(text: str, start: int = 0) -> int:
 
 
 def _join_lines(lines: re.Match) -> str:
-  """The lines of an environment as a list; cases of a function stay."""
+  """Returns the lines of an environment as a list; a function's cases as is."""
   if lines[1] == "cases" and "&" in lines[2]:
     return lines[0]
   rows = re.split(r"\\\\(?:\[[^\]]*\])?", lines[2].replace("&", " "))
@@ -271,12 +274,13 @@ def _join_lines(lines: re.Match) -> str:
 
 
 def _inward(interval: re.Match) -> str:
+  """Returns the interval ]0,1[ as (0,1)."""
   opening = interval[1].replace("]", "(")
   return opening + interval[2] + interval[3].replace("[", ")")
 
 
 def _join(number: re.Match) -> str:
-  """1,234 is a number; in (1,234) it may be two."""
+  """Returns 1,234 as 1234, except within brackets: (1,234) may be a pair."""
   before = number.string[: number.start()]
   inside = sum(before.count(c) for c in "([") - sum(map(before.count, ")]"))
   inside += before.count(r"\{") - before.count(r"\}")
@@ -284,7 +288,7 @@ def _join(number: re.Match) -> str:
 
 
 def _brace(text: str) -> str:
-  r"""\frac and \sqrt with braces around every argument."""
+  r"""Returns the text with braces around each argument of \frac and \sqrt."""
   done = ""
   while match := BRACED.search(text):
     done += text[: match.start()] + match[0].rstrip()
@@ -296,7 +300,10 @@ def _brace(text: str) -> str:
 
 
 def _argument(text: str) -> tuple[str, str]:
-  """What TeX, or a hasty writer, would take for an argument; and the rest."""
+  """Splits a text into its first argument and the rest.
+
+  An argument is a group in braces or round brackets, a command or a character.
+  """
   text = text.lstrip()
   if text[:1] in ("{", "("):
     end = closing(text)

@@ -1,6 +1,6 @@
-r"""Numbers with their units: what "\$1.5 million" or "864\text{ inches}^2" say.
+r"""Parses numbers with their units: "\$1.5 million", "864\text{ inches}^2".
 
-Every number is read whole, exactly and without `eval`, or it is not a number.
+A number is the whole text, and its value is exact. Nothing is evaluated.
 """
 
 import re
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from r1jax.rewards.maths import arithmetic, latex
 
-# A unit under all of its names. Two units must agree where both are given.
+# All names of each unit. Units must agree if both answers have one.
 NAMES = {
   "m": "meter metre",
   "km": "kilometer kilometre",
@@ -75,7 +75,7 @@ FILLERS = {"per", "a", "an", "the", "of", "each", "in", "total", "unit"} | {
   "square",
   "cubic",
 }
-ANY = frozenset()  # The unit of what has none, or one that is not read.
+ANY = frozenset()  # No unit, or an unknown one; it agrees with every unit.
 
 SCALES = {
   "hundred": 10**2,
@@ -95,7 +95,7 @@ SPELLED = (
 ).split()
 HAN_UNIT = re.compile("千[克米瓦卡]")
 HAN = "零一二三四五六七八九十"
-# Words after a number that make another number of it.
+# Words after a number that change its value.
 OTHER = re.compile(
   r"\b(half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|eighths?|tenths?"
   r"|squared|cubed|factorial|times|plus|minus|over|or|and|to|point|pairs?"
@@ -106,7 +106,7 @@ OTHER = re.compile(
 CURRENCY = re.compile(
   r"^(-?)\s*(?:(US\$|USD|\$)|(€|EUR|\\euro)|(?:£|¥|￥|₹|\\pounds))\s*(?=[-\d.\\(])"
 )
-VARIABLE = re.compile("(?![mgshlL])[a-zA-Z]")  # i and e, and no unit.
+VARIABLE = re.compile("(?![mgshlL])[a-zA-Z]")  # A letter that is no unit.
 HEAD = re.compile(r"(?:\d|\\pi).*[\w})%]$|\d$|\\pi$", re.DOTALL)
 ATOM = (
   r"(?:\\mu\s*)?\(?(?:\\text\{[^{}]*\}|[kM]?\s*\\Omega(?![a-zA-Z]))"
@@ -119,9 +119,9 @@ WORDS = re.compile(
   r"([a-zA-Z\u4e00-\u9fff$€][^{}\\^_=<>()+*|&\d]*)((?:\^\{?[23]\}?)?)$"
 )
 DECIMALS = re.compile(r"\.(\d+)")
-MARK = re.compile(r"\(\d+\)")  # One of several statements.
+MARK = re.compile(r"\(\d+\)")  # The number of a statement.
 SYMBOL = re.compile(r"(.+?)(\s*)([a-zA-Z]{1,3})(\^[23])?")
-CLOSE = set("mgshlL")  # Units that stand next to their number.
+CLOSE = set("mgshlL")  # Units that may follow a number without a space.
 RATE = re.compile(r"[a-zA-Z]+\s?(?:/|per)\s?[a-zA-Z]+")
 ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")  # Of degrees.
 DEGREES = re.compile(r"\^\{\\circ\}\s*(?:\\text\{\s*([CF]?)\s*\}|([CF]))?$")
@@ -137,18 +137,18 @@ REPEATING = re.compile(
 
 
 class Quantity(NamedTuple):
-  """A number as it was written."""
+  """A number and its notation."""
 
   value: Fraction  # 5 for 5%.
-  decimals: int  # Written digits after the point: it may be another, rounded.
-  percent: bool
+  decimals: int  # Digits after the decimal point.
+  percent: bool  # Whether a percent sign follows.
 
 
 def split_unit(text: str) -> tuple[str, frozenset]:
-  """Clean text without its unit, and the unit's names; none if there is none.
+  """Splits a clean text into a number and the names of its unit.
 
-  A unit of physics is one name, such as kg^1 m^1 s^-2, other things are their
-  words: apples, different ways, pages per day.
+  A physical unit is one name, such as kg^1 m^1 s^-2. Any other unit is the set
+  of its words: apples, different ways, pages per day. ANY means no unit.
   """
   if match := CURRENCY.match(text):
     unit = "$" if match[2] else "euro" if match[3] else ""
@@ -189,7 +189,10 @@ def split_unit(text: str) -> tuple[str, frozenset]:
 
 
 def split_symbol(text: str) -> tuple[str, frozenset]:
-  """5 N or 5m as number and unit; a letter may be a variable elsewhere."""
+  """Splits "5 N" or "5m" into number and unit.
+
+  Only for answers to a number: elsewhere the letter may be a variable.
+  """
   match = SYMBOL.fullmatch(text)
   if not match or match[3] not in UNITS or read(match[1]) is None:
     return text, ANY
@@ -199,7 +202,7 @@ def split_symbol(text: str) -> tuple[str, frozenset]:
 
 
 def agree(unit: frozenset, other: frozenset) -> bool:
-  """Whether two units may be one: 12 ways are 12 different ways."""
+  """Whether two units may be the same: "ways" agrees with "different ways"."""
   unit, other = unit - FILLERS, other - FILLERS
   if unit <= other or other <= unit:
     return True
@@ -209,7 +212,10 @@ def agree(unit: frozenset, other: frozenset) -> bool:
 
 
 def read(text: str) -> Quantity | None:
-  """The number that is the whole of a clean text without unit, or None."""
+  """Returns the number that is the whole of a clean text without unit.
+
+  None for any other text.
+  """
   text = latex.squeeze(text)
   while text[:1] == "(" and latex.closing(text) == len(text) - 1:
     text = text[1:-1]
@@ -222,7 +228,7 @@ def read(text: str) -> Quantity | None:
 
 
 def radix(text: str) -> tuple[str, str] | None:
-  """The digits and the base of a number that names its base, such as 204_5."""
+  """Returns digits and base of a number such as 204_5; None for other texts."""
   match = RADIX.fullmatch(re.sub(r"\\text\{(\w+)\}", r"\1", text.strip()))
   if not match or len(match[1]) > 64:
     return None
@@ -238,20 +244,20 @@ def _are_digits(digits: str, base: int) -> bool:
   return all(int(digit, 36) < base for digit in digits if digit not in "-.")
 
 
-def equal(gold: Quantity, given: Quantity) -> bool:
-  """Whether they are the same number.
+def equal(gold: Quantity, answer: Quantity) -> bool:
+  """Whether two quantities are the same number.
 
-  28, 28% and 0.28 count as the same where at least one has its sign of per
-  cent: data sets drop it. One with six decimals or more may be the other one
-  rounded: 0.333333 is 1/3, and 0.33 is not.
+  If either has a percent sign, 28, 28% and 0.28 are the same, because data sets
+  drop the sign. A number with six decimals or more may be rounded: 0.333333
+  equals 1/3, and 0.33 does not.
   """
-  if gold.percent == given.percent:
-    values = (given.value,)
+  if gold.percent == answer.percent:
+    values = (answer.value,)
   elif gold.percent:
-    values = (given.value, given.value * 100)
+    values = (answer.value, answer.value * 100)
   else:
-    values = (given.value, given.value / 100)
-  decimals = max(gold.decimals, given.decimals)
+    values = (answer.value, answer.value / 100)
+  decimals = max(gold.decimals, answer.decimals)
   return any(
     gold.value == value or is_rounded(gold.value, value, decimals)
     for value in values
@@ -259,7 +265,10 @@ def equal(gold: Quantity, given: Quantity) -> bool:
 
 
 def is_rounded(one, other, decimals: int) -> bool:
-  """Whether they agree to that many decimals, six at least, and a millionth."""
+  """Whether two numbers are equal after rounding to `decimals` decimals.
+
+  Requires six decimals or more, and a relative difference below a millionth.
+  """
   difference = abs(one - other)
   return (
     decimals >= 6
@@ -269,6 +278,7 @@ def is_rounded(one, other, decimals: int) -> bool:
 
 
 def _value(text: str) -> Fraction | None:
+  """Returns the value of a number in digits or words; None for other texts."""
   if len(text) > arithmetic.MAX_LENGTH:
     return None
   if match := MIXED.fullmatch(text):
@@ -296,7 +306,7 @@ def _value(text: str) -> Fraction | None:
 
 
 def _is_unit(head: str, words: str, spaced: bool) -> bool:
-  """Whether bare words after a number are a unit, and no variables."""
+  """Whether words after a number are a unit, and not variables."""
   if words.lower().rstrip("s") in UNITS or words in UNITS:
     return len(words) > 1
   known = read(head) is not None
@@ -306,14 +316,14 @@ def _is_unit(head: str, words: str, spaced: bool) -> bool:
     return True
   if known and not (words.isascii() and "$" not in words):
     return True
-  # 2abc is a product, 2 abc is not.
+  # "2abc" is a product of variables; "2 abc" is a number and a unit.
   return known and max(map(len, re.findall("[a-zA-Z]+", words)), default=0) > (
     2 if spaced else 3
   )
 
 
 def _unit(text: str) -> frozenset:
-  """The names of a unit; see `split_unit`."""
+  """Returns the names of a unit, as `split_unit` does."""
   text = re.sub(r"\\(?:cdot|times)(?![a-zA-Z])|\*", " ", text).strip(" .")
   text = SPEEDS.get(text.lower(), text)
   powers: dict[str, int] = {}

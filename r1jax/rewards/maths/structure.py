@@ -1,8 +1,8 @@
-r"""What an answer is made of: a list, a tuple, an interval, a set, a matrix.
+r"""Parses an answer into its parts: lists, tuples, intervals, sets, matrices.
 
-An answer is read into a tree whose leaves are clean LaTeX, so that every leaf
-can be compared on its own: the elements of a set in any order, the ends of an
-interval with their brackets.
+The result is a tree whose leaves are clean LaTeX, so that each leaf can be
+compared on its own: the elements of a set in any order, the ends of an interval
+with their brackets.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from r1jax.rewards.maths import latex
 
-MAX_PARTS = 64  # Elements of one list; a longer one is a leaf.
+MAX_PARTS = 64  # Elements of a list; a longer list is a leaf.
 
 MATRIX = re.compile(
   r"\\begin\{(?:[pbB]?matrix|smallmatrix|array)\}(?:\{[lcr| ]*\})?(.*)"
@@ -56,8 +56,9 @@ INFINITY = r"\infty"
 class Parts(NamedTuple):
   """A node of the tree.
 
-  Kinds: "leaf" (text), "list" (any order), "tuple" (in order; `brackets` are
-  its own), "rows" (of a matrix, each a tuple), "union".
+  Its `kind` is "leaf" (with `text`), "list" (parts in any order), "tuple"
+  (parts in order, with `brackets`), "rows" (a matrix; each row is a tuple) or
+  "union".
   """
 
   kind: str
@@ -67,7 +68,7 @@ class Parts(NamedTuple):
 
 
 def read(text: str) -> Parts:
-  """The tree of a clean text."""
+  """Returns the tree of a clean text."""
   text = text.strip()
   if match := IN.match(text):
     text = text[match.end() :].strip()
@@ -85,7 +86,7 @@ def read(text: str) -> Parts:
 
 
 def split(text: str, separator: str) -> list[str]:
-  """The text cut at a separator that stands within no brackets."""
+  """Splits a text at each separator that is outside of all brackets."""
   parts, depth, start, i = [], 0, 0, 0
   while i < len(text):
     if text[i] in "([{":
@@ -102,7 +103,7 @@ def split(text: str, separator: str) -> list[str]:
 
 
 def _matrix(text: str) -> Parts | None:
-  """A matrix or vector, by itself, times a number before it, or transposed."""
+  """Returns a matrix or vector, with its factor and transposition applied."""
   text, transposed = TRANSPOSED.subn("", text)
   text = FACTOR_BEHIND.sub(r"\2\1", text)
   start = re.search(r"[(\[]?\s*\\begin|[(\[]", text)
@@ -128,7 +129,7 @@ def _matrix(text: str) -> Parts | None:
 
 
 def _times(factor: str, rows: tuple[Parts, ...]) -> Parts | None:
-  """The rows of a matrix, each cell with the factor before it."""
+  """Returns the rows of a matrix with each cell multiplied by a factor."""
   factor = re.sub(r"(?:\\cdot|\\times|\*)$", "", factor).strip()
   factor = {"-": "-1"}.get(factor, factor)
   if not factor:
@@ -154,6 +155,7 @@ def _union(text: str) -> Parts | None:
 
 
 def _bracketed(text: str) -> Parts | None:
+  """Returns a set as a list, and a tuple or interval as a tuple."""
   if text.startswith(r"\{") and text.endswith(r"\}"):
     if latex.closing(text, 1) != len(text) - 1:
       return None
@@ -180,7 +182,10 @@ def _bracketed(text: str) -> Parts | None:
 
 
 def _separated(text: str) -> Parts | None:
-  """1, 2 or 3; and 5; 10, which answers several questions in their order."""
+  """Returns "1, 2 or 3" as a list, and "5; 10" as a tuple.
+
+  Semicolons separate the answers to several questions, in their order.
+  """
   if len(parts := split(text, ";")) > 1:
     if len(parts) > MAX_PARTS or not all(parts):
       return None
@@ -208,7 +213,7 @@ def _elements(text: str) -> tuple[Parts, ...]:
 
 
 def _inequality(text: str) -> Parts | None:
-  """x > 5 as (5, infinity), 1 <= x < 2 as [1, 2)."""
+  """Returns x > 5 as the interval (5, infinity), and 1 <= x < 2 as [1, 2)."""
   if len(RELATION.findall(text)) > 2 or "=" in text:
     return None
   if match := CHAIN.fullmatch(text):
@@ -235,7 +240,7 @@ def _inequality(text: str) -> Parts | None:
 
 
 def _plus_minus(text: str) -> Parts | None:
-  """a +- b as the two numbers that it stands for."""
+  """Returns a +- b as the list of a + b and a - b."""
   if text.count(r"\pm") != 1:
     return None
   before, _, after = text.partition(r"\pm")

@@ -1,9 +1,9 @@
-r"""math-verify, asked about two formulas and nothing else.
+r"""Compares two formulas with the library math-verify.
 
-It is handed one \boxed{} alone: of whole texts it may pick another answer than
-the last, and of a gold answer without delimiters it reads only a part. Its own
-timeouts need signals and the main thread, so they are off: the pool's limit
-holds instead.
+The library always receives a single \boxed{}. In a whole text it may pick an
+answer other than the last, and of a gold answer without delimiters it reads
+only a part. Its timeouts are off, because they need signals and the main
+thread; the grader pool limits the time instead.
 """
 
 import functools
@@ -15,8 +15,8 @@ from r1jax.rewards.maths.latex import MAX_LENGTH
 
 MAX_DEPTH = 16  # Nested brackets of an answer.
 
-# Numbers that the library would compute, digit by digit, and what its parser
-# reads in more ways the more there is of it.
+# Numbers with so many digits that the library would not finish, and notation
+# for which its parser takes exponential time.
 HUGE = re.compile(
   r"\^\s*[{(][^{}a-zA-Z\\]*\^|\^[\s{(]*-?[\d.]+[\s}]*\^"  # 9^{9^9}
   r"|\^[^()]*\d{3}[^()]*\)\s*\^\s*\{?\d{3}"  # (9^{999})^{999}
@@ -26,14 +26,14 @@ HUGE = re.compile(
   r"|\\exp\W*\\exp|_\{[^{}]*_\{[^{}]*_\{|(?:\|[^|]*){9}",
   re.DOTALL,
 )
-# t as an argument, which math-verify cannot read without brackets.
+# The argument t, which math-verify cannot parse without brackets.
 ARGUMENT = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc)(?:\^\{?\d\}?)?)\s*t\b")
 
-MAX_TERMS = 1000  # Of a power of a sum, were it multiplied out.
-MAX_FACTORS = 10_000  # Of a factorial, and what is made of such.
+MAX_TERMS = 1000  # Of a power of a sum, after expansion.
+MAX_FACTORS = 10_000  # Of factorials, binomials and gamma functions.
 
-# Formulas of many kinds: the parser learns its way from what it has read, and
-# the first of a kind takes up to a tenth of a second.
+# One formula of each kind. The parser caches its decisions; the first formula
+# of a kind takes up to a tenth of a second.
 COMMON = (
   r"\frac{\sqrt{3}}{2}",
   r"-3x^{2}+2x-1",
@@ -45,11 +45,11 @@ COMMON = (
 
 
 class UnreadableGold(Exception):
-  """The example's own answer is nothing that answers can be compared with."""
+  """The gold answer cannot be compared with anything."""
 
 
 def well_formed(text: str) -> bool:
-  """True if its braces close, no box ends within it, and little is nested."""
+  """Whether the braces of a text match and are at most MAX_DEPTH deep."""
   if len(text) > MAX_LENGTH:
     return False
   depth = braces = 0
@@ -62,14 +62,17 @@ def well_formed(text: str) -> bool:
 
 
 @functools.lru_cache(4096)
-def equivalent(gold: str, given: str, equations: bool = False) -> bool:
-  """What math-verify says of two formulas, or of two that should be 0.
+def equivalent(gold: str, answer: str, equations: bool = False) -> bool:
+  """Whether math-verify finds two formulas equal.
 
-  Raises UnreadableGold if it cannot read the first.
+  With `equations`, the formulas are the left sides of two equations whose right
+  side is 0, and are equal if one is a multiple of the other.
+
+  Raises UnreadableGold if the first formula cannot be parsed.
   """
   if HUGE.search(gold) or not well_formed(gold):
     raise UnreadableGold(gold)
-  if HUGE.search(given) or not well_formed(given):
+  if HUGE.search(answer) or not well_formed(answer):
     return False
   try:
     parsed = _parse_gold(gold)
@@ -78,27 +81,27 @@ def equivalent(gold: str, given: str, equations: bool = False) -> bool:
   if not parsed:
     raise UnreadableGold(gold)
   try:
-    other = _parse(given)
+    other = _parse(answer)
     if _is_vast(parsed[0]) or _is_vast(other[0]):
-      return str(parsed[0]) == str(other[0])  # Terms in one order.
+      return str(parsed[0]) == str(other[0])  # sympy sorts the terms.
     if equations:
       return _proportional(parsed[0], other[0])
     numbers = parsed[0], other[0]
     if all(getattr(n, "is_number", 0) and n.is_finite for n in numbers):
       return _same_number(*numbers)
     return _verify(parsed, other)
-  except Exception:  # The library stumbled over what the policy wrote.
+  except Exception:  # The policy's text can raise anything in the library.
     return False
 
 
 def warm() -> None:
-  """Has the library read COMMON formulas, so that others are read faster."""
+  """Parses the COMMON formulas, so that the library parses others faster."""
   for text in COMMON:
     _verify(_parse(text), _parse(text))
 
 
 def _is_vast(formula) -> bool:
-  """True where a comparison would compute more than fits into its time."""
+  """Whether comparing a formula would take longer than the grader may."""
   import sympy
 
   if not isinstance(formula, sympy.Basic):
@@ -115,13 +118,17 @@ def _is_vast(formula) -> bool:
 
 
 def _same_number(one, other) -> bool:
-  """Relatively: math-verify rounds to six decimals, and 1e-7 would be 0."""
+  """Whether two numbers agree to 15 digits.
+
+  math-verify itself rounds to six decimals, so that 1e-7 would equal 0.
+  """
   difference = (one - other).evalf(30, maxn=200)
   scale = max(abs(one.evalf(30)), abs(other.evalf(30)))
   return bool(difference.is_number and abs(difference) <= 1e-15 * scale)
 
 
 def _proportional(one, other) -> bool:
+  """Whether one formula is a multiple of the other."""
   import sympy
 
   ratio = sympy.cancel(one / other)
@@ -134,7 +141,7 @@ def _parse_gold(text: str) -> list:
 
 
 def _parse(text: str) -> list:
-  """What math-verify makes of an answer; empty if it cannot be read."""
+  """Returns math-verify's readings of an answer; none if it cannot parse it."""
   library, config = _math_verify()
   text = ARGUMENT.sub(r"\1(t)", text.strip().strip("$"))
   return library.parse(
@@ -146,14 +153,15 @@ def _parse(text: str) -> list:
   )
 
 
-def _verify(gold: list, given: list) -> bool:
-  """Whether they are equal; the order matters to math-verify."""
+def _verify(gold: list, answer: list) -> bool:
+  """Whether two parsed answers are equal; math-verify depends on the order."""
   library, _ = _math_verify()
-  return library.verify(gold, given, timeout_seconds=None)
+  return library.verify(gold, answer, timeout_seconds=None)
 
 
 @functools.cache
 def _math_verify():
+  """Returns the library and the config under which it reads a box."""
   import math_verify  # Half a second to import.
 
   logging.getLogger("math_verify").setLevel(logging.ERROR)  # "No timeout."

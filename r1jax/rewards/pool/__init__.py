@@ -1,1 +1,1 @@
-"""Processes that grade, each of which may be killed at any moment."""
+"""A pool of grader processes with limits on time and memory."""

@@ -1,11 +1,11 @@
-"""A pool of processes that grade, each of which may be killed at any moment.
+"""A pool of grader processes, each of which may be killed at any moment.
 
     with GraderPool(num_workers=2, timeout=5.0) as pool:
       grading = pool.submit([Call(reward, (example, completion)), ...])
-      for index, value in grading: ...  # As they finish.
+      for index, value in grading: ...  # In the order in which they finish.
 
-The time limit is kept here, outside of the process that may hang; see `worker`
-for the other side.
+The time limit is enforced here, outside of the process that may hang. `worker`
+is the code of the grader processes.
 """
 
 import json
@@ -29,12 +29,12 @@ from r1jax.text import Completion, Example
 
 logger = logging.getLogger(__name__)
 
-START_TIMEOUT = 120.0  # Seconds that the graders may take to be imported.
-BATCH = 16  # Calls in one message to a worker.
-MAX_LINE = 2**20  # Bytes of an answer.
+START_TIMEOUT = 120.0  # Seconds within which the graders must be imported.
+BATCH = 16  # Calls per message to a worker.
+MAX_LINE = 2**20  # Bytes of a worker's reply.
 
 
-# What every worker begins with; see `worker.load`.
+# What is loaded before workers are forked; see `worker.load`.
 PRELOAD = (
   "r1jax.rewards.language:load",
   "math_verify",
@@ -44,7 +44,7 @@ PRELOAD = (
 
 
 class Call(NamedTuple):
-  """A function of a module, and what to call it with; all of it is pickled."""
+  """A function and its arguments, all of which are pickled."""
 
   function: Callable[..., float | str | None]
   args: tuple = ()
@@ -52,26 +52,27 @@ class Call(NamedTuple):
 
 
 def _canary(answer: str) -> Call:
+  """Returns a call that grades `answer` against 1/2."""
   example = Example("", r"\frac{1}{2}", "math")
   text = rf"<think></think><answer>\boxed{{{answer}}}</answer>"
   return Call(accuracy.reward, (example, Completion(text)))
 
 
-# Known verdicts, asked of every worker before it grades anything else. A broken
-# grader mostly says 0 to everything, which no curve would show.
+# Calls and their known values, which every slot computes first. A broken grader
+# mostly returns 0 for everything, which no curve would show.
 CANARIES = ((_canary(r"\sqrt{1/4}"), 1.0), (_canary(r"\sqrt{1/5}"), 0.0))
 
 
 class Grading:
-  """Calls on their way through a pool; to be read once, by one thread."""
+  """The results of calls that a pool computes; read once, by one thread."""
 
   def __init__(self, size: int):
-    self.counts = {"timeouts": 0, "crashes": 0}  # Of those read so far.
+    self.counts = {"timeouts": 0, "crashes": 0}  # Of the values read so far.
     self._size = size
     self._finished: queue.SimpleQueue = queue.SimpleQueue()
 
   def __iter__(self) -> Iterator[tuple[int, Any]]:
-    """Yields (index, value) as calls finish; the value is None for failures.
+    """Yields (index, value) as calls finish; failed calls have the value None.
 
     Raises RuntimeError if the pool breaks down or is closed.
     """
@@ -86,12 +87,14 @@ class Grading:
       yield index, outcome.get("value")
 
   def values(self) -> list:
-    """Waits for all values; in the order of the calls."""
+    """Returns all values in the order of the calls, after waiting for them."""
     values = dict(self)
     return [values[i] for i in range(self._size)]
 
 
 class _Job(NamedTuple):
+  """Pickled calls that one worker computes one after the other."""
+
   grading: Grading
   indices: Sequence[int]
   frames: Sequence[bytes]
@@ -100,14 +103,21 @@ class _Job(NamedTuple):
 class GraderPool:
   """Worker processes that compute calls within limits of time and memory.
 
-  A call that takes longer than `timeout` seconds, or uses more of the CPU than
-  `cpu_seconds` (rounded up to whole ones; None for as many as `timeout`), is
-  worth None and counts in `timeouts`; its process, and all that this has
-  started, is killed and replaced. One whose process ends, or that raises, is
-  worth None and counts in `crashes`. The other calls are not harmed, but wait
-  for the worker: take twice as many as cores where many may hang. Any thread
-  may use a pool. The constructor does not wait for the processes to start;
-  `warm` does.
+  If a call takes longer than `timeout` seconds, or uses more than `cpu_seconds`
+  of CPU time, its value is None and counts in `timeouts`; its worker, with all
+  processes that this has started, is killed and replaced. If a call raises an
+  exception or ends its process, its value is None and counts in `crashes`.
+  Other calls are not affected, except that they wait for the worker. Any thread
+  may use a pool. The constructor does not wait for the workers to start; `warm`
+  does.
+
+  Args:
+    num_workers: from 1 to 256; twice the number of cores if many calls hang.
+    timeout: seconds of wall-clock time per call.
+    cpu_seconds: seconds of CPU time per call, rounded up; None for `timeout`.
+    memory_gib: address space per worker.
+    preload: modules, and functions "module:name" to run; see `worker.load`.
+    canaries: calls and their known values, which every slot computes first.
   """
 
   def __init__(
@@ -132,14 +142,14 @@ class GraderPool:
     self._launch()
     self._ready = [Future() for _ in range(num_workers)]
     self._threads = [
-      threading.Thread(target=self._attend, args=(slot,), daemon=True)
+      threading.Thread(target=self._run_slot, args=(slot,), daemon=True)
       for slot in range(num_workers)
     ]
     for thread in self._threads:
       thread.start()
 
   def submit(self, calls: Sequence[Call]) -> Grading:
-    """Starts the calls, and returns at once."""
+    """Starts the calls, and returns without waiting for them."""
     frames = [pickle.dumps(tuple(call)) for call in calls]
     grading = Grading(len(frames))
     with self._lock:
@@ -152,29 +162,29 @@ class GraderPool:
     return grading
 
   def map(self, calls: Sequence[Call]) -> list:
-    """The values of the calls, None for those that failed."""
+    """Returns the values of the calls; failed calls have the value None."""
     return self.submit(calls).values()
 
   def warm(self) -> None:
-    """Waits until all workers have started and judged the canaries rightly.
+    """Waits until all workers have started and passed the canaries.
 
-    Raises RuntimeError if they do not.
+    Raises RuntimeError if a worker does not start, or fails a canary.
     """
     for ready in self._ready:
       ready.result()
 
   def close(self) -> None:
-    """Ends all processes, whatever they do; waits until they are gone."""
+    """Kills all processes, even in the midst of a call, and waits for them."""
     with self._lock:
       self._closed = True
-      self._control.close()  # At which the server ends its workers and itself.
+      self._control.close()  # Then the server ends its workers and itself.
     for _ in self._threads:
       self._jobs.put(None)
     for thread in self._threads:
       thread.join()
     self._server.wait()
     self._log.close()
-    self._abandon(RuntimeError("the grader pool was closed"))
+    self._fail_jobs(RuntimeError("the grader pool was closed"))
 
   def __enter__(self) -> "GraderPool":
     return self
@@ -182,25 +192,28 @@ class GraderPool:
   def __exit__(self, *_) -> None:
     self.close()
 
-  def _attend(self, slot: int) -> None:
-    """The life of the thread that looks after one slot's workers."""
+  def _run_slot(self, slot: int) -> None:
+    """Runs the workers of one slot; the target of the slot's thread."""
     try:
-      while self._grade(slot):
+      while self._run_worker(slot):
         pass
     except Exception as error:
       if not self._ready[slot].done():
         self._ready[slot].set_exception(error)
-      self._abandon(error, until_closed=True)
+      self._fail_jobs(error, until_closed=True)
 
-  def _grade(self, slot: int) -> bool:
-    """Starts a worker and grades with it: True if it is lost, False if done."""
+  def _run_worker(self, slot: int) -> bool:
+    """Starts a worker, and gives it jobs until it is lost or the pool closes.
+
+    Returns True if the worker is lost and the slot needs another one.
+    """
     with self._fork(slot) as connection:
       if not self._ready[slot].done():
-        self._try_canaries(connection)
+        self._check_canaries(connection)
         self._ready[slot].set_result(None)
       for job in iter(self._jobs.get, None):
         lost, done = False, 0
-        for outcome in self._converse(connection, job.frames, self._limits):
+        for outcome in self._exchange(connection, job.frames, self._limits):
           lost = "failure" in outcome and "error" not in outcome
           job.grading._finished.put((job.indices[done], outcome))
           done += 1
@@ -211,13 +224,13 @@ class GraderPool:
           return True
     return False
 
-  def _converse(
+  def _exchange(
     self,
     connection: socket.socket,
     frames: Sequence[bytes],
     limits: tuple[float, float],
   ) -> Iterator[dict]:
-    """Yields an outcome per frame, and stops after one that ends the worker."""
+    """Yields the outcome of each frame, up to one that ends the worker."""
     timeout, cpu_seconds = limits
     connection.settimeout(timeout)
     began = time.monotonic()
@@ -239,19 +252,20 @@ class GraderPool:
       spent = time.monotonic() - began >= cpu_seconds
       yield {"failure": "timeouts" if spent else "crashes"}
 
-  def _try_canaries(self, connection: socket.socket) -> None:
+  def _check_canaries(self, connection: socket.socket) -> None:
+    """Raises RuntimeError unless a worker computes the canaries' values."""
     frames = [pickle.dumps(tuple(call)) for call, _ in self._canaries]
     expected = [value for _, value in self._canaries]
-    outcomes = [*self._converse(connection, frames, (START_TIMEOUT,) * 2)]
+    outcomes = [*self._exchange(connection, frames, (START_TIMEOUT,) * 2)]
     values = [outcome.get("value") for outcome in outcomes]
     if values != expected:
       raise RuntimeError(
-        f"graders are broken here: known answers graded {values} ({outcomes}), "
-        f"not {expected}"
+        f"the graders do not work on this machine: they graded known answers "
+        f"{values} ({outcomes}), not {expected}"
       )
 
   def _launch(self) -> None:
-    """Starts the server; the caller holds the lock, or is the constructor."""
+    """Starts the server process; only while holding the lock, or at first."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     one_thread = dict(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     self._control, theirs = socket.socketpair()
@@ -264,12 +278,12 @@ class GraderPool:
         stdout=subprocess.DEVNULL,
         stderr=self._log,
         start_new_session=True,
-        # Fixed hashes: sympy's results depend on the order of sets.
+        # sympy's results depend on the order of sets, and so on hashes.
         env=os.environ | one_thread | dict(PYTHONPATH=path, PYTHONHASHSEED="0"),
       )
 
   def _fork(self, slot: int) -> socket.socket:
-    """A connection to a fresh worker; ends the one that had the slot."""
+    """Returns a connection to a new worker; ends the slot's old worker."""
     ours, theirs = socket.socketpair()
     try:
       with theirs, self._lock:
@@ -282,21 +296,22 @@ class GraderPool:
         socket.send_fds(self._control, [bytes([slot])], [theirs.fileno()])
       ours.settimeout(START_TIMEOUT)
       if ours.recv(1) != b"\n":
-        raise RuntimeError(f"graders cannot start: {self._last_words()}")
+        raise RuntimeError(f"graders cannot start: {self._server_log()}")
     except BaseException:
       ours.close()
       raise
     return ours
 
-  def _last_words(self) -> str:
+  def _server_log(self) -> str:
+    """Returns the end of the server's standard error."""
     with self._lock:
       if self._closed:
         return "the pool was closed"
       self._log.seek(0)
       return self._log.read().decode(errors="replace")[-2000:]
 
-  def _abandon(self, error: Exception, until_closed: bool = False) -> None:
-    """Fails the calls that still wait, and those to come if `until_closed`."""
+  def _fail_jobs(self, error: Exception, until_closed: bool = False) -> None:
+    """Fails waiting jobs with `error`; with `until_closed`, later ones too."""
     while until_closed or not self._jobs.empty():
       job = self._jobs.get()
       if job is None:

@@ -1,12 +1,12 @@
-"""The process that grades. `grader` runs this file by its path.
+"""The grader processes. `pool` runs this file by its path.
 
     pool -- control socket --> server -- fork --> worker <-- socket --> pool
 
-The server imports the graders once and never sees what a policy wrote. It forks
-a worker when it is asked to, and ends the one that had the slot before, so that
-a replaced worker is back in milliseconds. When the pool is gone, so are they,
-and whatever they have started: it becomes the server's own child at the latest
-when its parent ends, and dies with the next worker that is ended.
+The server imports the graders once and never receives the policy's text. On
+request it ends the worker of a slot and forks a new one, which takes
+milliseconds. All of these processes end when the pool does. Processes that a
+worker has started become children of the server when their parent ends, and
+are killed together with the next worker that is ended.
 """
 
 import concurrent.futures
@@ -36,10 +36,10 @@ def main(options: str) -> None:
   if sys.platform == "linux":
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-  shut_out_jax()
-  gc.disable()  # Nothing that is loaded here is ever garbage.
+  forbid_jax()
+  gc.disable()  # Nothing that is loaded here is ever freed.
   load(options["preload"])
-  gc.freeze()  # Workers share its memory as long as they do not look at it.
+  gc.freeze()  # A collection in a worker would copy the pages that it shares.
   control = socket.socket(fileno=0)
   workers = {}  # Process id by slot.
   while True:
@@ -59,37 +59,38 @@ def main(options: str) -> None:
   for pid in workers.values():
     end(pid)
   end_strays({})
-  os._exit(0)  # Half a second faster than a tidy end.
+  os._exit(0)  # Half a second faster than a regular exit.
 
 
 def load(names: list[str]) -> None:
-  """Imports modules, in order; runs functions, "module:name", beside that."""
-  # What reasoning-gym makes some problems with. It takes half a second to
-  # import, most of it matplotlib, and no scorer needs it.
+  """Imports modules in order, and runs functions "module:name" in threads."""
+  # reasoning-gym generates some problems with this package, but no scorer needs
+  # it. Its import takes half a second, mostly for matplotlib.
   sys.modules["cellpylib"] = types.ModuleType("cellpylib")
   with concurrent.futures.ThreadPoolExecutor() as threads:
-    found = map(pkgutil.resolve_name, names)
-    started = [threads.submit(each) for each in found if callable(each)]
-  for run in started:
-    run.result()
+    loaded = map(pkgutil.resolve_name, names)
+    running = [threads.submit(each) for each in loaded if callable(each)]
+  for each in running:
+    each.result()
 
 
-def shut_out_jax() -> None:
-  """Makes `import jax` fail: a grader does without it."""
+def forbid_jax() -> None:
+  """Makes `import jax` fail, because graders must not depend on it."""
   sys.modules["jax"] = None
 
 
 def end(pid: int) -> None:
-  """Kills a worker and its process group; waits until it is gone."""
+  """Kills a worker and its process group, and waits for its end."""
   with contextlib.suppress(ProcessLookupError):
     os.killpg(pid, signal.SIGKILL)
   os.waitpid(pid, 0)
 
 
 def end_strays(workers: dict[int, int]) -> None:
-  """Kills what workers had started outside of their process groups.
+  """Kills processes that workers started outside of their process groups.
 
-  The children of one that is killed come here in turn. Linux only.
+  When one is killed, its children become the server's, and are killed too. Only
+  on Linux.
   """
   children = Path(f"/proc/self/task/{os.getpid()}/children")
   with contextlib.suppress(OSError):
@@ -102,11 +103,11 @@ def end_strays(workers: dict[int, int]) -> None:
 
 
 def work(pool: socket.socket, memory: int) -> None:
-  """Answers calls, one line of JSON each, until the pool closes its end.
+  """Replies to calls with a line of JSON each, until the pool closes its end.
 
-  What comes back is never pickled: the pool must not trust this process.
+  Replies are not pickled, because the pool must not trust this process.
   """
-  if sys.platform == "linux":  # Not to outlive the server.
+  if sys.platform == "linux":  # End together with the server.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
   with contextlib.suppress(OSError):
     os.setpgid(0, 0)
@@ -114,10 +115,10 @@ def work(pool: socket.socket, memory: int) -> None:
     with contextlib.suppress(OSError, ValueError):
       resource.setrlimit(kind, (most, most))
   null = os.open(os.devnull, os.O_RDWR)
-  for fd in range(3):  # The control socket among them.
+  for fd in range(3):  # This closes the control socket, too.
     os.dup2(null, fd)
   gc.enable()
-  gc.set_threshold(50_000)  # Formulas are many small objects, few in cycles.
+  gc.set_threshold(50_000)  # Formulas are many objects with few cycles.
   pool.sendall(b"\n")
   frames = pool.makefile("rb")
   with contextlib.suppress(EOFError, OSError):
@@ -130,7 +131,7 @@ def work(pool: socket.socket, memory: int) -> None:
 
 
 def limit_cpu(seconds: float) -> None:
-  """Has the kernel end this process when it has used that much more."""
+  """Lets the kernel kill this process after so much more CPU time."""
   _, hard = resource.getrlimit(resource.RLIMIT_CPU)
   until = math.ceil(time.process_time() + seconds)
   with contextlib.suppress(OSError, ValueError):
@@ -138,11 +139,11 @@ def limit_cpu(seconds: float) -> None:
 
 
 def answer(frame: bytes) -> bytes:
-  """The value of a pickled call, or the exception that it raised."""
+  """Returns the value of a pickled call, or its exception, as JSON."""
   try:
     function, args, kwargs = pickle.loads(frame)
     return json.dumps({"value": function(*args, **kwargs)}).encode()
-  except BaseException as error:  # math-verify's timeouts are no Exception.
+  except BaseException as error:  # math-verify's timeouts are not Exceptions.
     message = f"{type(error).__name__}: {error}"
     return json.dumps({"error": message[:1000]}).encode()
 

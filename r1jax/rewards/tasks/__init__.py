@@ -1,1 +1,1 @@
-"""Tasks whose rules are code: choice, countdown, logic, instructions."""
+"""Graders of tasks: choice, Countdown, logic, instructions, reasoning-gym."""

@@ -1,4 +1,4 @@
-"""Grades multiple choice: the letter, or the text of the choice itself."""
+"""Grades multiple choice by the letter, or by the text of the choice."""
 
 import re
 import unicodedata
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from r1jax.rewards.maths import answers
 from r1jax.text import Example
 
-MAX_LENGTH = 2048  # Characters; a longer answer names no letter.
+MAX_LENGTH = 2048  # Characters; longer answers are wrong.
 
 # "C", "(c)", "**C**."; and "A, B and D", "ABD".
 ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
@@ -40,21 +40,21 @@ WRAPPER = re.compile(
 
 
 def grade(example: Example, answer: str) -> float:
-  """1 if the answer names the example's letter, or letters, and no other.
+  """Returns 1.0 if the answer names exactly the example's letters, else 0.0.
 
-  `metadata["choices"]`, in the order of the letters and optional, lets an
-  answer say the choice's text in place of its letter.
+  With `metadata["choices"]`, the texts of the choices in the order of their
+  letters, an answer may be the text of a choice. A gold answer without a letter
+  is compared as text.
   """
   choices = example.metadata.get("choices") or ()
   gold = letters(example.answer, choices)
-  given = letters(answer, choices)
-  if gold is None:  # It is no letter: a text to be matched.
+  if gold is None:
     return float(_fold(answer) == _fold(example.answer))
-  return float(given == gold)
+  return float(letters(answer, choices) == gold)
 
 
 def letters(answer: str, choices: Sequence[str] = ()) -> str | None:
-  """The letters that an answer names, sorted; None if it names none."""
+  """Returns the letters that an answer names, sorted; None if it names none."""
   if len(answer) > MAX_LENGTH:
     return None
   text = unicodedata.normalize("NFKC", answer).replace("$", " ")  # Ｂ is B.
@@ -72,21 +72,21 @@ def letters(answer: str, choices: Sequence[str] = ()) -> str | None:
   if SEVERAL.fullmatch(text):
     return "".join(sorted({*re.findall("[A-Z]", text)}))
   if match := LABELLED.match(text):
-    others = {"".join(found) for found in LABEL.findall(text, match.end() - 1)}
+    others = {"".join(label) for label in LABEL.findall(text, match.end() - 1)}
     if others - {match[match.lastindex].upper()}:
-      return None  # A list of choices.
+      return None  # The answer lists several choices.
     return match[match.lastindex].upper()
   label, _, rest = text.partition(" ")
   if [label.upper()] == [chr(ord("A") + i) for i in _same(rest, choices)]:
     return label.upper()
-  named = {"".join(found).upper() for found in NAMED.findall(text)}
+  named = {"".join(groups).upper() for groups in NAMED.findall(text)}
   return named.pop() if len(named) == 1 else None
 
 
 def _same(answer: str, choices: Sequence[str]) -> list[int]:
-  """Which of the choices the answer says, word for word."""
-  said = _fold(answer)
-  return [i for i, choice in enumerate(choices) if said == _fold(choice) != ""]
+  """Returns the indices of the choices whose text equals the answer."""
+  text = _fold(answer)
+  return [i for i, choice in enumerate(choices) if text == _fold(choice) != ""]
 
 
 def _fold(text: str) -> str:

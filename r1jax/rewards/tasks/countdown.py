@@ -1,6 +1,6 @@
-"""Grades Countdown: a target made of given numbers, each used exactly once.
+"""Grades Countdown: an expression that uses each number once equals the target.
 
-The expression is parsed, never evaluated as code, and computed in fractions.
+The expression is parsed and computed in exact fractions, never run as code.
 """
 
 import re
@@ -23,11 +23,12 @@ FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 
 
 def grade(example: Example, answer: str) -> float:
-  """1 if the answer is an expression of the numbers that makes the target.
+  """Returns 1.0 if the answer is a valid expression of the target, else 0.0.
 
-  `metadata` has `numbers` (or `nums`) and `target`. Allowed are + - * / and
-  brackets, in signs of Python or of LaTeX. The result may be written behind
-  "=", and must be right then.
+  `example.metadata` has `numbers` (or `nums`) and `target`. The expression may
+  use + - * / and brackets, in Python's notation or in LaTeX. A result after "="
+  is optional, and must be correct. Raises ValueError if the metadata lack a
+  field.
   """
   numbers = example.metadata.get("numbers", example.metadata.get("nums"))
   target = example.metadata.get("target")
@@ -48,7 +49,7 @@ def grade(example: Example, answer: str) -> float:
 
 
 def _plain(text: str) -> str:
-  """The expression in Python's signs."""
+  """Returns the expression in Python's notation."""
   text = text.translate(latex.CHARACTERS)
   while (shorter := FRACTION.sub(r"((\1)/(\2))", text)) != text:
     text = shorter[: 2 * latex.MAX_LENGTH]

@@ -1,8 +1,8 @@
-"""Instruction following: what a program can verify, as IFEval does.
+"""Instruction following: the instructions of IFEval that a program can verify.
 
-IFEval (arXiv:2311.07911), its 25 kinds of instruction, strict: the response is
-taken as it is. `Example.metadata` has the data set's own fields,
-`instruction_id_list` and `kwargs`, one for each.
+IFEval (arXiv:2311.07911), its 25 kinds of instruction, in its strict mode: the
+response is checked as it is. `Example.metadata` has the data set's fields:
+`instruction_id_list` and `kwargs`, one entry for each instruction.
 """
 
 import json
@@ -13,18 +13,19 @@ from typing import Any
 from r1jax.rewards import language, sentences
 from r1jax.text import Completion, Example
 
-MAX_LENGTH = 100_000  # Characters; a longer response follows nothing.
+MAX_LENGTH = 100_000  # Characters; a longer response follows no instruction.
 OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
 
 def reward(
   example: Example, completion: Completion, *, partial: bool = False
 ) -> float:
-  """1 if the response follows all of the prompt's instructions, or 0.
+  """Returns 1.0 if a response follows all of its instructions, and 0.0 if not.
 
-  The response is what follows the last </think> (none -> 0), without the tags
-  of <answer> if it is wrapped in them. With `partial`, the share of the
-  instructions that it follows.
+  The response is the text after the last </think>, without <answer> tags around
+  it. Without </think> the reward is 0. With `partial`, it is the share of the
+  instructions that the response follows. Raises ValueError if the metadata lack
+  the instructions or name an unknown one.
   """
   text = response(completion)
   metadata = example.metadata
@@ -44,13 +45,8 @@ def reward(
   return float(text is not None and all(results))
 
 
-def followed(example: Example, completion: Completion) -> float:
-  """1 if all instructions are followed, or 0: the grader of a domain."""
-  return reward(example, completion)
-
-
 def response(completion: Completion) -> str | None:
-  """What the user is shown; None if the thinking has no end."""
+  """Returns the text that the user sees; None without </think>."""
   _, closed, text = completion.text.rpartition("</think>")
   if not closed:
     return None
@@ -62,15 +58,14 @@ def response(completion: Completion) -> str | None:
 
 
 def follows(text: str, name: str, kwargs: Mapping[str, Any]) -> bool:
-  """Whether a response follows one instruction.
+  """Whether a response follows one instruction; an empty one follows none.
 
-  An empty response follows none. Raises ValueError for a kind that is not
-  known.
+  Raises ValueError for an unknown kind of instruction.
   """
   known = {key: value for key, value in kwargs.items() if value is not None}
   check = CHECKS.get(name)
   if check is None:
-    raise ValueError(f"instructions: {name!r} is of no known kind")
+    raise ValueError(f"instructions: unknown instruction {name!r}")
   if not text.strip() or len(text) > MAX_LENGTH:
     return False
   return bool(check(text, **known))
@@ -87,17 +82,21 @@ def compare(count: int, relation: str, number: int) -> bool:
 
 
 def number_words(text: str, *, relation: str, num_words: int) -> bool:
-  """At least, or less than, so many words, of letters, digits and "_"."""
+  """Whether the number of words (of letters, digits and "_") is as asked."""
   return compare(len(re.findall(r"\w+", text)), relation, num_words)
 
 
 def number_sentences(text: str, *, relation: str, num_sentences: int) -> bool:
-  """At least, or less than, so many sentences."""
+  """Whether the number of sentences is as asked."""
   return compare(len(sentences.split(text)), relation, num_sentences)
 
 
 def number_paragraphs(text: str, *, num_paragraphs: int) -> bool:
-  """Paragraphs stand between dividers, ***; only the outer may be empty."""
+  """Whether there are exactly so many paragraphs, divided by "***".
+
+  The first and the last do not count if they are empty; no other paragraph may
+  be empty.
+  """
   parts = re.split(r"\s?\*\*\*\s?", text)
   inner = parts[1:-1]
   count = len(inner) + sum(bool(part.strip()) for part in (parts[0], parts[-1]))
@@ -109,7 +108,10 @@ def number_paragraphs(text: str, *, num_paragraphs: int) -> bool:
 def nth_paragraph_first_word(
   text: str, *, num_paragraphs: int, nth_paragraph: int, first_word: str
 ) -> bool:
-  """Paragraphs stand between two line breaks."""
+  """Whether the n-th of so many paragraphs begins with a word, in any case.
+
+  Paragraphs are divided by two line breaks.
+  """
   parts = text.split("\n\n")
   count = sum(bool(part.strip()) for part in parts)
   if count != num_paragraphs or not 1 <= nth_paragraph <= count:
@@ -122,19 +124,19 @@ def nth_paragraph_first_word(
 
 
 def existence(text: str, *, keywords: Sequence[str]) -> bool:
-  """Every keyword occurs, within a word too, in any case."""
+  """Whether every keyword occurs, in any case, also within a word."""
   return all(_count(keyword, text) for keyword in keywords)
 
 
 def frequency(
   text: str, *, relation: str, keyword: str, frequency: int
 ) -> bool:
-  """A keyword occurs so often, within words too, in any case."""
+  """Whether a keyword occurs as often as asked, in any case, also in words."""
   return compare(_count(keyword.strip(), text), relation, frequency)
 
 
 def forbidden_words(text: str, *, forbidden_words: Sequence[str]) -> bool:
-  """None of the words occurs as a word of its own, in any case."""
+  """Whether none of the words occurs as a whole word, in any case."""
   return not any(
     re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE)
     for word in forbidden_words
@@ -144,49 +146,49 @@ def forbidden_words(text: str, *, forbidden_words: Sequence[str]) -> bool:
 def letter_frequency(
   text: str, *, let_relation: str, letter: str, let_frequency: int
 ) -> bool:
-  """A letter occurs so often, in any case."""
+  """Whether a letter occurs as often as asked, in any case."""
   count = text.lower().count(letter.strip().lower())
   return compare(count, let_relation, let_frequency)
 
 
 def response_language(text: str, *, language: str) -> bool:
-  """The response is in the language."""
+  """Whether the response is in a language."""
   return _is_in(text, language)
 
 
 def in_capitals(code: str) -> Callable[[str], bool]:
-  """A check that the response is in the language, and in capital letters."""
+  """Returns a check that the response is in a language, all in capitals."""
   return lambda text: text.isupper() and _is_in(text.lower(), code)
 
 
 def in_lowercase(code: str) -> Callable[[str], bool]:
-  """A check that the response is in the language, without a capital."""
+  """Returns a check that the response is in a language, all in lower case."""
   return lambda text: text.islower() and _is_in(text, code)
 
 
 def capital_word_frequency(
   text: str, *, capital_relation: str, capital_frequency: int
 ) -> bool:
-  """So many words are all in capitals."""
+  """Whether the number of words in capitals is as asked."""
   count = sum(map(str.isupper, sentences.tokens(text)))
   return compare(count, capital_relation, capital_frequency)
 
 
 def no_comma(text: str) -> bool:
-  """There is no comma."""
+  """Whether there is no comma."""
   return "," not in text
 
 
 def number_placeholders(
   text: str, *, num_placeholders: int, relation: str = "at least"
 ) -> bool:
-  """At least so many [placeholders]."""
+  """Whether the number of [placeholders] is as asked."""
   count = sum(_placeholders(line) for line in text.split("\n"))
   return compare(count, relation, num_placeholders)
 
 
 def postscript(text: str, *, postscript_marker: str) -> bool:
-  """There is a postscript that begins with the marker."""
+  """Whether there is a postscript that begins with the marker."""
   marker = postscript_marker.strip().lower()
   pattern = {
     "p.p.s": r"p\.\s?p\.\s?s",
@@ -196,7 +198,7 @@ def postscript(text: str, *, postscript_marker: str) -> bool:
 
 
 def number_bullet_lists(text: str, *, num_bullets: int) -> bool:
-  """Exactly so many lines begin with "*" or "-"."""
+  """Whether exactly so many lines begin with "*" or "-"."""
   lines = [line.lstrip() for line in text.split("\n")]
   stars = [line for line in lines if re.match(r"\*[^*]", line)]
   dashes = [line for line in lines if line.startswith("-")]
@@ -204,30 +206,30 @@ def number_bullet_lists(text: str, *, num_bullets: int) -> bool:
 
 
 def constrained_response(text: str) -> bool:
-  """One of the options occurs."""
+  """Whether one of OPTIONS occurs."""
   return any(option in text for option in OPTIONS)
 
 
 def number_highlighted_sections(
   text: str, *, num_highlights: int, relation: str = "at least"
 ) -> bool:
-  """*One* counts once, **one** once as well: its inner stars are empty."""
+  """Whether the number of *highlights* and **highlights** is as asked."""
   single = re.findall(r"\*[^\n*]*\*", text)
   double = re.findall(r"\*\*[^\n*]*\*\*", text)
-  count = sum(bool(found.strip("* \t")) for found in single + double)
+  count = sum(bool(span.strip("* \t")) for span in single + double)
   return compare(count, relation, num_highlights)
 
 
 def multiple_sections(
   text: str, *, section_spliter: str, num_sections: int, relation="at least"
 ) -> bool:
-  """At least so many headings, of the splitter and a number."""
+  """Whether the number of headings "Section 1" (or such) is as asked."""
   pattern = rf"\s?{re.escape(section_spliter.strip())}\s?\d+\s?"
   return compare(len(re.findall(pattern, text)), relation, num_sections)
 
 
 def json_format(text: str) -> bool:
-  """The whole is JSON, or a fenced block of it."""
+  """Whether the response is JSON, or a fenced block of JSON."""
   bare = re.sub(r"^```(?:json|Json|JSON)?", "", text.strip())
   try:
     json.loads(bare.removesuffix("```").strip())
@@ -237,7 +239,7 @@ def json_format(text: str) -> bool:
 
 
 def title(text: str) -> bool:
-  """There is a <<title>>."""
+  """Whether there is a <<title>>."""
   for line in text.split("\n"):
     start, end = line.find("<<"), line.rfind(">>")
     if 0 <= start < end and line[start:end].strip("<> \t"):
@@ -246,25 +248,25 @@ def title(text: str) -> bool:
 
 
 def two_responses(text: str) -> bool:
-  """Two that differ, with six asterisks between; only the ends may be empty."""
+  """Whether there are two different responses, with six asterisks between."""
   parts = [part.strip() for part in text.split("******")]
   full = [part for part in parts if part]
   return all(parts[1:-1]) and len(full) == 2 and full[0] != full[1]
 
 
 def repeat_prompt(text: str, *, prompt_to_repeat: str) -> bool:
-  """It begins with the prompt, in any case."""
+  """Whether the response begins with the prompt, in any case."""
   return text.strip().lower().startswith(prompt_to_repeat.strip().lower())
 
 
 def end_checker(text: str, *, end_phrase: str) -> bool:
-  """It ends with the phrase, in any case, but for quotation marks."""
+  """Whether the response, without quotation marks, ends with the phrase."""
   end = end_phrase.strip().lower()
   return text.strip().strip('"').lower().endswith(end)
 
 
 def quotation(text: str) -> bool:
-  """It stands in double quotation marks."""
+  """Whether the response is in double quotation marks."""
   bare = text.strip()
   return len(bare) > 1 and bare[0] == bare[-1] == '"'
 
@@ -303,7 +305,7 @@ CHECKS: dict[str, Callable[..., bool]] = {
 
 
 def _placeholders(line: str) -> int:
-  """Pairs of [ and the next ]; a pattern would try every [ to the end."""
+  """Returns the number of "[" with a later "]", in linear time."""
   count = position = 0
   while (start := line.find("[", position)) >= 0:
     position = line.find("]", start) + 1
@@ -318,6 +320,6 @@ def _count(keyword: str, text: str) -> int:
 
 
 def _is_in(text: str, code: str) -> bool:
-  """Whether a text is in the language; one without letters is in any."""
+  """Whether a text is in a language; a text without letters is in any."""
   code = code.split("-")[0]
   return language.identify(text, code) in (None, code)

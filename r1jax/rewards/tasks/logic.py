@@ -1,7 +1,7 @@
 """Grades logic: puzzles and predicted outputs whose answer is a value or text.
 
-A value is one of JSON or of Python's literals, and its numbers are compared as
-such; anything else is text, compared but for case, spaces and closing marks.
+An answer that is JSON or a Python literal is compared by its value. Any other
+answer is compared as text, up to case, whitespace and surrounding punctuation.
 """
 
 import ast
@@ -19,17 +19,17 @@ SAME = {"yes": "true", "no": "false"}
 
 
 def grade(example: Example, answer: str) -> float:
-  """1 if the answer is the same value, or the same text, as the example's."""
+  """Returns 1.0 if the answer equals the gold as text or value, else 0.0."""
   if match := FENCE.fullmatch(answer.strip()):
     answer = match[1]
   if _fold(answer) == _fold(example.answer):
     return 1.0
-  gold, given = _value(example.answer), _value(answer)
-  return float(gold is not None and given is not None and gold == given)
+  gold, value = _value(example.answer), _value(answer)
+  return float(gold is not None and value is not None and gold == value)
 
 
 def _value(text: str) -> Any:
-  """The literal that the text is, in a form that == compares; or None."""
+  """Returns a literal in a form that == can compare; None for other text."""
   text = text.strip()
   if len(text) > MAX_LENGTH or _depth(text) > MAX_DEPTH:
     return None
@@ -42,7 +42,10 @@ def _value(text: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-  """Tuples as lists, and a kind beside each value: True is not 1."""
+  """Returns (kind, value), recursively, so that True differs from 1.
+
+  Tuples become lists, because JSON has none.
+  """
   if isinstance(value, dict):
     items = [(repr(_plain(k)), _plain(v)) for k, v in value.items()]
     return "dict", sorted(items, key=lambda item: item[0])
@@ -56,6 +59,7 @@ def _plain(value: Any) -> Any:
 
 
 def _depth(text: str) -> int:
+  """Returns the number of nested brackets at the deepest place of a text."""
   depth = deepest = 0
   for char in text:
     depth += (char in "([{") - (char in ")]}")

@@ -1,8 +1,8 @@
-"""Grades answers to reasoning-gym's tasks by the library's own scorers.
+"""Grades answers to reasoning-gym's tasks with the library's scorers.
 
-Some scorers run `eval` or sympy's `parse_expr` on the text that they are given,
-and through it any code the policy may write: a guard reads the text first. They
-run in the grader pool like all accuracy, under its limits of time and memory.
+Some scorers pass the answer to `eval` or to sympy's `parse_expr`, which would
+run any code that the policy writes. A guard checks the answers to these tasks
+first. All scorers run in the grader pool, under its limits of time and memory.
 """
 
 import functools
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from r1jax.rewards.maths import arithmetic
 from r1jax.text import Example
 
-# Text that calls nothing and computes nothing, whatever executes it.
+# Text that calls and computes nothing, even if it is executed.
 INERT = re.compile(r"[\w\s,.:;'\"\[\]-]*")
-# Formulas: numbers, single letters, functions that sympy has, and operators.
+# Formulas: numbers, single letters, functions of sympy, and operators.
 FORMULA = re.compile(
   r"(?:\s|\d{1,30}(?:\.\d{1,30})?|(?<![\w.])(?:[a-zA-Z]|pi|sqrt|exp|log|ln|Abs"
   r"|a?(?:sin|cos|tan|cot|sec|csc)h?)(?![\w.])|\*\*|[-+*/^(),])*"
@@ -23,21 +23,22 @@ TOWER = re.compile(r"(?:\*\*|\^)(?:[^+-]*(?:\*\*|\^)|\s*\(?\s*-?\d{4})")
 
 
 def is_expression(text: str) -> bool:
-  """True for integers, + - * / and ()."""
+  """Whether a text is an expression of integers, + - * / and ()."""
   return arithmetic.parse(text) is not None
 
 
 def is_inert(text: str) -> bool:
-  """True for text without brackets that call, and without operators."""
+  """Whether a text has no calls and no operators."""
   return INERT.fullmatch(text) is not None
 
 
 def is_formula(text: str) -> bool:
-  """True for a formula whose powers are small."""
+  """Whether a text is a formula whose powers are small."""
   return FORMULA.fullmatch(text) is not None and not TOWER.search(text)
 
 
-# What may be shown to the scorer of a task; True lets the text through.
+# Tasks whose scorer executes the answer. An answer is passed to the scorer only
+# if the guard returns True.
 GUARDS: dict[str, Callable[[str], bool]] = {
   "binary_matrix": is_inert,
   "countdown": is_expression,
@@ -50,21 +51,21 @@ GUARDS: dict[str, Callable[[str], bool]] = {
   "string_insertion": is_inert,
 }
 
-# It hands the answer to the scorer of any task.
+# Tasks that may pass the answer to the scorer of any task.
 REFUSED = {"composite"}
 
 
 def grade(example: Example, answer: str) -> float:
-  """1 if the library gives the answer its full score, or 0.
+  """Returns 1.0 if the library's score is 1, and 0.0 otherwise.
 
-  The library's credit for answers that are nearly right is not given.
-  Raises ValueError for a task whose scorer executes the answer.
+  The library's partial credit for nearly correct answers counts as 0. Raises
+  ValueError for the tasks in REFUSED.
   """
   task = example.domain.partition("/")[2]
   if task in REFUSED:
     raise ValueError(
-      f"{task}: its scorer in reasoning-gym may execute the answer; name the "
-      "single tasks in its place"
+      f"{task}: its scorer in reasoning-gym may execute the answer; use its "
+      "single tasks instead"
     )
   if len(answer) > arithmetic.MAX_LENGTH + 2 * len(example.answer):
     return 0.0
@@ -79,7 +80,7 @@ def grade(example: Example, answer: str) -> float:
     return float(_scorer(task)(answer, entry) == 1.0)
   except Exception:
     if answer == example.answer:
-      raise  # Else the scorer stumbled over what the policy wrote.
+      raise  # The scorer is broken. Otherwise, the answer is malformed.
     return 0.0
 
 

@@ -1,12 +1,12 @@
-"""The numbers of a run: one JSON object per line, always, and other sinks.
+"""Metrics of a run: JSON lines in the workdir, and optional further sinks.
 
     WORKDIR/metrics.jsonl      {"step": 4, "time": 1.2, "reward/mean": 0.5, ...}
     WORKDIR/completions.jsonl  {"step": 4, "prompt": "...", "reward": 1.0, ...}
     WORKDIR/updates.jsonl      {"step": 3, "loss/total": 0.1, ...}, on demand
 
-A row's step is that of the train state when it was written. A run that resumes
-from step s drops the rows beyond s, so no step is ever there twice. What each
-name means is in METRICS.
+The step of a row is that of the train state when the row was written. A run
+that resumes from step s drops the rows after s, so no step appears twice.
+METRICS defines every name.
 """
 
 import math
@@ -36,11 +36,16 @@ Path = str | os.PathLike
 
 
 class Writer:
-  """Writes rows to `metrics.jsonl`, to sinks, and shows them on a console.
+  """Writes rows of metrics to `metrics.jsonl` and to sinks.
 
-  `step` is that of the restored checkpoint; None starts the files over.
-  `update_rows` keeps what `updates` is given. Only the first process of a job
-  writes.
+  Only the first process of a job writes.
+
+  Args:
+    workdir: of the run.
+    step: of the restored checkpoint; None starts new files.
+    sinks: names of further sinks; see `SINKS`.
+    update_rows: whether `updates` writes to updates.jsonl.
+    console: of the run; None makes one on standard output.
   """
 
   def __init__(
@@ -71,16 +76,16 @@ class Writer:
       self._sinks = [SINKS[name](folder, step) for name in names]
       past = max((_time(row) for row in read(workdir)), default=0.0)
     self._began = time.monotonic() - past
-    machine()  # Compiling is counted from here on.
+    machine()  # Starts to count compilations.
     self.console = console or Console(quiet=not self._first)
 
   @property
   def seconds(self) -> float:
-    """Seconds since the run began, those of earlier sessions included."""
+    """Seconds that the run has taken, including those before it resumed."""
     return time.monotonic() - self._began
 
   def write(self, step: int, /, **values) -> None:
-    """Adds a row: numbers, or lists of them, from Python, NumPy or JAX."""
+    """Writes a row of numbers, or lists of them, from Python, NumPy or JAX."""
     if not self._first:
       return
     plain = _plain(values)
@@ -89,7 +94,7 @@ class Writer:
       sink.write(row)
 
   def updates(self, step: int, updates: Sequence[Mapping[str, Any]]) -> None:
-    """Adds a row to `updates.jsonl` for each update, the last one `step`'s."""
+    """Writes a row to `updates.jsonl` per update; the last has this `step`."""
     if "updates" in self._files:
       first = int(step) - len(updates) + 1
       self._files["updates"].add(
@@ -97,7 +102,7 @@ class Writer:
       )
 
   def completions(self, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Adds rows to `completions.jsonl`; each must say its `step`."""
+    """Writes rows to `completions.jsonl`; each must have a "step"."""
     if self._first:
       self._files["completions"].add(rows)
 
@@ -114,18 +119,18 @@ class Writer:
 
 
 def read(workdir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-  """The rows of a run so far; a line that is none of them is left out."""
+  """The rows of a run so far; malformed lines are skipped."""
   path = pathlib.Path(workdir) / name
   return [row for row, _ in rows.lines(path)] if path.exists() else []
 
 
 def _time(row: Mapping[str, Any]) -> float:
-  """Seconds into the run; 0 if the row does not say."""
+  """The "time" of a row, in seconds since the run began; 0 if it has none."""
   time = row.get("time")
   return time if isinstance(time, int | float) and math.isfinite(time) else 0.0
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-  """The values as Python's numbers, from NumPy and from devices."""
+  """The values as Python numbers, copied from NumPy and from devices."""
   values = jax.device_get(dict(values))
   return {name: rows.plain(name, value) for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""How fast a run is, of what the machine could do, and what it holds."""
+"""Performance metrics: throughput, MFU, peak memory, compilations."""
 
 import collections
 import functools
@@ -19,15 +19,16 @@ def throughput(
   flops: float | int = 0.0,
   peak: float | int | None = None,
 ) -> dict[str, float]:
-  """The speed of a round: "perf/tokens_per_s", per device, and "perf/mfu".
+  """Tokens per second in total and per device, and the MFU, by metric name.
 
   Args:
-    tokens: that were sampled, or read.
-    seconds: of the whole round.
-    devices: that worked on it, of all hosts.
-    flops: that the model needed for it.
-    peak: FLOPs per second of one device, as its maker says; None leaves
-      "perf/mfu" out.
+    tokens: number of sampled or read tokens.
+    seconds: duration of the round.
+    devices: number of devices over all hosts.
+    flops: model FLOPs of the round.
+    peak: nominal FLOPs per second of one device; None leaves out "perf/mfu".
+
+  Raises ValueError if `peak` is not above 0.
   """
   rate = tokens / max(seconds, 1e-9)
   numbers = {
@@ -37,17 +38,17 @@ def throughput(
   if peak is not None:
     if not peak > 0:
       raise ValueError(
-        f"the peak is {peak} FLOP/s; give what a device can do, or None"
+        f"the peak is {peak} FLOP/s; set it to that of a device, or to None"
       )
     numbers["perf/mfu"] = flops / max(seconds, 1e-9) / (peak * devices)
   return numbers
 
 
 def machine() -> dict[str, Any]:
-  """Memory at its largest and programs compiled, so far in this process.
+  """Peak memory and number of compilations so far, by metric name.
 
-  Compiling is counted from the first call on. A device without an account of
-  its memory, as a CPU is, has no "perf/hbm_peak".
+  Compilations are counted from the first call on. "perf/hbm_peak" is absent for
+  devices without memory statistics, such as CPUs.
   """
   numbers = {"perf/host_peak": host_peak(), **_compiled()}
   peaks = [
@@ -61,14 +62,14 @@ def machine() -> dict[str, Any]:
 
 
 def host_peak() -> int:
-  """Bytes of memory that this process has held at most."""
+  """The peak memory of this process, in bytes."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == "darwin" else 1024 * peak
 
 
 @functools.cache
 def _compiled() -> collections.Counter:
-  """Programs and seconds, counted by JAX's own monitoring from here on."""
+  """A counter of programs and seconds that JAX's monitoring updates."""
   counter = collections.Counter(
     {"perf/compilations": 0, "perf/compile_time": 0.0}
   )

@@ -1,8 +1,8 @@
-"""Numbers that many hosts, or many updates, know only a part of.
+"""Reductions of metrics over hosts.
 
-The mean of means is the mean only where all parts are equally large. So a part
-says what it is made of, and `combine` puts parts together: as it would have
-come out in one piece, whatever the split.
+A mean of means is correct only if all parts have the same size. Each part
+therefore carries its sums and counts, and `combine` computes the result that
+one host with all the data would compute.
 """
 
 import json
@@ -15,32 +15,32 @@ import numpy as np
 
 
 class Sum(NamedTuple):
-  """A count, or another quantity that adds up."""
+  """A count, or another quantity that is summed."""
 
   total: float
 
 
 class Max(NamedTuple):
-  """The largest."""
+  """A maximum."""
 
   value: float
 
 
 class Min(NamedTuple):
-  """The least."""
+  """A minimum."""
 
   value: float
 
 
 class Mean(NamedTuple):
-  """A mean over tokens, completions or what else was counted."""
+  """A mean: total / count."""
 
   total: float
   count: float
 
 
 class Deviation(NamedTuple):
-  """A standard deviation, the population's."""
+  """A standard deviation of a population."""
 
   squares: float  # Sum of squared differences from the mean.
   mean: float
@@ -52,7 +52,7 @@ _KINDS = {kind.__name__: kind for kind in (Sum, Max, Min, Mean, Deviation)}
 
 
 def mean(values: Any, weights: Any = 1.0) -> Mean:
-  """The mean of the values that are not NaN, with weights that broadcast."""
+  """The weighted mean of the values that are not NaN; weights broadcast."""
   values, weights = np.broadcast_arrays(np.float64(values), np.float64(weights))
   known = ~np.isnan(values)
   total = float(np.sum(values[known] * weights[known]))
@@ -72,9 +72,9 @@ def deviation(values: Any) -> Deviation:
 
 
 def combine(parts: Iterable[Mapping[str, Part]]) -> dict[str, float]:
-  """Each number as it is over all parts; NaN where nothing was counted.
+  """Each number reduced over all parts; NaN if its count is 0.
 
-  Raises ValueError if a name is not the same kind of number everywhere.
+  Raises ValueError if a name has different types in different parts.
   """
   groups: dict[str, list[Part]] = {}
   for part in parts:
@@ -84,9 +84,9 @@ def combine(parts: Iterable[Mapping[str, Part]]) -> dict[str, float]:
 
 
 def over_hosts(part: Mapping[str, Part]) -> dict[str, float]:
-  """The numbers over all hosts of the job; every host must call it.
+  """The numbers reduced over all hosts of the job; every host must call it.
 
-  Hosts may know different names: a domain that only one of them met.
+  Hosts may pass different names, such as a domain that occurs on one host only.
   """
   return combine(_gather(part))
 
@@ -94,30 +94,29 @@ def over_hosts(part: Mapping[str, Part]) -> dict[str, float]:
 def by_domain(domains: Sequence[str], **values: np.ndarray) -> dict[str, Part]:
   """Means over the completions of each domain: "domain/math/gsm8k/reward".
 
-  `values` are arrays as long as `domains`; NaN is left out. How many there are
-  of the domain is "domain/.../completions"; a share would miss the hosts that
-  have none.
+  `values` are arrays of the same length as `domains`; NaN is left out.
+  "domain/.../completions" is the number of completions of the domain.
   """
   domains = np.asarray(domains)
   numbers: dict[str, Part] = {}
   for domain in sorted({*domains.tolist()}):
-    own = domains == domain
-    numbers[f"domain/{domain}/completions"] = Sum(float(own.sum()))
+    members = domains == domain
+    numbers[f"domain/{domain}/completions"] = Sum(float(members.sum()))
     for name, value in values.items():
-      numbers[f"domain/{domain}/{name}"] = mean(np.asarray(value)[own])
+      numbers[f"domain/{domain}/{name}"] = mean(np.asarray(value)[members])
   return numbers
 
 
 def _value(name: str, group: Sequence[Part]) -> float:
   kinds = {type(part).__name__ for part in group}
   if len(kinds) > 1:
-    raise ValueError(f"metric {name!r} is of several kinds: {sorted(kinds)}")
+    raise ValueError(f"metric {name!r} has several types: {sorted(kinds)}")
   columns = [[*map(float, column)] for column in zip(*group)]
   match kinds.pop():
     case "Sum":
       return math.fsum(columns[0])
     case "Max":
-      return float(np.max(columns[0]))  # NaN wins.
+      return float(np.max(columns[0]))  # NaN if any value is.
     case "Min":
       return float(np.min(columns[0]))
     case "Mean":
@@ -134,12 +133,12 @@ def _divide(total: float, count: float) -> float:
 
 
 def _gather(part: Mapping[str, Part]) -> list[dict[str, Part]]:
-  """What every host brings, in the order of the hosts."""
+  """The parts of all hosts, in the order of hosts."""
   if jax.process_count() == 1:
     return [dict(part)]
   from jax.experimental import multihost_utils
 
-  # As text, for names may differ, and because a device would round to float32.
+  # Sent as JSON: names may differ, and a device would round to float32.
   plain = {k: (type(v).__name__, *map(float, v)) for k, v in part.items()}
   data = np.frombuffer(json.dumps(plain).encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(data.size)).reshape(-1)
@@ -147,6 +146,6 @@ def _gather(part: Mapping[str, Part]) -> list[dict[str, Part]]:
   gathered = np.asarray(multihost_utils.process_allgather(padded))
   parts = []
   for size, row in zip(sizes, gathered.reshape(len(sizes), -1)):
-    found = json.loads(row[: int(size)].astype(np.uint8).tobytes())
-    parts.append({k: _KINDS[kind](*v) for k, (kind, *v) in found.items()})
+    received = json.loads(row[: int(size)].astype(np.uint8).tobytes())
+    parts.append({k: _KINDS[kind](*v) for k, (kind, *v) in received.items()})
   return parts

@@ -1,7 +1,7 @@
-"""Files of JSON rows, each with its step, that a run can go back in.
+"""JSON lines files whose rows have a step and can be truncated by it.
 
-A line that is no such row, whoever wrote it, is left out with a warning; what
-follows it counts. A last line that a crash cut short is left out in silence.
+Malformed lines are skipped with a warning. An incomplete last line, which a
+crash leaves, is skipped silently.
 """
 
 import errno
@@ -18,10 +18,10 @@ from absl import logging
 
 
 class Rows:
-  """A file to which rows are added, each whole on the disk at once.
+  """A file to which rows are appended and flushed.
 
-  Opening it drops the rows beyond `step`, and with None all of them; the file
-  appears with its first row.
+  Opening it drops the rows after `step`, or all rows if `step` is None. The
+  file is created with its first row.
   """
 
   def __init__(self, path: pathlib.Path, step: int | None):
@@ -29,10 +29,10 @@ class Rows:
     self._path, self._file = path, None
 
   def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Adds rows; what JSON has no number for becomes null.
+    """Appends rows; NaN and infinities become null.
 
-    Raises FileNotFoundError if the file is not where it was: nothing that is
-    written from then on would be found.
+    Raises FileNotFoundError if the file was removed or replaced since, because
+    later rows would be lost.
     """
     if self._file is None:
       self._file = open(self._path, "a", encoding="utf-8")
@@ -50,32 +50,32 @@ class Rows:
 
   def _is_in_place(self) -> bool:
     try:
-      there = os.stat(self._path)
+      on_disk = os.stat(self._path)
     except OSError:
       return False
-    return os.path.samestat(there, os.fstat(self._file.fileno()))
+    return os.path.samestat(on_disk, os.fstat(self._file.fileno()))
 
   def close(self) -> None:
-    """Closes the file, if any row was added."""
+    """Closes the file if it is open."""
     if self._file is not None:
       self._file.close()
       self._file = None
 
 
 def lines(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-  """The rows of a file, with their bytes."""
+  """The rows of a file, each with the bytes of its line."""
   with open(path, "rb") as file:
     for number, line in enumerate(file, 1):
       if not line.endswith(b"\n"):
         return
       if (row := _row(line)) is None:
-        logging.warning("%s:%d: no row of a run; left out", path, number)
+        logging.warning("%s:%d: not a row of a run; skipped", path, number)
       else:
         yield row, line
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-  """What the line holds, if that is an object with a step."""
+  """The row in a line; None unless it is an object with an integer step."""
   try:
     row = json.loads(line)
   except (ValueError, RecursionError):
@@ -86,7 +86,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def truncate(path: pathlib.Path, step: int | None) -> None:
-  """Drops the rows beyond `step`; None drops all."""
+  """Drops the rows after `step`; None drops all."""
   if not path.exists():
     return
   draft = path.with_suffix(".tmp")
@@ -99,7 +99,10 @@ def truncate(path: pathlib.Path, step: int | None) -> None:
 
 
 def plain(name: str, value: Any) -> Any:
-  """A number or (nested) list of numbers; float32 keeps its short form."""
+  """`value` as a Python number or nested list, with float32 in short form.
+
+  Raises TypeError, with the metric's `name`, for anything that is not numeric.
+  """
   if isinstance(value, np.ndarray | np.generic):
     if value.dtype.kind not in "biuf" and value.dtype.name != "bfloat16":
       raise TypeError(f"metric {name!r} is an array of {value.dtype}")
@@ -116,7 +119,7 @@ def plain(name: str, value: Any) -> Any:
 
 
 def finite(value: Any) -> Any:
-  """JSON has no NaN and no infinity: they become null."""
+  """`value` with NaN and infinities replaced by None, since JSON lacks them."""
   if isinstance(value, float):
     return value if math.isfinite(value) else None
   if isinstance(value, list | tuple):

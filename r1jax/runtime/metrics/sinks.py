@@ -1,7 +1,7 @@
-"""Where rows of metrics go. To add a place: a function, named in SINKS.
+"""Sinks: destinations of metrics. To add one, add a function to SINKS.
 
-A sink is a function of (workdir, step), `step` that of the restored checkpoint,
-or None for a new run; it returns what writes a row and what closes.
+A sink is a function of (workdir, step) that returns a `Sink`. `step` is that of
+the restored checkpoint, or None for a new run.
 """
 
 import difflib
@@ -23,18 +23,18 @@ Row = Mapping[str, Any]
 class Sink(NamedTuple):
   """An open sink."""
 
-  write: Callable[[Row], None]  # Of "step", "time" and the metrics.
+  write: Callable[[Row], None]  # A row has "step", "time" and the metrics.
   close: Callable[[], None]
 
 
 def jsonl(workdir: pathlib.Path, step: int | None) -> Sink:
-  """WORKDIR/metrics.jsonl, without the rows beyond the step."""
+  """A sink for WORKDIR/metrics.jsonl; drops the rows after `step`."""
   rows = Rows(workdir / "metrics.jsonl", step)
   return Sink(lambda row: rows.add([row]), rows.close)
 
 
 def tensorboard(workdir: pathlib.Path, step: int | None) -> Sink:
-  """Scalars in WORKDIR/tensorboard; what is beyond the step is hidden."""
+  """A sink for WORKDIR/tensorboard; hides the scalars after `step`."""
   from tensorboardX import SummaryWriter
 
   writer = SummaryWriter(
@@ -51,11 +51,10 @@ def tensorboard(workdir: pathlib.Path, step: int | None) -> Sink:
 
 
 def wandb(workdir: pathlib.Path, step: int | None) -> Sink:
-  """Scalars to Weights & Biases, as the run whose id WORKDIR/wandb.json keeps.
+  """A sink for Weights & Biases; WORKDIR/wandb.json stores the id of the run.
 
-  A run that resumes does not send again what it sent before it stopped: these
-  rows would be the same. Account and project are the environment's
-  (WANDB_API_KEY, WANDB_PROJECT, WANDB_MODE).
+  A run that resumes does not send the same rows twice. The environment sets the
+  account and project (WANDB_API_KEY, WANDB_PROJECT, WANDB_MODE).
   """
   import wandb as library
 

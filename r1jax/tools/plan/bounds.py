@@ -1,4 +1,4 @@
-"""The least time that a program takes: by arithmetic, no cycle is simulated."""
+"""Lower bounds on the time of a program: a roofline model, no simulation."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from r1jax.tools.plan.costs import Collective, Costs
 
 
 class Bounds(NamedTuple):
-  """Seconds that each part of a chip needs at its nominal speed."""
+  """Seconds of work for each part of a chip at its nominal speed."""
 
   compute: float
   memory: float
@@ -19,24 +19,24 @@ class Bounds(NamedTuple):
 
   @property
   def overlapped(self) -> float | int:
-    """When all of it happens at once: no run is faster."""
+    """The bound if all parts work in parallel; no run is faster."""
     return max(self)
 
   @property
   def serial(self) -> float | int:
-    """When matmuls wait for the network, and the network for matmuls."""
+    """The bound if computation and network never overlap."""
     return max(self.compute, self.memory) + self.network
 
 
 def bounds(
   costs: Costs, topology: Topology, places: Sequence[tuple[int, ...]]
 ) -> Bounds:
-  """The bounds of a program with these costs for each device.
+  """The bounds of a program with these costs on each device.
 
   Args:
     costs: of one device.
-    topology: whose chips they are.
-    places: (slice, x, y, ...) of every device, in the order of the mesh.
+    topology: of the chips.
+    places: coordinates (slice, x, y, ...) of every device, in mesh order.
   """
   chip, shared = topology.chip, len(places) / topology.num_chips
   where = np.array(places)
@@ -52,11 +52,11 @@ def bounds(
 def seconds(
   one: Collective, topology: Topology, where: np.ndarray
 ) -> float | int:
-  """Of one collective, once: over the links between its devices.
+  """The seconds of one run of a collective over the links of its devices.
 
-  A ring has two links in each direction of a torus that its devices fill, one
-  where they are a part of it, or where the torus is open. All links of a chip
-  work at once; devices that share a chip share them.
+  Along each dimension of a torus that the devices fill as a ring, there are two
+  links; there is one if they are part of a dimension, or if it is not a ring.
+  All links of a chip work in parallel; devices that share a chip share them.
   """
   group = np.arange(len(where)) if one.groups is None else one.groups[0]
   if len(group) < 2:
@@ -67,12 +67,12 @@ def seconds(
   inside = at[at[:, 0] == slices[0]]
   time = _within(one, inside, topology) * shared
   if len(slices) > 1:
-    # Between slices each device sends its part of what a slice has.
-    n, own = len(slices), counts.min()
+    # Between slices, each device sends its share of the slice's data.
+    n, per_slice = len(slices), counts.min()
     part = {
       "all-gather": one.bytes * (n - 1),
-      "all-reduce": 2 * one.bytes / own * (n - 1) / n,
-      "reduce-scatter": one.bytes / own * (n - 1) / n,
+      "all-reduce": 2 * one.bytes / per_slice * (n - 1) / n,
+      "reduce-scatter": one.bytes / per_slice * (n - 1) / n,
       "collective-permute": one.bytes,
     }.get(one.kind, one.bytes * (n - 1) / n)
     time += part * shared / chip.network
@@ -80,7 +80,7 @@ def seconds(
 
 
 def _within(one: Collective, at: np.ndarray, topology: Topology) -> float | int:
-  """Seconds of a collective among devices of one slice, or of one host."""
+  """The seconds of a collective among devices of one slice or one host."""
   chip, n = topology.chip, len(at)
   received = one._replace(groups=np.arange(n)[None], times=1.0).received(n)
   if n < 2:
@@ -94,10 +94,10 @@ def _within(one: Collective, at: np.ndarray, topology: Topology) -> float | int:
       continue
     rates.append(_rate(along, topology.shape[axis], topology))
     longest.append(len(along))
-  if not rates:  # Two devices of one chip.
+  if not rates:  # The devices are on one chip.
     return 0.0
   if one.kind.endswith("all-to-all"):
-    # A dimension of L carries what goes a quarter of its length on average.
+    # In a ring of L chips, the mean distance is L / 4.
     return max(
       one.bytes * length / (4 * rate) for length, rate in zip(longest, rates)
     )
@@ -107,17 +107,17 @@ def _within(one: Collective, at: np.ndarray, topology: Topology) -> float | int:
 
 
 def _rate(along: np.ndarray, size: int, topology: Topology) -> float | int:
-  """Bytes per second into a chip, along one dimension of the torus."""
+  """Bytes per second into a chip along one dimension of the torus."""
   step = int(np.diff(along).min())
-  closed = len(along) * step == size and wraps(topology, size)
+  closed = len(along) * step == size and is_ring(topology, size)
   return topology.chip.link * (2 if closed else 1) / step
 
 
-def wraps(topology: Topology, size: int) -> bool:
-  """Whether a dimension of a slice is a ring.
+def is_ring(topology: Topology, size: int) -> bool:
+  """Whether a dimension of a slice wraps around.
 
-  In three dimensions, where it is whole cubes of 4 chips; in two, where it is
-  the pod's own 16.
+  On 3D tori, it does if the slice consists of whole cubes of 4x4x4 chips; on 2D
+  tori, if it has the full size of the pod, 16.
   """
   chip = topology.chip
   if chip.torus == 3:

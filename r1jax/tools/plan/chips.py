@@ -1,4 +1,4 @@
-"""Chips and how they are wired: nominal figures, as their makers print them."""
+"""Chips and their networks: nominal figures that the makers publish."""
 
 import dataclasses
 import math
@@ -12,21 +12,21 @@ class Chip(NamedTuple):
   """One accelerator."""
 
   name: str
-  libtpu: str  # What libtpu calls it; "" for a GPU.
-  flops: float  # Dense bfloat16, per second.
+  libtpu: str  # Its name in libtpu; "" for a GPU.
+  flops: float  # Dense bfloat16 FLOPs per second.
   memory: float | int  # Bytes that a program may use.
   memory_rate: float  # Bytes per second.
-  link: float  # Bytes per second, each way: of one link; of a GPU, of all.
-  network: float  # Bytes per second, each way, beyond the slice or the host.
-  torus: int  # Dimensions of its network; 0 for a switch.
+  link: float  # Bytes per second and direction of a link; for a GPU, of all.
+  network: float  # Bytes per second and direction beyond the slice or host.
+  torus: int  # Dimensions of the torus network; 0 for a switch.
   source: str
 
 
 _TPU = "https://cloud.google.com/tpu/docs/"
 _NVIDIA = "https://www.nvidia.com/en-us/data-center/"
-# Memory is what XLA:TPU lets a program have: its own limit, from what it says
-# when there is too little. Links are the bandwidth that is printed for a chip,
-# over its links (6 in three dimensions, 4 in two), one way.
+# The memory of TPUs is the limit that XLA:TPU reports in its out-of-memory
+# errors. The rate of a link is the published bandwidth of a chip divided by its
+# number of links (6 in a 3D torus, 4 in 2D), in one direction.
 CHIPS = {
   chip.name: chip
   for chip in (
@@ -40,7 +40,7 @@ CHIPS = {
          _TPU + "v6e"),
     Chip("tpu7x", "tpu7x", 2307e12, 189.5 * GIB, 7380 * GB, 100 * GB,
          12.5 * GB, 3, _TPU + "tpu7x"),
-    # Of a GPU's memory, the driver and XLA leave about 95%.
+    # The driver and XLA leave about 95% of a GPU's memory to programs.
     Chip("h100", "", 989e12, 0.95 * 80 * GB, 3350 * GB, 450 * GB, 50 * GB, 0,
          _NVIDIA + "h100"),
     Chip("h200", "", 989e12, 0.95 * 141 * GB, 4800 * GB, 450 * GB, 50 * GB, 0,
@@ -52,16 +52,16 @@ CHIPS = {
 
 
 class Client(NamedTuple):
-  """Of devices that are no process's own; shardings ask it."""
+  """The client of planned devices, which belong to no process."""
 
   def process_index(self) -> int:
-    """That of no device."""
+    """-1, the index of no process."""
     return -1
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-  """A GPU that is not there, as meshes and shardings ask for it."""
+  """A planned GPU, with the attributes that meshes and shardings use."""
 
   id: int
   process_index: int
@@ -71,20 +71,20 @@ class Device:
 
 
 class Topology(NamedTuple):
-  """Chips in slices: what `--topology` names."""
+  """Chips in slices, as `--topology` names them."""
 
   chip: Chip
-  shape: tuple[int, ...]  # Of a slice; of GPUs, those of a host.
-  num_slices: int = 1  # Of GPUs, hosts.
+  shape: tuple[int, ...]  # Chips of a slice by dimension; for GPUs, of a host.
+  num_slices: int = 1  # For GPUs, the number of hosts.
 
   @property
   def num_chips(self) -> int:
-    """In all slices."""
+    """The number of chips in all slices."""
     return math.prod(self.shape) * self.num_slices
 
   @property
   def name(self) -> str:
-    """As `topology` reads it."""
+    """The name that `topology` parses."""
     shape = "x".join(map(str, self.shape))
     if not self.chip.torus:
       return f"{self.chip.name}:{shape}x{self.num_slices}"
@@ -92,34 +92,34 @@ class Topology(NamedTuple):
     return f"{self.chip.name}:{shape}{slices}"
 
   def memory(self, devices: int) -> float | int:
-    """Bytes of one device, where there are so many; a chip may be two."""
+    """The bytes of one of `devices` devices; a chip may have two devices."""
     return self.chip.memory * self.num_chips / devices
 
 
 FORM = (
-  "give CHIP:SHAPE of a slice, such as v5p:8x16x16, with *SLICES behind it for "
-  "several, such as v6e:16x16*4; or GPU:EACHxHOSTS, such as h200:8x64"
+  "use CHIP:SHAPE, such as v5p:8x16x16 for one slice, CHIP:SHAPE*SLICES, such "
+  "as v6e:16x16*4, or GPU:PER_HOSTxHOSTS, such as h200:8x64"
 )
 
 
 def topology(name: str) -> Topology:
-  """What a name such as "v5p:8x16x16", "v6e:16x16*4" or "h200:8x64" means.
+  """The topology of a name like "v5p:8x16x16", "v6e:16x16*4" or "h200:8x64".
 
-  Raises ValueError for any other.
+  Raises ValueError for an unknown chip or a malformed name.
   """
-  found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", name.strip())
-  if not found:
+  match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", name.strip())
+  if not match:
     raise ValueError(f"unknown topology {name!r}; {FORM}")
-  chip = CHIPS.get(found[1].lower())
+  chip = CHIPS.get(match[1].lower())
   if chip is None:
     raise ValueError(
-      f"unknown topology {name!r}: there is no chip {found[1]!r} among "
+      f"unknown topology {name!r}: there is no chip {match[1]!r} among "
       f"{', '.join(CHIPS)}"
     )
-  shape, slices = tuple(map(int, found[2].split("x"))), int(found[3] or 1)
+  shape, slices = tuple(map(int, match[2].split("x"))), int(match[3] or 1)
   if not chip.torus:
     shape = (*shape, 1)[:3]
-    if len(shape) > 2 and shape[2] > 1 or found[3]:
+    if len(shape) > 2 and shape[2] > 1 or match[3]:
       raise ValueError(f"unknown topology {name!r}; {FORM}")
     shape, slices = shape[:1], shape[1]
   elif len(shape) != chip.torus:
@@ -128,12 +128,12 @@ def topology(name: str) -> Topology:
       f"{chip.name} has {chip.torus}"
     )
   if not math.prod(shape) * slices:
-    raise ValueError(f"topology {name!r} has no chip at all")
+    raise ValueError(f"topology {name!r} has no chips")
   return Topology(chip, shape, slices)
 
 
 def devices(topology: Topology) -> list[Any]:
-  """Its devices: of TPUs, those that libtpu compiles for.
+  """The devices of a topology; for TPUs, those that libtpu compiles for.
 
   Raises ValueError if libtpu is not installed or does not know the topology.
   """
@@ -165,7 +165,7 @@ def devices(topology: Topology) -> list[Any]:
 
 
 def places(devices, topology: Topology):
-  """(slice, x, y, ...) of every device, in the order given."""
+  """The coordinates (slice, x, y, ...) of every device, in order."""
   if not topology.chip.torus:
     each = topology.shape[0]
     return [(device.id // each, device.id % each) for device in devices]

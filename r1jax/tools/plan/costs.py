@@ -1,8 +1,8 @@
-"""What one run of a compiled program costs a device: matmuls, memory, network.
+"""Costs of one run of a compiled program on a device: FLOPs, memory, network.
 
-XLA's own count takes the body of a loop once. Here a body counts as often as
-its loop runs: as the text says or, where that depends on data, as the caller
-says for the `jax.named_scope` that the loop stands in.
+XLA's own cost analysis counts the body of a loop once. Here it is multiplied by
+the trip count, which is read from the HLO text. If the trip count depends on
+data, the caller sets it for the `jax.named_scope` that contains the loop.
 """
 
 import dataclasses
@@ -25,21 +25,21 @@ KINDS = (
   "collective-permute",
   "ragged-all-to-all",
 )
-# Between slices, TPUs send by way of their hosts.
+# Marks transfers between slices, which go through the hosts of TPUs.
 CROSSING = r'_xla_megascale_transfer_type="(\w+)"'
 
 
 class Collective(NamedTuple):
-  """Devices that exchange something."""
+  """One collective operation."""
 
   kind: str
-  groups: np.ndarray | None  # [G, n]; None for all devices.
-  bytes: float  # That a device brings, each time.
-  times: float
-  file: str  # Whose line asked for it; "" if XLA did.
+  groups: np.ndarray | None  # Devices [G, n] of each group; None: all devices.
+  bytes: float  # Input bytes per device and run.
+  times: float  # The number of runs.
+  file: str  # The Python file that it comes from; "" if XLA inserted it.
 
   def received(self, devices: int) -> float | int:
-    """Bytes that a device gets from others, all times together."""
+    """The bytes that a device receives from others, in all runs together."""
     n = devices if self.groups is None else self.groups.shape[1]
     share = {
       "all-gather": n - 1,
@@ -51,12 +51,13 @@ class Collective(NamedTuple):
 
 @dataclasses.dataclass
 class Costs:
-  """Of one device, one run of the program."""
+  """The costs of one run of a program on one device."""
 
-  flops: float = 0.0  # Of matmuls and convolutions.
-  bytes: float = 0.0  # Read from and written to the main memory.
+  flops: float = 0.0  # FLOPs of matmuls and convolutions.
+  bytes: float = 0.0  # Bytes read from and written to main memory.
   collectives: list[Collective] = dataclasses.field(default_factory=list)
-  transfers: list[str] = dataclasses.field(default_factory=list)  # To the host.
+  # Names of instructions that transfer data to or from the host.
+  transfers: list[str] = dataclasses.field(default_factory=list)
   once: set[str] = dataclasses.field(default_factory=set)  # See `count`.
   between: np.ndarray | None = None  # See `count`.
 
@@ -69,12 +70,12 @@ def count(
   """The costs of a module.
 
   Args:
-    module: as compiled for one device of many.
-    trips: how often loops within a named scope run, the outermost first;
-      loops that are neither counted in the text nor named here run once, and
-      are in `once`.
-    between: the groups of devices [G, n] that exchange something between
-      slices; None if there is one slice.
+    module: compiled for one device of many.
+    trips: trip counts of loops within a named scope, the outermost first. Loops
+      with neither a known nor a given trip count are counted once and listed in
+      `Costs.once`.
+    between: groups of devices [G, n] that communicate between slices; None if
+      there is one slice.
   """
   costs = Costs(between=between)
   _walk(module, module.entry, 1.0, _Inside((), ()), costs, trips)
@@ -82,17 +83,18 @@ def count(
 
 
 class _Inside(NamedTuple):
-  """Where in the program a computation runs."""
+  """The context in which a computation runs."""
 
-  loops: tuple[
-    tuple[str, Instruction], ...
-  ]  # And the computations they are in.
-  scopes: tuple[str, ...]  # Of loops whose end depends on data.
+  # The enclosing loops, each with the computation that contains it.
+  loops: tuple[tuple[str, Instruction], ...]
+  scopes: tuple[
+    str, ...
+  ]  # Scopes of enclosing loops with data-dependent trips.
   fused: bool = False
 
 
 def _walk(module, name, times, inside: _Inside, costs, trips) -> None:
-  """Adds what the computation `name` costs, run `times` times."""
+  """Adds the costs of `times` runs of the computation `name`."""
   lines = module.computations[name]
   for line in lines.values():
     kind = line.opcode.removesuffix("-start")
@@ -100,7 +102,7 @@ def _walk(module, name, times, inside: _Inside, costs, trips) -> None:
       within = inside._replace(loops=(*inside.loops, (name, line)))
       runs = trip_count(module, line, within.loops)
       if runs is None:
-        runs, scope = _given(line, trips, costs, inside.scopes)
+        runs, scope = _configured_trips(line, trips, costs, inside.scopes)
         within = within._replace(scopes=(*inside.scopes, scope))
       for part in ("body", "condition"):
         called = line.attribute(rf"{part}=%?([\w.\-]+)")
@@ -143,8 +145,8 @@ def _walk(module, name, times, inside: _Inside, costs, trips) -> None:
       costs.bytes += times * moved(module, lines, line)
 
 
-def _given(line, trips, costs, scopes) -> tuple[float | int, str]:
-  """How often a loop runs whose end depends on data, and the scope it is in."""
+def _configured_trips(line, trips, costs, scopes) -> tuple[float | int, str]:
+  """The trip count of a data-dependent loop, and the scope that contains it."""
   path = line.attribute(r'op_name="([^"]*)"') or line.name
   known = [word for word in re.findall(r"\w+", path) if word in trips]
   if not known:
@@ -163,7 +165,7 @@ def _branches(line: Instruction) -> list[str]:
 
 
 def _scatters(lines) -> bool:
-  """Whether a fused all-reduce keeps one part alone: TPUs write it so."""
+  """Whether a fused all-reduce keeps one part only: a reduce-scatter on TPU."""
   root = next(line for line in lines.values() if line.root)
   return root.opcode in ("dynamic-slice", "bitcast", "reshape") and any(
     line.opcode == "dynamic-slice" for line in lines.values()
@@ -174,7 +176,7 @@ def _scatters(lines) -> bool:
 
 
 def trip_count(module: Module, loop: Instruction, callers) -> int | None:
-  """How often a loop runs; None if that depends on data."""
+  """The trip count of a loop; None if it depends on data."""
   if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"\}'):
     return int(known)
   condition = loop.attribute(r"condition=%?([\w.\-]+)")
@@ -191,7 +193,7 @@ def trip_count(module: Module, loop: Instruction, callers) -> int | None:
 
 
 def _test(module, condition):
-  """The comparison that ends a loop, and names within it for names outside."""
+  """The comparison that ends a loop, and outer names of its fused operands."""
   root = module.root(condition)
   if root.opcode == "compare":
     return root, {}
@@ -212,9 +214,10 @@ def _test(module, condition):
 
 
 def _constant(module, computation, name, callers, renamed={}):
-  """(how it is known, its value) of a whole number within a computation.
+  """(kind, value) of an integer within a computation.
 
-  What a loop carries unchanged is known by "end", what it counts up by "start".
+  The kind is "end" for constants and loop-invariant values, "start" for values
+  that the loop changes, of which the initial value is returned, or "unknown".
   """
   lines = module.computations[computation]
   name = renamed.get(name, name)
@@ -241,7 +244,7 @@ def _constant(module, computation, name, callers, renamed={}):
 
 
 def _unchanged(module, loop, index) -> bool:
-  """Whether a loop's body gives an entry of its tuple back as it was."""
+  """Whether the body of a loop returns an entry of its tuple unchanged."""
   body = loop.attribute(r"body=%?([\w.\-]+)")
   lines, root = module.computations[body], module.root(body)
   if root.opcode != "tuple":
@@ -261,7 +264,7 @@ def _unchanged(module, loop, index) -> bool:
 
 
 def _flops(lines, line: Instruction) -> float | int:
-  """Two per multiplication with its addition."""
+  """The FLOPs of an instruction: two per multiply-add."""
   if line.opcode == "dot":
     left = lines[line.operands[0]].shapes[0]
     over = line.attribute(r"lhs_contracting_dims=\{([\d,]*)\}")
@@ -275,9 +278,9 @@ def _flops(lines, line: Instruction) -> float | int:
 
 
 def _convolution(lines, line: Instruction) -> float | int:
-  """As XLA counts: places where the window falls on padding are left out.
+  """The FLOPs of a convolution; as in XLA, padding is not counted.
 
-  TPUs write every matmul as a convolution, batches as dilated windows.
+  On TPUs, every matmul is a convolution, and batches are dilated windows.
   """
   left, right = (lines[name].shapes[0].dims for name in line.operands[:2])
   labels = line.attribute(r"dim_labels=(\S+?)(?:,|$)")
@@ -307,7 +310,7 @@ def _convolution(lines, line: Instruction) -> float | int:
 
 
 def _ragged(lines, line: Instruction) -> float | int:
-  """A grouped matmul, as if every row of its buffer were in use."""
+  """The FLOPs of a grouped matmul whose buffer is full."""
   arrays = [s for s in read(lines, line) if len(s.dims) > 1]
   out = line.shapes[0].dims
   if len(arrays) < 2:
@@ -321,11 +324,11 @@ def _ragged(lines, line: Instruction) -> float | int:
 def table(
   costs: Costs, sizes: Mapping[str, int]
 ) -> dict[tuple[str, tuple[str, ...]], dict[str, float]]:
-  """Bytes received and number of collectives, by kind and axes of the mesh."""
-  made: dict = {}
+  """Bytes received and number of collectives, by kind and mesh axes."""
+  rows: dict = {}
   for one in costs.collectives:
     axes = hlo.axes_of(one.groups, dict(sizes))
-    row = made.setdefault((one.kind, axes), {"bytes": 0.0, "times": 0.0})
+    row = rows.setdefault((one.kind, axes), {"bytes": 0.0, "times": 0.0})
     row["bytes"] += one.received(math.prod(sizes.values()))
     row["times"] += one.times
-  return dict(sorted(made.items(), key=lambda item: -item[1]["bytes"]))
+  return dict(sorted(rows.items(), key=lambda item: -item[1]["bytes"]))

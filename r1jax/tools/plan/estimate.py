@@ -1,7 +1,6 @@
-"""What an update takes, by arithmetic alone: to rank meshes, and for GPUs.
+"""Estimates of memory and time of an update, to rank meshes and for GPUs.
 
-Rough where XLA decides: it counts what the algorithm keeps and sends, and not
-what a compiler adds. Arguments are exact, they come from the shardings.
+They count what the algorithm stores and sends, and not what the compiler adds.
 """
 
 import itertools
@@ -15,19 +14,19 @@ from r1jax.models.weights import weights
 from r1jax.tools.plan.bounds import Bounds
 from r1jax.tools.plan.chips import Topology
 
-BF16, F32 = 2, 4
-PASSES = 4  # A layer runs, runs again for its gradient, which is two passes.
+BF16, F32 = 2, 4  # Bytes of an element.
+PASSES = 4  # Forward, rematerialised forward, and two for the gradient.
 
 
 class Sizes(NamedTuple):
-  """Numbers of a model's weights."""
+  """Numbers of weights of a model."""
 
-  dense: int  # All but routed experts.
+  dense: int  # All weights except those of routed experts.
   routed: int
 
 
 def sizes_of(config: ModelConfig) -> Sizes:
-  """How many weights a model has of either kind."""
+  """The numbers of weights of a model."""
   routed = total = 0
   for weight in _leaves(config):
     total += math.prod(weight.shape)
@@ -45,7 +44,7 @@ def _leaves(config: ModelConfig):
 def temporaries(
   config: ModelConfig, rows: Mapping[str, int], mesh: Mapping[str, int]
 ) -> dict[str, float]:
-  """Bytes on a device that an update makes and drops, by what they are."""
+  """Bytes per device of the temporaries of an update, by kind."""
   count, devices = sizes_of(config), math.prod(mesh.values())
   shards = devices // mesh["data"]
   tokens = _tokens(rows, mesh)
@@ -55,7 +54,7 @@ def temporaries(
     a.key_size + a.value_size if isinstance(a, Latent) else (2 * a.head_size)
   )
   hidden = config.dense_width // mesh["tensor"]
-  made = {
+  result = {
     "gradients": 2 * F32 * (count.dense + count.routed) / shards,
     "activations": BF16 * tokens * layers * width
     + BF16 * tokens * (3 * heads * per_head + 4 * width + 3 * hidden),
@@ -65,13 +64,13 @@ def temporaries(
   if config.experts:
     e, expert = config.experts, mesh["expert"]
     layer = count.routed / max(1, config.num_moe_layers)
-    made["gathered weights"] += 2 * BF16 * layer / expert / mesh["tensor"]
+    result["gathered weights"] += 2 * BF16 * layer / expert / mesh["tensor"]
     chunk = min(config.moe_chunk, tokens) * expert
     choices = chunk * min(e.per_token, e.num_routed // expert)
-    made["experts' buffers"] = (
+    result["experts' buffers"] = (
       BF16 * choices * (3 * width + 4 * e.width / mesh["tensor"])
     )
-  return made
+  return result
 
 
 def bounds(
@@ -81,11 +80,11 @@ def bounds(
   topology: Topology,
   flops: float,
 ) -> Bounds:
-  """The least time of an update whose model FLOPs, on all devices, are given.
+  """Lower bounds on the time of an update with these total model FLOPs.
 
-  A layer's weights are gathered twice and its gradients scattered once, in
-  every microbatch; experts' tokens, cached keys and hidden units of a split
-  layer cross the network in each of four passes.
+  In every microbatch, the weights of a layer are gathered twice and its
+  gradients scattered once. Tokens of experts, keys and values, and hidden units
+  that are split cross the network in each of four passes.
   """
   count, chip = sizes_of(config), topology.chip
   parts = rows["max_rows"] // rows["microbatch_rows"]
@@ -93,15 +92,15 @@ def bounds(
     "dense": mesh["fsdp"] * mesh["expert"] * mesh["context"],
     "routed": mesh["fsdp"] * mesh["context"],
   }
-  own = {
+  local = {
     "dense": count.dense / mesh["tensor"],
     "routed": count.routed / mesh["expert"] / mesh["tensor"],
   }
   tokens, width = _tokens(rows, mesh), config.width
-  away = lambda n: (n - 1) / n
+  remote = lambda n: (n - 1) / n  # The share that is on other devices.
   sent = {
     "weights": sum(
-      (2 * BF16 + F32) * own[kind] * away(shards[kind]) for kind in own
+      (2 * BF16 + F32) * local[kind] * remote(shards[kind]) for kind in local
     ),
     "rows": PASSES
     * BF16
@@ -114,14 +113,17 @@ def bounds(
     * BF16
     * tokens
     * width
-    * away(mesh["tensor"])
+    * remote(mesh["tensor"])
     * config.num_layers,
   }
   if config.experts:
     sent["experts"] = PASSES * 2 * BF16 * tokens * width
     sent["experts"] *= (mesh["expert"] - 1) * config.num_moe_layers
   copies = (
-    2 * F32 * away(mesh["data"]) * sum(own[kind] / shards[kind] for kind in own)
+    2
+    * F32
+    * remote(mesh["data"])
+    * sum(local[kind] / shards[kind] for kind in local)
   )
   rate = chip.link * 2 * chip.torus if chip.torus else chip.link
   inner = math.prod(mesh.values()) // mesh["data"]
@@ -131,29 +133,29 @@ def bounds(
   devices = math.prod(mesh.values())
   shared = devices / topology.num_chips
   return Bounds(
-    # What is made again for the gradient is a third more.
+    # Rematerialisation adds a third to the FLOPs.
     compute=flops * PASSES / 3 / topology.num_chips / chip.flops,
-    memory=parts * 3 * BF16 * sum(own.values()) * shared / chip.memory_rate,
+    memory=parts * 3 * BF16 * sum(local.values()) * shared / chip.memory_rate,
     network=shared * (parts * sum(sent.values()) / rate + copies / between),
   )
 
 
 def _tokens(rows: Mapping[str, int], mesh: Mapping[str, int]) -> float:
-  """Tokens of a microbatch on one device."""
-  split = mesh["data"] * mesh["fsdp"] * mesh["expert"]
-  own = -(-rows["microbatch_rows"] // split)
-  return own * rows["width"] / mesh["context"]
+  """The number of tokens of a microbatch on one device."""
+  shards = mesh["data"] * mesh["fsdp"] * mesh["expert"]
+  local_rows = -(-rows["microbatch_rows"] // shards)
+  return local_rows * rows["width"] / mesh["context"]
 
 
 def meshes(
   config: ModelConfig, rows: Mapping[str, int], devices: int, slices: int
 ) -> Iterator[dict[str, int]]:
-  """All meshes of so many devices that split what they name evenly."""
+  """All meshes of `devices` devices over which all dimensions divide evenly."""
   a = config.attention
   heads = a.num_heads if isinstance(a, Latent) else a.num_kv_heads
   routed = config.experts.num_routed if config.experts else 1
-  splits = [n for n in range(1, devices + 1) if devices % n == 0]
-  for fsdp, expert, context, tensor in itertools.product(splits, repeat=4):
+  divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+  for fsdp, expert, context, tensor in itertools.product(divisors, repeat=4):
     inner = fsdp * expert * context * tensor
     if devices % inner:
       continue

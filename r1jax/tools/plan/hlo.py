@@ -1,4 +1,4 @@
-"""Compiled HLO as text, read back: instructions, loops, groups of devices."""
+"""A parser of compiled HLO text: instructions, and groups of devices."""
 
 import math
 import re
@@ -11,7 +11,6 @@ _SHAPE = re.compile(r"(\w+)\[([^\]]*)\](\{[^}]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _NAME = re.compile(r"%([\w.\-]+)")
-_FRAME = re.compile(r"^(\d+) \{(.*)\}$")
 _IOTA = re.compile(r"replica_groups=(\[[^ ]*?\](?:T\([\d,]*\))?)[, ]")
 _MESH = re.compile(
   r"mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? ?\{([^}]*)\}"
@@ -19,15 +18,15 @@ _MESH = re.compile(
 
 
 class Shape(NamedTuple):
-  """One array."""
+  """The shape of an array."""
 
   dtype: str
   dims: tuple[int, ...]
-  space: int  # Of memory: 0 is the device's main one.
+  space: int  # The memory space; 0 is the main memory of the device.
 
   @property
   def bytes(self) -> float:
-    """That it takes, without the padding of its layout."""
+    """The size in bytes, without the padding of the layout."""
     bits = BITS.get(self.dtype)
     if bits is None:
       bits = int(re.search(r"\d+", self.dtype)[0])
@@ -39,20 +38,20 @@ class Instruction(NamedTuple):
 
   name: str
   opcode: str
-  shapes: tuple[Shape, ...]  # One, or those of a tuple.
+  shapes: tuple[Shape, ...]  # One shape, or those of a tuple.
   operands: tuple[str, ...]
-  argument: str  # What stands in the parentheses.
-  attributes: str  # What stands behind them.
+  argument: str  # The text inside the parentheses.
+  attributes: str  # The text after them.
   root: bool
 
   def attribute(self, pattern: str) -> str | None:
-    """The first group of a pattern found in its attributes."""
-    found = re.search(pattern, self.attributes)
-    return found[1] if found else None
+    """The first group of a pattern in the attributes; None if absent."""
+    match = re.search(pattern, self.attributes)
+    return match[1] if match else None
 
   @property
   def calls(self) -> str | None:
-    """The computation of a fusion or a call."""
+    """The name of the computation of a fusion or call."""
     return self.attribute(r"(?:calls|to_apply)=%?([\w.\-]+)")
 
 
@@ -64,24 +63,24 @@ class Module(NamedTuple):
 
   computations: dict[str, Computation]
   entry: str
-  files: dict[int, str]  # Where each stack frame is.
+  files: dict[int, str]  # The file of each stack frame.
 
   def file_of(self, instruction: Instruction) -> str:
-    """The Python file whose line made it; "" if that is not known."""
+    """The Python file that an instruction comes from; "" if unknown."""
     file = instruction.attribute(r'source_file="([^"]*)"')
     frame = instruction.attribute(r"stack_frame_id=(\d+)")
     return file or (self.files.get(int(frame), "") if frame else "")
 
   def root(self, name: str) -> Instruction:
-    """What a computation gives back."""
+    """The root instruction of a computation."""
     lines = self.computations[name].values()
     return next(line for line in lines if line.root)
 
 
 def parse(text: str) -> Module:
-  """The module that `compiled.as_text()` describes.
+  """The module in the text of `compiled.as_text()`.
 
-  Raises ValueError for a text that is none.
+  Raises ValueError if the text is not an HLO module.
   """
   computations: dict[str, Computation] = {}
   entry, current, section = "", None, ""
@@ -90,24 +89,24 @@ def parse(text: str) -> Module:
     if current is not None:
       if line.startswith("}"):
         current = None
-      elif found := _LINE.match(line):
-        made = _instruction(found[2], found[3], root=bool(found[1]))
-        current[made.name] = made
-    elif found := _HEADER.match(line):
-      current = computations.setdefault(found[2], {})
-      entry = found[2] if found[1] else entry
+      elif match := _LINE.match(line):
+        instruction = _instruction(match[2], match[3], root=bool(match[1]))
+        current[instruction.name] = instruction
+    elif match := _HEADER.match(line):
+      current = computations.setdefault(match[2], {})
+      entry = match[2] if match[1] else entry
     elif line[:1].isalpha():
       section = line.strip()
     elif line[:1].isdigit():
       number, _, rest = line.partition(" ")
       tables.setdefault(section, {})[int(number)] = rest
   if not entry:
-    raise ValueError("this is no HLO module: it has no ENTRY")
+    raise ValueError("not an HLO module: it has no ENTRY")
   return Module(computations, entry, _files(tables))
 
 
 def _files(tables: dict[str, dict[int, str]]) -> dict[int, str]:
-  """The file of each stack frame, from the tables before the module."""
+  """The file of each stack frame, from the tables before the computations."""
   field = lambda text, name: int(re.search(rf"{name}=(\d+)", text)[1])
   names, places = tables.get("FileNames", {}), tables.get("FileLocations", {})
   return {
@@ -119,7 +118,7 @@ def _files(tables: dict[str, dict[int, str]]) -> dict[int, str]:
 
 
 def _instruction(name: str, text: str, *, root: bool) -> Instruction:
-  """The instruction behind "name = "."""
+  """The instruction in the text after "name = "."""
   end = _closing(text, 0) if text.startswith("(") else text.index(" ")
   kind, rest = text[:end], text[end:].lstrip()
   opcode, _, _ = rest.partition("(")
@@ -137,38 +136,35 @@ def _instruction(name: str, text: str, *, root: bool) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-  """The place behind the parenthesis that closes the one at `start`."""
+  """The index after the parenthesis that closes the one at `start`."""
   depth = 0
-  for found in re.compile(r"[()]").finditer(text, start):
-    depth += 1 if found[0] == "(" else -1
+  for match in re.compile(r"[()]").finditer(text, start):
+    depth += 1 if match[0] == "(" else -1
     if not depth:
-      return found.end()
+      return match.end()
   raise ValueError(f"HLO with an open parenthesis: {text[:80]!r}")
 
 
-def _shape(found: re.Match) -> Shape:
-  dims = [d.strip("<= ") for d in found[2].split(",")] if found[2] else []
-  space = re.search(r"S\((\d+)\)", found[3] or "")
-  return Shape(found[1], tuple(map(int, dims)), int(space[1]) if space else 0)
+def _shape(match: re.Match) -> Shape:
+  dims = [d.strip("<= ") for d in match[2].split(",")] if match[2] else []
+  space = re.search(r"S\((\d+)\)", match[3] or "")
+  return Shape(match[1], tuple(map(int, dims)), int(space[1]) if space else 0)
 
 
 def groups(instruction: Instruction) -> np.ndarray | None:
-  """The groups of devices [G, n] that a collective joins; None for all.
+  """The groups of devices [G, n] of a collective; None for one group of all.
 
-  The devices are numbered as in the mesh. Of a permutation, all that send to
-  each other are a group.
+  Devices are numbered as in the mesh. For a permutation, each cycle is a group.
   """
   text = instruction.attributes
   if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", text):
     return _cycles(np.array(_lists(pairs[1])))
-  if found := re.search(r"replica_groups=\{(\{.*?\})\}", text):
-    return np.array(_lists(found[1]))
-  if found := re.search(
-    r"replica_groups=(\[[^ ]*?\](?:T\([\d,]*\))?)[, ]", text
-  ):
-    return _iota(found[1])
-  if found := re.search("replica_groups=" + _MESH.pattern, text):
-    return _of_mesh(*found.groups())
+  if match := re.search(r"replica_groups=\{(\{.*?\})\}", text):
+    return np.array(_lists(match[1]))
+  if match := _IOTA.search(text):
+    return _iota(match[1])
+  if match := re.search("replica_groups=" + _MESH.pattern, text):
+    return _of_mesh(*match.groups())
   return None
 
 
@@ -179,23 +175,23 @@ def _lists(text: str) -> list[list[int]]:
 
 
 def _iota(text: str) -> np.ndarray:
-  """`[2,4]<=[8]`, `[4,2]<=[2,4]T(1,0)`, or `[2,4]T(1,0)` of all devices."""
+  """The groups that "[2,4]<=[8]" or "[4,2]<=[2,4]T(1,0)" stands for."""
   numbers = lambda part: [int(i) for i in re.findall(r"\d+", part)]
   shape, arrow, rest = text.partition("<=")
   if not arrow:
     shape, rest = None, text
   base, _, order = rest.partition("T")
   dims = numbers(base)
-  made = np.arange(math.prod(dims)).reshape(dims)
+  result = np.arange(math.prod(dims)).reshape(dims)
   if order:
-    made = made.transpose(numbers(order))
-  return made.reshape(numbers(shape)) if shape else made
+    result = result.transpose(numbers(order))
+  return result.reshape(numbers(shape)) if shape else result
 
 
 def _of_mesh(axes: str, devices: str | None, named: str) -> np.ndarray:
-  """Groups over some axes of a mesh that XLA made up for itself.
+  """The groups over named axes of a mesh that XLA defined.
 
-  An axis may be split: 'a':(2)4 are 4 parts of it behind the first 2.
+  An axis may be split: 'a':(2)4 is the factor of size 4 after a factor of 2.
   """
   names = re.findall(r"'?(\w+)'?=(\d+)", axes)
   sizes = {name: int(size) for name, size in names}
@@ -221,9 +217,9 @@ def _of_mesh(axes: str, devices: str | None, named: str) -> np.ndarray:
 
 
 def _cycles(pairs: np.ndarray) -> np.ndarray:
-  """Devices that send to each other; the pairs, if groups differ in size."""
+  """The cycles of a permutation; the pairs, if cycles differ in size."""
   follows = dict(pairs.tolist())
-  found, seen = [], set()
+  cycles, seen = [], set()
   for start in follows:
     group, at = [], start
     while at in follows and at not in seen:
@@ -231,15 +227,15 @@ def _cycles(pairs: np.ndarray) -> np.ndarray:
       group.append(at)
       at = follows[at]
     if group:
-      found.append(group)
-  same = len({len(group) for group in found}) == 1
-  return np.array(found) if same and len(found[0]) > 1 else pairs
+      cycles.append(group)
+  same = len({len(group) for group in cycles}) == 1
+  return np.array(cycles) if same and len(cycles[0]) > 1 else pairs
 
 
 def axes_of(
   groups: np.ndarray | None, sizes: dict[str, int]
 ) -> tuple[str, ...]:
-  """The axes of a mesh of these sizes along which a group's devices differ."""
+  """The mesh axes along which the devices of a group differ."""
   shape = tuple(sizes.values())
   if groups is None:
     return tuple(name for name, size in sizes.items() if size > 1)

@@ -1,4 +1,4 @@
-"""Which mesh suits a run: all of them by arithmetic, the best ones compiled."""
+"""The ranking of all meshes for a run, by estimates."""
 
 from typing import NamedTuple
 
@@ -6,28 +6,28 @@ from ml_collections import ConfigDict
 
 from r1jax.tools.plan import estimate
 from r1jax.tools.plan.chips import Topology
-from r1jax.tools.plan.programs import needed, sizes_of
+from r1jax.tools.plan.programs import forward_flops, sizes_of
 
-STATE = 12  # Bytes of a weight, with its two means, in float32.
-REFERENCE = 2
+STATE = 12  # Bytes per weight of float32 weights and two moments.
+REFERENCE = 2  # Bytes per weight of the reference policy.
 
 
 class Ranked(NamedTuple):
-  """A mesh, and what an update takes of it by arithmetic."""
+  """A mesh, with estimates for an update."""
 
   mesh: dict[str, int]
   seconds: float
-  bytes: float  # Of one device.
+  bytes: float  # Per device.
 
 
 def ranked(config: ConfigDict, topology: Topology, devices: int):
-  """Every mesh that could hold the run, the quickest first.
+  """The meshes that the run fits, as `Ranked`, the fastest first.
 
-  Raises ValueError if none could.
+  Raises ValueError if it fits none.
   """
   sizes, rows = sizes_of(config), config.rows.to_dict()
-  flops = 3 * needed(sizes, rows["max_rows"], rows["width"])
-  room, found, least = topology.memory(devices), [], float("inf")
+  flops = 3 * forward_flops(sizes, rows["max_rows"], rows["width"])
+  available, fitting, least = topology.memory(devices), [], float("inf")
   slices = topology.num_slices if topology.chip.torus else 1
   for mesh in estimate.meshes(sizes, rows, devices, slices):
     weights = sum(estimate.sizes_of(sizes)) * mesh["data"] / devices
@@ -35,14 +35,14 @@ def ranked(config: ConfigDict, topology: Topology, devices: int):
       estimate.temporaries(sizes, rows, mesh).values()
     )
     least = min(least, total)
-    if total <= room:
+    if total <= available:
       time = estimate.bounds(sizes, rows, mesh, topology, flops).serial
-      found.append(Ranked(mesh, time, total))
-  if not found:
+      fitting.append(Ranked(mesh, time, total))
+  if not fitting:
     raise ValueError(
-      f"no mesh of the {devices} devices holds it: rows.microbatch_rows "
-      f"{rows['microbatch_rows']} must divide over them, and at best it takes "
-      f"{least / 2**30:.3g} GiB where {room / 2**30:.3g} are; take more chips, "
-      "other rows.microbatch_rows, or a smaller model.how.moe_chunk"
+      f"the run fits no mesh of the {devices} devices: rows.microbatch_rows "
+      f"{rows['microbatch_rows']} must divide over them, and it needs at least "
+      f"{least / 2**30:.3g} GiB of {available / 2**30:.3g} GiB per device; use "
+      "more chips, other rows.microbatch_rows, or a smaller model.how.moe_chunk"
     )
-  return sorted(found, key=lambda one: (one.seconds, one.bytes))
+  return sorted(fitting, key=lambda one: (one.seconds, one.bytes))

@@ -1,4 +1,4 @@
-"""The programs of a run, ready to compile: shapes and shardings, no array."""
+"""The programs of a run, ready to compile, with shapes instead of arrays."""
 
 import dataclasses
 import functools
@@ -26,37 +26,36 @@ from r1jax.training.run import make_steps, use_reference
 from r1jax.training.update import init_state, make_update
 from r1jax.types import Batch, Packed
 
-PER_STEP = 3  # A gradient takes two more passes than the values alone.
+PER_STEP = 3  # The cost of an update in forward passes; a gradient takes two.
 
 
 class Program(NamedTuple):
-  """One jitted function of a run, and what it is called with."""
+  """One jitted function of a run, and its arguments."""
 
   name: str
   function: Any  # Jitted.
   arguments: tuple
-  parts: Mapping[str, Any]  # Of the arguments: trees, by what they are.
-  beside: Mapping[str, Any]  # What else lies on the devices meanwhile.
-  flops: float | int  # That the model needs for it, on all devices.
-  trips: Mapping[
-    str, tuple[float | int, ...]
-  ]  # Of loops whose end depends on data, by scope.
-  tokens: float | int  # That it reads, or samples, on all devices.
+  parts: Mapping[str, Any]  # Trees of the arguments, by name.
+  beside: Mapping[str, Any]  # Other trees on the devices meanwhile, by name.
+  flops: float | int  # Model FLOPs on all devices.
+  # Trip counts of data-dependent loops, by scope; see `costs.count`.
+  trips: Mapping[str, tuple[float | int, ...]]
+  tokens: float | int  # Tokens read or sampled on all devices.
   sizes: ModelConfig
-  rows: Mapping[str, int] | None  # The config's section; None for rollouts.
+  rows: Mapping[str, int] | None  # The section of the config; None: rollouts.
   mesh: Mesh
   options: Mapping[str, Any] = {}  # Keyword arguments.
 
 
-class Words(NamedTuple):
-  """As much of a tokenizer as programs depend on."""
+class StubTokenizer(NamedTuple):
+  """The attributes of a tokenizer that programs depend on."""
 
   vocab_size: int
   eos_ids: tuple[int, ...] = (0,)
 
 
-def shaped(tree, shardings):
-  """`tree` as shapes that know where they lie."""
+def with_shardings(tree, shardings):
+  """`tree` as shapes with shardings."""
   struct = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
   return jax.tree.map(struct, tree, shardings)
 
@@ -68,51 +67,56 @@ def parameters(sizes: ModelConfig, dtype: Any = "float32"):
   )
 
 
-def placed(mesh: Mesh, sizes: ModelConfig, tree, parked: str | None = None):
-  """A tree of parameters, of optimizer state, and the like, on the mesh.
+def sharded_shapes(
+  mesh: Mesh, sizes: ModelConfig, tree, offloaded: str | None = None
+):
+  """A tree that contains parameters, as shapes sharded on the mesh.
 
-  Arrays whose path begins with `parked` wait in the memory of the hosts; see
-  `offload`.
+  Arrays whose path begins with `offloaded` are in host memory; see `offload`.
   """
 
-  def lies(path, leaf, on):
-    if parked is None or not leaf.ndim or not keystr(path).startswith(parked):
+  def place(path, leaf, on):
+    if (
+      offloaded is None
+      or not leaf.ndim
+      or not keystr(path).startswith(offloaded)
+    ):
       return on
-    return on.with_memory_kind(offload.KIND)
+    return on.with_memory_kind(offload.HOST_MEMORY)
 
-  made = sharding.shardings(mesh, logical_axes(sizes), tree)
-  return shaped(tree, jax.tree.map_with_path(lies, tree, made))
+  shardings = sharding.tree_shardings(mesh, logical_axes(sizes), tree)
+  return with_shardings(tree, jax.tree.map_with_path(place, tree, shardings))
 
 
 def scalar(mesh: Mesh, dtype):
-  """A number that every device is told."""
-  return jax.ShapeDtypeStruct((), dtype, sharding=sharding.whole(mesh))
+  """The shape of a scalar that is replicated on every device."""
+  return jax.ShapeDtypeStruct((), dtype, sharding=sharding.replicated(mesh))
 
 
-def slots(mesh: Mesh, rows: Mapping[str, int], dtype):
-  """One array of a batch [B, M, T], as a shape."""
+def row_array(mesh: Mesh, rows: Mapping[str, int], dtype):
+  """The shape of an array of a batch, [B, M, T]."""
   count = rows["max_rows"] // rows["microbatch_rows"]
   shape = rows["microbatch_rows"], count, rows["width"]
-  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.rows(mesh))
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.by_rows(mesh))
 
 
 def batch(mesh: Mesh, rows: Mapping[str, int], **others) -> Batch:
-  """A batch as shapes; `others` are its fields for RL."""
+  """A batch of shapes; `others` are its fields for RL."""
   names = [field.name for field in dataclasses.fields(Packed)]
-  tokens = slots(mesh, rows, jnp.int32)
+  tokens = row_array(mesh, rows, jnp.int32)
   count = scalar(mesh, jnp.int32)
   return Batch(
     packed=Packed(**dict.fromkeys(names, tokens)),
     num_microbatches=count,
-    weights=slots(mesh, rows, jnp.float32),
+    weights=row_array(mesh, rows, jnp.float32),
     num_targets=count,
     num_tokens=count,
     **others,
   )
 
 
-def needed(sizes: ModelConfig, rows: int, width: int) -> float | int:
-  """FLOPs of a forward pass over whole rows, a text in each."""
+def forward_flops(sizes: ModelConfig, rows: int, width: int) -> float | int:
+  """Model FLOPs of a forward pass over full rows with one text each."""
   pairs = width * (width + 1) / 2
   by_token = flops.of_token(sizes) + flops.of_logits(sizes)
   return rows * (width * by_token + pairs * flops.of_pair(sizes))
@@ -121,10 +125,11 @@ def needed(sizes: ModelConfig, rows: int, width: int) -> float | int:
 def trips_of(
   rows: Mapping[str, int], sizes: ModelConfig, mesh: Mesh
 ) -> dict[str, tuple[float | int, ...]]:
-  """How often loops run when all rows of a minibatch are full.
+  """The trip counts of loops when all rows of a minibatch are full.
 
-  Attention loops over blocks of keys, and within over those of queries that see
-  them. Of devices that share a row, the one with its last tokens sees most.
+  Attention loops over blocks of keys, and inside over blocks of queries that
+  see them. The counts are those of the device with the last tokens of a row,
+  which sees the most keys.
   """
   width, context = rows["width"], mesh.shape["context"]
   keys = -(-width // ops.attention.LONG_BLOCK)
@@ -133,7 +138,7 @@ def trips_of(
   chunk = min(4096, ops.logprobs.LOGITS // sizes.vocab_size)
   columns = min(max(1, chunk), ops.logprobs.COLUMNS, width)
   return {
-    "experts": (1,),  # Evenly spread, they fit one window.
+    "experts": (1,),  # An even load fits one window.
     "microbatches": (rows["max_rows"] // rows["microbatch_rows"],),
     "logprobs": (-(-width // context // columns),),
     "attention": (keys, pairs / keys),
@@ -141,7 +146,7 @@ def trips_of(
 
 
 def sizes_of(config: ConfigDict) -> ModelConfig:
-  """The model of a run."""
+  """The model config of a run."""
   if config.loop == "sft":
     return preset(**config.model)
   sizes = models.architecture(**config.model)
@@ -170,7 +175,7 @@ def of_sft(config: ConfigDict, mesh: Mesh) -> list[Program]:
       arguments=(state, read),
       parts=_parts(state) | {"batch": read},
       beside={},
-      flops=PER_STEP * needed(sizes, rows["max_rows"], rows["width"]),
+      flops=PER_STEP * forward_flops(sizes, rows["max_rows"], rows["width"]),
       trips=trips_of(rows, sizes, mesh),
       tokens=rows["max_rows"] * rows["width"],
       sizes=sizes,
@@ -181,31 +186,33 @@ def of_sft(config: ConfigDict, mesh: Mesh) -> list[Program]:
 
 
 def of_grpo(config: ConfigDict, mesh: Mesh) -> list[Program]:
-  """All that a GRPO run compiles but for trifles."""
+  """The large programs of a GRPO run."""
   sizes = sizes_of(config)
   model, rows = Transformer(sizes), config.rows.to_dict()
-  optimizer, score, update = make_steps(config, model, Words(sizes.vocab_size))
+  optimizer, score, update = make_steps(
+    config, model, StubTokenizer(sizes.vocab_size)
+  )
   dtype = config.model.get("dtype", "float32")
   state = _state(config, mesh, sizes, optimizer, dtype)
-  refers = use_reference(config)
+  has_reference = use_reference(config)
   reference = None
-  if refers:
+  if has_reference:
     copy = functools.partial(policy.reference_copy, sizes)
-    parked = "" if "reference" in config.offload else None
+    offloaded = "" if "reference" in config.offload else None
     copied = jax.eval_shape(copy, state.params)
-    reference = placed(mesh, sizes, copied, parked)
-  floats = slots(mesh, rows, jnp.float32)
+    reference = sharded_shapes(mesh, sizes, copied, offloaded)
+  floats = row_array(mesh, rows, jnp.float32)
   read = batch(
     mesh,
     rows,
-    completions=slots(mesh, rows, jnp.int32),
+    completions=row_array(mesh, rows, jnp.int32),
     advantages=floats,
     sampler_logprobs=floats,
     old_logprobs=floats,
-    reference_logprobs=floats if refers else None,
+    reference_logprobs=floats if has_reference else None,
     experts=_experts(config, mesh, rows, sizes),
   )
-  forward = needed(sizes, rows["max_rows"], rows["width"])
+  forward = forward_flops(sizes, rows["max_rows"], rows["width"])
   common = dict(
     trips=trips_of(rows, sizes, mesh),
     tokens=rows["max_rows"] * rows["width"],
@@ -213,46 +220,48 @@ def of_grpo(config: ConfigDict, mesh: Mesh) -> list[Program]:
     rows=rows,
     mesh=mesh,
   )
-  own, reference_part = _parts(state), {"reference": reference}
-  made = [
+  state_parts, reference_part = _parts(state), {"reference": reference}
+  programs = [
     Program(
       name="update",
       function=update,
       arguments=(state, read),
-      parts=own | {"batch": read},
+      parts=state_parts | {"batch": read},
       beside=reference_part,
       flops=PER_STEP * forward,
       **common,
     )
   ]
-  if refers or config.old == "trainer":
-    scorer = reference if refers else state.params
+  if has_reference or config.old == "trainer":
+    scorer = reference if has_reference else state.params
     unscored = read.replace(advantages=None, reference_logprobs=None)
-    made.append(
+    programs.append(
       Program(
         name="score",
         function=score,
         arguments=(scorer, unscored),
         parts={
-          "reference" if refers else "params": scorer,
+          "reference" if has_reference else "params": scorer,
           "batch": unscored,
         },
-        beside=own if refers else {"optimizer": state.optimizer_state},
+        beside=state_parts
+        if has_reference
+        else {"optimizer": state.optimizer_state},
         flops=forward,
         **common,
       )
     )
-  resident = own | reference_part
+  resident = state_parts | reference_part
   sampled = rollouts.programs(config, mesh, sizes, state.params, resident)
-  return made + [Program(**fields) for fields in sampled]
+  return programs + [Program(**fields) for fields in sampled]
 
 
 def _state(config, mesh, sizes, optimizer, dtype="float32"):
-  """The train state of a run."""
+  """The train state of a run, as sharded shapes."""
   params = parameters(sizes, dtype)
-  made = jax.eval_shape(lambda p: init_state(p, optimizer), params)
-  parked = ".optimizer_state" if "optimizer" in config.offload else None
-  return placed(mesh, sizes, made, parked)
+  state = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+  offloaded = ".optimizer_state" if "optimizer" in config.offload else None
+  return sharded_shapes(mesh, sizes, state, offloaded)
 
 
 def _parts(state) -> dict[str, Any]:
@@ -260,10 +269,10 @@ def _parts(state) -> dict[str, Any]:
 
 
 def _experts(config, mesh, rows, sizes):
-  """The experts that the sampler used [B, M, T, L, k], if it records them."""
+  """The shape [B, M, T, L, k] of recorded experts; None if not recorded."""
   if not config.sampling.get("record_experts", False):
     return None
-  one = slots(mesh, rows, jnp.int16)
+  one = row_array(mesh, rows, jnp.int16)
   shape = (*one.shape, sizes.num_moe_layers, sizes.experts.per_token)
   return jax.ShapeDtypeStruct(shape, one.dtype, sharding=one.sharding)
 
@@ -274,14 +283,14 @@ PROGRAMS: dict[str, Callable[[ConfigDict, Mesh], list[Program]]] = {
 }
 
 
-def per_device(tree, *, parked: bool = False) -> int:
-  """Bytes that one device holds of a tree of shapes.
+def bytes_per_device(tree, *, offloaded: bool = False) -> int:
+  """The bytes of a tree of sharded shapes per device, in device memory.
 
-  If `parked`, its share of those that wait in the hosts' memory instead.
+  With `offloaded`, those in host memory instead.
   """
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(tree)
-    if isinstance(leaf, jax.ShapeDtypeStruct)  # What is static takes nothing.
-    and (leaf.sharding.memory_kind == offload.KIND) == parked
+    if isinstance(leaf, jax.ShapeDtypeStruct)  # Static arguments have no size.
+    and (leaf.sharding.memory_kind == offload.HOST_MEMORY) == offloaded
   )

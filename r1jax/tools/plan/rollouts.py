@@ -1,4 +1,4 @@
-"""The programs that sample, as shapes and shardings; see `plan_programs`."""
+"""The programs of rollouts, with shapes instead of arrays; see `programs`."""
 
 import functools
 from typing import Any
@@ -15,18 +15,19 @@ from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import used_axes
 from r1jax.parallel import sharding
+from r1jax.parallel.mesh import reshape_mesh, row_shards
 from r1jax.rollouts import prompts, slots
 from r1jax.rollouts.slots import Sampling
 from r1jax.rollouts.state import idle_slots
 
-TEMPLATE = 80  # Tokens that all prompts begin with: R1-Zero's, about.
+TEMPLATE = 80  # Tokens that all prompts share; about those of R1-Zero.
 
 
 def weights(mesh: Mesh, sizes: ModelConfig, params):
-  """The parameters as decoding reads them, on the mesh of the rollouts."""
+  """The parameters for decoding, as shapes on the mesh of the rollouts."""
   cast = functools.partial(slots.cast, sizes)
   used = jax.eval_shape(cast, params)
-  split = sharding.shardings(mesh, used_axes(sizes), used)
+  split = sharding.tree_shardings(mesh, used_axes(sizes), used)
   used = jax.tree.map(_struct, used, split)
   if sizes.scan:
     return used
@@ -44,12 +45,12 @@ def _struct(leaf, sharding):
 def _slice(leaf):
   """One layer of a stacked weight."""
   spec = PartitionSpec(*leaf.sharding.spec[1:])
-  lies = NamedSharding(leaf.sharding.mesh, spec)
-  return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=lies)
+  on = NamedSharding(leaf.sharding.mesh, spec)
+  return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=on)
 
 
 def cached(mesh: Mesh, cache: Cache) -> Cache:
-  """A cache as shapes that know where they are on the mesh."""
+  """A cache as shapes sharded on the mesh."""
 
   def one(leaf, names):
     spec = sharding.spec(names, leaf.shape, mesh)
@@ -85,22 +86,22 @@ def full_cache(
 def programs(
   config: ConfigDict, mesh: Mesh, sizes: ModelConfig, params, resident
 ) -> list[dict[str, Any]]:
-  """Fields of `plan_programs.Program`: reshard, prefill and decode.
+  """The fields of `programs.Program` for reshard, prefill and decode.
 
-  Decoding is planned at its largest: every slot in use, and the cache as long
-  as prompt and completion together may be.
+  Decoding is planned at its largest: every slot is in use, and the cache has
+  the full length of prompt and completion.
 
   Args:
     config: of a GRPO run.
-    mesh: of the training.
-    sizes: of the model.
-    params: of the training, where they lie.
-    resident: what stays on the devices meanwhile, by what it is.
+    mesh: of training.
+    sizes: the model config.
+    params: of training, as sharded shapes.
+    resident: other trees on the devices meanwhile, by name.
   """
   c, model = config.sampling, Transformer(sizes)
-  on = sharding.reshaped(mesh, **config.rollout_mesh)
+  on = reshape_mesh(mesh, **config.rollout_mesh)
   used = weights(on, sizes, params)
-  whole, split = sharding.whole(on), sharding.rows(on)
+  whole, split = sharding.replicated(on), sharding.by_rows(on)
   length = c.prompt_tokens + c.max_tokens
   record = c.get("record_experts", False)
 
@@ -108,9 +109,9 @@ def programs(
     lambda leaf: _struct(leaf, whole),
     jax.eval_shape(lambda: caches.as_prefix(caches.empty(sizes, 1, TEMPLATE))),
   )
-  shards = sharding.row_shards(on)
+  shards = row_shards(on)
   count = -(-prompts.PREFILL // shards) * shards
-  own = jax.ShapeDtypeStruct(
+  prompt_ids = jax.ShapeDtypeStruct(
     (count, c.prompt_tokens), jnp.int32, sharding=split
   )
   together = prompts.slots_per_prompt(
@@ -151,9 +152,9 @@ def programs(
     | dict(
       name="prefill",
       function=slots.read_prompts,
-      arguments=(model, used, prefix, own),
+      arguments=(model, used, prefix, prompt_ids),
       options={"record_experts": record},
-      parts={"rollout weights": used, "prompts": own},
+      parts={"rollout weights": used, "prompts": prompt_ids},
       beside=resident | {"cached prompts": ahead},
       flops=count * (c.prompt_tokens * token + pairs * pair),
       tokens=count * c.prompt_tokens,

@@ -1,9 +1,9 @@
-"""The tables of README: what the paper's runs take of real pods.
+"""The table of plans in the documentation: the paper's runs on TPU pods.
 
     python -m r1jax.tools.plan.tables
 
-Plans each of RUNS in a process of its own, which takes minutes each, and prints
-one row of Markdown as soon as a program is planned.
+It plans each of RUNS in a separate process, which takes minutes each, and
+prints one row of Markdown for each program.
 """
 
 import json
@@ -13,15 +13,15 @@ import sys
 from r1jax.tools.plan.text import size
 
 ZERO, STUDENT = "experiments/r1_zero.py", "experiments/distill.py"
-# A topology, a config, its flags.
+# (topology, config, flags)
 RUNS = (
   ("v5p:8x8x8", ZERO, ()),
   ("v5p:8x16x16", ZERO, ("--config.mesh.context=4",)),
   ("v5p:4x4x4", f"{STUDENT}:qwen_32b", ()),
   ("v5p:4x4x4", f"{STUDENT}:llama_70b", ()),
-  # Only `data` goes between slices, so each holds all of the state. That of
-  # R1-Zero, 12 bytes a weight, would be 29.8 of the 31.25 GiB of a chip in a
-  # slice of v6e, 256 chips at most: there is no room to train it there.
+  # Only `data` extends over slices, so each slice holds the whole state. For
+  # R1-Zero (12 bytes per weight) that would be 29.8 of the 31.25 GiB per chip
+  # on the largest v6e slice, 256 chips: too much to train it there.
   (
     "v6e:8x8*2",
     f"{STUDENT}:qwen_32b",
@@ -37,7 +37,7 @@ HEAD = (
 
 
 def rows(topology: str, config: str, flags: tuple[str, ...]):
-  """Rows of Markdown, one for each program; or one that says what is wrong."""
+  """Rows of Markdown, one per program, or one with the error."""
   run = " ".join([config.removeprefix("experiments/"), *flags])
   done = subprocess.run(
     [
@@ -51,13 +51,13 @@ def rows(topology: str, config: str, flags: tuple[str, ...]):
   if done.returncode not in (0, 1) or not done.stdout:
     yield f"| {topology} | `{run}` | {done.stderr.splitlines()[-1]} |"
     return
-  found = json.loads(done.stdout.splitlines()[-1])
-  for name, program in found["programs"].items():
+  report = json.loads(done.stdout.splitlines()[-1])
+  for name, program in report["programs"].items():
     cells = [topology, f"`{run}`", name]
     if "error" in program:
       cells.append(program["error"].splitlines()[0])
     else:
-      share = program["total"] / found["memory_per_device"]
+      share = program["total"] / report["memory_per_device"]
       seconds, mfu = program["seconds"], program["mfu"]
       cells += [
         f"{size(program['total'])}, {share:.0%}",

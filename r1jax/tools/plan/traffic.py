@@ -1,21 +1,21 @@
-"""What an instruction reads from and writes to the device's main memory."""
+"""The memory traffic of HLO instructions: bytes read and written."""
 
 import collections
 from collections.abc import Mapping
 
 from r1jax.tools.plan.hlo import Computation, Instruction, Module, Shape
 
-FREE = {  # They move nothing, or what they call does.
+FREE = {  # Opcodes without traffic of their own.
   *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while"),
   *("conditional", "call", "after-all", "partition-id", "replica-id", "iota"),
   *("async-start", "async-update", "async-done", "opt-barrier"),
 }
 SLICES = ("dynamic-slice", "slice", "gather")
-UPDATES = {"dynamic-update-slice": 1, "scatter": -1}  # Which operand is new.
+UPDATES = {"dynamic-update-slice": 1, "scatter": -1}  # Index of the new values.
 
 
 def read(lines: Computation, line: Instruction) -> list[Shape]:
-  """The arrays that an instruction is given."""
+  """The shapes of the operands of an instruction."""
   return [
     shape
     for name in line.operands
@@ -25,7 +25,7 @@ def read(lines: Computation, line: Instruction) -> list[Shape]:
 
 
 def moved(module: Module, lines: Computation, line: Instruction) -> float | int:
-  """Bytes that an instruction reads from and writes to the main memory."""
+  """The bytes that an instruction reads from and writes to main memory."""
   if line.opcode in FREE or line.opcode.endswith("-done"):
     return 0.0
   if line.opcode in SLICES:
@@ -40,39 +40,39 @@ def moved(module: Module, lines: Computation, line: Instruction) -> float | int:
 
 
 def _new(lines: Computation, line: Instruction) -> Instruction:
-  """What an update in place writes."""
+  """The instruction whose values an in-place update writes."""
   return lines[line.operands[UPDATES[line.opcode]]]
 
 
 def _main(shapes) -> float | int:
-  """Bytes of those in the main memory."""
+  """The bytes of the shapes that are in main memory."""
   return sum(shape.bytes for shape in shapes if shape.space == 0)
 
 
 def _of_fusion(module, lines, line) -> float | int:
-  """A fusion reads slices where it slices, and updates in place."""
+  """The bytes of a fusion; slices and in-place updates count as such."""
   inner, total, updated = module.computations[line.calls], 0.0, 0.0
   users = _users(inner)
-  for own in inner.values():
-    if own.opcode != "parameter":
+  for parameter in inner.values():
+    if parameter.opcode != "parameter":
       continue
-    outside = lines.get(line.operands[int(own.argument)])
+    outside = lines.get(line.operands[int(parameter.argument)])
     if outside is None or any(shape.space for shape in outside.shapes):
       continue
-    if users[own.name] and all(
-      user.opcode in UPDATES and not at for user, at in users[own.name]
+    if users[parameter.name] and all(
+      user.opcode in UPDATES and not at for user, at in users[parameter.name]
     ):
-      for user, _ in users[own.name]:
-        updated += sum(s.bytes for s in own.shapes)
+      for user, _ in users[parameter.name]:
+        updated += sum(s.bytes for s in parameter.shapes)
         total += sum(s.bytes for s in _new(inner, user).shapes)
       continue
-    sliced = _sliced(module, users, own.name)
+    sliced = _sliced(module, users, parameter.name)
     total += _main(outside.shapes) if sliced is None else sliced
   return total + max(0.0, _main(line.shapes) - updated)
 
 
 def _users(lines: Computation) -> Mapping[str, list[tuple[Instruction, int]]]:
-  """Who reads each instruction, and as which operand."""
+  """The users of each instruction, and the index of the operand."""
   users = collections.defaultdict(list)
   for line in lines.values():
     for at, name in enumerate(line.operands):
@@ -81,7 +81,7 @@ def _users(lines: Computation) -> Mapping[str, list[tuple[Instruction, int]]]:
 
 
 def _sliced(module, users, name) -> float | int | None:
-  """Bytes of the slices that are read of an array; None if all of it is."""
+  """The bytes read of an array in slices; None if it is read as a whole."""
   total = 0.0 if users[name] else None
   for user, at in users[name]:
     part = None
@@ -91,12 +91,12 @@ def _sliced(module, users, name) -> float | int | None:
       part = _sliced(module, users, user.name)
     elif user.opcode == "fusion":  # Fusions may hold others.
       inner = module.computations[user.calls]
-      given = next(
+      parameter = next(
         line.name
         for line in inner.values()
         if line.opcode == "parameter" and int(line.argument) == at
       )
-      part = _sliced(module, _users(inner), given)
+      part = _sliced(module, _users(inner), parameter)
     if part is None:
       return None
     total += part

@@ -1,7 +1,7 @@
-"""Which panels make up the report: metrics in, charts out.
+"""The charts of a report, from the metrics of runs.
 
-A `Chart` is a set of small panels, one quantity each, so that several runs
-overlay without a forest of lines.
+A `Chart` is a set of small panels with one quantity each, so that several runs
+can be overlaid.
 """
 
 import functools
@@ -19,23 +19,24 @@ PHASES = {
     "perf/gen_time": "sampling", "perf/reward_time": "grading",
     "perf/logprob_time": "log-probabilities", "perf/train_time": "update",
 }  # fmt: skip
-MAX_LAYERS = 6  # Heat maps of expert load per run.
-MAX_WORDS = 9  # Reflection words with a panel of their own.
+MAX_LAYERS = 6  # The most heat maps of expert load per run.
+MAX_WORDS = 9  # The most words of reflection that get a panel.
 
 
 class Chart(NamedTuple):
   """Panels under one caption."""
 
-  name: str  # Of the file, and the anchor on the page.
+  name: str  # Name of the file, and anchor on the page.
   title: str
   caption: str
   panels: tuple[Panel, ...]
 
 
 def curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
-  """Rows of metrics.jsonl as one curve per key; of equal steps the last wins.
+  """One curve per key of the rows of metrics.jsonl.
 
-  Null and non-finite values are left out, as are values that are no numbers.
+  If a step occurs twice, its last row is used. Values that are null, not finite
+  or not numbers are left out.
   """
   points: dict[str, dict[int, Any]] = {}
   for row in rows:
@@ -61,13 +62,13 @@ def _is_numeric(value: Any) -> bool:
 
 
 def tasks(metrics: Mapping[str, Curve]) -> list[str]:
-  """Names of evaluated tasks; those "+1" are larger than any trained on."""
-  found = (re.fullmatch(r"eval/(.+)/pass@1", key) for key in metrics)
-  return sorted({match[1] for match in found if match})
+  """The evaluated tasks; "+1" marks problems larger than those in training."""
+  matches = (re.fullmatch(r"eval/(.+)/pass@1", key) for key in metrics)
+  return sorted({match[1] for match in matches if match})
 
 
 def charts(runs: Runs) -> list[Chart]:
-  """Every chart that the metrics of `runs` can fill, in reading order."""
+  """All charts that have data in the metrics of `runs`, in reading order."""
   pick = functools.partial(_scalars, runs)
   names = sorted({task for m in runs.values() for task in tasks(m)})
   trained = [task for task in names if "+" not in task]
@@ -99,7 +100,7 @@ def charts(runs: Runs) -> list[Chart]:
     ),
     Chart(
       "reflection", "Reflection",
-      "Words of second thoughts: mean occurrences per training completion. "
+      "Words of reflection: mean occurrences per training completion. "
       + smooth,
       _reflection(runs),
     ),
@@ -135,7 +136,7 @@ def charts(runs: Runs) -> list[Chart]:
     ),
     Chart(
       "optimization", "Loss and gradient",
-      "What the optimizer sees. " + smooth,
+      "The losses and the gradient of updates. " + smooth,
       pick([
         ("loss/nll", "loss, nats per token"),
         ("loss/total", "loss"),
@@ -166,7 +167,7 @@ def charts(runs: Runs) -> list[Chart]:
 
 
 def _scalars(runs: Runs, wanted: Iterable[tuple[str, str]]):
-  """A panel for each wanted (key, title) that some run has."""
+  """A panel for each (key, title) of which some run has the metric."""
   return tuple(
     Panel(title, functools.partial(figures.draw_scalar, runs, key), (key,))
     for key, title in wanted
@@ -203,12 +204,12 @@ def _reflection(runs: Runs) -> tuple[Panel, ...]:
   def last(word):
     return max(m[word[0]].values[-1] for m in runs.values() if word[0] in m)
 
-  said = [
+  used = [
     word
     for word in words
     if any(word[0] in m and m[word[0]].values.any() for m in runs.values())
   ]
-  words = sorted(said or words, key=lambda word: (-last(word), word))
+  words = sorted(used or words, key=lambda word: (-last(word), word))
   return _scalars(runs, words[:MAX_WORDS])
 
 
@@ -231,15 +232,15 @@ def _expert_loads(runs: Runs) -> tuple[Panel, ...]:
 def _phases(runs: Runs) -> tuple[Panel, ...]:
   panels = []
   for name, metrics in runs.items():
-    found = {
+    phases = {
       label: metrics[key]
       for key, label in PHASES.items()
       if figures.is_scalar(metrics.get(key))
     }
-    if found:
+    if phases:
       title = (
         f"{name}, seconds by phase" if len(runs) > 1 else "seconds by phase"
       )
-      draw = functools.partial(figures.draw_phases, found)
+      draw = functools.partial(figures.draw_phases, phases)
       panels.append(Panel(title, draw, tuple(PHASES)))
   return tuple(panels)

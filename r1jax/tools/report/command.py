@@ -1,12 +1,11 @@
-"""A run, or several beside each other, as one self-contained HTML page.
+"""Report one or several runs as one self-contained HTML page.
 
     r1jax report WORKDIR [WORKDIR ...] [--output=PAGE.html]
 
-Writes `report.html` into the first workdir (or to --output), and every chart
-as a PNG under `figures/` beside the page. The page loads nothing from
-anywhere. It reads `metrics.jsonl`, and, where they exist, `completions.jsonl`,
-`summary.json` and `config.json`; the same files give the same page, byte for
-byte.
+It writes `report.html` to the first workdir (or to --output), and every chart
+as a PNG to `figures/` beside the page. The page loads no other files. It reads
+`metrics.jsonl` and, if they exist, `completions.jsonl`, `summary.json` and
+`config.json`. The same files give the same page, byte for byte.
 """
 
 import base64
@@ -30,7 +29,7 @@ LAST_COLUMNS = ("reward", "advantage", "length", "finish")
 
 
 class Run(NamedTuple):
-  """What a training run left in its workdir."""
+  """The files of a training run, parsed."""
 
   name: str
   curves: Mapping[str, Curve]
@@ -43,7 +42,7 @@ class Change(NamedTuple):
   """One headline: a quantity before and after training."""
 
   label: str
-  before: str  # Empty for what has no before.
+  before: str  # "" if there is no value before training.
   after: str
   note: str
 
@@ -52,18 +51,18 @@ def read(workdir: Path, name: str) -> Run:
   """The run in `workdir`.
 
   Raises:
-    ValueError: there is no such run, or a file of it is broken.
+    ValueError: there is no such run, or one of its files is malformed.
   """
   if not workdir.is_dir():
-    raise ValueError(f"{workdir} is not a directory: give a run's workdir")
+    raise ValueError(f"{workdir} is not a directory; use the workdir of a run")
   metrics = workdir / "metrics.jsonl"
   if not metrics.exists():
     raise ValueError(
-      f"{metrics} is missing: give the --workdir of a run that has trained"
+      f"{metrics} is missing; use the --workdir of a run that has trained"
     )
   rows = list(read_lines(metrics))
   if not rows:
-    raise ValueError(f"{metrics} has no rows yet: let the run train a round")
+    raise ValueError(f"{metrics} has no rows; wait for the first round")
   return Run(
     name,
     charts.curves(rows),
@@ -76,10 +75,10 @@ def read(workdir: Path, name: str) -> Run:
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
   """The JSON objects of `path`, each with a "step"; none if it is missing.
 
-  A broken last line is what a killed run leaves, and is skipped.
+  A malformed last line, which a killed run leaves, is skipped.
 
   Raises:
-    ValueError: another line is broken; says which.
+    ValueError: another line is malformed; the error names it.
   """
   if not path.exists():
     return
@@ -93,7 +92,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
       if number == len(lines):
         return
       raise ValueError(
-        f"{path}:{number}: {error}; mend or delete the line"
+        f"{path}:{number}: {error}; fix or delete the line"
       ) from None
     yield row
 
@@ -106,14 +105,15 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
       raise ValueError("not a JSON object")
   except ValueError as error:
-    raise ValueError(f"{path}: {error}; mend or delete the file") from None
+    raise ValueError(f"{path}: {error}; fix or delete the file") from None
   return value
 
 
 def outcomes(run: Run) -> dict[str, dict[str, float]]:
-  """Per evaluated task the numbers of summary.json, read from it or metrics.
+  """The numbers of each evaluated task, from summary.json or the metrics.
 
-  Tasks larger than trained, whose name holds a "+", come last.
+  Tasks with problems larger than any trained on, whose name has a "+", are
+  last.
   """
   result: dict[str, dict[str, float]] = {}
   for task in charts.tasks(run.curves):
@@ -137,7 +137,7 @@ def outcomes(run: Run) -> dict[str, dict[str, float]]:
 
 
 def headlines(run: Run) -> list[Change]:
-  """What changed between the first and the last step, in a few numbers."""
+  """The main changes between the first and the last step."""
   trained = [v for task, v in outcomes(run).items() if "+" not in task]
 
   def mean(name: str) -> float | None:
@@ -195,8 +195,8 @@ def _duration(seconds: float) -> str:
 def completions_json(runs: Sequence[Run]) -> Markup:
   """The completions of `runs` as JSON that is safe inside a script element.
 
-  Rows are lists in the order of `columns`; prompts, of which a group shares
-  one, are indices into `prompts`.
+  Rows are lists in the order of `columns`. Because the completions of a group
+  share a prompt, prompts are indices into the list `prompts`.
   """
   parts: dict[str, None] = {}
   prompts: dict[str, int] = {}
@@ -223,7 +223,7 @@ def completions_json(runs: Sequence[Run]) -> Markup:
     "rows": rows,
   }
   text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-  for character in "<>&":  # No "</script>", no "<!--".
+  for character in "<>&":  # Prevents "</script>" and "<!--".
     text = text.replace(character, f"\\u{ord(character):04x}")
   return Markup(text)
 
@@ -254,7 +254,7 @@ def _flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def other_metrics(runs: Sequence[Run], drawn: set[str]) -> list[tuple]:
-  """(run, key, first, last, least, greatest) of each metric in no chart."""
+  """(run, key, first, last, min, max) of each metric that is in no chart."""
   rows = []
   for run in runs:
     for key, (_, values) in sorted(run.curves.items()):
@@ -265,22 +265,22 @@ def other_metrics(runs: Sequence[Run], drawn: set[str]) -> list[tuple]:
 
 
 def _names(workdirs: Sequence[Path]) -> list[str]:
-  """A short name for each workdir, with as many parents as tell them apart."""
+  """A name for each workdir, with as many parents as make it unique."""
   paths = [path.resolve() for path in workdirs]
   for depth in range(1, 1 + max(len(path.parts) for path in paths)):
     names = ["/".join(path.parts[-depth:]) for path in paths]
     if len(set(names)) == len(names):
       return names
-  raise ValueError(f"{workdirs[0]} is given twice: name each workdir once")
+  raise ValueError(f"{workdirs[0]} occurs twice; name each workdir once")
 
 
 def build(
   workdirs: Sequence[str | Path], output: str | Path | None = None
 ) -> Path:
-  """Writes the report on `workdirs` and its PNGs; where the page is.
+  """Writes the report on `workdirs` and its PNGs; returns the page's path.
 
   Raises:
-    ValueError: a workdir holds no run, or a file of one is broken.
+    ValueError: a workdir has no run, or one of its files is malformed.
   """
   workdirs = [Path(workdir) for workdir in workdirs]
   runs = [read(*pair) for pair in zip(workdirs, _names(workdirs), strict=True)]
@@ -337,11 +337,13 @@ def _page(**fields: Any) -> str:
 
 def define_flags() -> None:
   """Defines the flags that `main` reads."""
-  flags.DEFINE_string("output", None, "The page; by default in the first one.")
+  flags.DEFINE_string(
+    "output", None, "Path of the page; by default in the first workdir."
+  )
 
 
 def main(workdirs: list[str]) -> None:
-  """Writes the page, and prints where it is."""
+  """Writes the page, and prints its path."""
   if not workdirs:
-    raise ValueError("give the workdir of a run, or of several")
+    raise ValueError("no workdir; name the workdirs of one or several runs")
   print(build(workdirs, flags.FLAGS.output))

@@ -1,9 +1,9 @@
 """Panels drawn with matplotlib, as PNG for papers and SVG for the report.
 
-`figure` lays panels out for a paper; the report draws each panel alone and
-lets the browser arrange them. Colours come from Okabe and Ito's palette, which
-colour-blind readers can tell apart; `svg` turns them into CSS variables, so
-that one drawing serves light and dark pages.
+`figure` arranges panels for a paper; the report draws each panel separately,
+and the browser arranges them. The colours are those of Okabe and Ito, which
+colour-blind readers can distinguish. `svg` replaces them by CSS variables, so
+one drawing works on light and dark pages.
 """
 
 import io
@@ -40,8 +40,8 @@ STYLE = {
     "lines.solid_capstyle": "round", "legend.frameon": False,
     "svg.fonttype": "none", "path.simplify": True,
 }  # fmt: skip
-WIDTH, HEIGHT = 3.5, 2.35  # Inches of one panel.
-LEFT, RIGHT, TOP, BOTTOM = 0.5, 0.12, 0.36, 0.46  # Margins inside it.
+WIDTH, HEIGHT = 3.5, 2.35  # Size of a panel in inches.
+LEFT, RIGHT, TOP, BOTTOM = 0.5, 0.12, 0.36, 0.46  # Its margins in inches.
 
 
 class Curve(NamedTuple):
@@ -59,16 +59,16 @@ class Panel(NamedTuple):
 
   title: str
   draw: Callable[[Axes], None]
-  keys: tuple[str, ...]  # The metrics shown.
+  keys: tuple[str, ...]  # The metrics that it shows.
 
 
 def is_scalar(curve: Curve | None) -> bool:
-  """Whether there is a curve to draw as one line."""
+  """Whether there is a curve, and its values are scalars."""
   return curve is not None and curve.values.ndim == 1
 
 
 def draw_scalar(runs: Runs, key: str, ax: Axes) -> None:
-  """One line per run that has the metric, smoothed when it is long."""
+  """Draws one line per run that has the metric; long curves are smoothed."""
   drawn = []
   for i, (name, metrics) in enumerate(runs.items()):
     if not is_scalar(metrics.get(key)):
@@ -93,14 +93,17 @@ def draw_scalar(runs: Runs, key: str, ax: Axes) -> None:
 
 
 def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
-  """Centred mean over `window` points, fewer at the ends."""
+  """The centred mean over `window` points, over fewer at the ends."""
   kernel = np.ones(window)
   total = np.convolve(values, kernel, "same")
   return total / np.convolve(np.ones_like(values), kernel, "same")
 
 
 def draw_accuracy(runs: Runs, task: str, ax: Axes) -> None:
-  """pass@1 with a band of one standard error, and cons@k, as in Figure 2."""
+  """Draws pass@1 with a band of one standard error, and cons@k.
+
+  It is like Figure 2 of arXiv:2501.12948.
+  """
   many = len(runs) > 1
   if many:
     ax.plot([], [], color=MUTED, label="pass@1")
@@ -119,7 +122,7 @@ def draw_accuracy(runs: Runs, task: str, ax: Axes) -> None:
     votes = [key for key in metrics if key.startswith(prefix + "cons@")]
     for key in sorted(votes, key=lambda key: -len(metrics[key].steps)):
       label = key.removeprefix(prefix)
-      # Two points, as before and after training, make no line.
+      # Two points, such as before and after training, are drawn without a line.
       sparse = len(metrics[key].steps) <= 2
       style = {"linestyle": "none" if sparse else "--", "linewidth": 1.2}
       style |= {"marker": "D", "markersize": 4 if sparse else 2.2}
@@ -134,7 +137,7 @@ def draw_accuracy(runs: Runs, task: str, ax: Axes) -> None:
 
 
 def draw_load(curve: Curve, ax: Axes) -> None:
-  """Each expert's share of tokens over steps, in multiples of an even share."""
+  """Draws each expert's share of tokens, in multiples of an even share."""
   steps, load = curve
   num_experts = load.shape[1]
   cmap = LinearSegmentedColormap.from_list(
@@ -159,7 +162,7 @@ def draw_load(curve: Curve, ax: Axes) -> None:
 
 
 def draw_phases(phases: Mapping[str, Curve], ax: Axes) -> None:
-  """Seconds of each phase, stacked."""
+  """Draws the seconds of each phase, stacked."""
   steps = next(iter(phases.values())).steps
   heights = [np.interp(steps, *curve) for curve in phases.values()]
   ax.stackplot(steps, heights, labels=phases.keys(), linewidth=0,
@@ -177,7 +180,7 @@ def _tick(value: float, _: int = 0) -> str:
 def figure(
   panels: Sequence[Panel], columns: int = 3, legend: bool = True
 ) -> Figure:
-  """`panels` in rows of `columns`, with one legend above them all."""
+  """A figure of `panels` in rows of `columns`, with one legend above."""
   with matplotlib.rc_context(STYLE):
     columns = min(columns, len(panels))
     num_rows = -(-len(panels) // columns)
@@ -210,12 +213,12 @@ def figure(
 
 
 def _handles(fig: Figure) -> dict[str, Any]:
-  """The first artist of each label; those of no run, in grey, come last."""
-  found: dict[str, Any] = {}
+  """The first artist of each label; grey ones, of no run, come last."""
+  first: dict[str, Any] = {}
   for ax in fig.axes:
     for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-      found.setdefault(label, handle)
-  return dict(sorted(found.items(), key=lambda item: _color(item[1]) == MUTED))
+      first.setdefault(label, handle)
+  return dict(sorted(first.items(), key=lambda item: _color(item[1]) == MUTED))
 
 
 def _color(handle: Any) -> str:
@@ -246,8 +249,9 @@ def png(fig: Figure, path) -> None:
 def svg(fig: Figure, prefix: str, description: str) -> str:
   """`fig` as an SVG element for an HTML page.
 
-  Every id starts with `prefix`, so that figures do not share clip paths, and
-  colours are CSS variables; there is no style sheet that could leak out.
+  Every id starts with `prefix`, so that figures do not share clip paths.
+  Colours are CSS variables, and there is no style sheet that would affect the
+  page.
   """
   text = io.StringIO()
   with matplotlib.rc_context({**STYLE, "svg.hashsalt": prefix}):
