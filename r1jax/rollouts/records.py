@@ -6,8 +6,9 @@ A line holds `round`, `step` (of the policy that sampled), `row` [prompt,
 completion], `shape` [P, G, Tp, Tc] of the round; `id`, `domain`, `prompt`,
 `answer`, `completion` as text; `rewards` by name, their weighted sum `reward`,
 `advantage`, and the `feedback` of a program's tests; `finish`, `length`,
-`max_tokens`, `prefill`; `prompt_tokens` and `completion_tokens`; `logprobs`
-and, where recorded, `experts`, as bytes in base64, which come back bit for bit;
+`max_tokens`, `prefill`; `prompt_tokens` and `completion_tokens`, and where the
+latter were `forced`, if any were; `logprobs` and, where recorded, `experts`, as
+bytes in base64, which come back bit for bit;
 `counts` of the graders, and `facts` that the loop wants back. A null is a
 reward that could not be graded; one that does not apply is not there. What is
 not listed here is not read.
@@ -85,8 +86,9 @@ def dump(
   """
   if jax.process_index():
     return
+  within = within_lengths(rollout.lengths, rollout.completions.shape[2])
   if np.any(rollout.logprobs[~rollout.sampled_mask]) or np.any(
-    rollout.completions[~rollout.sampled_mask]
+    rollout.completions[~within]
   ):
     raise ValueError("the rollout is not 0 beyond the ends of its completions")
   shared = {
@@ -150,6 +152,10 @@ def _lines(
       "completion_tokens": rollout.completions[p, g, :end].tolist(),
       "logprobs": _encode(rollout.logprobs[p, g, :end]),
     }
+    if not rollout.sampled_mask[p, g, :end].all():
+      line["forced"] = np.flatnonzero(
+        ~rollout.sampled_mask[p, g, :end]
+      ).tolist()
     if rollout.experts is not None:
       line["experts"] = _encode(rollout.experts[p, g])
       if g == 0:  # Those of the prompt, once for the group.
@@ -221,6 +227,9 @@ def _decoded(line: dict[str, Any], shape: tuple, index: int) -> dict[str, Any]:
       f"{len(values)} log-probabilities of {line['completion_length']} tokens"
     )
   line["logprobs"] = _filled(values, width)
+  sampled = np.arange(width) < len(values)
+  sampled[np.array(line.get("forced", ()), int)] = False
+  line["sampled_mask"] = sampled
   for name in {"experts", "prompt_experts"} & line.keys():
     line[name] = _decode(line[name])
   for name in ("id", "domain", "prompt", "answer", "completion", "prefill"):
@@ -249,7 +258,7 @@ def _record(lines: Sequence[dict[str, Any]], shape: tuple) -> Record:
     completions=stack("completion_tokens"),
     lengths=np.int32(stack("completion_length")),
     finish=np.int32(stack("finish_code")),
-    sampled_mask=within_lengths(np.int32(stack("completion_length")), shape[3]),
+    sampled_mask=stack("sampled_mask"),
     logprobs=stack("logprobs"),
     **experts,
   )

@@ -88,6 +88,16 @@ def test_a_round_comes_back_bit_for_bit(tmp_path, compress, experts):
   assert read.scores.feedback == made["scores"].feedback
 
 
+def test_forced_tokens_come_back_as_forced(tmp_path):
+  made = make_round()
+  made["rollout"].sampled_mask[0, 2, 1:3] = False
+  made["rollout"].logprobs[0, 2, 1:3] = 0
+  records.dump(tmp_path, 4, **made)
+  read = records.load(tmp_path, 4).rollout
+  assert same_bits(read.sampled_mask, made["rollout"].sampled_mask)
+  assert same_bits(read.completions, made["rollout"].completions)
+
+
 def test_the_same_round_is_the_same_bytes(tmp_path):
   for compress in (True, False):
     written = []
