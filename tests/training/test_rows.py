@@ -64,7 +64,6 @@ def everything(base):
   c.model = dict(
     name="pretrained",
     path=base,
-    how=dict(moe_exchange="all_to_all", moe_capacity=4.0),
   )
   c.dataset = dict(mixture=dict(letters=dict(weight=1, size=40)))
   c.rewards = dict(praise=1.0, accuracy=0.0, format=0.0)
