@@ -128,7 +128,7 @@ def test_nothing_is_wrong_with_a_healthy_run(path, python):
     "EOS is 0 '<eos>'",
     "prompts begin with no BOS",
     "13 of 13 reference answers verify themselves",
-    "0 arrays moved at learning rate 0",
+    "0 arrays changed at learning rate 0",
     "nats between sampler and trainer",
     "with the template pass@1",
     "without the template pass@1",
@@ -240,7 +240,7 @@ def test_a_model_of_another_vocabulary_is_noticed(
   words = path.parent / "tokenizer"
   hf.save(tmp_path, sizes, params, tokenizer=words, provenance={})
   (line,) = wrong(path, {"model.path": str(tmp_path)}, until="problems")
-  assert "ids and the model 300" in line
+  assert "ids, but the model only 300" in line
 
 
 def test_a_run_that_does_not_fit_is_not_tried(path, monkeypatch):

@@ -66,7 +66,7 @@ def test_a_topology_has_so_many_chips(name, chips, slices):
     ("v5p", "unknown topology"),
     ("v9:2x2", "no chip 'v9' among v4, v5e, v5p"),
     ("v5p:8x8", "2 dimensions, and a slice of v5p has 3"),
-    ("v6e:0x4", "no chip at all"),
+    ("v6e:0x4", "has no chips"),
     ("h200:8x8x8", "unknown topology"),
     ("h200:8x8*2", "unknown topology"),
   ],
