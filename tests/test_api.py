@@ -1,0 +1,94 @@
+"""A run from Python: the README's lines, from another folder."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import r1jax
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMALL = {
+  "prompts_per_round": 4,
+  "minibatches": 2,
+  "evaluation.problems": 4,
+  "evaluation.samples": 2,
+  "rows.max_rows": 32,
+}
+
+
+def python(*arguments, folder):
+  env = os.environ | {"PYTHONPATH": str(ROOT)}
+  return subprocess.run(
+    [sys.executable, *arguments],
+    cwd=folder,
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=500,
+  )
+
+
+def test_importing_it_imports_nothing_else(tmp_path):
+  code = (
+    "import sys, r1jax; r1jax.Example; print({'jax', 'absl'} & {*sys.modules})"
+  )
+  assert python("-c", code, folder=tmp_path).stdout == "set()\n"
+
+
+def test_all_that_it_offers_is_there():
+  assert all(getattr(r1jax, name) for name in r1jax.__all__)
+  with pytest.raises(AttributeError, match="no attribute 'trian'"):
+    _ = r1jax.trian
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    (dict(template="r1_zer"), "did you mean 'r1_zero'"),
+    (dict(rewards={"none:reward": 1.0}), "No module named 'none'"),
+    (dict(dataset=dict(name="none:load")), "No module named 'none'"),
+    ({"evaluation.test.name": "reasonin_gym"}, "did you mean 'reasoning_gym'"),
+    ({"evaluation.test.sise": 3}, "did you mean 'evaluation.test.size'"),
+  ],
+)
+def test_what_is_wrong_with_a_config_is_said_before_anything_runs(
+  changes, message, tmp_path
+):
+  with pytest.raises(ValueError, match=message):
+    config = r1jax.load_config(str(ROOT / "experiments/demo.py"), changes)
+    r1jax.train(config, str(tmp_path / "run"))
+  assert not [*tmp_path.iterdir()]
+
+
+def test_the_loops_options_are_checked(tmp_path):
+  config = r1jax.load_config(str(ROOT / "experiments/demo.py"))
+  with pytest.raises(ValueError, match="no --verbose"):
+    r1jax.train(config, str(tmp_path / "run"), verbose=True)
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_readme_train_from_another_folder(tmp_path):
+  (code,) = re.findall(
+    r"```python\n(# sums.py.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+  )
+  code = code.replace("experiments/demo.py", str(ROOT / "experiments/demo.py"))
+  code = code.replace('{"num_steps": 4}', repr({"num_steps": 4} | SMALL))
+  (tmp_path / "sums.py").write_text(code)
+  run = python("sums.py", folder=tmp_path)
+  assert run.returncode == 0, run.stderr
+  lines = (tmp_path / "runs/sums/metrics.jsonl").read_text().splitlines()
+  rounds = [row for row in map(json.loads, lines) if "round" in row]
+  assert [row["step"] for row in rounds] == [2, 4]
+  assert 0 < rounds[-1]["reward/brief/mean"] <= 1
+  assert "reward/sums/mean" in rounds[-1] or "sums" in str(rounds[-1])
+  # Started again, it has nothing left to do.
+  again = python("sums.py", folder=tmp_path)
+  assert again.returncode == 0, again.stderr
+  assert len(
+    (tmp_path / "runs/sums/metrics.jsonl").read_text().splitlines()
+  ) == (len(lines))
