@@ -90,7 +90,11 @@ def main() -> None:
       configs.check(settings)
       raise ValueError("no --workdir; say where the run's files should go")
     launch(
-      settings, flag.workdir, flag.bucket, flag.accept_other_data, **options()
+      settings,
+      flag.workdir,
+      flag.bucket,
+      flag.accept_other_data,
+      **parse_loop_options(),
     )
 
 
