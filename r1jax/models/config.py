@@ -180,7 +180,7 @@ class ModelConfig:
   # How it runs. These fields change results by rounding only.
   compute_dtype: Any = "float32"  # Of activations; see `float_name`.
   scan: bool = False  # Whether layers run as a scan, instead of a loop.
-  remat: str = "none"  # What the gradient recomputes; see `transformer.remat`.
+  remat: str = "none"  # What the gradient recomputes; see `remat.remat`.
   moe_chunk: int = 8192  # Tokens whose expert buffers a device holds at once.
 
   def __post_init__(self):

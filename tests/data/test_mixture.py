@@ -311,7 +311,7 @@ def test_a_range_that_keeps_nothing_is_refused(tmp_path):
   examples = part("a", 3, 1).dataset
   with pytest.raises(ValueError, match=r"no example.*within 0\.0\.\.0\.5"):
     pass_rates.select(examples, path, 0.0, 0.5)
-  with pytest.raises(ValueError, match="are no range"):
+  with pytest.raises(ValueError, match="are not a range"):
     pass_rates.select(examples, path, 0.5, 0.4)
 
 

@@ -103,9 +103,7 @@ def packed_of(size, completions):
     completions=np.ones((*shape, size.completion), np.int32),
     lengths=np.full(shape, size.completion, np.int32),
     finish=np.full(shape, FINISH_LENGTH, np.int32),
-    sampled_mask=within_lengths(
-      np.full(shape, size.completion, np.int32), size.completion
-    ),
+    sampled_mask=np.ones((*shape, size.completion), bool),
     logprobs=np.zeros((*shape, size.completion), np.float32),
   )
   rows = grpo.rows_of(size, completions, microbatch_rows=2)

@@ -45,10 +45,9 @@ def scripted(words, *answers):
   return complete, given
 
 
-def open_up(question, *, generation_prompt=True):
+def open_up(question, *, generation_prompt=False):
   """A template that writes the last question and opens a thought."""
-  del generation_prompt
-  return question[-1]["content"] + "|<think>\n"
+  return question[-1]["content"] + "|<think>\n" * generation_prompt
 
 
 def everything(messages, *, generation_prompt=False):
@@ -280,7 +279,7 @@ def options(bos=None):
 def test_auto_is_the_models_tokenizer_template_if_it_has_one(words):
   assert chat.pick_template(None, words) is templates.TEMPLATES["r1_zero"]
   own = types.SimpleNamespace(**vars(words) | dict(chat_template="own"))
-  for name in ("encode", "decode", "spell", "piece"):
+  for name in ("encode", "decode", "encode_ordinary", "id_to_token"):
     setattr(own, name, getattr(words, name))
   for name in (None, "chat"):
     assert chat.pick_template(name, own)([]) == "own"

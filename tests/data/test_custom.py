@@ -89,9 +89,9 @@ def test_what_does_not_fit_is_one_line(section, message):
   "name, message",
   [
     ("nothing", "own_data:nothing returned no examples"),
-    ("none", "own_data:none returned None"),
-    ("rows", "own_data:rows:0 is {'prompt': 'a'}, and no r1jax.Example"),
-    ("numbers", "own_data:numbers:0: its answer 1 is no text"),
+    ("none", "own_data:none must return Examples, got None"),
+    ("rows", "own_data:rows:0 must be an r1jax.Example, got {'prompt': 'a'}"),
+    ("numbers", "own_data:numbers:0: answer must be text, got 1"),
   ],
 )
 def test_what_is_no_dataset_is_refused(name, message):
