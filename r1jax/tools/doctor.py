@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from r1jax import config as configs
 from r1jax.runtime import process
-from r1jax.tools import checks, command_line
+from r1jax.tools import checks, command_line, sft_checks
 from r1jax.tools.checks import NOTE, WRONG, Context, Line
 
 CHECKS: dict[str, dict[str, Callable[[Context], Iterator[Line]]]] = {
@@ -31,7 +31,7 @@ CHECKS: dict[str, dict[str, Callable[[Context], Iterator[Line]]]] = {
     "round": checks.one_round,
     "plain": checks.without_template,
   },
-  "sft": {"documents": checks.documents, "memory": checks.resources},
+  "sft": {"documents": sft_checks.documents, "memory": checks.resources},
 }
 
 
