@@ -295,4 +295,4 @@ def test_the_command_prints_one_object(python):
   assert "gradients, estimated" in done.stdout
   refused = python("-m", "r1jax", "plan", "--config=experiments/demo.py")
   assert refused.returncode == 2
-  assert refused.stderr.startswith("error: no --topology; give CHIP:SHAPE")
+  assert refused.stderr.startswith("error: --topology is not set; use CHIP")
