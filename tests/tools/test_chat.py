@@ -344,7 +344,7 @@ def test_what_is_wrong_is_one_line(python, arguments, message):
 def test_debug_shows_the_trace(python):
   done = python(*CHAT, "--model=nope", "--debug")
   assert done.returncode == 2 and "Traceback" in done.stderr
-  assert done.stderr.splitlines()[-1] == "error: --model=nope is no directory"
+  assert done.stderr.splitlines()[-1].startswith("error: nope is no directory")
 
 
 @pytest.mark.slow
