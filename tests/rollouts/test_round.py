@@ -201,7 +201,10 @@ def test_shaping_does_not_make_a_group_teach(shaping):
   [
     ([0.0, 0.0], r"sampled 4 times .*\(mean 0\); use problems that"),
     ([1.0, np.nan], r"\(mean 1\); use problems that the model solves sometim"),
-    ([np.nan, np.nan], "nothing could be graded; check the errors of the grader"),
+    (
+      [np.nan, np.nan],
+      "nothing could be graded; check the errors of the grader",
+    ),
   ],
 )
 def test_rounds_that_teach_nothing_are_explained(values, message):

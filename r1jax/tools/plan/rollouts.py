@@ -62,8 +62,8 @@ def cached_prompts(
   mesh: Mesh, sizes: ModelConfig, count: int, size: int
 ) -> Cache:
   """The cache of `count` prompts of `size` tokens each."""
-  empty = functools.partial(caches.empty, sizes, count, size)
-  return cached(mesh, jax.eval_shape(empty).replace(prefix=()))
+  empty = lambda: caches.empty(sizes, count, size).replace(prefix=())
+  return cached(mesh, jax.eval_shape(empty))
 
 
 def full_slots(
@@ -77,9 +77,14 @@ def full_slots(
   empty = jax.eval_shape(
     functools.partial(slots.empty, model, count, size, together, prompt)
   )
-  on_mesh = lambda leaf: _struct(leaf, sharding.by_rows(mesh))
-  others = jax.tree.map(on_mesh, empty.replace(cache=None))
-  return others.replace(cache=cached(mesh, empty.cache))
+  of_cache = iter(jax.tree.leaves(cached(mesh, empty.cache)))
+
+  def one(path, leaf):
+    if jax.tree_util.keystr(path[:1], simple=True) == "cache":
+      return next(of_cache)
+    return _struct(leaf, sharding.by_rows(mesh))
+
+  return jax.tree.map_with_path(one, empty)
 
 
 def programs(
