@@ -239,13 +239,14 @@ def free_port():
 
 @pytest.mark.parametrize("process", [0, 1])
 def test_who_is_awaited_is_named_and_ctrl_c_ends_it(command, tmp_path, process):
-  waiting = alone(command, process, 2, free_port(), tmp_path)
-  line = waiting.stderr.readline()
+  with alone(command, process, 2, free_port(), tmp_path) as waiting:
+    line = waiting.stderr.readline()
+    waiting.send_signal(signal.SIGINT)
+    _, rest = waiting.communicate(timeout=20)
   assert line.startswith(f"waiting for host {1 - process} ")
   assert "5 of 300 s" in line
-  waiting.send_signal(signal.SIGINT)
-  assert waiting.wait(timeout=20) == 130
-  assert "Traceback" not in waiting.stderr.read()
+  assert waiting.returncode == 130
+  assert "Traceback" not in rest
 
 
 def test_a_port_in_use_is_one_line(command, tmp_path):
