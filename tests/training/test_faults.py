@@ -44,7 +44,8 @@ def begin(command, tmp_path_factory):
   yield begin
   for process in started:
     process.kill()
-    process.wait()
+    with process:  # Closes its pipes, and waits.
+      pass
 
 
 @pytest.fixture(scope="module")
