@@ -9,11 +9,16 @@ import sys
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # Golden numbers are the CPU's.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import hypothesis
 import jax
 import pytest
 
 # Eight devices, of which most tests use one: `make_mesh(data=1)`.
 jax.config.update("jax_num_cpu_devices", 8)
+
+# A busy machine may be slow, which is not an error.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Folders of tests that take long.

@@ -80,7 +80,7 @@ def test_a_config_that_fits(make):
     (dict(losses=dict()), "unknown config key 'losses'; did you mean 'loss'?"),
     (dict(seed=None), "config key 'seed' is missing"),
     (dict(loss=None), "config key 'loss' is missing"),
-    (dict(loop=None), "the config does not say its 'loop'"),
+    (dict(loop=None), "config key 'loop' is missing; set it to one"),
     (dict(seed=dict(x=1)), "'seed' is a section, but should be a value"),
     (dict(loss=3), "config key 'loss' should be a section"),
     (

@@ -39,7 +39,7 @@ SMALL = {
   "prompts_per_round": 4,
   "group_size": 4,
   "sampling.num_slots": 16,
-  "rows.width": 384,
+  "rows.width": 512,
   "rows.max_rows": 8,
   "rows.microbatch_rows": 2,
   "grader.num_workers": 1,

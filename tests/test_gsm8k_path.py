@@ -272,7 +272,7 @@ def test_what_is_missing_is_said_before_anything_runs(
     ({"tokenizer.path": ""}, r"tokenizer.path is not set.*--config.tokenizer"),
     ({"dataset.path": "/no/where.jsonl"}, "/no/where.jsonl: no such file"),
     ({"tokenizer.path": "/no/where"}, "/no/where holds no tokenizer"),
-    ({"model.vocab_size": 300}, "ids and the model 300"),
+    ({"model.vocab_size": 300}, "ids, but the model only 300"),
     (
       {"sampling.prompt_tokens": 5},
       r"problems.jsonl:1: .* sampling.prompt_tokens is 5; set it to \d\d",

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -45,7 +46,7 @@ def test_a_dry_run_shows_the_one_command(script):
     (line,) = (x for x in shown.splitlines() if "command:" in x)
     words = json.loads(line.partition(":")[2])
   else:
-    (line,) = (x for x in shown.splitlines() if "r1jax train" in x)
+    (line,) = (x for x in shown.splitlines() if re.search(r"r1jax\\? train", x))
     if script == "tpu.sh":
       line = shlex.split(line)[-1].removeprefix("--command=")
     words = shlex.split(line.partition(" ||")[0])

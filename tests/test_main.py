@@ -177,7 +177,7 @@ def command(tmp_path, python):
     (
       ["--config=c.py", "--num_processes=2", "--process_id=2"]
       + ["--coordinator_address=localhost:1"],
-      "--process_id is 2, but with --num_processes=2 it is one of 0 to 1",
+      "--process_id is 2, but with --num_processes=2 it must be from 0 to 1",
     ),
   ],
   ids=lambda value: " ".join(value) if isinstance(value, list) else "",

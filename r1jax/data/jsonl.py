@@ -14,16 +14,19 @@ from typing import Any
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
-def read(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read(
+  path: str | Path, *, surrogates: bool = False
+) -> Iterator[tuple[int, dict[str, Any]]]:
   """Yields (line number from 1, object) for each line that is not blank.
 
-  A file whose name ends in .gz is decompressed.
+  A file whose name ends in .gz is decompressed. With `surrogates`, strings may
+  hold halves of surrogate pairs, as a record of what a policy wrote may.
 
   Raises FileNotFoundError at the call if the file does not exist. While it is
   read, raises ValueError with "path:line" for a line that is not a JSON object
   in UTF-8.
   """
-  return _strict(read_or_error(path))
+  return _strict(_lines(existing_file(path), surrogates))
 
 
 def read_or_error(
@@ -56,7 +59,9 @@ def open_binary(path: Path) -> io.BufferedIOBase:
   return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
+def _lines(
+  path: Path, surrogates: bool = False
+) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
   number = 0
   with open_binary(path) as lines:
     try:
@@ -64,7 +69,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
         if line.strip():
           try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            row, _ = decode(text.strip(), whole=True)
+            row, _ = decode(text.strip(), whole=True, surrogates=surrogates)
           except (ValueError, RecursionError) as error:
             row = ValueError(f"{path}:{number}: not JSON: {error}")
           yield number, object_or_error(row, f"{path}:{number}")
@@ -72,17 +77,19 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
       raise ValueError(f"{path}:{number + 1}: not gzip: {error}") from None
 
 
-def decode(text: str, start: int = 0, *, whole: bool = False):
+def decode(
+  text: str, start: int = 0, *, whole: bool = False, surrogates: bool = False
+):
   """Returns the JSON value at index `start` of a text, and its end's index.
 
   With `whole`, nothing may follow the value. Raises ValueError for invalid
   JSON, also where Python's `json` accepts it: NaN, Infinity, numbers beyond
-  float64, and halves of surrogate pairs.
+  float64, and, unless `surrogates` allows them, halves of surrogate pairs.
   """
   value, end = DECODER.raw_decode(text, start)
   if whole and end != len(text):
     raise json.JSONDecodeError("Extra data", text, end)
-  if SURROGATE.search(text, start, end):
+  if not surrogates and SURROGATE.search(text, start, end):
     try:
       json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

@@ -35,7 +35,7 @@ def read(path: str | Path) -> dict[tuple[str, str], float]:
   if path.is_dir():
     files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
   for file in files:
-    for number, row in jsonl.read(file):
+    for number, row in jsonl.read(file, surrogates=True):
       where = f"{file}:{number}"
       key = jsonl.text(row, "id", where=where), row.get("domain", "")
       if (rate := _rate(row, where)) is not None:

@@ -61,7 +61,7 @@ def packed_attention(
     scale=scale,
     k_start=k_start,
     prefix_end=prefix_end,
-    start=start or 0,
+    start=0 if start is None else start,
   )
 
 
@@ -107,7 +107,7 @@ def latent_attention(
       scale=scale,
       k_start=k_start,
       prefix_end=prefix_end,
-      start=start or 0,
+      start=0 if start is None else start,
     )
   return out[:, :, :, 0], lse[..., 0]
 

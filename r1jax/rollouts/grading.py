@@ -7,13 +7,70 @@ import jax
 import numpy as np
 
 from r1jax import rewards
+from r1jax.data import chat
 from r1jax.rewards import Scores
 from r1jax.rewards.pool.pool import GraderPool
+from r1jax.rollouts.engine import Engine
 from r1jax.runtime import distributed
-from r1jax.types import FINISH_STOP, Completion, Example, Rollout, Tokenizer
+from r1jax.types import (
+  FINISH_STOP,
+  Completion,
+  Example,
+  Params,
+  Rollout,
+  Tokenizer,
+)
 
 MAX_FEEDBACK = 400  # Bytes of it that are kept.
 COUNTS = ("timeouts", "crashes")  # What `Scores.counts` counts.
+
+
+def sample_graded(
+  engine: Engine,
+  params: Params,
+  examples: Sequence[Example],
+  group_size: int,
+  tokenizer: Tokenizer,
+  pool: GraderPool | None,
+  spec: Mapping[str, Any],
+  *,
+  template: str,
+  max_tokens: int,
+  **options,
+) -> tuple[Rollout, "GroupGrader"]:
+  """A group of completions of each example, and the grader that reads them.
+
+  Args:
+    engine: samples.
+    params: of the policy.
+    examples: their prompts are sampled from [P].
+    group_size: G
+    tokenizer: of the policy.
+    pool: grades; None grades in this process.
+    spec: of the rewards.
+    template: writes a prompt around a question; see `data.templates`.
+    max_tokens: the limit that completions run under.
+    **options: of the engine's call, such as `seed` and `round`.
+  """
+  grader = GroupGrader(
+    examples,
+    engine.hosts(len(examples)),
+    group_size,
+    tokenizer,
+    max_tokens,
+    pool,
+    spec,
+    prefill=chat.prefill(template, tokenizer),
+  )
+  rollout = engine(
+    params,
+    chat.encode_prompts(examples, template, tokenizer),
+    group_size,
+    max_tokens=max_tokens,
+    finished=grader.take,
+    **options,
+  )
+  return rollout, grader
 
 
 class GroupGrader:

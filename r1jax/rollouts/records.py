@@ -187,7 +187,7 @@ def load(
       "written by a run that dumps them"
     )
   lines, shape, number = [], None, 0
-  for number, line in jsonl.read(path):
+  for number, line in jsonl.read(path, surrogates=True):
     try:
       shape = shape or tuple(map(int, line["shape"]))
       lines.append(_decoded(line, shape, len(lines)))

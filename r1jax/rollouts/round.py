@@ -12,12 +12,11 @@ import jax
 import numpy as np
 
 from r1jax import data
-from r1jax.data import chat
 from r1jax.losses.advantages import zero_signal
 from r1jax.rewards import Scores
 from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import Engine
-from r1jax.rollouts.grading import GroupGrader
+from r1jax.rollouts.grading import sample_graded
 from r1jax.types import Completion, Example, Params, Rollout, Tokenizer
 
 
@@ -78,26 +77,19 @@ def make_sample(
     examples = data.draw(
       dataset, prompts_per_round, seed=seed, step=round, attempt=attempt
     )
-    graders = engine.hosts(len(examples))
-    grader = GroupGrader(
+    rollout, grader = sample_graded(
+      engine,
+      params,
       examples,
-      graders,
       group_size,
       tokenizer,
-      max_tokens,
       pool,
       rewards,
-      prefill=chat.prefill(template, tokenizer),
-    )
-    rollout = engine(
-      params,
-      chat.encode_prompts(examples, template, tokenizer),
-      group_size,
+      template=template,
+      max_tokens=max_tokens,
       seed=seed,
       round=round * (1 + rounds) + attempt,
-      max_tokens=max_tokens,
       progress=progress,
-      finished=grader.take,
     )
     return Round(rollout, *grader.texts(rollout), grader.scores)
 

@@ -23,9 +23,13 @@ def start(cpu_devices: int = 1) -> None:
   the memory allocator, and splits the CPU into up to `cpu_devices` devices; see
   `split_cores`.
   """
-  enable_compilation_cache()
-  if not has_accelerator():
+  # The allocator comes first: importing JAX starts threads, and a heap that one
+  # of them has by then keeps nothing.
+  on_cpu = not has_accelerator()
+  if on_cpu:
     keep_freed_memory()
+  enable_compilation_cache()
+  if on_cpu:
     split_cores(cpu_devices)
 
 
@@ -92,6 +96,8 @@ def cores() -> int:
 
 def keep_freed_memory() -> None:
   """Makes glibc's malloc keep freed memory; does nothing without glibc.
+
+  Call it before other threads allocate: a thread's own heap stays as it is.
 
   An XLA program on the CPU allocates its temporaries as one block and frees it
   at the end. By default, glibc returns such a block to the kernel, and the next

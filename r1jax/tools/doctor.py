@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from r1jax import config as configs
 from r1jax.runtime import process
 from r1jax.tools import checks, command_line
-from r1jax.tools.checks import NOTE, WRONG, Context, Line
+from r1jax.tools.examination import NOTE, WRONG, Context, Line
 
 CHECKS: dict[str, dict[str, Callable[[Context], Iterator[Line]]]] = {
   "grpo": {

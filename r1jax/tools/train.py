@@ -88,7 +88,7 @@ def main() -> None:
     settings = command_line.config()
     if flag.workdir is None:
       configs.check(settings)
-      raise ValueError("no --workdir; say where the run's files should go")
+      raise ValueError("--workdir is not set; set it to a folder")
     launch(
       settings,
       flag.workdir,

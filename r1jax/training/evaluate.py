@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from r1jax import data, rewards
-from r1jax.data import chat, worked
+from r1jax.data import worked
 from r1jax.rewards import accuracy
 from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import Engine
-from r1jax.rollouts.grading import GroupGrader, completion
+from r1jax.rollouts.grading import completion, sample_graded
 from r1jax.runtime import checkpoint, distributed, interrupt
 from r1jax.training import inspection
 from r1jax.types import Completion, Example, Params, Rollout, Tokenizer
@@ -61,27 +61,20 @@ def evaluate(
   """
   numbers, params = {}, engine.prepare(params)
   for index, (name, examples, samples) in enumerate(problems):
-    graders, limit = engine.hosts(len(examples)), engine.max_tokens
-    spec = dict(accuracy=accuracy_reward, format=0.0)
-    grader = GroupGrader(
+    rollout, grader = sample_graded(
+      engine,
+      params,
       examples,
-      graders,
       samples,
       tokenizer,
-      limit,
       pool,
-      spec,
-      prefill=chat.prefill(template, tokenizer),
-    )
-    rollout = engine(
-      params,
-      chat.encode_prompts(examples, template, tokenizer),
-      samples,
+      dict(accuracy=accuracy_reward, format=0.0),
+      template=template,
+      max_tokens=engine.max_tokens,
       seed=seed,
       round=index,
       evaluation=True,
       progress=progress,
-      finished=grader.take,
     )
     scores = grader.scores()
     if not distributed.is_first():

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+from conversations import conversation, id_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,20 +19,6 @@ R1_ZERO = templates.TEMPLATES["r1_zero"]
 BEGIN, END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 NAMES = [BEGIN, END, USER, ASSISTANT, "<think>", "</think>", "<|im_end|>"]
-
-
-def conversation(*contents, system=None):
-  """Returns a conversation in turns, the user's first."""
-  roles = ("user", "assistant") * len(contents)
-  first = [] if system is None else [dict(role="system", content=system)]
-  return first + [
-    dict(role=role, content=content) for role, content in zip(roles, contents)
-  ]
-
-
-def id_of(tokenizer, name="<|im_end|>"):
-  (number,) = tokenizer.encode(name)
-  return number
 
 
 # As released.

@@ -1,6 +1,7 @@
 """What is learned of a conversation: no token too many, and none too few."""
 
 import pytest
+from conversations import conversation, id_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,20 +16,6 @@ END, USER, ASSISTANT = "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assis
 TEXTS = st.text() | st.lists(
   st.sampled_from([END, USER, ASSISTANT, "<think>", "</think>", "a", "\n", " "])
 ).map("".join)
-
-
-def conversation(*contents, system=None):
-  """Returns a conversation in turns, the user's first."""
-  roles = ("user", "assistant") * len(contents)
-  first = [] if system is None else [dict(role="system", content=system)]
-  return first + [
-    dict(role=role, content=content) for role, content in zip(roles, contents)
-  ]
-
-
-def id_of(tokenizer, name="<|im_end|>"):
-  (number,) = tokenizer.encode(name)
-  return number
 
 
 def learn(messages, tokenizer, template=deepseek_r1, **options):

@@ -1,6 +1,7 @@
 """Messages cannot forge special tokens, and thereby turns of another role."""
 
 import pytest
+from conversations import conversation, id_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,20 +23,6 @@ TEXTS = st.text() | st.lists(
 PLAIN = st.text().filter(  # Every special token holds one of these.
   lambda text: not any(part in text for part in ("think>", "｜", "|"))
 )
-
-
-def conversation(*contents, system=None):
-  """Returns a conversation in turns, the user's first."""
-  roles = ("user", "assistant") * len(contents)
-  first = [] if system is None else [dict(role="system", content=system)]
-  return first + [
-    dict(role=role, content=content) for role, content in zip(roles, contents)
-  ]
-
-
-def id_of(tokenizer, name="<|im_end|>"):
-  (number,) = tokenizer.encode(name)
-  return number
 
 
 def counts(ids, tokenizer):

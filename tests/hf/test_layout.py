@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from trees import assert_same
 
 from r1jax import hf
 from r1jax.hf import arrays, layout
@@ -56,17 +57,6 @@ def draw(config, dtype="float32"):
     ),
     weights(config),
   )
-
-
-def assert_same(one, other):
-  """Asserts that two trees are equal bit for bit."""
-  assert jax.tree.structure(one) == jax.tree.structure(other)
-
-  def same(a, b):
-    assert a.dtype == b.dtype
-    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-  jax.tree.map(same, one, other)
 
 
 @pytest.fixture

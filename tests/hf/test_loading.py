@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 from safetensors.numpy import load_file, save_file
+from trees import assert_same
 
 from r1jax import hf
 from r1jax.hf import config as configs
@@ -32,17 +33,6 @@ def v3(tmp_path, random_params):
   """A directory with a DeepSeek-V3 in it."""
   hf.save(tmp_path / "model", CONFIG, random_params(CONFIG))
   return tmp_path / "model"
-
-
-def assert_same(one, other):
-  """Asserts that two trees are equal bit for bit."""
-  assert jax.tree.structure(one) == jax.tree.structure(other)
-
-  def same(a, b):
-    assert a.dtype == b.dtype
-    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-  jax.tree.map(same, one, other)
 
 
 def edit_tensors(directory, change, file=RELEASED):

@@ -103,7 +103,7 @@ def test_experts_come_to_the_tokens_that_they_read():
     completions=completions,
     lengths=lengths,
     finish=np.ones((3, group), int),
-    sampled_mask=within_lengths(lengths, T),
+    sampled_mask=within_lengths(lengths, 9),
     logprobs=np.zeros((3, group, 9)),
     experts=number(before),
     prompt_experts=number(prompts),

@@ -9,6 +9,7 @@ import pytest
 
 from r1jax import rewards
 from r1jax.rewards import Scores
+from r1jax.rollouts.engine import Engine
 from r1jax.rollouts.grading import GroupGrader
 from r1jax.rollouts.round import Round, make_sample, sample_until_it_teaches
 from r1jax.training.inspection import explain_no_signal
@@ -198,9 +199,12 @@ def test_shaping_does_not_make_a_group_teach(shaping):
 @pytest.mark.parametrize(
   "values, message",
   [
-    ([0.0, 0.0], r"sampled 4 times .*\(mean 0\); take problems that"),
-    ([1.0, np.nan], r"\(mean 1\); take problems that the model solves someti"),
-    ([np.nan, np.nan], "nothing could be graded; look at the grader's errors"),
+    ([0.0, 0.0], r"sampled 4 times .*\(mean 0\); use problems that"),
+    ([1.0, np.nan], r"\(mean 1\); use problems that the model solves sometim"),
+    (
+      [np.nan, np.nan],
+      "nothing could be graded; check the errors of the grader",
+    ),
   ],
 )
 def test_rounds_that_teach_nothing_are_explained(values, message):
@@ -213,7 +217,10 @@ def test_a_round_asks_its_own_problems_each_beginning_with_bos():
   class Asked(Exception):
     pass
 
-  class Recorder:
+  class Recorder(Engine):
+    def __init__(self):
+      pass
+
     def hosts(self, count):
       return np.zeros(count, int)
 

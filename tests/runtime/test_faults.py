@@ -249,7 +249,7 @@ def test_a_bucket_that_does_not_answer_is_not_remembered(tmp_path, monkeypatch):
     ValueError, match=r"delete .*run/checkpoints\.at to continue"
   ):
     workdir.prepare(tmp_path / "run")
-  monkeypatch.setattr(workdir, "PATIENCE", 0.1)
+  monkeypatch.setattr(workdir, "BUCKET_TIMEOUT", 0.1)
   monkeypatch.setattr(workdir, "_local", lambda _: threading.Event().wait())
   with pytest.raises(ValueError, match="no answer for 0 s; check the name"):
     workdir.prepare(tmp_path / "slow", str(tmp_path / "mounted"))

@@ -11,11 +11,31 @@ import pytest
 from r1jax.runtime import process
 
 FAULTS = """
-import resource, sys
-import jax, jax.numpy as jnp
+import resource, sys, threading
 from r1jax.runtime import process
-if sys.argv[1] == "keep":
-  process.keep_freed_memory()
+
+process.has_accelerator = lambda: sys.argv[1] != "keep"
+
+# As importing JAX may: threads that allocate, and stay.
+class Threads:
+  def find_spec(self, name, path, target=None):
+    if name == "jax":
+      sys.meta_path.remove(self)
+      for _ in range(3):
+        threading.Thread(target=allocate, daemon=True).start()
+      allocated.wait()
+
+allocated = threading.Barrier(4)
+
+def allocate():
+  kept = [bytearray(5000) for _ in range(100)]
+  allocated.wait()
+  threading.Event().wait()
+
+sys.meta_path.insert(0, Threads())
+process.start()
+import jax, jax.numpy as jnp
+
 # 64 MiB that only the program itself sees.
 work = jax.jit(lambda x: x @ x.T @ x)
 x = jnp.ones((4096, 8))

@@ -22,8 +22,8 @@ from r1jax.rollouts import stream
 from r1jax.runtime import process as runtime
 from r1jax.tools import chat
 
-BASE = "r1jax/base"
-END = "<end>"
+BASE, END = "r1jax/base", "<end>"
+CHAT = ("-m", "r1jax", "chat")
 
 
 @pytest.fixture(scope="module")
@@ -283,8 +283,7 @@ def test_auto_is_the_models_tokenizer_template_if_it_has_one(words):
     setattr(own, name, getattr(words, name))
   for name in (None, "chat"):
     assert chat.pick_template(name, own)([]) == "own"
-  r1 = chat.pick_template("deepseek_r1", own)
-  assert r1 is templates.deepseek_r1
+  assert chat.pick_template("deepseek_r1", own) is templates.deepseek_r1
 
 
 @pytest.mark.parametrize(
@@ -305,12 +304,8 @@ def test_a_large_model_is_loaded_beside_the_answer(
   monkeypatch.setattr(stream, "Stream", opened)
   assert chat.open_conversation(options(bos=True)).tokenizer.prefix_ids == (1,)
   assert used == [dtype, dtype]
-  printed = capsys.readouterr()
-  assert printed.out == "" and "MB" in printed.err
-
-
-def run(python, *arguments, **kwargs):
-  return python("-m", "r1jax", "chat", *arguments, **kwargs)
+  out, error = capsys.readouterr()
+  assert out == "" and "MB" in error
 
 
 @pytest.mark.parametrize(
@@ -340,29 +335,29 @@ def run(python, *arguments, **kwargs):
 )
 @pytest.mark.slow
 def test_what_is_wrong_is_one_line(python, arguments, message):
-  done = run(python, *arguments)
+  done = python(*CHAT, *arguments)
   assert done.returncode == 2 and done.stdout == ""
   (line,) = done.stderr.splitlines()
   assert line.startswith(f"error: {message}")
 
 
 def test_debug_shows_the_trace(python):
-  done = run(python, "--model=nope", "--debug")
+  done = python(*CHAT, "--model=nope", "--debug")
   assert done.returncode == 2 and "Traceback" in done.stderr
-  assert done.stderr.splitlines()[-1] == "error: --model=nope is no directory"
+  assert done.stderr.splitlines()[-1].startswith("error: nope is no directory")
 
 
 @pytest.mark.slow
 def test_the_base_answers_one_question(python):
   ask = (f"--model={BASE}", "--prompt=What is 17 + 25?")
-  done = run(python, *ask)
+  done = python(*CHAT, *ask)
   assert done.returncode == 0, done.stderr
   assert done.stderr == ""
   assert "</think>" in done.stdout and "</answer>" in done.stdout
   assert done.stdout.endswith("\n")
-  assert run(python, *ask).stdout == done.stdout
+  assert python(*CHAT, *ask).stdout == done.stdout
   greedy = [*ask, "--temperature=0", "--max_tokens=3"]
-  assert len(run(python, *greedy).stdout) < len(done.stdout)
+  assert len(python(*CHAT, *greedy).stdout) < len(done.stdout)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 from r1jax import config, hf
 from r1jax.data import tokenizer
 from r1jax.models.presets import preset
-from r1jax.tools import checks, doctor
+from r1jax.tools import checks, doctor, examination
 from r1jax.training import policy
 
 SIZES = preset(
@@ -112,7 +112,7 @@ def wrong(*args, **kwargs):
   return [
     f"{name}: {text}"
     for name, verdict, text in findings(*args, **kwargs)
-    if verdict == checks.WRONG
+    if verdict == examination.WRONG
   ]
 
 
@@ -128,7 +128,7 @@ def test_nothing_is_wrong_with_a_healthy_run(path, python):
     "EOS is 0 '<eos>'",
     "prompts begin with no BOS",
     "13 of 13 reference answers verify themselves",
-    "0 arrays moved at learning rate 0",
+    "0 arrays changed at learning rate 0",
     "nats between sampler and trainer",
     "with the template pass@1",
     "without the template pass@1",
@@ -166,7 +166,7 @@ def test_one_wrong_setting_gives_one_line(path, key, value, text):
   if key == "rows.max_rows":
     # The longest prompt leaves room for one completion in a row of its own.
     c = config.load(str(path))
-    context = checks.Context(c)
+    context = examination.Context(c)
     longest = len(context.shared) + max(context.sizes)
     settings = {"rows.width": longest + c.sampling.max_tokens, key: value}
   else:
@@ -208,7 +208,7 @@ def test_it_is_said_with_what_prompts_begin(path, tmp_path, write_tokenizer):
   lines = findings(path, {"tokenizer.path": str(folder)}, until="problems")
   (text,) = [text for *_, text in lines if "prompts begin" in text]
   assert re.fullmatch(r"prompts begin with \d+ '!' \(tokenizer.bos\)", text)
-  assert not any(verdict == checks.WRONG for _, verdict, _ in lines)
+  assert not any(verdict == examination.WRONG for _, verdict, _ in lines)
 
 
 def test_an_eos_that_the_model_does_not_know_is_noticed(path, tmp_path):
@@ -240,7 +240,7 @@ def test_a_model_of_another_vocabulary_is_noticed(
   words = path.parent / "tokenizer"
   hf.save(tmp_path, sizes, params, tokenizer=words, provenance={})
   (line,) = wrong(path, {"model.path": str(tmp_path)}, until="problems")
-  assert "ids and the model 300" in line
+  assert "ids, but the model only 300" in line
 
 
 def test_a_run_that_does_not_fit_is_not_tried(path, monkeypatch):
@@ -265,7 +265,7 @@ def test_a_trainer_that_differs_from_the_sampler_is_noticed(path, monkeypatch):
 
 def test_supervised_fine_tuning_is_examined_too():
   lines = findings("experiments/demo_base.py", until="")
-  assert not [line for line in lines if line[1] == checks.WRONG]
+  assert not [line for line in lines if line[1] == examination.WRONG]
   text = "\n".join(text for *_, text in lines)
   assert "a batch: " in text and "GiB of" in text
 

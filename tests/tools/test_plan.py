@@ -66,7 +66,7 @@ def test_a_topology_has_so_many_chips(name, chips, slices):
     ("v5p", "unknown topology"),
     ("v9:2x2", "no chip 'v9' among v4, v5e, v5p"),
     ("v5p:8x8", "2 dimensions, and a slice of v5p has 3"),
-    ("v6e:0x4", "no chip at all"),
+    ("v6e:0x4", "has no chips"),
     ("h200:8x8x8", "unknown topology"),
     ("h200:8x8*2", "unknown topology"),
   ],
@@ -295,4 +295,4 @@ def test_the_command_prints_one_object(python):
   assert "gradients, estimated" in done.stdout
   refused = python("-m", "r1jax", "plan", "--config=experiments/demo.py")
   assert refused.returncode == 2
-  assert refused.stderr.startswith("error: no --topology; give CHIP:SHAPE")
+  assert refused.stderr.startswith("error: --topology is not set; use CHIP")

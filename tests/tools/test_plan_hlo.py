@@ -66,7 +66,7 @@ def test_a_group_knows_its_axes(group, axes):
 
 
 def test_a_text_that_is_no_program_is_refused():
-  with pytest.raises(ValueError, match="no HLO module"):
+  with pytest.raises(ValueError, match="not an HLO module"):
     hlo.parse("nonsense")
 
 

@@ -1,6 +1,7 @@
 """A toy base model in a directory, and tasks that it can learn in seconds."""
 
 import jax
+import job
 import ml_collections
 import numpy as np
 import pytest
@@ -117,6 +118,25 @@ def toy_task():
     patch.setitem(data.DATASETS, "letters", load_letters)
     patch.setitem(rewards.REWARDS, "praise", rewards.Reward(praise))
     yield
+
+
+@pytest.fixture(scope="module")
+def command(random_params, tmp_path_factory):
+  """The command of a run of as small a model as there is; see `job.write`."""
+  folder = tmp_path_factory.mktemp("job")
+  config = preset(
+    "tiny_qwen2", vocab_size=40, width=16, num_layers=1, dense_width=16
+  )
+  path = folder / "words" / "tokenizer.model"
+  tokenizer.fit(["abcdefgh 0123456789?\n"] * 3, path, word_share=1.0)
+  hf.save(
+    folder / "base",
+    config,
+    random_params(config),
+    tokenizer=path.parent,
+    provenance={},
+  )
+  return job.write(folder, str(folder / "base"))
 
 
 @pytest.fixture(scope="module")

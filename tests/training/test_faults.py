@@ -1,6 +1,5 @@
 """Faults that a whole run meets; what it goes on with is what it would be."""
 
-import importlib.util
 import os
 import pathlib
 import shutil
@@ -9,22 +8,11 @@ import socket
 import subprocess
 import time
 
+import job
 import pytest
 
 from r1jax.runtime import checkpoint
 
-
-def beside(name):
-  """A module of this folder, which is no package."""
-  path = pathlib.Path(__file__).parent / f"{name}.py"
-  spec = importlib.util.spec_from_file_location(name, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-job, hosts = beside("job"), beside("test_hosts")
-command, run = hosts.command, hosts.run
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
@@ -44,20 +32,21 @@ def begin(command, tmp_path_factory):
   yield begin
   for process in started:
     process.kill()
-    process.wait()
+    with process:  # Closes its pipes, and waits.
+      pass
 
 
 @pytest.fixture(scope="module")
 def straight(begin, tmp_path_factory):
   """The workdir of one process that nothing happened to."""
   workdir = tmp_path_factory.mktemp("straight")
-  hosts.succeeded(job.finish(begin(1, workdir)))
+  job.succeeded(job.finish(begin(1, workdir)))
   return workdir
 
 
 def assert_equal(workdir, straight):
   assert job.rows(workdir) == job.rows(straight)
-  hosts.assert_same_params(workdir, straight)
+  job.assert_same_params(workdir, straight)
 
 
 def last_line(errors):
@@ -93,7 +82,7 @@ def test_a_stopped_run_goes_on_exactly(begin, straight, tmp_path, signum):
   assert code == 128 + signum, errors
   step = checkpoint.latest_step(tmp_path)
   assert f"stopped at step {step}; " in errors
-  hosts.succeeded(job.finish(begin(1, tmp_path)))
+  job.succeeded(job.finish(begin(1, tmp_path)))
   assert_equal(tmp_path, straight)
 
 
@@ -109,7 +98,7 @@ def test_what_is_said_of_a_stop_is_true(begin, straight, tmp_path, moment):
   if code:
     assert f"at step {checkpoint.latest_step(tmp_path)}; " in errors
   assert "Traceback" not in errors
-  hosts.succeeded(job.finish(begin(1, tmp_path)))
+  job.succeeded(job.finish(begin(1, tmp_path)))
   assert_equal(tmp_path, straight)
 
 
@@ -152,7 +141,7 @@ def test_a_disk_that_fills_up_costs_no_finished_step(
   assert len(errors.splitlines()) < 5, errors
   (disk / "filler").unlink()
   shutil.copytree(disk / "run", tmp_path / "run")
-  hosts.succeeded(job.finish(begin(1, tmp_path / "run")))
+  job.succeeded(job.finish(begin(1, tmp_path / "run")))
   assert_equal(tmp_path / "run", straight)
 
 
@@ -174,11 +163,11 @@ def test_other_data_under_the_same_name_are_refused(begin, straight, tmp_path):
   assert "the dataset has changed" in last_line(ended[0][2])
   flags.append("--accept_other_data")
   ended = job.finish(begin(1, tmp_path / "run", *flags, LETTER="z"))
-  hosts.succeeded(ended)
+  job.succeeded(ended)
   assert "the dataset has changed" in ended[0][2]
 
 
-# Several hosts.
+# Several job.
 
 
 def each(processes):
@@ -239,13 +228,14 @@ def free_port():
 
 @pytest.mark.parametrize("process", [0, 1])
 def test_who_is_awaited_is_named_and_ctrl_c_ends_it(command, tmp_path, process):
-  waiting = alone(command, process, 2, free_port(), tmp_path)
-  line = waiting.stderr.readline()
+  with alone(command, process, 2, free_port(), tmp_path) as waiting:
+    line = waiting.stderr.readline()
+    waiting.send_signal(signal.SIGINT)
+    _, rest = waiting.communicate(timeout=20)
   assert line.startswith(f"waiting for host {1 - process} ")
   assert "5 of 300 s" in line
-  waiting.send_signal(signal.SIGINT)
-  assert waiting.wait(timeout=20) == 130
-  assert "Traceback" not in waiting.stderr.read()
+  assert waiting.returncode == 130
+  assert "Traceback" not in rest
 
 
 def test_a_port_in_use_is_one_line(command, tmp_path):

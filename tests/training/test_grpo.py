@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from trees import assert_same
 
 from r1jax.runtime import checkpoint, metrics
 from r1jax.training import grpo, run
@@ -39,12 +40,6 @@ def rows_of(workdir):
     for row in metrics.read(workdir)
     if "reward/mean" in row
   ]
-
-
-def assert_same(one, other):
-  assert jax.tree.structure(one) == jax.tree.structure(other)
-  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other)):
-    assert a.tobytes() == b.tobytes()
 
 
 def test_a_short_run_learns(runs):

@@ -1,57 +1,24 @@
 """Several processes are one run: they compute, fail, stop and resume as one."""
 
-import importlib.util
 import os
-import pathlib
 import shutil
 import signal
 import time
 
 import jax
+import job
 import numpy as np
 import pytest
 
-from r1jax import data, hf
-from r1jax.data import tokenizer
-from r1jax.models.presets import preset
+from r1jax import data
 from r1jax.runtime import checkpoint
 from r1jax.types import Example
 
-
-def beside(name):
-  """A module of this folder, which is no package."""
-  path = pathlib.Path(__file__).parent / f"{name}.py"
-  spec = importlib.util.spec_from_file_location(name, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-job = beside("job")
 pytestmark = pytest.mark.cluster
 
 # The second problem of each round is in the second shard's queue.
 LETTERS = [Example("", "", "", str(i)) for i in range(40)]
 IDS = [data.draw(LETTERS, 4, seed=3, step=i)[1].id for i in range(4)]
-
-
-@pytest.fixture(scope="module")
-def command(random_params, tmp_path_factory):
-  """A run of as small a model as there is."""
-  folder = tmp_path_factory.mktemp("job")
-  config = preset(
-    "tiny_qwen2", vocab_size=40, width=16, num_layers=1, dense_width=16
-  )
-  path = folder / "words" / "tokenizer.model"
-  tokenizer.fit(["abcdefgh 0123456789?\n"] * 3, path, word_share=1.0)
-  hf.save(
-    folder / "base",
-    config,
-    random_params(config),
-    tokenizer=path.parent,
-    provenance={},
-  )
-  return job.write(folder, str(folder / "base"))
 
 
 @pytest.fixture(scope="module")
@@ -72,29 +39,16 @@ def run(command, tmp_path_factory):
 def straight(run, tmp_path_factory):
   """The workdir of two processes that nothing happened to."""
   workdir = tmp_path_factory.mktemp("straight")
-  succeeded(run(2, 1, workdir))
+  job.succeeded(run(2, 1, workdir))
   return workdir
-
-
-def succeeded(ended):
-  for code, _, errors in ended:
-    assert code == 0, errors[-3000:]
-  return ended
-
-
-def assert_same_params(one, other):
-  one, other = checkpoint.load_params(one), checkpoint.load_params(other)
-  assert jax.tree.structure(one) == jax.tree.structure(other)
-  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other)):
-    assert a.tobytes() == b.tobytes()
 
 
 def test_two_processes_are_one_bit_for_bit(run, tmp_path):
   alone, together = tmp_path / "alone", tmp_path / "together"
-  succeeded(run(1, 2, alone, "--config.num_steps=2"))
-  _, (_, said, _) = succeeded(run(2, 1, together, "--config.num_steps=2"))
+  job.succeeded(run(1, 2, alone, "--config.num_steps=2"))
+  _, (_, said, _) = job.succeeded(run(2, 1, together, "--config.num_steps=2"))
   assert job.rows(together) == job.rows(alone)
-  assert_same_params(together, alone)
+  job.assert_same_params(together, alone)
   completions = "completions.jsonl"
   assert (together / completions).read_bytes() == (
     alone / completions
@@ -106,8 +60,8 @@ def test_four_processes_are_one_but_for_rounding(run, tmp_path):
   """A sum over four comes in another order."""
   alone, together = tmp_path / "alone", tmp_path / "together"
   flags = ["--config.num_steps=1", "--config.reference_every=1"]
-  succeeded(run(1, 4, alone, *flags))
-  succeeded(run(4, 1, together, *flags))
+  job.succeeded(run(1, 4, alone, *flags))
+  job.succeeded(run(4, 1, together, *flags))
   first, same = (
     next(row for row in job.rows(workdir) if "loss/total" in row)
     for workdir in (alone, together)
@@ -137,10 +91,10 @@ def test_a_killed_process_brings_the_others_down_by_name(
   assert checkpoint.latest_step(killed) == 2
   elsewhere = tmp_path / "elsewhere"
   shutil.copytree(killed, elsewhere)
-  succeeded(run(2, 1, killed))
+  job.succeeded(run(2, 1, killed))
   assert job.rows(killed) == job.rows(straight)
-  assert_same_params(killed, straight)
-  succeeded(run(1, 4, elsewhere))
+  job.assert_same_params(killed, straight)
+  job.succeeded(run(1, 4, elsewhere))
   (one,), (same,) = (
     [row for row in job.rows(workdir) if row["step"] == 3]
     for workdir in (elsewhere, straight)
@@ -159,9 +113,9 @@ def test_a_run_killed_in_any_phase_goes_on_exactly(
   """While the first checkpoint is written, or the second."""
   ((code, _, _),) = run(1, 2, tmp_path, FAIL=f"kill:0:{moment}")
   assert code == -signal.SIGKILL
-  succeeded(run(1, 2, tmp_path))
+  job.succeeded(run(1, 2, tmp_path))
   assert job.rows(tmp_path) == job.rows(straight)
-  assert_same_params(tmp_path, straight)
+  job.assert_same_params(tmp_path, straight)
 
 
 def test_what_one_host_raises_all_report(run, tmp_path):
@@ -177,6 +131,6 @@ def test_a_signal_to_one_stops_all_at_the_same_step(run, straight, tmp_path):
   assert [code for code, _, _ in ended] == [143, 143], ended[0][2]
   assert "stopped at step" in ended[0][2]
   assert checkpoint.latest_step(stopped) == 3
-  succeeded(run(2, 1, stopped))
+  job.succeeded(run(2, 1, stopped))
   assert job.rows(stopped) == job.rows(straight)
-  assert_same_params(stopped, straight)
+  job.assert_same_params(stopped, straight)

@@ -1,6 +1,5 @@
 """SLURM and Open MPI start the same command, and JAX finds its way."""
 
-import importlib.util
 import os
 import pathlib
 import shutil
@@ -8,6 +7,7 @@ import socket
 import subprocess
 import time
 
+import job
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -42,19 +42,6 @@ PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def beside(name):
-  """A module of this folder, which is no package."""
-  path = pathlib.Path(__file__).parent / f"{name}.py"
-  spec = importlib.util.spec_from_file_location(name, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-job, hosts = beside("job"), beside("test_hosts")
-command = hosts.command
-
-
 def free_ports(count):
   held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
   ports = [server.getsockname()[1] for server in held]
@@ -69,7 +56,7 @@ def straight(command, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("straight")
   flags = [f"--workdir={workdir}", "--config.num_steps=1"]
   flags.append("--config.reference_every=1")
-  hosts.succeeded(job.finish(job.start([*command, *flags], 2, 1)))
+  job.succeeded(job.finish(job.start([*command, *flags], 2, 1)))
   return job.rows(workdir)
 
 

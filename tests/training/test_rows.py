@@ -11,21 +11,8 @@ from r1jax.data import mixture
 from r1jax.runtime import metrics
 from r1jax.training import grpo
 from r1jax.training import run as setup
-from r1jax.types import Example
 
 DEMO = pathlib.Path(__file__).parents[2] / "experiments" / "demo.py"
-
-
-def load_letters(*, size):
-  return [
-    Example(f"{'abcdefgh'[i % 8]} {i} ?", "a", f"toy/{'xy'[i % 2]}", str(i))
-    for i in range(size)
-  ]
-
-
-def praise(example, completion):
-  """The share of the letter a among the tokens."""
-  return completion.text.count("a") / max(completion.num_tokens, 1)
 
 
 def graded(example, completion):
@@ -64,7 +51,6 @@ def everything(base):
   c.model = dict(
     name="pretrained",
     path=base,
-    how=dict(moe_exchange="all_to_all", moe_capacity=4.0),
   )
   c.dataset = dict(mixture=dict(letters=dict(weight=1, size=40)))
   c.rewards = dict(praise=1.0, accuracy=0.0, format=0.0)
@@ -95,14 +81,12 @@ def everything(base):
 
 
 @pytest.fixture(scope="module")
-def run(base, tmp_path_factory, module_quick_to_compile):
+def run(base, toy_task, tmp_path_factory, module_quick_to_compile):
   """(first parameters, last state, workdir)"""
   workdir = str(tmp_path_factory.mktemp("everything"))
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(data.DATASETS, "letters", load_letters)
-    mixed = mixture.part_loader(load_letters)
+    mixed = mixture.part_loader(data.DATASETS["letters"])
     patch.setitem(data.DATASETS["mixture"], "letters", mixed)
-    patch.setitem(rewards.REWARDS, "praise", rewards.Reward(praise))
     patch.setitem(
       rewards.REWARDS,
       "accuracy",

@@ -30,7 +30,7 @@ def load_sums(*, size):
 
 class Words:
   vocab_size, eos_ids = 37, (2,)
-  prefix_ids = ()
+  prefix_ids, special_tokens = (), ()
 
   def encode(self, text):
     return [3 + ord(character) % 30 for character in text]

@@ -13,6 +13,9 @@ import types
 
 import pytest
 
+from r1jax.rewards.judges import endpoint
+from r1jax.rewards.judges.endpoint import Endpoint
+
 
 class JudgeServer(http.server.ThreadingHTTPServer):
   """Replies to each request with the next act of its script, then by rule.
@@ -122,6 +125,12 @@ def acts():
   )
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+  """Retries come soon."""
+  monkeypatch.setattr(endpoint, "BACKOFF", 0.01)
+
+
 @pytest.fixture
 def judge_server(monkeypatch):
   """A server on loopback; afterwards it is gone, and all its threads."""
@@ -140,3 +149,9 @@ def judge_server(monkeypatch):
     server.shutdown()
     loop.join()
     server.server_close()
+
+
+@pytest.fixture
+def place(judge_server):
+  """The endpoint of the server."""
+  return Endpoint(judge_server.base_url, "m", deadline=10.0, attempts=3)

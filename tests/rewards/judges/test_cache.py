@@ -8,19 +8,9 @@ import sys
 import pytest
 
 from r1jax.rewards.judges import endpoint
-from r1jax.rewards.judges.endpoint import Endpoint, Request, ask
+from r1jax.rewards.judges.endpoint import Request, ask
 
 pytest.importorskip("openai")
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-  monkeypatch.setattr(endpoint, "BACKOFF", 0.01)
-
-
-@pytest.fixture
-def place(judge_server):
-  return Endpoint(judge_server.base_url, "m", deadline=10.0, attempts=3)
 
 
 def number(request, reply):

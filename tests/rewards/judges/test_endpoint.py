@@ -19,16 +19,6 @@ from r1jax.rewards.judges.endpoint import Endpoint, Request, ask
 pytest.importorskip("openai")
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-  monkeypatch.setattr(endpoint, "BACKOFF", 0.01)
-
-
-@pytest.fixture
-def place(judge_server):
-  return Endpoint(judge_server.base_url, "m", deadline=10.0, attempts=3)
-
-
 def number(request, reply):
   """The number that a reply is; None if it is none."""
   return float(reply) if reply.isdigit() else None

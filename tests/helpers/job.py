@@ -7,6 +7,10 @@ import socket
 import subprocess
 import sys
 
+from trees import assert_same
+
+from r1jax.runtime import checkpoint
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 # `r1jax train`, with a task and a reward that a toy learns in seconds.
@@ -202,3 +206,15 @@ def rows(workdir) -> list[dict]:
     }
     for line in lines
   ]
+
+
+def succeeded(ended):
+  """What `finish` returned, if no process failed."""
+  for code, _, errors in ended:
+    assert code == 0, errors[-3000:]
+  return ended
+
+
+def assert_same_params(one, other):
+  """Asserts that the last parameters of two workdirs are equal bit for bit."""
+  assert_same(checkpoint.load_params(one), checkpoint.load_params(other))
