@@ -73,6 +73,7 @@ class Settings(NamedTuple):
 class Needs(NamedTuple):
   """What any row asks of `sample`: static, as other work is not compiled."""
 
+  tempers: bool = False  # A temperature other than 0 and 1.
   draws: bool = True  # A temperature above 0.
   greedy: bool = False  # A temperature of 0.
   truncates: bool = False  # A top-p or a top-k.
@@ -84,6 +85,7 @@ class Needs(NamedTuple):
     temperature, top_p, top_k = map(np.asarray, settings)
     greedy = bool(np.any(temperature == 0))
     return cls(
+      tempers=bool(np.any((temperature != 0) & (temperature != 1))),
       draws=bool(np.any(temperature > 0)) or not greedy,
       greedy=greedy,
       truncates=bool(np.any((top_p < 1) | (top_k > 0))),
@@ -115,10 +117,10 @@ def sample(
   temperature 0, which takes the most probable token, are of temperature 1.
   """
   greedy = settings.temperature == 0
-  temperature = jnp.where(greedy, 1.0, settings.temperature)
-  logprobs = jax.nn.log_softmax(
-    logits.astype(jnp.float32) / temperature[:, None]
-  )
+  logits = logits.astype(jnp.float32)
+  if needs.tempers:
+    logits /= jnp.where(greedy, 1.0, settings.temperature)[:, None]
+  logprobs = jax.nn.log_softmax(logits)
   if needs.draws:
     probabilities = jnp.exp(logprobs)
     if needs.truncates:
