@@ -48,7 +48,7 @@ from r1jax.rollouts.requests import (
 from r1jax.rollouts.sampling import Needs, group_keys
 from r1jax.rollouts.scheduler import Scheduler
 from r1jax.rollouts.slots import Sampling
-from r1jax.rollouts.state import EngineState, idle_slots
+from r1jax.rollouts.state import EngineState
 from r1jax.runtime import distributed
 from r1jax.types import (
   FINISH_LENGTH,
@@ -148,7 +148,7 @@ class Engine:
       prefix_hidden=hidden,
       prefix_experts=experts,
       slots_per_prompt=slots_per_prompt,
-      slots=idle_slots(self.num_slots, self.sampling.steps),
+      slots=programs.idle_slots(self.num_slots, self.sampling.steps),
       scheduler=Scheduler(self.shards, self.num_slots, slots_per_prompt),
       requests=[None] * self.num_slots,
     )
@@ -192,7 +192,7 @@ class Engine:
         state.params,
         state.prefix,
         state.cache,
-        slots,
+        programs.to_table(slots),
       )
     state = dataclasses.replace(state, cache=cache)
     record = jax.tree.map(np.array, jax.device_get(record))

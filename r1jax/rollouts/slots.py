@@ -52,6 +52,47 @@ class Slots:
   num_forced: Ints  # [B]
 
 
+def idle_slots(count: int, steps: int) -> Slots:
+  """Slots without completions, for `steps` tokens in a call of `decode`."""
+  zeros = lambda *shape: np.zeros((count, *shape), np.int32)
+  return Slots(
+    token=zeros(),
+    cached=zeros(),
+    count=zeros(),
+    limit=zeros(),
+    finish=zeros() + FINISH_LENGTH,
+    keys=np.zeros((count, 2), np.uint32),
+    settings=Settings(
+      temperature=np.ones(count, np.float32),
+      top_p=np.ones(count, np.float32),
+      top_k=zeros(),
+    ),
+    stop_ids=zeros(STOP_IDS) - 1,
+    forced=zeros(steps),
+    num_forced=zeros(),
+  )
+
+
+def to_table(slots: Slots) -> Int[np.ndarray, "B K"]:
+  """All fields side by side, as bits: one copy to the devices, not a dozen."""
+  columns = [
+    x.view(np.int32).reshape(len(x), -1) for x in jax.tree.leaves(slots)
+  ]
+  return np.concatenate(columns, axis=1)
+
+
+def from_table(table: Int[Array, "B K"], steps: int) -> Slots:
+  """The slots of `to_table`, for `steps` tokens in a call of `decode`."""
+  fields, tree = jax.tree.flatten(idle_slots(len(table), steps))
+  ends = np.cumsum([x[0].size for x in fields])
+  columns = jnp.split(table, ends[:-1], axis=1)
+  values = [
+    jax.lax.bitcast_convert_type(column.reshape(x.shape), x.dtype)
+    for column, x in zip(columns, fields)
+  ]
+  return tree.unflatten(values)
+
+
 @chex.dataclass(frozen=True)
 class Record:
   """The result of one call of `decode`; every device holds all of it."""
@@ -267,11 +308,14 @@ def decode(
   params: Params,
   prefix: caches.Buffers,
   cache: Cache,
-  slots: Slots,
+  table: Int[Array, "B K"],
 ) -> tuple[Cache, Record]:
-  """`sampling.steps` more tokens in every slot, or up to its end."""
+  """`sampling.steps` more tokens in every slot, or up to its end.
+
+  `table` holds the slots; see `to_table`.
+  """
   config, experts = model.config, None
-  shape = (len(slots.token), sampling.steps)
+  shape = (len(table), sampling.steps)
   if sampling.record_experts:
     per_token = (config.num_moe_layers, config.experts.per_token)
     experts = jnp.zeros((*shape, *per_token), jnp.int16)
@@ -284,7 +328,7 @@ def decode(
     zeros(top, jnp.float32),
     experts,
   )
-  slots = by_row(jax.tree.map(jnp.asarray, slots))
+  slots = by_row(from_table(table, sampling.steps))
   cache = cache.replace(lengths=slots.cached)
 
   def one(carry):

@@ -8,11 +8,10 @@ from jaxtyping import Array, Float
 
 from r1jax.models.cache import Buffers, Cache
 from r1jax.rollouts.requests import Output, Request
-from r1jax.rollouts.sampling import Settings
 from r1jax.rollouts.scheduler import Scheduler
-from r1jax.rollouts.slots import STOP_IDS, Record, Slots
+from r1jax.rollouts.slots import Record, Slots
 from r1jax.rollouts.stops import StopWatch
-from r1jax.types import FINISH_LENGTH, FINISH_STOP, Ints, Params, Tokenizer
+from r1jax.types import FINISH_STOP, Ints, Params, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,24 +113,3 @@ class EngineState:
       del self.forced[slot][: slots.num_forced[slot]]
       if not self.forced[slot]:
         del self.forced[slot]
-
-
-def idle_slots(count: int, steps: int) -> Slots:
-  """Slots without completions, for `steps` tokens in a call of `decode`."""
-  zeros = lambda *shape: np.zeros((count, *shape), np.int32)
-  return Slots(
-    token=zeros(),
-    cached=zeros(),
-    count=zeros(),
-    limit=zeros(),
-    finish=zeros() + FINISH_LENGTH,
-    keys=np.zeros((count, 2), np.uint32),
-    settings=Settings(
-      temperature=np.ones(count, np.float32),
-      top_p=np.ones(count, np.float32),
-      top_k=zeros(),
-    ),
-    stop_ids=zeros(STOP_IDS) - 1,
-    forced=zeros(steps),
-    num_forced=zeros(),
-  )

@@ -19,7 +19,6 @@ from r1jax.parallel import sharding
 from r1jax.parallel.mesh import make_mesh, row_shards
 from r1jax.rollouts import slots
 from r1jax.rollouts.engine import make_engine
-from r1jax.rollouts.state import idle_slots
 from r1jax.training import policy
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.update import make_update
@@ -202,8 +201,9 @@ def decode(sizes):
     cache = slots.empty(model, SLOTS, ROOM)
     cache = jax.tree.map(lambda x: struct(x, x.sharding), cache)
     prefix = caches.empty(sizes, 1, 1).prefix
+    table = slots.to_table(slots.idle_slots(SLOTS, 5))
     compiled = slots.decode.lower(
-      model, engine.sampling, params, prefix, cache, idle_slots(SLOTS, 5)
+      model, engine.sampling, params, prefix, cache, table
     ).compile()
   return compiled, cache
 

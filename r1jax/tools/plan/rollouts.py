@@ -18,7 +18,6 @@ from r1jax.parallel import sharding
 from r1jax.parallel.mesh import reshape_mesh, row_shards
 from r1jax.rollouts import prompts, slots
 from r1jax.rollouts.slots import Sampling
-from r1jax.rollouts.state import idle_slots
 
 TEMPLATE = 80  # Tokens that all prompts share; about those of R1-Zero.
 
@@ -121,9 +120,8 @@ def programs(
   ahead = cached_prompts(on, sizes, 2 * count, c.prompt_tokens)
 
   cache = full_cache(on, model, c, together)
-  begun = jax.tree.map(
-    lambda leaf: _struct(leaf, whole), idle_slots(c.num_slots, c.decode_steps)
-  )
+  begun = slots.to_table(slots.idle_slots(c.num_slots, c.decode_steps))
+  begun = _struct(begun, whole)
   sampling = Sampling(
     mesh=on,
     vocab_size=sizes.vocab_size,
