@@ -15,7 +15,6 @@ from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts import slots
 from r1jax.rollouts.engine import make_engine
 from r1jax.rollouts.sampling import completion_keys, token_keys
-from r1jax.rollouts.state import idle_slots
 
 TOKENS, VOCABULARY = 37, 40
 SEED, ROUND, GROUP, MOST = 3, 2, 8, 12
@@ -144,7 +143,7 @@ def test_no_array_holds_a_distribution_per_token(toy, record_experts):
   cache = jax.eval_shape(lambda: slots.empty(toy.model, count, size))
   prefix = caches.empty(toy.model.config, 1, 1).prefix
   decode = jax.make_jaxpr(functools.partial(slots.decode, toy.model, sampling))(
-    toy.params, prefix, cache, idle_slots(count, steps)
+    toy.params, prefix, cache, slots.to_table(slots.idle_slots(count, steps))
   )
   made = [a for a in arrays(decode.jaxpr) if hasattr(a, "shape")]
   wide = [a.shape for a in made if VOCABULARY in a.shape]
