@@ -115,7 +115,9 @@ def get_config(variant="deepseek_v3"):
     max_grad_norm=1.0,
   )
   c.max_skipped = 5
-  c.checkpoint_every = 80
+  # Every round: a host saves 74 GB of v5p:8x8x8, which takes a minute or two.
+  # docs/launching.md has the rule.
+  c.checkpoint_every = 16
 
   c.evaluation = dict(
     every=400,
@@ -139,6 +141,7 @@ def get_config(variant="deepseek_v3"):
       compute_dtype="bfloat16",
     )
     c.prompts_per_round, c.group_size, c.minibatches = 128, 8, 8
+    c.checkpoint_every = 40
     c.sampling.update(num_slots=1_024, prompt_tokens=896, max_tokens=3_072)
     c.rows = dict(width=4_096, max_rows=128, microbatch_rows=64)
     c.optimizer.learning_rate = 1e-6
