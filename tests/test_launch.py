@@ -229,11 +229,14 @@ def test_a_host_starts_a_run_once_and_tells_it_once_to_stop(tmp_path):
   def log():
     return (host / "run.log").read_text().splitlines()
 
-  def wait_for(line):
+  def wait_until(true):
     end = time.monotonic() + 20
-    while log()[-1:] != [line]:
+    while not true():
       assert time.monotonic() < end, log()
       time.sleep(0.05)
+
+  def wait_for(line):
+    wait_until(lambda: log()[-1:] == [line])
 
   started = "-m r1jax train --config=a.py --workdir=it's here"
   flags = "--config=a.py", "--workdir=it's here"
@@ -243,9 +246,8 @@ def test_a_host_starts_a_run_once_and_tells_it_once_to_stop(tmp_path):
   assert tpu("pod", "zone", *flags) == ["a run is here already"] * 2
   assert tpu("--stop", "pod", "zone") == []
   wait_for("told to stop")
+  wait_until(lambda: tpu("--stop", "pod", "zone") == ["no run is here"] * 2)
   assert log() == [started, "told to stop"]
-  while tpu("--stop", "pod", "zone") != ["no run is here"] * 2:
-    time.sleep(0.1)
   tpu("pod", "zone", *flags)  # It may be started again.
   wait_for(started)
   tpu("--stop", "pod", "zone")
