@@ -45,7 +45,14 @@ PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 
 
 SHOW = ("scontrol", "--oneliner", "show", "job")
-SHORT = ("--config.num_steps=3", "--config.reference_every=1")
+SHORT = tuple(  # It saves when it is stopped and at its end.
+  f"--config.{name}"
+  for name in ("num_steps=3", "reference_every=1", "checkpoint_every=100")
+)
+
+
+def saved_steps(workdir):
+  return sorted(int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*"))
 
 
 def free_ports(count):
@@ -171,7 +178,8 @@ def test_slurm_starts_the_run_and_requeues_it(
     print(output)
     subprocess.run(["scancel", number], env=env)
   assert "Restarts=1 " in shown
-  assert output.count("stopped at step ") == 1
+  stopped, ended = saved_steps(workdir)
+  assert stopped < ended == 3
   assert job.rows(workdir) == straight
 
 
@@ -199,7 +207,8 @@ def test_open_mpi_starts_the_run_and_stops_it(command, straight, tmp_path):
     running.send_signal(signal.SIGTERM)
     _, errors = running.communicate(timeout=60)
   assert running.returncode == 128 + signal.SIGTERM, errors[-3000:]
-  assert errors.count("stopped at step ") == 1
+  (stopped,) = saved_steps(tmp_path / "run")
+  assert stopped < 3
   with start() as running:
     _, errors = running.communicate(timeout=160)
   assert running.returncode == 0, errors[-3000:]
