@@ -47,7 +47,7 @@ PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 SHOW = ("scontrol", "--oneliner", "show", "job")
 SHORT = tuple(  # It saves when it is stopped and at its end.
   f"--config.{name}"
-  for name in ("num_steps=3", "reference_every=1", "checkpoint_every=100")
+  for name in ("num_steps=12", "reference_every=1", "checkpoint_every=100")
 )
 
 
@@ -179,7 +179,7 @@ def test_slurm_starts_the_run_and_requeues_it(
     subprocess.run(["scancel", number], env=env)
   assert "Restarts=1 " in shown
   stopped, ended = saved_steps(workdir)
-  assert stopped < ended == 3
+  assert stopped < ended == 12
   assert job.rows(workdir) == straight
 
 
@@ -208,7 +208,7 @@ def test_open_mpi_starts_the_run_and_stops_it(command, straight, tmp_path):
     _, errors = running.communicate(timeout=60)
   assert running.returncode == 128 + signal.SIGTERM, errors[-3000:]
   (stopped,) = saved_steps(tmp_path / "run")
-  assert stopped < 3
+  assert stopped < 12
   with start() as running:
     _, errors = running.communicate(timeout=160)
   assert running.returncode == 0, errors[-3000:]
