@@ -9,6 +9,10 @@ not published, are 25,000 updates. Ours, because the paper gives no values:
 AdamW with the pre-training values of V3, no warm-up, bfloat16 activations with
 float32 master weights, and the mesh.
 
+The students of 1.5B and 7B differ from Qwen2.5-Math, which they start from, as
+their released configs do: they have 131,072 positions instead of 4,096, and the
+output layer of the 1.5B is not tied to its embedding.
+
 Not run: as it is, a student has random weights and reads `r1jax.data.worked`.
 The sizes are those of the paper, so that `r1jax plan` is meaningful.
 """
@@ -17,8 +21,8 @@ from ml_collections import ConfigDict
 
 # Name: (preset, peak learning rate, mesh.fsdp, mesh.tensor)
 STUDENTS = {
-  "qwen_1_5b": ("qwen2.5-math-1.5b", 1e-4, 32, 1),
-  "qwen_7b": ("qwen2.5-math-7b", 8e-5, 32, 1),
+  "qwen_1_5b": ("r1-distill-qwen-1.5b", 1e-4, 32, 1),
+  "qwen_7b": ("r1-distill-qwen-7b", 8e-5, 32, 1),
   "qwen_14b": ("qwen2.5-14b", 7e-5, 64, 1),
   "qwen_32b": ("qwen2.5-32b", 6e-5, 64, 1),
   "llama_8b": ("llama-3.1-8b", 5e-5, 32, 1),

@@ -1,20 +1,23 @@
 r"""DeepSeek-R1-Zero: pure RL on DeepSeek-V3-Base, on a pod.
 
-    python -m r1jax train --config=experiments/r1_zero.py \
-        --workdir=gs://BUCKET/r1_zero \
+    python -m r1jax train --config=experiments/r1_zero.py:long \
+        --workdir=/data/r1_zero --bucket=gs://BUCKET/r1_zero \
         --config.model.path=DIRECTORY --config.tokenizer.path=DIRECTORY \
         --config.dataset.path=PROBLEMS.jsonl
 
     r1jax plan --config=experiments/r1_zero.py --topology=v5p:8x8x8
 
-The second command checks, without a pod, whether the first would fit.
+Every host runs the first command (docs/launching.md says how to start them).
+The workdir is a folder that all hosts share; checkpoints may go to a bucket.
+The second command checks, without a pod, whether the run would fit.
 
 From the paper (arXiv:2501.12948v2, sec. 2.1, and the methods of its Nature
 version): the template, accuracy and format rewards with equal weight, learning
 rate 3e-6, the k3 KL with coefficient 0.001, temperature 1, G = 16, 32 questions
 per update, 8,192 outputs per rollout in 16 minibatches, completions of at most
-32,768 tokens (`r1_zero.py:long` is the whole run, with 65,536 from step 8,200
-on), copying the policy to the reference policy every 400 steps, 10,400 steps.
+32,768 tokens, and copying the policy to the reference policy every 400 steps.
+`r1_zero.py:long` is the whole run: 10,400 steps, with completions of up to
+65,536 tokens from step 8,200 on. Without `:long`, it ends there, at step 8,192.
 
 Ours, because the paper gives no values: the clip range (it gives 10 for R1, but
 none for R1-Zero), the sum of the loss over the tokens of a completion and its
@@ -26,8 +29,8 @@ mesh, and the problems.
 `r1_zero.py:qwen_math_7b` is R1-Zero on Qwen2.5-Math-7B, whose context is 4,096
 tokens: our own recipe with the rewards of the paper.
 
-Published result: AIME 2024 pass@1 from 15.6% to 77.9% (Nature version, Fig. 1),
-with the problems of the paper. Not run here.
+Published result of the whole run: AIME 2024 pass@1 from 15.6% to 77.9% (Nature
+version, Fig. 1), with the problems of the paper. Not run here.
 """
 
 from ml_collections import ConfigDict, FieldReference
@@ -112,7 +115,9 @@ def get_config(variant="deepseek_v3"):
     max_grad_norm=1.0,
   )
   c.max_skipped = 5
-  c.checkpoint_every = 80
+  # Every round: a host saves 74 GB of v5p:8x8x8, which takes a minute or two.
+  # docs/launching.md has the rule.
+  c.checkpoint_every = 16
 
   c.evaluation = dict(
     every=400,
@@ -136,6 +141,7 @@ def get_config(variant="deepseek_v3"):
       compute_dtype="bfloat16",
     )
     c.prompts_per_round, c.group_size, c.minibatches = 128, 8, 8
+    c.checkpoint_every = 40
     c.sampling.update(num_slots=1_024, prompt_tokens=896, max_tokens=3_072)
     c.rows = dict(width=4_096, max_rows=128, microbatch_rows=64)
     c.optimizer.learning_rate = 1e-6

@@ -4,11 +4,15 @@
 #   launch/slurm.sh gpu NODES GPUS --config=... --workdir=DIR [FLAGS]
 #   launch/slurm.sh cpu NODES      --config=... --workdir=DIR [FLAGS]
 #
-# It starts one process per GPU, or per node without GPUs. The repository, its
-# environment and DIR must be on a file system that all nodes share. Two minutes
-# before its time limit, the job gets SIGTERM, saves a checkpoint, and is requeued
-# until it is finished. Set account, partition and time in SBATCH_FLAGS.
-# --dry-run, as the first argument, prints the script.
+# It starts one process per GPU, or per node without GPUs, with CPUS cores each (8
+# with a GPU, else 1). The repository, its environment and DIR must be on a file
+# system that all nodes share. Nodes with GPUs need NVIDIA's driver R580 or newer,
+# for CUDA 13; NCCL comes with `make venv EXTRAS=gpu`.
+#
+# GRACE seconds before its time limit (600, if not set), the job gets SIGTERM,
+# saves a checkpoint, and is requeued until it is finished. Choose what a round
+# and a save take together. Set account, partition, time and memory in
+# SBATCH_FLAGS. --dry-run, as the first argument, prints the script.
 set -euo pipefail
 
 submit=(sbatch)
@@ -25,32 +29,30 @@ kind=$1 nodes=$2
 shift 2
 case $kind in
   gpu)
-    tasks=$1
-    resources="#SBATCH --gpus-per-node=$1"
+    tasks=$1 cpus=${CPUS:-8}
+    gpus="#SBATCH --gpus-per-node=$1"
     shift
     ;;
-  cpu)
-    tasks=1
-    resources="#SBATCH --cpus-per-task=${CPUS:-1}"
-    ;;
+  cpu) tasks=1 cpus=${CPUS:-1} gpus="" ;;
   *) usage ;;
 esac
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 printf -v flags ' %q' "$@"
 printf -v python '%q' "${PYTHON:-.venv/bin/python}"
-read -ra more <<<"${SBATCH_FLAGS:-}"
-[[ ${submit[0]} == cat ]] || submit+=("${more[@]}")
 "${submit[@]}" <<END
 #!/usr/bin/env bash
 #SBATCH --job-name=r1jax
 #SBATCH --nodes=$nodes
 #SBATCH --ntasks-per-node=$tasks
-$resources
-#SBATCH --signal=TERM@120
+#SBATCH --cpus-per-task=$cpus
+${gpus:+$gpus
+}#SBATCH --signal=TERM@${GRACE:-600}
 #SBATCH --requeue
 #SBATCH --open-mode=append
-cd ${PWD@Q}
+${SBATCH_FLAGS:+#SBATCH $SBATCH_FLAGS
+}cd ${PWD@Q}
+export SRUN_CPUS_PER_TASK=$cpus  # srun does not take it from the job.
 status=0
 srun --kill-on-bad-exit=1 --label $python -m r1jax train$flags || status=\$?
 if ((status == 143)); then  # Interrupted by SIGTERM, and saved.

@@ -171,6 +171,12 @@ def command(tmp_path, python):
       "cannot write to --workdir: c.py: File exists; a file is in its place",
     ),
     (
+      ["--config=c.py", "--workdir=gs://b/run"],
+      "--workdir=gs://b/run is a URL, and a workdir is a folder: it is locked "
+      "and appended to; choose a folder that all hosts share, and keep the "
+      "checkpoints in the bucket by --bucket=gs://b/run",
+    ),
+    (
       ["--config=c.py", "--workdir=w", "--bucket=c.py/bucket"],
       "cannot write to c.py/bucket: ",
     ),

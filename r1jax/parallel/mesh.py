@@ -43,7 +43,7 @@ def make_mesh(
   expert: int = 1,
   context: int = 1,
   tensor: int = 1,
-  num_slices: int = 1,
+  num_slices: int | None = None,
   devices: Sequence[Any] | None = None,
 ) -> Mesh:
   """A mesh over the first devices of the job, as many as the axes need.
@@ -58,6 +58,8 @@ def make_mesh(
     tensor: parts into which heads, hidden units and vocabulary are split.
     num_slices: TPU slices of the job, or hosts of other devices, that a slower
       network (DCN) connects. Only the `data` axis extends over several slices.
+      None means all slices of TPUs, and 1 for other devices: any axis may
+      extend over hosts of GPUs.
     devices: the available devices; None means those of the job.
 
   Raises ValueError if the sizes do not fit the devices, or if a host of a
@@ -91,6 +93,8 @@ def make_mesh(
       f"mesh.data is {data}: a mesh of {shown} takes {count} devices, but the "
       f"hosts have {len(devices)}; a job of several hosts must use all of them"
     )
+  if num_slices is None:
+    num_slices = _count_slices(devices)
   if num_slices < 1 or sizes["data"] % num_slices:
     raise ValueError(
       f"mesh.num_slices {num_slices} does not divide mesh.data "
@@ -100,11 +104,20 @@ def make_mesh(
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def _count_slices(devices: Sequence[Any]) -> int:
+  """The number of TPU slices; 1 for other devices."""
+  if devices[0].platform == "gpu":  # Their index is that of a host.
+    return 1
+  return len({getattr(device, "slice_index", 0) for device in devices})
+
+
 def _arrange(shape, num_slices, devices) -> np.ndarray:
   """The devices [*shape], in an order that suits their network."""
   by_host = num_slices > 1 and not hasattr(devices[0], "slice_index")
-  attribute = "process_index" if by_host else "slice_index"
-  count = len({getattr(device, attribute, 0) for device in devices})
+  count = _count_slices(devices)
+  if num_slices > 1:
+    attribute = "process_index" if by_host else "slice_index"
+    count = len({getattr(device, attribute) for device in devices})
   if count != num_slices:
     raise ValueError(
       f"mesh.num_slices is {num_slices}, but the devices of the mesh belong to "

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
+from absl import flags
 
 from r1jax.runtime import interrupt, rendezvous, service
 
@@ -187,11 +188,17 @@ def _get(key: str, what: str) -> str:
   while (value := service.get(key, PERIOD)) is None:
     elapsed = time.monotonic() - began
     if elapsed > WAIT_TIMEOUT:
-      raise ValueError(
+      raise rendezvous.HostsMissing(
         f"waited {WAIT_TIMEOUT:.0f} s for {_State.first_host}: {what}"
       )
     _log(f"waiting for {_State.first_host}: {what}, {elapsed:.0f} s")
   return value
+
+
+def exit_code(error: BaseException) -> int:
+  """1 if the same command may succeed later, 2 if its input is wrong."""
+  wrong = isinstance(error, ValueError | OSError | flags.Error)
+  return 2 if wrong and not isinstance(error, rendezvous.HostsMissing) else 1
 
 
 def exit_process(code: Any) -> None:
@@ -232,7 +239,7 @@ def _join(arguments: dict[str, Any]) -> None:
       heartbeat_timeout_seconds=4 * int(HEARTBEAT_TIMEOUT),
     )
   except (RuntimeError, ValueError) as error:
-    raise ValueError(
+    raise rendezvous.HostsMissing(
       "this host could not join the job: "
       f"{' '.join(str(error).split())}; check that every host runs and has the "
       "same --coordinator_address"
@@ -284,7 +291,7 @@ def _watch(process: int, count: int) -> None:
       )
       if (failure := service.try_get(_FAILURE)) and not _State.failing:
         _keep_service_alive(process)
-        _abort(failure)
+        _abort(*json.loads(failure))
       if process == 0:
         _check_heartbeats(client, last_heard)
       _State.last_answer = time.monotonic()
@@ -293,8 +300,7 @@ def _watch(process: int, count: int) -> None:
 def _watch_service() -> None:
   """Ends this process when the service on host 0 no longer answers.
 
-  A call to a process that is stopped never returns, so `_watch` cannot detect
-  this itself; it needs a thread of its own.
+  Calls to a stopped process never return, so this needs a thread of its own.
   """
   while _State.joined:
     time.sleep(PERIOD)
@@ -320,17 +326,16 @@ def _check_heartbeats(client, last_heard: dict[int, tuple[str, float]]) -> None:
       _log(f"waiting for {_name(host)}: no heartbeat for {elapsed:.0f} s")
 
 
-def _publish_failure(text: str) -> None:
-  """Sends a failure to all hosts; only the first failure is stored."""
+def _publish_failure(reason: str, code: int = 1) -> None:
+  """Ends all hosts with this reason and exit code; only the first is stored."""
   with contextlib.suppress(Exception):
-    service.client().key_value_set(_FAILURE, text)
+    service.client().key_value_set(_FAILURE, json.dumps([reason, code]))
 
 
 def _name(host: int) -> str:
-  try:
+  name = None
+  with contextlib.suppress(Exception):  # The service may not answer.
     name = service.try_get(f"{_NAMES}/{host}")
-  except Exception:  # The service does not answer.
-    name = None
   if name is None:  # It died before it published its name.
     return f"host {host}"
   return f"host {host} ({name})"
@@ -348,7 +353,8 @@ def _report_error(error: BaseException) -> None:
     time.sleep(HEARTBEAT_TIMEOUT + 5 * HEARTBEAT)
   _State.failing = True
   process = jax.process_index()
-  _publish_failure(f"{_name(process)}: {type(error).__name__}: {text}")
+  reason = f"{_name(process)}: {type(error).__name__}: {text}"
+  _publish_failure(reason, exit_code(error))
   _keep_service_alive(process)
 
 
@@ -382,9 +388,9 @@ def _log(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
-def _abort(reason: str) -> None:
+def _abort(reason: str, code: int = 1) -> None:
   print(f"error: {reason}", file=sys.stderr, flush=True)
-  _exit(1)
+  _exit(code)
 
 
 def _exit(code: int) -> None:

@@ -8,6 +8,7 @@ the coordinator's address, which is released before JAX's service uses it.
 Process 0 listens. Every other process sends one JSON line with its process id
 and number of processes. It receives lines: {"missing": [3, 4]} from time to
 time, {"error": "..."} if the job is inconsistent, and {"go": true} at the end.
+With "late": true, the error is that processes are missing at the time limit.
 """
 
 import errno
@@ -23,6 +24,10 @@ POLL = 0.5  # Seconds between two checks during a wait; signals act at them.
 MAX_LINE = 4096  # The most bytes of a line.
 
 Log = Callable[[str], None]
+
+
+class HostsMissing(ValueError):
+  """Other hosts have not come in time; the same command may succeed later."""
 
 
 def meet(
@@ -44,8 +49,8 @@ def meet(
     bind: "HOST:PORT" at which process 0 listens; None means all interfaces.
     seconds: time limit.
 
-  Raises ValueError if processes are missing at the time limit, which it names,
-  or if processes disagree on the job.
+  Raises HostsMissing if processes are missing at the time limit, which it
+  names, and ValueError if processes disagree on the job.
   """
   wait = _Wait(log, seconds)
   if process == 0:
@@ -88,7 +93,7 @@ def _serve(address: str, count: int, bind: str | None, wait: _Wait) -> None:
         for process in [i for i, v in peers.items() if _has_left(v)]:
           peers.pop(process).close()
         if wait.is_over():
-          raise ValueError(
+          raise HostsMissing(
             f"{_hosts(missing)} of {count} did not connect to {address} within "
             f"{wait.seconds:.0f} s; start every process, with the same "
             "--coordinator_address and --num_processes"
@@ -101,7 +106,8 @@ def _serve(address: str, count: int, bind: str | None, wait: _Wait) -> None:
       peer.settimeout(PERIOD)
       _receive(peer)
   except ValueError as error:
-    _send_all(peers.values(), {"error": str(error)})
+    late = isinstance(error, HostsMissing)
+    _send_all(peers.values(), {"error": str(error), "late": late})
     raise
   finally:
     for peer in peers.values():
@@ -166,7 +172,8 @@ def _connect(address: str, count: int, process: int, wait: _Wait) -> None:
         missing, reason = f"host 0 of {count}", "it hung up"
         for message in _lines(server):
           if "error" in message:
-            raise ValueError(message["error"])
+            kind = HostsMissing if message.get("late") else ValueError
+            raise kind(message["error"])
           if message.get("go"):
             return
           if others := [i for i in message.get("missing", ()) if i != process]:
@@ -178,7 +185,7 @@ def _connect(address: str, count: int, process: int, wait: _Wait) -> None:
       reason = error.strerror or str(error) or "it does not answer"
       time.sleep(POLL)
     wait.report(f"host 0 at {address} ({reason})")
-  raise ValueError(
+  raise HostsMissing(
     f"{missing} did not connect to {address} within {wait.seconds:.0f} s "
     f"({reason}); start every process, with the same --coordinator_address"
   )

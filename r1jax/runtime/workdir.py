@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import shutil
 import threading
 from collections.abc import Mapping
@@ -62,9 +63,11 @@ def prepare(
     accept_other_data: makes `claim` warn about changed contents instead of
       raising.
 
-  Raises ValueError, with advice, if one of them is not writable. The bucket is
-  stored for later starts only if it is writable.
+  Raises ValueError, with advice, if one of them is not writable, or if the
+  workdir is a URL. The bucket is stored for later starts only if it is
+  writable.
   """
+  _require_folder(os.fspath(workdir))
   path = pathlib.Path(workdir)
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -100,6 +103,18 @@ def checkpoints(workdir: Path) -> str:
 def is_remote(folder: str) -> bool:
   """Whether `folder` is the URL of a bucket."""
   return "://" in folder
+
+
+def _require_folder(workdir: str) -> None:
+  """Raises ValueError for a URL, which would become a local folder "gs:"."""
+  # pathlib makes one slash of two.
+  if url := re.match(r"([a-z][a-z0-9+.-]+):/+(.*)", workdir, re.IGNORECASE):
+    scheme, rest = url.groups()
+    raise ValueError(
+      f"--workdir={workdir} is a URL, and a workdir is a folder: it is locked "
+      "and appended to; choose a folder that all hosts share, and keep the "
+      f"checkpoints in the bucket by --bucket={scheme}://{rest}"
+    )
 
 
 def require_space(folder: str, size: int, present: int) -> None:
@@ -256,7 +271,7 @@ def _remote(place: str) -> Any:
     path = epath.Path(place)
     path.exists()
   except ImportError as error:
-    package = "gcsfs" if place.startswith("gs") else "s3fs"
+    package = "'r1jax[gcs]'" if place.startswith("gs") else "s3fs"
     raise ValueError(
       f"this kind of bucket needs a package: pip install {package}"
     ) from error

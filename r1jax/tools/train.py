@@ -211,7 +211,10 @@ def write_report(place: str) -> None:
 
 
 def run(command: str) -> None:
-  """Runs `main`; exits with 2 for wrong input, 128 + signal if interrupted."""
+  """Runs `main`; exits with 2 for wrong input, 128 + signal if interrupted.
+
+  Other errors, such as a host that is lost, exit with 1, on all hosts.
+  """
   console.tolerate_closed_streams()
   try:
     with interrupt.guard():
@@ -227,7 +230,7 @@ def run(command: str) -> None:
     if command_line.is_debugging():
       traceback.print_exc()
     print(f"error: {_reason(error)}", file=sys.stderr, flush=True)
-    distributed.exit_process(2)
+    distributed.exit_process(distributed.exit_code(error))
   except SystemExit as stop:
     distributed.exit_process(stop.code)
   except Exception:

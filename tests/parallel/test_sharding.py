@@ -109,10 +109,24 @@ def test_only_the_data_axis_crosses_slices():
   assert mesh.shape["data"] == 4
   np.testing.assert_array_equal(slices[:2], 0)
   np.testing.assert_array_equal(slices[2:], 1)
+  detected = make_mesh(fsdp=2, tensor=2, devices=chips)
+  assert (detected.devices == mesh.devices).all()
   with pytest.raises(
     ValueError, match="num_slices is 1, .* belong to 2 slices"
   ):
-    make_mesh(devices=chips)
+    make_mesh(num_slices=1, devices=chips)
+  with pytest.raises(
+    ValueError, match="num_slices 2 does not divide mesh.data"
+  ):
+    make_mesh(fsdp=16, devices=chips)
+
+
+def test_any_axis_crosses_hosts_of_gpus():
+  gpus = [Chip(i, i // 8, i // 8, "gpu") for i in range(16)]
+  mesh = make_mesh(fsdp=16, devices=gpus)
+  assert mesh.devices.ravel().tolist() == gpus
+  mesh = make_mesh(fsdp=8, num_slices=2, devices=gpus)
+  assert [d.process_index for d in mesh.devices.ravel()] == [0] * 8 + [1] * 8
 
 
 def test_another_mesh_of_the_same_devices_keeps_their_order():

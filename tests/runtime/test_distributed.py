@@ -185,13 +185,13 @@ DIFFERS = """
 
 def test_hosts_that_differ_name_the_key(tmp_path):
   first, second = finish(start(DIFFERS, tmp_path))
-  assert (first[0], second[0]) == (1, 3)
+  assert (first[0], second[0]) == (2, 3)  # 3 is that of this program.
   assert "the hosts differ in config.lr: it is 1.1 on host 1 (" in first[2]
   assert ") and 0.1 on host 0 (" in first[2]
 
 
 def meeting(process, count, address, *, seconds=300.0):
-  """What `rendezvous.meet` says in a thread; its end is None or an error."""
+  """What `rendezvous.meet` says in a thread; its end is None, or an error."""
   said, end = [], []
 
   def meet():
@@ -202,6 +202,7 @@ def meeting(process, count, address, *, seconds=300.0):
       end.append(None)
     except ValueError as error:
       end.append(str(error))
+      end.append(distributed.exit_code(error))
 
   thread = threading.Thread(target=meet, daemon=True)
   thread.start()
@@ -242,10 +243,12 @@ def test_who_does_not_come_is_named_to_all(monkeypatch):
     assert end[0].startswith(
       f"hosts 1, 3 of 4 did not connect to {address} with"
     )
+    assert end[1] == 1  # They may come next time.
     assert any(line.startswith("waiting for hosts 1, 3 of 4") for line in said)
   thread, said, end = meeting(1, 2, address, seconds=1.0)
   thread.join(30)
   assert "host 0 did not connect" in end[0] and "Connection refused" in end[0]
+  assert end[1] == 1
   assert said[0].startswith(f"waiting for host 0 at {address}")
 
 
@@ -265,7 +268,7 @@ def test_what_cannot_be_one_job_is_told_to_all(process, count, problem):
   job.append(meeting(process, count, address))
   for thread, _, end in job:
     thread.join(30)
-    assert end[0].startswith(problem)
+    assert end[0].startswith(problem) and end[1] == 2
 
 
 def test_a_port_in_use_is_named():
@@ -284,13 +287,15 @@ RAISES = """
 """
 
 
-def test_what_one_raises_ends_both(tmp_path):
-  first, second = finish(start(RAISES, tmp_path))
-  assert second[0] == 3
-  assert first[0] == 1
+@pytest.mark.parametrize(("kind", "code"), [("ValueError", 2), ("KeyError", 1)])
+def test_what_one_raises_ends_both(tmp_path, kind, code):
+  source = RAISES.replace("ValueError", kind)
+  first, second = finish(start(source, tmp_path))
+  assert second[0] == 3  # That of this program.
+  assert first[0] == code
   last = first[2].strip().splitlines()[-1]
   assert last.startswith("error: host 1 (")
-  assert last.endswith("): ValueError: no such file")
+  assert f"): {kind}: " in last and "no such" in last
 
 
 def test_alone_nothing_is_shared():

@@ -1,10 +1,12 @@
 """A workdir belongs to one config, and to one process at a time."""
 
+import importlib.util
 import json
+import pathlib
 
 import pytest
 
-from r1jax.runtime.workdir import claim
+from r1jax.runtime.workdir import claim, prepare
 
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
@@ -33,3 +35,24 @@ def test_a_workdir_has_one_process(tmp_path, python):
   )
   done = python("-c", code)
   assert "is in use by another process" in done.stderr
+
+
+@pytest.mark.parametrize(
+  "url", ["gs://b/run", "s3://b/run", "file:///run", "GS://b"]
+)
+@pytest.mark.parametrize("kind", [str, pathlib.Path])
+def test_a_url_is_no_workdir(tmp_path, monkeypatch, url, kind):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match=r"is a URL.* --bucket=\w+://(b|run)"):
+    prepare(kind(url))
+  assert not [*tmp_path.iterdir()]
+  prepare("a:b/run")  # No scheme: a folder may be called so.
+  assert (tmp_path / "a:b" / "run").is_dir()
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is installed"
+)
+def test_a_bucket_without_its_package_names_the_extra(tmp_path):
+  with pytest.raises(ValueError, match=r"pip install 'r1jax\[gcs\]'"):
+    prepare(tmp_path / "run", "gs://bucket/run")

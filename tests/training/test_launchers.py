@@ -1,8 +1,10 @@
-"""SLURM and Open MPI start the same command, and JAX finds its way."""
+"""SLURM and Open MPI start the same command, stop it, and go on with it."""
 
 import os
 import pathlib
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -21,7 +23,7 @@ SlurmctldPort={ports[0]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CryptoType=crypto/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -42,6 +44,17 @@ PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 """
 
 
+SHOW = ("scontrol", "--oneliner", "show", "job")
+SHORT = tuple(  # It saves when it is stopped and at its end.
+  f"--config.{name}"
+  for name in ("num_steps=12", "reference_every=1", "checkpoint_every=100")
+)
+
+
+def saved_steps(workdir):
+  return sorted(int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*"))
+
+
 def free_ports(count):
   held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
   ports = [server.getsockname()[1] for server in held]
@@ -54,10 +67,27 @@ def free_ports(count):
 def straight(command, tmp_path_factory):
   """The rows of the run as two processes that nobody launched."""
   workdir = tmp_path_factory.mktemp("straight")
-  flags = [f"--workdir={workdir}", "--config.num_steps=1"]
-  flags.append("--config.reference_every=1")
+  flags = [f"--workdir={workdir}", *SHORT]
   job.succeeded(job.finish(job.start([*command, *flags], 2, 1)))
   return job.rows(workdir)
+
+
+def wrapper(command, folder):
+  """A program that runs the toy for `-m r1jax train`, and its flags."""
+  python = folder / "python"
+  python.write_text(
+    f'#!/bin/sh\nshift 3\nexec {command[0]} {command[1]} "$@"\n'
+  )
+  python.chmod(0o755)
+  return str(python), command[2:]
+
+
+def wait_for_rows(workdir, count, seconds=120):
+  """Waits until a run has written so many rows of metrics."""
+  file, end = workdir / "metrics.jsonl", time.monotonic() + seconds
+  while not file.exists() or file.read_bytes().count(b"\n") < count:
+    assert time.monotonic() < end, "there are too few rows"
+    time.sleep(0.1)
 
 
 def environment(devices=1):
@@ -122,43 +152,64 @@ def slurm(tmp_path_factory):
       daemon.wait(timeout=30)
 
 
-def test_slurm_starts_the_run(slurm, command, straight, tmp_path):
-  flags = [f"--workdir={tmp_path}", "--config.num_steps=1"]
-  flags.append("--config.reference_every=1")
-  done = subprocess.run(
-    ["srun", "--nodes=2", "--ntasks-per-node=1", "--label", *command, *flags],
-    env=environment() | {k: slurm[k] for k in ("SLURM_CONF", "PATH")},
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=160,
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
-  assert job.rows(tmp_path) == straight
+def test_slurm_starts_the_run_and_requeues_it(
+  slurm, command, straight, tmp_path
+):
+  python, flags = wrapper(command, tmp_path)
+  env = environment() | {k: slurm[k] for k in ("SLURM_CONF", "PATH")}
+  env |= dict(PYTHON=python, SBATCH_FLAGS=f"--output={tmp_path}/out --time=9")
+  workdir, launcher = tmp_path / "run", ROOT / "launch" / "slurm.sh"
+
+  def call(*arguments):
+    done = subprocess.run(arguments, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+  submitted = call(launcher, "cpu", "2", *flags, f"--workdir={workdir}", *SHORT)
+  number = submitted.split()[-1]
+  try:
+    wait_for_rows(workdir, 1)
+    call("scancel", "--signal=TERM", number)  # As before its time limit.
+    while "JobState=COMPLETED" not in (shown := call(*SHOW, number)):
+      assert not re.search("JobState=(FAILED|CANCELLED)", shown), shown
+      time.sleep(0.5)
+  finally:
+    output = (tmp_path / "out").read_text()
+    print(output)
+    subprocess.run(["scancel", number], env=env)
+  assert "Restarts=1 " in shown
+  stopped, ended = saved_steps(workdir)
+  assert stopped < ended == 12
+  assert job.rows(workdir) == straight
 
 
-def test_open_mpi_starts_the_run(command, straight, tmp_path):
+def test_open_mpi_starts_the_run_and_stops_it(command, straight, tmp_path):
   if not shutil.which("mpirun"):
     pytest.skip("no mpirun here")
-  (tmp_path / "bin").mkdir()
-  python = tmp_path / "bin" / "python"  # As `r1jax train`, on the toy.
-  python.write_text(
-    f'#!/bin/sh\nshift 3\nexec {command[0]} {command[1]} "$@"\n'
-  )
-  python.chmod(0o755)
+  python, flags = wrapper(command, tmp_path)
   root = "--allow-run-as-root" if os.geteuid() == 0 else ""
-  done = subprocess.run(
-    [
-      *(ROOT / "launch" / "mpi.sh", "2", *command[2:]),
-      f"--workdir={tmp_path / 'run'}",
-      "--config.num_steps=1",
-      "--config.reference_every=1",
-    ],
-    env=environment()
-    | {"PYTHON": str(python), "MPIRUN_FLAGS": f"--oversubscribe {root}"},
-    capture_output=True,
-    text=True,
-    timeout=160,
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
+  env = {"PYTHON": python, "MPIRUN_FLAGS": f"--oversubscribe {root}"}
+
+  def start():
+    return subprocess.Popen(
+      [
+        *(ROOT / "launch" / "mpi.sh", "2", *flags),
+        *(f"--workdir={tmp_path / 'run'}", *SHORT),
+      ],
+      env=environment() | env,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  with start() as running:
+    wait_for_rows(tmp_path / "run", 1)
+    running.send_signal(signal.SIGTERM)
+    _, errors = running.communicate(timeout=60)
+  assert running.returncode == 128 + signal.SIGTERM, errors[-3000:]
+  (stopped,) = saved_steps(tmp_path / "run")
+  assert stopped < 12
+  with start() as running:
+    _, errors = running.communicate(timeout=160)
+  assert running.returncode == 0, errors[-3000:]
   assert job.rows(tmp_path / "run") == straight

@@ -35,7 +35,10 @@ def main(options: str) -> None:
   options = json.loads(options)
   if sys.platform == "linux":
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  # A terminal or a launcher may tell all processes of a run to stop; the run
+  # may then still need its grades, and the pool ends this process.
+  for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(signum, signal.SIG_IGN)
   forbid_jax()
   gc.disable()  # Nothing that is loaded here is ever freed.
   load(options["preload"])

@@ -11,9 +11,11 @@ environment with it. For GPUs (h200:8x64 is 64 hosts of 8) nothing is compiled:
 the sizes of arguments are exact, and the rest is estimated.
 
 `--config.mesh.fsdp=32` and similar overrides try another mesh. `--sweep_mesh`
-ranks all meshes by estimates and compiles the best three. `--json` prints one
-JSON object as the last line. The exit code is 0 if all programs fit and have no
-faults (see `faults`), else 1.
+ranks all meshes by estimates and compiles the best three. `--measured_ici`
+counts links between TPUs at the rate of measurements. `--json` prints one JSON
+object as the last line. A topology that nobody can rent is planned with a
+warning. The exit code is 0 if all programs fit and have no faults (see
+`faults`), else 1.
 """
 
 import os
@@ -39,7 +41,7 @@ from ml_collections import ConfigDict
 from r1jax import config as configs
 from r1jax.parallel.mesh import make_mesh
 from r1jax.tools import command_line
-from r1jax.tools.plan import chips, estimate, hlo, meshes
+from r1jax.tools.plan import chips, estimate, hlo, meshes, slices
 from r1jax.tools.plan import costs as plan_costs
 from r1jax.tools.plan import text as tables
 from r1jax.tools.plan.bounds import bounds
@@ -84,6 +86,9 @@ def plan(
   report = {
     "topology": topology.name,
     "chips": topology.num_chips,
+    "link_rate": topology.chip.link,
+    "names": slices.names(topology),
+    "warnings": slices.warnings(topology),
     "mesh": {name: size for name, size in mesh.shape.items() if size > 1},
     "memory_per_device": topology.memory(mesh.size),
     "programs": {},
@@ -283,6 +288,11 @@ def define_flags() -> None:
   flags.DEFINE_string("topology", None, "The chips, such as v5p:8x16x16.")
   flags.DEFINE_list("programs", [], "Plan only these, such as update,decode.")
   flags.DEFINE_bool("sweep_mesh", False, "Rank all meshes; plan the best.")
+  flags.DEFINE_bool(
+    "measured_ici",
+    False,
+    "Count the links between TPUs at 90% of their nominal rate, as measured.",
+  )
   flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
 
 
@@ -295,6 +305,8 @@ def main() -> int:
   configs.check(settings)
   log = lambda text: print(text, file=sys.stderr, flush=True)
   topology, only = chips.topology(options.topology), options.programs
+  if options.measured_ici:
+    topology = chips.with_measured_links(topology)
   make = sweep if options.sweep_mesh else plan
   report = make(settings, topology, only=tuple(only), log=log)
   print(tables.text(report))

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from r1jax.tools.plan import slices
+
 SHOWN = 12  # The number of meshes of a sweep to print.
 ROWS = ("temporaries", "code")
 
@@ -19,10 +21,14 @@ def text(report: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", *map(text, report["plans"])])
   room = report["memory_per_device"]
   lines = [
-    f"{report['topology']}: {report['chips']} chips, {size(room)} per device; "
-    f"mesh {_mesh(report['mesh'])}",
-    "",
+    f"{report['topology']}: {report['chips']} chips, {size(room)} per device, "
+    f"links of {report['link_rate'] / 1e9:.0f} GB/s; mesh "
+    f"{_mesh(report['mesh'])}",
   ]
+  if report["names"]:
+    lines.append(slices.text(report["names"]))
+  lines += [f"WARNING: {warning}" for warning in report["warnings"]]
+  lines.append("")
   for name, program in report["programs"].items():
     lines += [*_program(name, program, room), ""]
   lines.append("it fits" if report["fits"] else "it does NOT fit")

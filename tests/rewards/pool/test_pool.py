@@ -228,6 +228,20 @@ def test_a_killed_server_is_restarted(light_pool):
   assert light_pool.map([FINE] * 4) == [7] * 4
 
 
+@pytest.mark.parametrize(
+  "signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+)
+def test_a_stop_of_the_run_spares_its_graders(light_pool, signum):
+  workers = light_pool.map([Call(os.getpid, ())] * 4)
+  servers = light_pool.map([Call(os.getppid, ())] * 4)
+  grading = light_pool.submit([Call(time.sleep, (0.5,)), FINE])
+  for pid in {*workers, *servers}:
+    os.kill(pid, signum)
+  assert grading.values() == [None, 7]
+  assert not any(grading.counts.values())
+  assert light_pool.map([Call(os.getppid, ())]) == servers[:1]
+
+
 def test_canaries_catch_graders_that_are_broken():
   canaries = [(FINE, 7.0), (grade(SUM, "12"), 0.0)]
   with GraderPool(
