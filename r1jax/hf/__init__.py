@@ -2,6 +2,7 @@
 
   load         directory -> config, parameters
   open_model   directory -> config, parameters that are read when sliced
+  read         those parameters, into NumPy or the shards of the devices
   save         config, parameters -> directory
 
 config, architectures   config.json
@@ -13,7 +14,7 @@ tokenizer_files         tokenizer and generation config
 """
 
 from r1jax.hf.config import directory
-from r1jax.hf.loading import load, open_model
+from r1jax.hf.loading import load, open_model, read
 from r1jax.hf.saving import save
 
-__all__ = ["directory", "load", "open_model", "save"]
+__all__ = ["directory", "load", "open_model", "read", "save"]

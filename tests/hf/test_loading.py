@@ -179,8 +179,10 @@ def test_a_file_is_not_a_directory(tmp_path):
     hf.load(tmp_path / "model.safetensors")
 
 
-def test_a_process_reads_what_its_devices_hold_once(v3, monkeypatch):
-  """Whatever the sharding is."""
+@pytest.mark.parametrize("chunk", [loading.CHUNK, 9_000])
+def test_a_process_reads_what_its_devices_hold_once(v3, monkeypatch, chunk):
+  """Whatever the sharding is, in as many parts as host memory asks for."""
+  monkeypatch.setattr(loading, "CHUNK", chunk)
   read, sizes = Stored.read, []
 
   def spy(self, index=()):
@@ -196,6 +198,7 @@ def test_a_process_reads_what_its_devices_hold_once(v3, monkeypatch):
   split = sharding.tree_shardings(mesh, logical_axes(CONFIG), whole)
   sizes.clear()
   _, params = hf.load(v3, sharding=split)
+  assert chunk > 9_000 or 4 * max(sizes) <= chunk
   jax.tree.map(np.testing.assert_array_equal, params, whole)
   assert sum(sizes) == once
   assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s, params, split))
