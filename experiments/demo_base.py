@@ -38,7 +38,9 @@ def get_config():
 
   c.cpu_devices = 1  # One copy of the weights; matmuls use all cores.
   c.mesh = dict(data=-1)
-  c.model = dict(name="tiny_deepseek", vocab_size=192)
+  c.model = dict(
+    name="fresh", preset_name="tiny_deepseek", seed=0, vocab_size=192
+  )
   c.tokenizer = dict(documents=20_000, word_share=0.002)
   c.dataset = dict(
     name="worked",

@@ -47,7 +47,9 @@ def get_config(variant="qwen_1_5b"):
 
   c.cpu_devices = 1  # Not used on a pod.
   c.mesh = dict(data=-1, fsdp=fsdp, context=1, tensor=tensor)
-  c.model = dict(name=name, compute_dtype="bfloat16")
+  c.model = dict(
+    name="fresh", preset_name=name, seed=0, compute_dtype="bfloat16"
+  )
   c.tokenizer = dict(documents=20_000, word_share=0.002)
   c.dataset = dict(
     name="worked",

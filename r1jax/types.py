@@ -28,6 +28,7 @@ Ints = Int[Array, "..."] | Int[np.ndarray, "..."] | jax.ShapeDtypeStruct
 Floats = Float[Array, "..."] | Float[np.ndarray, "..."] | jax.ShapeDtypeStruct
 Bools = Bool[Array, "..."] | Bool[np.ndarray, "..."] | jax.ShapeDtypeStruct
 Count = Ints | np.integer | int
+Counter = Int[Array, ""] | jax.ShapeDtypeStruct
 
 FINISH_STOP, FINISH_LENGTH = 1, 2  # Values of `Rollout.finish`.
 
@@ -125,12 +126,10 @@ class Batch:
 class TrainState:
   """The state that an optimizer step changes."""
 
-  step: Int[Array, ""]
+  step: Counter
   params: Params
   optimizer_state: optax.OptState
-  skipped: Int[
-    Array, ""
-  ]  # Successive steps with a gradient that is not finite.
+  skipped: Counter  # Successive steps with a gradient that is not finite.
 
 
 @chex.dataclass(frozen=True)
@@ -139,4 +138,4 @@ class RLState:
 
   train: TrainState
   reference: Params  # The reference policy; None if no KL has a coefficient.
-  reference_step: Int[Array, ""]  # The step at which it was copied.
+  reference_step: Counter  # The step at which it was copied.

@@ -43,9 +43,7 @@ def test_sections_are_keyword_arguments(path):
 @pytest.mark.parametrize("path", RUNS, ids=short)
 def test_models_can_be_built(path):
   c = config.load(path)
-  reader = config.loop(c.loop).SECTIONS["model"]
-  build = models.architecture if reader is models.MODELS else reader
-  model = transformer.Transformer(build(**c.model))
+  model = transformer.Transformer(models.architecture(**c.model))
   params = jax.eval_shape(
     lambda key: transformer.init(model, key), jax.random.key(0)
   )

@@ -48,9 +48,11 @@ def r1():
 
 @pytest.fixture
 def toy(monkeypatch, random_params):
-  def fresh(*, preset_name, seed, vocab_size):
+  def fresh(mtp, /, *, preset_name, seed, vocab_size):
     sizes = preset(preset_name, vocab_size=vocab_size)
-    return sizes, random_params(sizes, seed)
+    params = random_params(sizes, seed)
+    place = lambda shardings: jax.device_put(params, shardings)
+    return models.Initial(sizes, params, place)
 
   monkeypatch.setitem(PRESETS, "toy", TOY)
   monkeypatch.setitem(models.MODELS, "fresh", fresh)

@@ -13,8 +13,9 @@ from r1jax.hf import transpose
 from r1jax.hf.layout import Box, Piece, boxed, sizes
 from r1jax.hf.tensors import NamedTensors
 
-JOB = 1 << 23  # Elements that a thread reads at once.
-THREADS = min(8, os.cpu_count() or 1)
+JOB = 1 << 21  # Elements that a thread reads at once.
+MOST_THREADS = 8
+THREADS = min(MOST_THREADS, os.cpu_count() or 1)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -76,7 +77,7 @@ class LazyArray:
       for piece in self._places.get(lead, ()):
         common = _common(piece.box, inner)
         if common is not None:
-          for part in _split(common, piece.axes[0][0]):
+          for part in split(common, JOB, piece.axes[0][0]):
             place = within[_shifted(part, inner)]
             yield piece, _shifted(part, piece.box), place
 
@@ -141,11 +142,18 @@ def _shifted(part: Box, whole: Box) -> Box:
   )
 
 
-def _split(box: Box, axis: int) -> Iterator[Box]:
-  """`box` cut along `axis` into boxes of about JOB elements."""
+def split(box: Box, most: int, axis: int = 0) -> Iterator[Box]:
+  """`box` in parts of at most `most` elements, cut along `axis`.
+
+  Where a single index of that axis has more, the axes after it are cut too.
+  """
   span = box[axis]
-  per_step = math.prod(sizes(box)) // (span.stop - span.start)
-  step = max(1, JOB // per_step)
+  count = span.stop - span.start
+  step = max(1, most * count // math.prod(sizes(box)))
   for start in range(span.start, span.stop, step):
-    part = slice(start, min(start + step, span.stop))
-    yield (*box[:axis], part, *box[axis + 1 :])
+    cut = slice(start, min(start + step, span.stop))
+    part = (*box[:axis], cut, *box[axis + 1 :])
+    if math.prod(sizes(part)) > most and axis + 1 < len(box):
+      yield from split(part, most, axis + 1)
+    else:
+      yield part

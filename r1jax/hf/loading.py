@@ -1,5 +1,6 @@
 """Loads the config and the parameters of a model in Hugging Face layout."""
 
+import functools
 import math
 import os
 import pathlib
@@ -9,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from r1jax.hf import config as configs
 from r1jax.hf import layout
-from r1jax.hf.arrays import LazyArray
-from r1jax.hf.layout import Piece, boxed, sizes
+from r1jax.hf.arrays import LazyArray, split
+from r1jax.hf.layout import Box, Piece, boxed, sizes
 from r1jax.hf.tensors import NamedTensors, open_folder
 from r1jax.models.config import ModelConfig, float_name, replace
 from r1jax.models.weights import is_router_bias, weights
@@ -22,6 +23,7 @@ from r1jax.types import Params
 
 Path = str | os.PathLike
 Progress = Callable[[int, int], None]  # Bytes done, bytes in total.
+CHUNK = 1 << 26  # Bytes that are in host memory on their way to a device.
 BIAS = ".router.bias"  # Always float32, whatever the dtype of other parameters.
 # Buffers in older checkpoints that we compute from the config instead.
 RECOMPUTED = ".rotary_emb."
@@ -41,9 +43,7 @@ def load(
     path: directory of a DeepSeek-V3, DeepSeek-V2, Qwen2 or Llama model.
     dtype: of the parameters: float32, bfloat16 or float16, in any form that
       `jnp.dtype` accepts. The balancing bias is always float32.
-    sharding: a `jax.sharding.Sharding`, or a prefix tree of them. Each process
-      then reads only what its devices hold, one device's part of one array at a
-      time. None for NumPy arrays.
+    sharding: see `read`.
     mtp: whether to load the MTP layers.
     progress: called with the number of bytes done, and the total.
 
@@ -51,6 +51,23 @@ def load(
   tensor that is missing, unknown, or of another shape.
   """
   config, arrays = open_model(path, dtype=dtype, mtp=mtp)
+  return config, read(arrays, sharding, progress)
+
+
+def read(
+  arrays: Any,
+  sharding: Any = None,
+  progress: Progress = lambda done, total: None,
+) -> Params:
+  """The parameters that `open_model` has opened.
+
+  Args:
+    arrays: a tree of `LazyArray`s.
+    sharding: a `jax.sharding.Sharding`, or a prefix tree of them. Each process
+      then reads only what its devices hold, and has about CHUNK bytes of it in
+      host memory at once. None for NumPy arrays.
+    progress: called with the number of bytes done, and the total.
+  """
   leaves, tree = jax.tree.flatten(arrays)
   shardings = [None] * len(leaves)
   if sharding is not None:
@@ -70,8 +87,10 @@ def load(
     done += size
     progress(done, total)
 
-  read = [_read(*each, advance) for each in zip(leaves, shardings, groups)]
-  return config, jax.tree.unflatten(tree, read)
+  # Parts are written on one device each, not on the mesh of the context.
+  with jax.set_mesh(Mesh(np.empty((), object), ())):
+    filled = [_read(*each, advance) for each in zip(leaves, shardings, groups)]
+  return jax.tree.unflatten(tree, filled)
 
 
 def open_model(
@@ -165,9 +184,36 @@ def _read(
     return array.read(box, advance)
   placed = []
   for box, devices in parts:
-    part = array.read(box, advance)  # Read once for all devices that hold it.
-    for device in devices:
-      place = SingleDeviceSharding(device, memory_kind=sharding.memory_kind)
-      placed.append(jax.device_put(part, place))
-    jax.block_until_ready(placed)  # Keeps only one part in host memory.
+    places = [
+      SingleDeviceSharding(device, memory_kind=sharding.memory_kind)
+      for device in devices
+    ]
+    placed += _to_devices(array, box, places, advance)
   return jax.make_array_from_single_device_arrays(array.shape, sharding, placed)
+
+
+def _to_devices(
+  array: LazyArray,
+  box: Box,
+  places: list[Sharding],
+  advance: Callable[[int], None],
+) -> list[jax.Array]:
+  """The part in `box`, read once and copied to each of `places`."""
+  most = CHUNK // array.dtype.itemsize
+  if math.prod(sizes(box)) <= most:
+    values = array.read(box, advance)
+    # Copied, as a buffer that belongs to NumPy could not be donated.
+    put = functools.partial(jax.device_put, values, may_alias=False)
+    return jax.block_until_ready([put(place) for place in places])
+  held = [jnp.zeros(sizes(box), array.dtype, device=place) for place in places]
+  for chunk in split(box, most):
+    start = [a.start - b.start for a, b in zip(chunk, box, strict=True)]
+    values = array.read(chunk, advance)
+    held = [_write(whole, values, start) for whole in held]
+    jax.block_until_ready(held)  # Keeps only one chunk in host memory.
+  return held
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(whole: jax.Array, part: jax.Array, start: list) -> jax.Array:
+  return jax.lax.dynamic_update_slice(whole, part, start)

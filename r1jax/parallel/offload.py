@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 
 from r1jax.types import RLState, TrainState
 
@@ -43,7 +42,10 @@ def check(parts: Sequence[str], device: Any = None) -> None:
 
 
 def to_host(state: State, parts: Sequence[str]) -> State:
-  """The state with the named parts in host memory; see `check`."""
+  """The state with the named parts in host memory; see `check`.
+
+  The state may consist of shapes with shardings instead of arrays.
+  """
   check(parts, jax.local_devices()[0])
   if isinstance(state, RLState):
     if "reference" in parts:
@@ -55,7 +57,7 @@ def to_host(state: State, parts: Sequence[str]) -> State:
 
 
 def to_device(tree: Tree) -> Tree:
-  """Within a program: `tree`, with all arrays in device memory."""
+  """`tree` with all arrays in device memory, within a program or outside."""
   put = lambda x: jax.device_put(x, jax.memory.Space.Device)
   return jax.tree.map(lambda x: put(x) if _is_on_host(x) else x, tree)
 
@@ -70,9 +72,12 @@ def to_memory_of(tree: Tree, like: Tree) -> Tree:
 
 def _to_host(tree):
   def one(x):
-    if not jnp.ndim(x):
+    if not x.ndim:
       return x  # Scalars, such as step counters, stay on the devices.
-    return jax.device_put(x, x.sharding.with_memory_kind(HOST_MEMORY))
+    on = x.sharding.with_memory_kind(HOST_MEMORY)
+    if isinstance(x, jax.ShapeDtypeStruct):
+      return x.update(sharding=on)
+    return jax.device_put(x, on)
 
   return jax.tree.map(one, tree)
 

@@ -6,8 +6,8 @@
 The source is the workdir of a run, of which the newest checkpoint is read, or a
 directory in Hugging Face layout, including float8. The target gets Hugging Face
 layout and the tokenizer of the source; r1jax, transformers and inference
-servers can load it. When the source is a directory, the tensors of only one
-file are in memory at a time; when it is a run, all parameters are.
+servers can load it. When the source is a directory, only one tensor is in
+memory at a time; when it is a run, all parameters are.
 """
 
 import pathlib
@@ -20,11 +20,11 @@ from absl import flags
 from r1jax import hf
 from r1jax.hf import config as configs
 from r1jax.hf import tokenizer_files
-from r1jax.models.config import ModelConfig, replace
-from r1jax.models.presets import preset
+from r1jax.models.config import ModelConfig
 from r1jax.models.weights import sizes
 from r1jax.runtime import checkpoint
 from r1jax.runtime.console import Console
+from r1jax.training import models
 from r1jax.types import Params
 
 # The dotted name of the parameters in the checkpoints of each loop.
@@ -86,9 +86,9 @@ def in_workdir(
     )
   step = checkpoint.latest_step(path)
   params = checkpoint.load_params(path, PARAMS[run["loop"]])
-  config = architecture(run["model"])
+  mtp = mtp and run.get("mtp") != "drop"
+  config = models.initial(**run["model"], mtp=mtp).config
   if not mtp:
-    config = replace(config, mtp_depth=0)
     params.pop("mtp", None)
   tokenizer = run.get("tokenizer", {}).get("path")
   if (path / "tokenizer").is_dir():
@@ -99,15 +99,6 @@ def in_workdir(
     pathlib.Path(tokenizer) if tokenizer else None,
     dict(config=run, step=step),
   )
-
-
-def architecture(section: Mapping[str, Any]) -> ModelConfig:
-  """The model config that the section `model` of a run's config describes."""
-  if "path" in section:
-    return hf.open_model(section["path"])[0]
-  if "preset_name" in section:
-    return preset(section["preset_name"], vocab_size=section["vocab_size"])
-  return preset(**section)
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from r1jax import data
 from r1jax.data import chat
 from r1jax.data import tokenizer as tokenizers
 from r1jax.models.config import ModelConfig
-from r1jax.models.presets import preset
 from r1jax.training import evaluate, inspection, models
 
 FIRST = 256  # The number of examples to check of a generated dataset.
@@ -56,9 +55,8 @@ class Context:
 
   @functools.cached_property
   def architecture(self) -> ModelConfig:
-    """The config of the model; SFT has no parameters yet."""
-    fresh = self.config.loop == "sft"
-    return preset(**self.config.model) if fresh else self.model[0]
+    """The config of the model."""
+    return models.initial(**self.config.model).config
 
   @functools.cached_property
   def shared(self):

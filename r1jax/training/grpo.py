@@ -44,8 +44,9 @@ from r1jax.training.batch import (
 )
 from r1jax.training.log import RunLog
 from r1jax.training.optimizer import make_optimizer
-from r1jax.training.run import Run, restore_or_init, set_up, token_limit
-from r1jax.types import Batch, Params, RLState
+from r1jax.training.run import Run, set_up, token_limit
+from r1jax.training.state import contents
+from r1jax.types import Batch, RLState
 
 MTP = ("frozen", "train", "drop")  # What RL does with the MTP blocks.
 OLD = ("sampler", "trainer")  # Where the old log-probabilities come from.
@@ -78,10 +79,9 @@ def train(
   ValueError for an invalid config, a workdir of another run, or a run that
   cannot learn (see `check_progress`).
   """
-  run, base = set_up(config)
-  contents = {"dataset": data.content_hash(run.dataset)}
-  claim(workdir, config.to_dict(), contents, ignore=CHANGEABLE)
-  state, restored = restore_or_init(run, workdir, base)
+  run = set_up(config)
+  claim(workdir, config.to_dict(), contents(config, run.dataset))
+  state, restored = run.restore_or_init(workdir)
   with (
     jax.set_mesh(run.mesh),
     GraderPool(**config.grader) as pool,
@@ -99,7 +99,7 @@ def train(
     try:
       while True:
         distributed.raise_if_interrupted()
-        base = evaluate_and_save(run, workdir, state, base, evaluator, log)
+        evaluate_and_save(run, workdir, state, evaluator, log)
         step = int(state.train.step)
         if step >= config.num_steps:
           break
@@ -200,30 +200,24 @@ def evaluate_and_save(
   run: Run,
   workdir: str,
   state: RLState,
-  base: Params | None,
   evaluator: evaluate.Evaluator,
   log: RunLog,
-) -> Params | None:
-  """Saves and evaluates, between two rounds, if that is due at this step.
-
-  Returns the parameters of the base model as long as they are needed: `base`
-  before the first round, None afterwards.
-  """
+) -> None:
+  """Saves and evaluates, between two rounds, if that is due at this step."""
   step = int(state.train.step)
   if not step:
-    return base
+    return
   with log.outside_rounds():
     # The base model is evaluated after the first round, so that problems in a
     # round show before a long evaluation.
-    if base is not None and evaluator.is_due(0):
-      evaluator.evaluate(0, run.to_device(base))
+    if evaluator.is_due(0):
+      evaluator.evaluate(0, run.base_params(state))
     # The checkpoint is saved first, in case the evaluation is interrupted.
     due = evaluator.is_due(step)
     if due or step % run.config.checkpoint_every == 0:
       save(workdir, state)
     if due:
       evaluator.evaluate(step, state.train.params)
-  return None
 
 
 def save(workdir: str, state: RLState, *, wait: bool = False) -> None:
@@ -344,16 +338,11 @@ SECTIONS = {
   "optimizer": make_optimizer,
   "evaluation": evaluate.evaluation,
 }
-# A resumed run may change these fields, and its evaluation.
-CHANGEABLE_FIELDS = (
+FIELDS = (
   "num_steps",
   "checkpoint_every",
   "peak_flops",
   "cpu_devices",
-)
-CHANGEABLE = (*CHANGEABLE_FIELDS, "evaluation")
-FIELDS = (
-  *CHANGEABLE_FIELDS,
   "seed",
   "template",
   "prompts_per_round",

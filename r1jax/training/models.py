@@ -1,11 +1,12 @@
-"""The initial model of a run, from the section `model` of its config.
+"""The model that a run starts from, by the section `model` of its config.
 
-MODELS is the table of the functions that make one.
+MODELS is the table of the functions that describe one.
 """
 
+import functools
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 
@@ -20,27 +21,58 @@ from r1jax.types import Params
 LARGE = 1_000_000_000  # Bytes of parameters from which on loading is shown.
 
 
+class Initial(NamedTuple):
+  """A model whose parameters have not been read or made yet."""
+
+  config: ModelConfig
+  shapes: Params  # The shape and the dtype of each parameter.
+  # make(shardings) returns the parameters on the devices; no host holds all of
+  # them. make(None) returns them on this host.
+  make: Callable[[Any], Params]
+
+
 def pretrained(
+  mtp: bool,
+  /,
   *,
   path: str,
   dtype: Any = "float32",
   compute_dtype: Any = "float32",
   preset_name: str | None = None,
   how: Mapping[str, Any] = {},
-) -> tuple[ModelConfig, Params]:
-  """The config and parameters of a model in a Hugging Face directory.
+) -> Initial:
+  """The model in a Hugging Face directory.
 
-  The progress of loading a large model is shown on standard error.
+  The progress of reading a large model is shown on standard error.
 
   Args:
+    mtp: whether to keep the MTP blocks.
     path: the directory.
     dtype: of the parameters.
     compute_dtype: of activations and matmuls.
     preset_name: the preset that the model must match; None accepts any model.
-    how: fields of `ModelConfig` that affect execution only; see `HOW`.
+    how: fields of `ModelConfig` that affect execution only.
 
   Raises ValueError if the model does not match the preset.
   """
+  config, arrays = hf.open_model(path, dtype=dtype, mtp=mtp)
+  if preset_name is not None:
+    expected = preset(preset_name)
+    if not mtp:
+      expected = replace(expected, mtp_depth=0)
+    execution = {name: getattr(expected, name) for name in RUNTIME_FIELDS}
+    config = with_execution(config, **execution)
+    if config != expected:
+      raise ValueError(f"the model in {path} is not {preset_name!r}")
+  return Initial(
+    with_execution(config, compute_dtype=compute_dtype, **how),
+    jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays),
+    functools.partial(_read, arrays),
+  )
+
+
+def _read(arrays: Any, shardings: Any) -> Params:
+  """The parameters that `hf.open_model` has opened; shows the progress."""
   console = Console(file=sys.stderr)
 
   def progress(done: int, total: int) -> None:
@@ -48,34 +80,44 @@ def pretrained(
       console.megabytes(done, total)
 
   try:
-    config, params = hf.load(path, dtype=dtype, progress=progress)
+    return hf.read(arrays, shardings, progress)
   finally:
     console.close()
-  if preset_name is not None:
-    expected = preset(preset_name)
-    execution = {name: getattr(expected, name) for name in RUNTIME_FIELDS}
-    config = with_execution(config, **execution)
-    if config != expected:
-      raise ValueError(f"the model in {path} is not {preset_name!r}")
-  return with_execution(config, compute_dtype=compute_dtype, **how), params
 
 
 def fresh(
+  mtp: bool,
+  /,
   *,
   preset_name: str,
   seed: int,
-  vocab_size: int,
+  vocab_size: int | None = None,
   compute_dtype: Any = "float32",
   how: Mapping[str, Any] = {},
-) -> tuple[ModelConfig, Params]:
-  """The config and random parameters of a preset, for `vocab_size` tokens."""
-  config = with_execution(
-    preset(preset_name, vocab_size=vocab_size),
-    compute_dtype=compute_dtype,
-    **how,
-  )
+) -> Initial:
+  """A preset with random parameters.
+
+  Args:
+    mtp: whether to keep the MTP blocks.
+    preset_name: its name.
+    seed: of the parameters.
+    vocab_size: of the model; None for that of the preset.
+    compute_dtype: of activations and matmuls.
+    how: fields of `ModelConfig` that affect execution only.
+  """
+  config = preset(preset_name)
+  if vocab_size is not None:
+    config = replace(config, vocab_size=vocab_size)
+  if not mtp:
+    config = replace(config, mtp_depth=0)
+  config = with_execution(config, compute_dtype=compute_dtype, **how)
   model = transformer.Transformer(config)
-  return config, transformer.init(model, jax.random.key(seed))
+  init = lambda: transformer.init(model, jax.random.key(seed))
+  return Initial(
+    config,
+    jax.eval_shape(init),
+    lambda shardings: jax.jit(init, out_shardings=shardings)(),
+  )
 
 
 def with_execution(config: ModelConfig, **how) -> ModelConfig:
@@ -94,26 +136,33 @@ def with_execution(config: ModelConfig, **how) -> ModelConfig:
 MODELS = {"pretrained": pretrained, "fresh": fresh}
 
 
-def load(name: str, **kwargs) -> tuple[ModelConfig, Params]:
-  """The config and parameters of the model that a config section describes."""
-  return MODELS[name](**kwargs)
+def initial(name: str, *, mtp: bool = True, **section) -> Initial:
+  """The model that a config section describes, with or without MTP blocks."""
+  return MODELS[name](mtp, **section)
 
 
-def architecture(name: str, **kwargs) -> ModelConfig:
+def load(name: str, **section) -> tuple[ModelConfig, Params]:
+  """The config, and the parameters on this host, of a config section."""
+  model = initial(name, **section)
+  return model.config, model.make(None)
+
+
+def architecture(name: str, **section) -> ModelConfig:
   """The config of the model that a config section describes.
 
-  No parameters are read or made. Raises ValueError for an unknown `name`.
+  No files are needed if the section names a preset. Raises ValueError for an
+  unknown `name`.
   """
   if name not in MODELS:
     raise ValueError(
       f"unknown model {name!r}; there is {', '.join(sorted(MODELS))}"
     )
-  how = {"compute_dtype": kwargs.get("compute_dtype", "float32")}
-  how |= kwargs.get("how", {})
-  if name == "fresh":
-    sizes = preset(kwargs["preset_name"], vocab_size=kwargs["vocab_size"])
-  elif kwargs.get("preset_name"):
-    sizes = preset(kwargs["preset_name"])
+  how = {"compute_dtype": section.get("compute_dtype", "float32")}
+  how |= section.get("how", {})
+  if section.get("preset_name"):
+    sizes = preset(section["preset_name"])
   else:
-    sizes = configs.read(kwargs["path"])
+    sizes = configs.read(section["path"])
+  if section.get("vocab_size"):
+    sizes = replace(sizes, vocab_size=section["vocab_size"])
   return with_execution(sizes, **how)

@@ -1,4 +1,4 @@
-"""The setup of a GRPO run: its parts, and its initial or restored state."""
+"""The setup of a GRPO run: the parts that do not change during training."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 import ml_collections
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -14,16 +13,15 @@ from r1jax import data, rewards
 from r1jax.data import chat
 from r1jax.data import tokenizer as tokenizers
 from r1jax.models import transformer
-from r1jax.models.config import replace
 from r1jax.models.weights import logical_axes
-from r1jax.parallel import offload, sharding
+from r1jax.parallel import offload
 from r1jax.parallel.mesh import make_mesh, reshape_mesh
 from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import Engine, make_engine
 from r1jax.rollouts.round import Round, make_sample
-from r1jax.runtime import checkpoint
 from r1jax.training import inspection, models, policy
 from r1jax.training.optimizer import make_optimizer
+from r1jax.training.state import make_params, restore_or_init
 from r1jax.training.update import make_update
 from r1jax.types import Batch, Example, Params, RLState, Tokenizer
 
@@ -35,6 +33,7 @@ class Run(NamedTuple):
   mesh: Mesh
   dataset: Sequence[Example]
   tokenizer: Tokenizer
+  initial: models.Initial
   model: transformer.Transformer
   engine: Engine
   optimizer: optax.GradientTransformation
@@ -71,16 +70,31 @@ class Run(NamedTuple):
       progress=progress,
     )
 
-  def to_device(self, params: Params) -> Params:
-    """Parameters from the host, sharded on the mesh."""
-    axes = logical_axes(self.model.config)
-    return sharding.to_device(
-      params, sharding.tree_shardings(self.mesh, axes, params)
+  def restore_or_init(self, workdir: str) -> tuple[RLState, int | None]:
+    """The state and step of the newest checkpoint, or a new state and None."""
+    init = functools.partial(
+      policy.init_rl_state,
+      self.model.config,
+      self.optimizer,
+      self.use_reference,
+    )
+    return restore_or_init(
+      workdir, self.mesh, self.initial, init, self.config.offload
     )
 
+  def base_params(self, state: RLState) -> Params:
+    """The parameters of the base model, in the dtypes of the policy or sampler.
 
-def set_up(config: ml_collections.ConfigDict) -> tuple[Run, Params]:
-  """The parts of a run, and the parameters of its base model on the host.
+    The reference has them until it is replaced for the first time. Afterwards,
+    and in a run without a reference, they are read or made again.
+    """
+    if self.use_reference and not int(state.reference_step):
+      return offload.to_device(state.reference)
+    return make_params(self.mesh, self.initial)
+
+
+def set_up(config: ml_collections.ConfigDict) -> Run:
+  """The parts of a run; no parameters are read.
 
   Raises ValueError for parts that do not fit each other.
   """
@@ -89,15 +103,17 @@ def set_up(config: ml_collections.ConfigDict) -> tuple[Run, Params]:
   dataset = data.load(**config.dataset.to_dict())
   tokenizer = tokenizers.load(**config.tokenizer)
   inspection.check_dataset(dataset, tokenizer, config)
-  model, base = load_model(config)
+  initial = models.initial(**config.model, mtp=config.mtp != "drop")
+  model = transformer.Transformer(initial.config)
   inspection.check_vocabulary(tokenizer, model.config)
   rewards.check(inspection.in_memory(dataset), **config.rewards.to_dict())
   optimizer, score, update = make_steps(config, model, tokenizer)
-  run = Run(
+  return Run(
     config=config,
     mesh=mesh,
     dataset=dataset,
     tokenizer=tokenizer,
+    initial=initial,
     model=model,
     engine=make_engine(
       model,
@@ -111,29 +127,11 @@ def set_up(config: ml_collections.ConfigDict) -> tuple[Run, Params]:
     update=update,
     use_reference=use_reference(config),
   )
-  return run, base
 
 
 def use_reference(config: ml_collections.ConfigDict) -> bool:
   """Whether the run needs a reference policy: a KL has a coefficient."""
   return bool(config.loss.kl_coefficient or config.kl_reward.coefficient)
-
-
-def restore_or_init(
-  run: Run, workdir: str, base: Params
-) -> tuple[RLState, int | None]:
-  """The state and step of the newest checkpoint, or a new state and None."""
-  axes = logical_axes(run.model.config)
-  init = functools.partial(
-    policy.init_rl_state, run.model.config, run.optimizer, run.use_reference
-  )
-  shapes = sharding.eval_shape(run.mesh, axes, init, base)
-  state = checkpoint.restore(workdir, shapes)
-  restored = None if state is None else int(state.train.step)
-  if state is None:
-    state = sharding.init(run.mesh, axes, init, run.to_device(base))
-  checkpoint.drop_scores(workdir, restored)
-  return offload.to_host(state, run.config.offload), restored
 
 
 def token_limit(config: ml_collections.ConfigDict, step: int) -> int:
@@ -144,18 +142,6 @@ def token_limit(config: ml_collections.ConfigDict, step: int) -> int:
   """
   limits = [tokens for first, tokens in config.max_tokens if first <= step]
   return limits[-1] if limits else config.sampling.max_tokens
-
-
-def load_model(
-  config: ml_collections.ConfigDict,
-) -> tuple[transformer.Transformer, Params]:
-  """The model and its initial parameters, on the host."""
-  sizes, params = models.load(**config.model.to_dict())
-  if config.mtp == "drop":
-    sizes = replace(sizes, mtp_depth=0)
-    params = {name: x for name, x in params.items() if name != "mtp"}
-  # The copy stays valid when updates donate their parameters.
-  return transformer.Transformer(sizes), jax.tree.map(np.array, params)
 
 
 def make_steps(

@@ -19,17 +19,17 @@ from r1jax.data import chat, packing, templates
 from r1jax.data import tokenizer as tokenizers
 from r1jax.losses.sft import sft_loss
 from r1jax.models import transformer
-from r1jax.models.presets import preset
 from r1jax.models.rows import mtp_targets
 from r1jax.models.weights import logical_axes
 from r1jax.parallel import offload, sharding
 from r1jax.parallel.mesh import make_mesh
 from r1jax.runtime import checkpoint, distributed, interrupt, metrics, profiler
 from r1jax.runtime.workdir import claim
-from r1jax.training import inspection
+from r1jax.training import inspection, models
 from r1jax.training.batch import microbatches
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.round_numbers import load_numbers
+from r1jax.training.state import contents, restore_or_init
 from r1jax.training.update import init_state, make_update
 from r1jax.types import Batch, Example, Tokenizer, TrainState
 
@@ -58,8 +58,7 @@ def train(
   mesh = make_mesh(**config.mesh)
   inspection.check_rows(config.rows, mesh)
   dataset = data.load(**config.dataset.to_dict())
-  contents = {"dataset": data.content_hash(dataset)}
-  claim(workdir, config.to_dict(), contents, ignore=CHANGEABLE)
+  claim(workdir, config.to_dict(), contents(config, dataset))
   load = lambda: tokenizers.load_or_fit(
     (example.answer for example in dataset),
     pathlib.Path(workdir) / "tokenizer",
@@ -68,26 +67,26 @@ def train(
   # The first host fits and writes the tokenizer, then all read it.
   distributed.from_first(lambda: load() and None)
   tokenizer = load()
-  model = transformer.Transformer(preset(**config.model))
+  initial = models.initial(**config.model.to_dict())
+  model = transformer.Transformer(initial.config)
   inspection.check_vocabulary(tokenizer, model.config)
   optimizer = make_optimizer(**config.optimizer)
   loss = functools.partial(
     objective, model, tokenizer.vocab_size, **config.loss
   )
-  axes = logical_axes(model.config)
   update = make_update(
-    loss, optimizer, router_bias_speed=config.router_bias_speed, axes=axes
+    loss,
+    optimizer,
+    router_bias_speed=config.router_bias_speed,
+    axes=logical_axes(model.config),
   )
-  init = lambda key: init_state(transformer.init(model, key), optimizer)
-  state = sharding.init(mesh, axes, init, jax.random.key(config.seed))
-  state = offload.to_host(state, config.offload)
-  restored = checkpoint.restore(workdir, state)
-  state = state if restored is None else restored
-
-  start = None if restored is None else int(state.step)
+  init = functools.partial(init_state, optimizer=optimizer)
+  state, restored = restore_or_init(
+    workdir, mesh, initial, init, config.offload
+  )
   with (
     jax.set_mesh(mesh),
-    metrics.Writer(workdir, step=start, sinks=sinks) as writer,
+    metrics.Writer(workdir, step=restored, sinks=sinks) as writer,
     profiler.Profiler(
       workdir, profile, unit="step", log=writer.console.note
     ) as tracer,
@@ -115,17 +114,15 @@ def train(
       raise
     with interrupt.deferred():
       checkpoint.save(workdir, int(state.step), state, wait=True)
-      trained = sharding.to_host(state.params)
-      if distributed.is_first():
-        hf.save(
-          pathlib.Path(workdir) / "model",
-          model.config,
-          trained,
-          tokenizer=pathlib.Path(workdir) / "tokenizer",
-          provenance=dict(
-            config=config.to_dict(), step=int(state.step), commit=commit()
-          ),
-        )
+      hf.save(
+        pathlib.Path(workdir) / "model",
+        model.config,
+        state.params,
+        tokenizer=pathlib.Path(workdir) / "tokenizer",
+        provenance=dict(
+          config=config.to_dict(), step=int(state.step), commit=commit()
+        ),
+      )
     writer.console.note(f"the model is in {workdir}/model")
   return state
 
@@ -263,16 +260,18 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 SECTIONS = {
   "mesh": make_mesh,
-  "model": preset,
+  "model": models.MODELS,
   "tokenizer": tokenizers.load_or_fit,
   "dataset": data.DATASETS,
   "rows": make_batch,
   "loss": objective,
   "optimizer": make_optimizer,
 }
-CHANGEABLE = ("num_steps", "metrics_every", "checkpoint_every", "cpu_devices")
 FIELDS = (
-  *CHANGEABLE,
+  "num_steps",
+  "metrics_every",
+  "checkpoint_every",
+  "cpu_devices",
   "seed",
   "template",
   "batch_examples",

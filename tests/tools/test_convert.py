@@ -88,7 +88,9 @@ def test_a_supervised_run_becomes_a_directory(tmp_path, params, words):
     tmp_path,
     "sft",
     dict(params=params, step=7),
-    model=dict(name="tiny_deepseek", vocab_size=480),
+    model=dict(
+      name="fresh", preset_name="tiny_deepseek", vocab_size=480, seed=0
+    ),
   )
   (words).rename(workdir / "tokenizer")
   source = convert.find(workdir, dtype=None, mtp=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from trees import assert_same
 
+from r1jax import hf
 from r1jax.runtime import checkpoint, metrics
 from r1jax.training import grpo, run
 
@@ -27,7 +28,9 @@ def runs(make_config, compiled_once, tmp_path_factory):
   whole = host(grpo.train(make_config(), str(straight)))
   curious = functools.partial(make_config, **{"evaluation.every": 6})
   half = host(grpo.train(curious(num_steps=STOP), str(parted)))
-  rest = host(grpo.train(curious(), str(parted)))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(hf, "read", None)  # No weights are read again.
+    rest = host(grpo.train(curious(), str(parted)))
   return dict(
     whole=whole, half=half, rest=rest, straight=straight, parted=parted
   )
@@ -204,8 +207,9 @@ def test_a_schedule_of_lengths_that_is_none_is_refused(
 
 
 def test_mtp_blocks_can_be_left_out(make_config):
-  model, params = run.load_model(make_config(mtp="drop"))
-  assert "mtp" not in params and model.config.mtp_depth == 0
+  initial = run.set_up(make_config(mtp="drop")).initial
+  assert "mtp" not in initial.shapes and initial.config.mtp_depth == 0
+  assert "mtp" not in initial.make(None)
 
 
 def test_a_workdir_of_another_config_is_refused(runs, make_config):

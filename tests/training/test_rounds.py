@@ -2,17 +2,16 @@
 
 import collections
 import json
-import weakref
 
 import jax
 import numpy as np
 import pytest
 
-from r1jax import data, rewards
+from r1jax import data, hf, rewards
 from r1jax.data import tokenizer
 from r1jax.data.mixture import Mixture, Part
 from r1jax.runtime import checkpoint, interrupt, metrics
-from r1jax.training import evaluate, grpo, inspection, run
+from r1jax.training import evaluate, grpo, inspection, models
 
 pytestmark = pytest.mark.usefixtures("compiled_once", "quick_to_compile")
 
@@ -47,27 +46,20 @@ class Evaluations:
 
 
 @pytest.fixture
-def placed(monkeypatch):
-  """How often weights came to the devices, and whether the host has them."""
-  seen = collections.Counter()
-  place, load = run.sharding.to_device, run.load_model
+def reads(monkeypatch):
+  """The shardings with which the base model was read."""
+  seen, read = [], hf.read
 
-  def load_model(config):
-    model, params = load(config)
-    seen["host"] = weakref.ref(params["unembed"])
-    return model, params
+  def spy(arrays, shardings, progress):
+    seen.append(shardings)
+    return read(arrays, shardings, progress)
 
-  def counted(tree, shardings):
-    seen["placed"] += isinstance(tree, dict) and "unembed" in tree
-    return place(tree, shardings)
-
-  monkeypatch.setattr(run, "load_model", load_model)
-  monkeypatch.setattr(run.sharding, "to_device", counted)
+  monkeypatch.setattr(hf, "read", spy)
   return seen
 
 
 def test_an_evaluation_that_was_stopped_takes_place_on_the_next_start(
-  make_config, monkeypatch, tmp_path, placed
+  make_config, monkeypatch, tmp_path, reads
 ):
   """Whichever it was: its checkpoint is there, and counts by its score."""
   config = make_config(
@@ -87,19 +79,20 @@ def test_an_evaluation_that_was_stopped_takes_place_on_the_next_start(
       grpo.train(config, str(tmp_path))
     return None, evaluations
 
+  base = models.load(**config.model)[1]["unembed"]
+  reads.clear()
   go_on(None)  # In that of the base, after a first update.
-  assert checkpoint.latest_step(tmp_path) == 1 and placed["placed"] == 2
+  assert checkpoint.latest_step(tmp_path) == 1
+  assert len(reads) == 2  # To begin with, and to be measured.
   assert checkpoint.read_scores(tmp_path) == {}
   _, evaluations = go_on(0.125, None)  # In that of step 2.
-  assert placed["placed"] == 3  # To be measured, and for nothing else.
-  assert placed["host"]() is None  # It is measured.
-  base = grpo.models.load(**config.model)[1]["unembed"]
+  assert len(reads) == 3  # To be measured, and for nothing else.
   np.testing.assert_array_equal(evaluations.seen[0], base)
   assert np.any(evaluations.seen[1] != base)
   assert checkpoint.latest_step(tmp_path) == 2
   assert checkpoint.read_scores(tmp_path) == {0: 0.125}
   state, _ = go_on(0.75, 0.5, 0.25, 0.0)
-  assert placed["placed"] == 3
+  assert len(reads) == 3 and None not in reads  # Never to the host.
   scores = {0: 0.125, 2: 0.75, 4: 0.5, 6: 0.25, 8: 0.0}
   assert checkpoint.read_scores(tmp_path) == scores
   assert checkpoint.best_step(tmp_path) == 2 and state.train.step == 8

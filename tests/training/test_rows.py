@@ -9,8 +9,7 @@ import pytest
 from r1jax import config, data, rewards
 from r1jax.data import mixture
 from r1jax.runtime import metrics
-from r1jax.training import grpo
-from r1jax.training import run as setup
+from r1jax.training import grpo, models
 
 DEMO = pathlib.Path(__file__).parents[2] / "experiments" / "demo.py"
 
@@ -93,7 +92,7 @@ def run(base, toy_task, tmp_path_factory, module_quick_to_compile):
       rewards.Reward(rewards.accuracy.reward, explain=graded),
     )
     c = everything(base)
-    start = setup.load_model(c)[1]
+    start = models.load(**c.model)[1]
     state = grpo.train(c, workdir)
   return start, state, workdir
 

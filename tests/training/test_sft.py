@@ -1,6 +1,5 @@
 """The loop of imitation: what it counts, and that it resumes."""
 
-import dataclasses
 import functools
 import json
 
@@ -11,7 +10,6 @@ import pytest
 
 from r1jax import data, hf
 from r1jax.data import tokenizer
-from r1jax.models import transformer
 from r1jax.parallel.mesh import make_mesh
 from r1jax.runtime import checkpoint, metrics
 from r1jax.training import inspection, sft
@@ -141,18 +139,10 @@ def test_rows_must_divide_into_microbatches():
 
 
 @pytest.fixture(scope="module")
-def runs(toy, toy_config, compiled_once, tmp_path_factory):
+def runs(base, compiled_once, tmp_path_factory):
   """One run straight to the end, and one in two parts."""
 
   def config(num_steps):
-    sizes = dict(
-      name="tiny_deepseek",
-      vocab_size=toy_config.vocab_size,
-      width=toy_config.width,
-      num_layers=1,
-      attention=dataclasses.asdict(toy_config.attention),
-      experts=dict(num_dense_layers=0, width=8, num_routed=4),
-    )
     return ml_collections.ConfigDict(
       dict(
         loop="sft",
@@ -163,7 +153,7 @@ def runs(toy, toy_config, compiled_once, tmp_path_factory):
         checkpoint_every=4,
         cpu_devices=1,
         mesh=dict(data=1),
-        model=sizes,
+        model=dict(name="pretrained", path=base),
         tokenizer=dict(documents=40, word_share=0.9),
         dataset=dict(name="sums", size=40),
         batch_examples=8,
@@ -178,17 +168,11 @@ def runs(toy, toy_config, compiled_once, tmp_path_factory):
       )
     )
 
-  def begin(model, key):
-    """The toy's weights: those of JAX take long to compile."""
-    del model, key
-    return {name: w for name, w in toy[1].items() if name != "dense"}
-
   straight, parted = (
     tmp_path_factory.mktemp(n) for n in ("straight", "parted")
   )
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(data.DATASETS, "sums", load_sums)
-    patch.setattr(transformer, "init", begin)
     whole = sft.train(config(STEPS), str(straight))
     sft.train(config(2), str(parted))
     rest = sft.train(config(STEPS), str(parted))

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from r1jax import ops
 from r1jax.models import flops
 from r1jax.models.config import ModelConfig, replace
-from r1jax.models.presets import preset
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import logical_axes, weights
 from r1jax.parallel import offload, sharding
@@ -147,10 +146,9 @@ def trips_of(
 
 def sizes_of(config: ConfigDict) -> ModelConfig:
   """The model config of a run."""
-  if config.loop == "sft":
-    return preset(**config.model)
   sizes = models.architecture(**config.model)
-  return replace(sizes, mtp_depth=0) if config.mtp == "drop" else sizes
+  drop = config.get("mtp") == "drop"
+  return replace(sizes, mtp_depth=0) if drop else sizes
 
 
 def of_sft(config: ConfigDict, mesh: Mesh) -> list[Program]:
