@@ -59,7 +59,7 @@ def get_config(variant="qwen_1_5b"):
     chinese_share=0.0,
   )
   c.batch_examples = 64
-  c.rows = dict(width=32_768, max_rows=64, microbatch_rows=64)
+  c.rows = dict(widths=(32_768, 16_384, 8_192, 4_096), shard_rows=1)
 
   c.loss = dict(mtp=0.0, balance=0.0)
   c.router_bias_speed = 0.0

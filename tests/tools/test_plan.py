@@ -135,7 +135,7 @@ def test_bounds_are_the_nominal_speeds():
 def test_arguments_on_gpus_are_what_the_shardings_leave():
   c = experiment("r1_zero.py")
   found = command.plan(c, plan_chips.topology("h200:8x64"))
-  sizes, parts = preset("deepseek_v3"), found["programs"]["update"]["parts"]
+  sizes, parts = preset("deepseek_v3"), found["programs"]["optimizer"]["parts"]
   weights = sum(estimate.sizes_of(sizes))
   assert weights == pytest.approx(682e9, rel=0.01)  # 671 and the MTP block.
   assert parts["params"] == pytest.approx(4 * weights / 512, rel=0.01)
@@ -149,13 +149,13 @@ def test_arguments_on_gpus_are_what_the_shardings_leave():
 def test_what_waits_in_the_hosts_memory_takes_none_of_the_devices():
   few = experiment("r1_zero.py", offload=("optimizer", "reference"))
   topology = plan_chips.topology("h200:8x64")
-  before = command.plan(experiment("r1_zero.py"), topology, only=("update",))
-  after = command.plan(few, topology, only=("update",))
-  parts, kept = (x["programs"]["update"]["parts"] for x in (before, after))
+  before = command.plan(experiment("r1_zero.py"), topology, only=("optimizer",))
+  after = command.plan(few, topology, only=("optimizer",))
+  parts, kept = (x["programs"]["optimizer"]["parts"] for x in (before, after))
   assert kept["params"] == parts["params"]
   assert kept["reference"] == 0 and kept["optimizer"] < 100  # Its counters.
   moved = parts["optimizer"] + parts["reference"] - kept["optimizer"]
-  found, full = (x["programs"]["update"] for x in (after, before))
+  found, full = (x["programs"]["optimizer"] for x in (after, before))
   assert (found["host"], full["host"]) == (moved, 0)
   assert full["total"] - found["total"] == moved
 
@@ -202,10 +202,7 @@ def test_no_large_weight_is_copied_to_every_device():
 
 
 def test_more_chips_of_a_mesh_axis_take_less_memory_each():
-  sizes, rows = (
-    preset("deepseek_v3"),
-    dict(width=4096, max_rows=512, microbatch_rows=512),
-  )
+  sizes, rows = preset("deepseek_v3"), (512, 4096)
   mesh = dict(data=1, fsdp=32, expert=16, context=1, tensor=1)
   few = estimate.temporaries(sizes, rows, mesh)
   many = estimate.temporaries(sizes, rows, mesh | dict(context=4))
@@ -229,7 +226,12 @@ def test_a_sweep_ranks_meshes_that_fit_the_devices():
   [
     ("r1_zero.py", {}, "h200:8x3", "does not divide the 24 devices"),
     ("r1_zero.py", dict(mesh__data=4), "h200:8x64", "takes 2048 devices"),
-    ("demo.py", {}, "h200:8x1", "microbatch_rows 4 do not divide over 8"),
+    (
+      "r1_zero.py",
+      dict(rows__widths=(40_960, 5_000)),
+      "h200:8x64",
+      "mesh.context 16 does not divide the 5000 tokens",
+    ),
   ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(name, overrides, topology, match):

@@ -186,7 +186,7 @@ def test_the_flops_of_a_round_are_those_of_its_tokens():
   """Twice the weights that a token meets, and its keys, pass by pass."""
   config = preset("tiny_qwen2")
   told = rollout([[2, 3]], [[FINISH_STOP] * 2])
-  packed = pack_rollout(told, 16, chosen=[0], rows=1)
+  placements = pack_rollout(told, [0], widths=[16], rows=1)
   prompt = int(told.prompt_lengths[0])
   of = (flops.of_token(config), flops.of_logits(config), flops.of_pair(config))
   sampling = (prompt + 5) * of[0] + 5 * of[1]
@@ -194,5 +194,5 @@ def test_the_flops_of_a_round_are_those_of_its_tokens():
   head = prompt - 1  # Each completion begins with the prompt's last token.
   pairs = head * (head + 1) / 2 + 5 * head + 3 + 6
   one = (head + 5) * of[0] + 5 * of[1] + pairs * of[2]
-  got = round_numbers.flops(config, told, [(packed, 1)], 2)
+  got = round_numbers.flops(config, told, [placements], 2)
   assert got == pytest.approx(sampling + 5 * one)

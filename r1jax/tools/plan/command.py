@@ -10,6 +10,11 @@ allows. It needs libtpu; `make plan CONFIG=... TOPOLOGY=...` creates an
 environment with it. For GPUs (h200:8x64 is 64 hosts of 8) nothing is compiled:
 the sizes of arguments are exact, and the rest is estimated.
 
+`--lengths=lognormal:MEAN:SIGMA` (or a file with a length per line) simulates a
+hundred rounds of such completions through the packing of training. It reports
+the share of slots that hold real tokens, the load of shards, and the MFU that
+counts real tokens only.
+
 `--config.mesh.fsdp=32` and similar overrides try another mesh. `--sweep_mesh`
 ranks all meshes by estimates and compiles the best three. `--json` prints one
 JSON object as the last line. The exit code is 0 if all programs fit and have no
@@ -37,13 +42,21 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from r1jax import config as configs
-from r1jax.parallel.mesh import make_mesh
+from r1jax.models.config import ModelConfig
+from r1jax.parallel.mesh import make_mesh, row_shards
 from r1jax.tools import command_line
 from r1jax.tools.plan import chips, estimate, hlo, meshes
 from r1jax.tools.plan import costs as plan_costs
 from r1jax.tools.plan import text as tables
 from r1jax.tools.plan.bounds import bounds
-from r1jax.tools.plan.programs import PROGRAMS, Program, bytes_per_device
+from r1jax.tools.plan.fill import Fill, Lengths, simulate
+from r1jax.tools.plan.fill import lengths as parse_lengths
+from r1jax.tools.plan.programs import (
+  PER_STEP,
+  PROGRAMS,
+  Program,
+  bytes_per_device,
+)
 from r1jax.training import inspection
 
 SPARE = 0.05  # Share of the memory that must be free for a program to fit.
@@ -59,6 +72,7 @@ def plan(
   topology: chips.Topology,
   *,
   only: tuple[str, ...] = (),
+  lengths: Lengths | None = None,
   log=lambda text: None,
 ) -> dict:
   """The costs of a config on a topology, as one JSON object.
@@ -66,7 +80,9 @@ def plan(
   Args:
     config: of a run, with its mesh.
     topology: of chips.
-    only: names of programs to plan; empty means all.
+    only: names of programs to plan, or their first words; empty means all.
+    lengths: of completions, for a simulation of the rows of training; None
+      plans full rows of the largest width only.
     log: called with messages about the progress.
 
   Raises ValueError for a loop without a plan, or a mesh that does not fit the
@@ -76,11 +92,13 @@ def plan(
     raise ValueError(configs.unknown("loop to plan", config.loop, PROGRAMS))
   mesh = planned_mesh(config, topology)
   inspection.check_rows(config.rows, mesh)
-  programs = PROGRAMS[config.loop](config, mesh)
-  names = [program.name for program in programs]
+  fill = simulate(config, row_shards(mesh), lengths) if lengths else None
+  programs = PROGRAMS[config.loop](config, mesh, fill)
+  names = {program.name.split()[0] for program in programs}
+  names |= {program.name for program in programs}
   for name in only:
     if name not in names:
-      raise ValueError(configs.unknown("program", name, names))
+      raise ValueError(configs.unknown("program", name, sorted(names)))
   report = {
     "topology": topology.name,
     "chips": topology.num_chips,
@@ -89,7 +107,7 @@ def plan(
     "programs": {},
   }
   for program in programs:
-    if only and program.name not in only:
+    if only and not {program.name, program.name.split()[0]} & {*only}:
       continue
     log(f"{program.name} ...")
     report["programs"][program.name] = (
@@ -97,10 +115,46 @@ def plan(
       if topology.chip.torus
       else estimated(program, topology)
     )
+  if fill:
+    report["fill"] = filled(fill, programs[0].sizes, topology, report)
   results = report["programs"].values()
   report["fits"] = all(result["fits"] for result in results)
   report["sound"] = not any(result.get("faults") for result in results)
   return report
+
+
+def filled(
+  fill: Fill, sizes: ModelConfig, topology: chips.Topology, report: dict
+) -> dict:
+  """The simulated fill, and the least time of updates with the MFU it allows.
+
+  That MFU is useful: model FLOPs of real tokens over time and peak.
+  """
+  results, passes = report["programs"], {"gradient": PER_STEP, "score": 1}
+  found = fill.report()
+  found["compile_seconds"] = sum(
+    result.get("compile_seconds", 0) for result in results.values()
+  )
+  for name, count in passes.items():
+    parts = {w: results.get(f"{name} {w}", {}) for w in fill.microbatches}
+    if not all("seconds" in part for part in parts.values()):
+      continue
+    flops = count * fill.forward_flops(sizes)
+    seconds = {
+      kind: sum(
+        fill.microbatches[w] * part["seconds"][kind]
+        for w, part in parts.items()
+      )
+      for kind in ("overlapped", "serial")
+    }
+    found[name] = {
+      "seconds": seconds,
+      "useful_mfu": {
+        kind: flops / (x * topology.num_chips * topology.chip.flops)
+        for kind, x in seconds.items()
+      },
+    }
+  return found
 
 
 def planned_mesh(config: ConfigDict, topology: chips.Topology):
@@ -111,17 +165,23 @@ def planned_mesh(config: ConfigDict, topology: chips.Topology):
   return make_mesh(**sizes, devices=devices)
 
 
-def sweep(config: ConfigDict, topology: chips.Topology, **options) -> dict:
+def sweep(
+  config: ConfigDict,
+  topology: chips.Topology,
+  *,
+  lengths: Lengths | None = None,
+  **options,
+) -> dict:
   """The ranking of all meshes (see `ranked`), and plans of the best three."""
   if config.loop not in PROGRAMS:
     raise ValueError(configs.unknown("loop to plan", config.loop, PROGRAMS))
   devices = len(chips.devices(topology))
-  ranking = meshes.ranked(config, topology, devices)
+  ranking = meshes.ranked(config, topology, devices, lengths)
   plans = []
   for candidate in ranking[:BEST]:
     variant = ConfigDict(config.to_dict())
     variant.mesh = candidate.mesh
-    plans.append(plan(variant, topology, **options))
+    plans.append(plan(variant, topology, lengths=lengths, **options))
   return {
     "ranked": [candidate._asdict() for candidate in ranking],
     "plans": plans,
@@ -230,12 +290,13 @@ def estimated(program: Program, topology: chips.Topology) -> dict:
   shape, parts = dict(mesh.shape), {}
   if rows is not None:
     parts = estimate.temporaries(sizes, rows, shape)
-  if rows is not None and program.name != "update":
+  is_gradient = program.name.startswith("gradient")
+  if rows is not None and not is_gradient:
     del parts["gradients"]
   result["estimated"] = parts
   total = result["arguments"] + result["beside"] + sum(parts.values())
   result |= {"total": total, "fits": total <= (1 - SPARE) * room}
-  if program.name != "update":
+  if not is_gradient:
     return result
   lower_bounds = estimate.bounds(sizes, rows, shape, topology, program.flops)
   return result | _speed(program, lower_bounds, topology)
@@ -283,6 +344,9 @@ def define_flags() -> None:
   flags.DEFINE_string("topology", None, "The chips, such as v5p:8x16x16.")
   flags.DEFINE_list("programs", [], "Plan only these, such as update,decode.")
   flags.DEFINE_bool("sweep_mesh", False, "Rank all meshes; plan the best.")
+  flags.DEFINE_string(
+    "lengths", None, "Lengths to simulate: lognormal:MEAN:SIGMA, or a file."
+  )
   flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
 
 
@@ -296,7 +360,8 @@ def main() -> int:
   log = lambda text: print(text, file=sys.stderr, flush=True)
   topology, only = chips.topology(options.topology), options.programs
   make = sweep if options.sweep_mesh else plan
-  report = make(settings, topology, only=tuple(only), log=log)
+  drawn = parse_lengths(options.lengths) if options.lengths else None
+  report = make(settings, topology, only=tuple(only), lengths=drawn, log=log)
   print(tables.text(report))
   if options.json:
     print(json.dumps(report))
