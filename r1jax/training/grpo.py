@@ -94,7 +94,7 @@ def train(
     evaluator = evaluate.Evaluator(
       config, writer, run.engine, run.tokenizer, pool
     )
-    sample = run.make_sample(pool, log.sampled)
+    sample = run.make_sample(pool, log.sampled, read_all=dump)
     without_signal = 0  # Number of successive rounds without any signal.
     try:
       while True:

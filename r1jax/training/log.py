@@ -83,6 +83,9 @@ class RunLog:
       placed: the microbatches of each update.
       state: after the updates.
     """
+    reflections = distributed.all_gather(
+      round_numbers.reflection_counts(round.completions)
+    ).sum(axis=0)
     if not distributed.is_first():
       return
     config, step = self._config, int(state.train.step)
@@ -91,7 +94,10 @@ class RunLog:
     numbers |= round_numbers.load_numbers(numbers.pop("router/load"))
     numbers |= round_numbers.reward_numbers(scores, advantages, examples)
     numbers |= round_numbers.length_numbers(rollout)
-    numbers |= round_numbers.reflection_numbers(completions)
+    numbers |= {
+      f"reflection/{word}": count / len(completions)
+      for word, count in zip(round_numbers.REFLECTION, reflections)
+    }
     numbers |= round_numbers.packing_numbers(placed)
     by_domain = dict(reward=scores.total, length=rollout.lengths.reshape(-1))
     if "accuracy" in scores.parts:
@@ -154,7 +160,9 @@ class RunLog:
       tokens_per_second=tokens / max(seconds["sampling"], 1e-9),
     )
     if done == 1 or done % 20 == 0:
-      best = int(np.argmax(np.nan_to_num(scores.total, nan=-np.inf)))
+      known = np.array([c is not None for c in completions])
+      total = np.where(known, scores.total, np.nan)
+      best = int(np.argmax(np.nan_to_num(total, nan=-np.inf)))
       self._writer.console.show_completion(
         examples[best].prompt,
         completions[best].text,

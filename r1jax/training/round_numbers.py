@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from r1jax.data.packing import Placement
 from r1jax.models import flops as model_flops
@@ -164,19 +165,23 @@ def flops(
   return float(total)
 
 
-def reflection_numbers(completions: Sequence[Completion]) -> dict:
-  """The mean number of occurrences of each word of reflection."""
-  text = "\n".join(c.text.lower() for c in completions)
+def reflection_counts(
+  completions: Sequence[Completion | None],
+) -> Int[np.ndarray, "N"]:
+  """The occurrences of each word of reflection in the known completions."""
+  text = "\n".join(c.text.lower() for c in completions if c is not None)
   counts = collections.Counter(re.findall(r"[a-z]+", text))
-  return {f"reflection/{w}": counts[w] / len(completions) for w in REFLECTION}
+  return np.array([counts[word] for word in REFLECTION])
 
 
 def completion_rows(
   step, round, examples, completions, scores, advantages, group_size
 ) -> Iterator[dict]:
-  """Rows for the first two completions of the first four groups of a round."""
+  """Rows for two completions of the first four groups with known texts."""
   flat = advantages.reshape(-1)
-  for start in range(0, min(len(completions), 4 * group_size), group_size):
+  groups = range(0, len(completions), group_size)
+  known = [start for start in groups if completions[start] is not None]
+  for start in known[:4]:
     for i in range(start, start + 2):
       yield {
         "step": step,

@@ -60,7 +60,11 @@ class Run(NamedTuple):
     return [[*map(add, batches)] for batches in updates]
 
   def make_sample(
-    self, pool: GraderPool, progress: Callable[[int, int], None]
+    self,
+    pool: GraderPool,
+    progress: Callable[[int, int], None],
+    *,
+    read_all: bool,
   ) -> Callable[..., Round]:
     """The function that samples a round; see `rollouts.round.make_sample`."""
     config = self.config
@@ -76,6 +80,7 @@ class Run(NamedTuple):
       group_size=config.group_size,
       rounds=config.dynamic_sampling.rounds,
       progress=progress,
+      read_all=read_all,
     )
 
   def to_device(self, params: Params) -> Params:

@@ -14,7 +14,14 @@ from r1jax import config
 from r1jax.models.presets import preset
 from r1jax.parallel import sharding
 from r1jax.parallel.mesh import make_mesh
-from r1jax.tools.plan import bounds, command, estimate, programs
+from r1jax.tools.plan import (
+  bounds,
+  command,
+  estimate,
+  fill,
+  programs,
+  whole_run,
+)
 from r1jax.tools.plan import chips as plan_chips
 from r1jax.tools.plan.costs import Collective, Costs
 from r1jax.training import models
@@ -219,6 +226,79 @@ def test_a_sweep_ranks_meshes_that_fit_the_devices():
   assert times == sorted(times)
   for one in found["ranked"]:
     assert math.prod(one["mesh"].values()) == 16
+
+
+@pytest.mark.parametrize("mean, least", [(3_600.0, 0.7), (1_000.0, 0.5)])
+def test_simulated_rows_are_mostly_full_in_both_loops(mean, least):
+  lengths = fill.lognormal(mean, 1.0)
+  for name, shards, rounds in ("r1_zero.py", 32, 1), ("distill.py", 8, 16):
+    found = fill.simulate(experiment(name), shards, lengths, rounds=rounds)
+    assert found.use >= least and found.least_of_all >= 0.5
+    assert found.real_pairs > found.tokens > found.values
+    assert len(found.report()["microbatches"]) <= 4
+
+
+def test_lengths_come_from_a_file_or_a_distribution(tmp_path):
+  rng = np.random.default_rng(0)
+  drawn = fill.lengths("lognormal:1000:0.5")(rng, (100_000,))
+  assert drawn.mean() == pytest.approx(1000, rel=0.01)
+  assert np.log(drawn).std() == pytest.approx(0.5, rel=0.01)
+  path = tmp_path / "lengths"
+  path.write_text("3\n70\n")
+  drawn = fill.lengths(str(path))(rng, (50, 2))
+  assert drawn.shape == (50, 2) and {*drawn.flat} == {3, 70}
+  path.write_text("3 x")
+  with pytest.raises(ValueError, match="invalid literal .* 'x'"):
+    fill.lengths(str(path))
+  with pytest.raises(ValueError, match="'lognormal:3' are no file; use"):
+    fill.lengths("lognormal:3")
+
+
+def test_slots_are_taken_again_and_the_last_completions_are_alone():
+  lengths = np.array([4, 2, 3, 6, 1])  # Two slots: [4, 6] and [2, 3, 1].
+  found = whole_run.sample(lengths, 2, 1)
+  assert (found.steps, found.tail) == (10, 5)
+  assert found.longest.tolist() == [0, 1, 2, 3, 4, 4, 4, 4, 4, 5]
+  every_other = whole_run.sample(lengths, 2, 2)
+  assert every_other.longest.tolist() == [0, 2, 4, 4, 4]
+
+
+def test_the_hours_of_a_run_add_up():
+  c = experiment("r1_zero.py")
+  c.num_steps = 1600
+  one = dict.fromkeys(("decode", "decode short"), 2.0)
+  one |= {"prefill": 0.5, "reshard": 36.0, "optimizer": 3.0}
+  for width in c.rows.widths:
+    one |= {f"gradient {width}": width / 1e4, f"score {width}": width / 2e4}
+  seconds = {name: lambda _=None, x=x: x for name, x in one.items()}
+  lengths = whole_run.schedule("lognormal:1000:0.0")
+  found = whole_run.hours(
+    c,
+    32,
+    plan_chips.topology("v5p:8x8x8"),
+    lengths,
+    seconds,
+    short=4096,
+    saved=512 * whole_run.SAVED * 36,
+  )
+  hours = found["hours"]
+  assert hours["weights to the sampler"] == pytest.approx(1)
+  # 8,192 completions of 1,000 tokens in 2,048 slots, 64 at once.
+  sampling = -(-4000 // 64) * 2.0 + 512 * 0.5
+  assert hours["sampling"] == pytest.approx(sampling * 100 / 3600)
+  tail = -(-1000 // 64) * 2.0
+  assert hours["of it, the tail of each round"] == pytest.approx(
+    tail * 100 / 3600
+  )
+  # One microbatch of 20,480: 512 completions and prompts take 16,200 a row.
+  assert hours["scoring"] == pytest.approx(16 * 1.024 * 100 / 3600)
+  assert hours["updates"] == pytest.approx(16 * 5.048 * 100 / 3600)
+  assert hours["saving"] == pytest.approx(1600 / c.checkpoint_every / 100)
+  assert found["total"] == pytest.approx(
+    sum(hours.values()) - hours["of it, the tail of each round"]
+  )
+  with pytest.raises(ValueError, match="no schedule for a run; use lognormal"):
+    whole_run.schedule("lognormal:1000")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ hundred rounds of such completions through the packing of training. It reports
 the share of slots that hold real tokens, the load of shards, and the MFU that
 counts real tokens only.
 
+`--run --lengths=lognormal:FIRST-LAST:SIGMA` adds up the hours of the whole run,
+part by part, while the mean length grows linearly from FIRST to LAST.
+
 `--config.mesh.fsdp=32` and similar overrides try another mesh. `--sweep_mesh`
 ranks all meshes by estimates and compiles the best three. `--json` prints one
 JSON object as the last line. The exit code is 0 if all programs fit and have no
@@ -33,8 +36,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -45,17 +48,18 @@ from r1jax import config as configs
 from r1jax.models.config import ModelConfig
 from r1jax.parallel.mesh import make_mesh, row_shards
 from r1jax.tools import command_line
-from r1jax.tools.plan import chips, estimate, hlo, meshes
+from r1jax.tools.plan import chips, estimate, hlo, meshes, whole_run
 from r1jax.tools.plan import costs as plan_costs
 from r1jax.tools.plan import text as tables
-from r1jax.tools.plan.bounds import bounds
-from r1jax.tools.plan.fill import Fill, Lengths, simulate
+from r1jax.tools.plan.bounds import Bounds, bounds
+from r1jax.tools.plan.fill import Fill, Lengths, lognormal, simulate
 from r1jax.tools.plan.fill import lengths as parse_lengths
 from r1jax.tools.plan.programs import (
   PER_STEP,
   PROGRAMS,
   Program,
   bytes_per_device,
+  trips_of,
 )
 from r1jax.training import inspection
 
@@ -90,6 +94,25 @@ def plan(
   """
   if config.loop not in PROGRAMS:
     raise ValueError(configs.unknown("loop to plan", config.loop, PROGRAMS))
+  return measure(config, topology, only, lengths, log)[0]
+
+
+class Compiled(NamedTuple):
+  """One compiled program."""
+
+  report: dict
+  # Its bounds; those of a program of training depend on the rows.
+  bounds: Callable[[Fill | None], Bounds]
+
+
+def measure(
+  config: ConfigDict,
+  topology: chips.Topology,
+  only: tuple[str, ...],
+  lengths: Lengths | None,
+  log,
+) -> tuple[dict, dict[str, Compiled]]:
+  """The report of `plan`, and the compiled programs by name."""
   mesh = planned_mesh(config, topology)
   inspection.check_rows(config.rows, mesh)
   fill = simulate(config, row_shards(mesh), lengths) if lengths else None
@@ -106,20 +129,69 @@ def plan(
     "memory_per_device": topology.memory(mesh.size),
     "programs": {},
   }
+  built = {}
   for program in programs:
     if only and not {program.name, program.name.split()[0]} & {*only}:
       continue
     log(f"{program.name} ...")
-    report["programs"][program.name] = (
-      compiled(program, topology)
-      if topology.chip.torus
-      else estimated(program, topology)
-    )
+    if topology.chip.torus:
+      built[program.name] = compiled(program, topology)
+      result = built[program.name].report
+    else:
+      result = estimated(program, topology)
+    report["programs"][program.name] = result
   if fill:
     report["fill"] = filled(fill, programs[0].sizes, topology, report)
   results = report["programs"].values()
   report["fits"] = all(result["fits"] for result in results)
   report["sound"] = not any(result.get("faults") for result in results)
+  return report, built
+
+
+def plan_run(
+  config: ConfigDict,
+  topology: chips.Topology,
+  *,
+  lengths: whole_run.Schedule,
+  only: tuple[str, ...] = (),
+  log=lambda text: None,
+) -> dict:
+  """The plan of a GRPO run, and the hours of its parts under "run".
+
+  Raises ValueError for another loop, a topology of GPUs, for which nothing is
+  compiled, or a program that does not fit.
+  """
+  if config.loop != "grpo" or not topology.chip.torus or only:
+    raise ValueError(
+      "--run adds up all programs of a GRPO run, compiled for TPUs"
+    )
+  drawn = lognormal(lengths.mean, lengths.sigma)
+  report, built = measure(config, topology, (), drawn, log)
+  brief = ConfigDict(config.to_dict())
+  brief.sampling.max_tokens //= 8
+  log("decode, with a short cache ...")
+  mesh = planned_mesh(brief, topology)
+  programs = {x.name: x for x in PROGRAMS["grpo"](brief, mesh, None)}
+  built["decode short"] = compiled(programs["decode"], topology)
+  for name, one in built.items():
+    if "seconds" not in one.report:
+      raise ValueError(f"{name} does not fit: {one.report['error']}")
+
+  def seconds(name):
+    share = 1 / programs["prefill"].prompts if name == "prefill" else 1
+    return lambda fill=None: built[name].bounds(fill).serial * share
+
+  parts = report["programs"]["optimizer"]["parts"]
+  report["run"] = whole_run.hours(
+    config,
+    row_shards(mesh),
+    topology,
+    lengths,
+    {name: seconds(name) for name in built},
+    short=brief.sampling.max_tokens,
+    saved=mesh.size
+    * sum(parts.get(name, 0) for name in ("params", "optimizer", "reference")),
+  )
   return report
 
 
@@ -190,7 +262,7 @@ def sweep(
   }
 
 
-def compiled(program: Program, topology: chips.Topology) -> dict:
+def compiled(program: Program, topology: chips.Topology) -> Compiled:
   """The costs of one program, compiled by XLA:TPU."""
   began, mesh = time.monotonic(), program.mesh
   room, result = topology.memory(mesh.size), _arguments(program)
@@ -201,11 +273,12 @@ def compiled(program: Program, topology: chips.Topology) -> dict:
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    return result | {
+    result |= {
       "fits": False,
       "compile_seconds": time.monotonic() - began,
       "error": str(error),
     }
+    return Compiled(result, lambda fill: None)
   seconds = time.monotonic() - began
   stats = built.memory_analysis()
   # XLA uses this number to decide whether a program fits; it includes arguments
@@ -222,11 +295,18 @@ def compiled(program: Program, topology: chips.Topology) -> dict:
   module = hlo.parse(built.as_text())
   costs = plan_costs.count(module, program.trips, between)
   places = chips.places(mesh.devices.flat, topology)
+
+  def bounds_of(fill):
+    trips = program.trips
+    if program.rows is not None:
+      trips = trips_of(program.rows, program.sizes, mesh, fill)
+    return bounds(plan_costs.count(module, trips, between), topology, places)
+
   received = [
     (one.kind, one._replace(times=1).received(mesh.size))
     for one in costs.collectives
   ]
-  return result | {
+  result |= {
     "total": total,
     "fits": total <= (1 - SPARE) * room,
     "faults": faults(
@@ -247,6 +327,7 @@ def compiled(program: Program, topology: chips.Topology) -> dict:
     "loops_counted_once": sorted(costs.once),
     **_speed(program, bounds(costs, topology, places), topology),
   }
+  return Compiled(result, bounds_of)
 
 
 def faults(
@@ -347,6 +428,9 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "lengths", None, "Lengths to simulate: lognormal:MEAN:SIGMA, or a file."
   )
+  flags.DEFINE_bool(
+    "run", False, "Add up the hours of the run; --lengths is its schedule."
+  )
   flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
 
 
@@ -360,7 +444,11 @@ def main() -> int:
   log = lambda text: print(text, file=sys.stderr, flush=True)
   topology, only = chips.topology(options.topology), options.programs
   make = sweep if options.sweep_mesh else plan
-  drawn = parse_lengths(options.lengths) if options.lengths else None
+  drawn = None
+  if options.run:
+    make, drawn = plan_run, whole_run.schedule(options.lengths or "")
+  elif options.lengths:
+    drawn = parse_lengths(options.lengths)
   report = make(settings, topology, only=tuple(only), lengths=drawn, log=log)
   print(tables.text(report))
   if options.json:

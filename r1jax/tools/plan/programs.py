@@ -48,6 +48,7 @@ class Program(NamedTuple):
   rows: Shape | None  # Of the microbatch; None if it reads none.
   mesh: Mesh
   options: Mapping[str, Any] = {}  # Keyword arguments.
+  prompts: int = 0  # That it reads.
 
 
 class StubTokenizer(NamedTuple):
@@ -118,9 +119,9 @@ def batch(mesh: Mesh, shape: Shape, **others) -> Batch:
 def shapes(config: ConfigDict, mesh: Mesh, fill: Fill | None) -> list[Shape]:
   """The rows and widths of the microbatches to plan, the widest first.
 
-  These are all that a simulation uses, or the widest without one.
+  Without a simulation, the widest alone is planned: it takes the most memory.
   """
-  widths = fill.microbatches if fill else [max(config.rows.widths)]
+  widths = sorted(config.rows.widths, reverse=True)[: None if fill else 1]
   return [(row_shards(mesh) * config.rows.shard_rows, w) for w in widths]
 
 
@@ -146,7 +147,7 @@ def trips_of(
   keys = -(-width // block)
   queries = -(-width // context // block)
   pairs = queries * (keys - queries) + queries * (queries + 1) / 2
-  if fill:
+  if fill and width in fill.pairs:
     seen = fill.pairs[width] / context / block**2 + queries / 2
     pairs = min(pairs, seen)
   chunk = min(4096, ops.logprobs.LOGITS // sizes.vocab_size)

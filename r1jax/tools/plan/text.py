@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from r1jax.tools.plan.whole_run import PAPER
+
 SHOWN = 12  # The number of meshes of a sweep to print.
 ROWS = ("temporaries", "code")
 
@@ -27,6 +29,8 @@ def text(report: Mapping[str, Any]) -> str:
     lines += [*_program(name, program, room), ""]
   if "fill" in report:
     lines += [*_fill(report["fill"]), ""]
+  if "run" in report:
+    lines += [*_run(report["run"]), ""]
   lines.append("it fits" if report["fits"] else "it does NOT fit")
   return "\n".join(lines)
 
@@ -60,6 +64,16 @@ def _fill(found: Mapping[str, Any]) -> list[str]:
         )
       )
   return _aligned("simulated lengths", rows)
+
+
+def _run(found: Mapping[str, Any]) -> list[str]:
+  """The lines of a whole run."""
+  rows = [(part, f"{hours:.1f} h") for part, hours in found["hours"].items()]
+  rows += [("all", f"{found['total']:.0f} h"), ("for comparison", PAPER)]
+  means = ", ".join(
+    f"{one['mean']:.0f}: {one['slots_in_use']:.0%}" for one in found["stages"]
+  )
+  return _aligned("the whole run", [*rows, ("slots in use by mean", means)])
 
 
 def _mesh(sizes: Mapping[str, int]) -> str:
