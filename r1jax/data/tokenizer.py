@@ -198,11 +198,10 @@ class HuggingFace:
     ids = [int(i) for i in ids if i not in self.eos_ids]
     return self._model.decode(ids, skip_special_tokens=False)
 
-  def decode_batch(self, sequences: Sequence[Sequence[int]]) -> list[str]:
+  def decode_batch(self, sequences: Sequence[np.ndarray]) -> list[str]:
     """Returns the text of each sequence; see `decode`. It uses all cores."""
-    arrays = [np.asarray(ids, np.int64) for ids in sequences]
     return self._model.decode_batch(
-      [ids[~np.isin(ids, self.eos_ids)].tolist() for ids in arrays],
+      [ids[~np.isin(ids, self.eos_ids)].tolist() for ids in sequences],
       skip_special_tokens=False,
     )
 
@@ -212,12 +211,12 @@ class HuggingFace:
 
 
 def decode_batch(
-  tokenizer: Tokenizer, sequences: Sequence[Sequence[int]]
+  tokenizer: Tokenizer, sequences: Sequence[np.ndarray]
 ) -> list[str]:
   """The text of each sequence, by the tokenizer's own batches if it has any."""
   if isinstance(tokenizer, HuggingFace):
     return tokenizer.decode_batch(sequences)
-  return [*map(tokenizer.decode, sequences)]
+  return [tokenizer.decode(ids.tolist()) for ids in sequences]
 
 
 class TextStream:
