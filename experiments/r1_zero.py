@@ -7,7 +7,9 @@ r"""DeepSeek-R1-Zero: pure RL on DeepSeek-V3-Base, on a pod.
 
     r1jax plan --config=experiments/r1_zero.py --topology=v5p:8x8x8
 
-The second command checks, without a pod, whether the first would fit.
+The second command checks, without a pod, whether the first would fit. With
+`--run --lengths=lognormal:500-14200:1.0` it adds up the hours of the whole run;
+the mean length grew about so far in the paper, in 198 hours on 512 H800.
 
 From the paper (arXiv:2501.12948v2, sec. 2.1, and the methods of its Nature
 version): the template, accuracy and format rewards with equal weight, learning

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from r1jax.data.packing import pack
 from r1jax.models import flops
 from r1jax.models.config import ModelConfig
+from r1jax.training.run import token_limit
 
 ROUNDS = 100
 PROMPT = 200  # Tokens of a prompt, with those of the template.
@@ -90,19 +91,28 @@ def full(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def draw(
-  config: ConfigDict, lengths: Lengths, rng: np.random.Generator, size: int
+  config: ConfigDict,
+  lengths: Lengths,
+  rng: np.random.Generator,
+  size: int,
+  step: int,
 ) -> np.ndarray:
-  """Lengths [size, G] within the limits of the run."""
+  """Lengths [size, G] within the limits of the run at a step."""
   group = config.get("group_size", 1)
   limit = max(config.rows.widths) - (PROMPT - 1)
-  if "sampling" in config:
-    limit = min(limit, config.sampling.max_tokens)
+  if config.loop == "grpo":
+    limit = min(limit, token_limit(config, step))
   drawn = lengths(rng, (size, group))
   return np.clip(np.rint(drawn), 1, limit).astype(np.int64)
 
 
 def simulate(
-  config: ConfigDict, shards: int, lengths: Lengths, *, rounds: int = ROUNDS
+  config: ConfigDict,
+  shards: int,
+  lengths: Lengths,
+  *,
+  rounds: int = ROUNDS,
+  step: int = 0,
 ) -> Fill:
   """How full the rows of so many rounds are.
 
@@ -111,6 +121,7 @@ def simulate(
     shards: parts into which the rows of a microbatch are split.
     lengths: of completions or, in SFT, of answers.
     rounds: of GRPO; for SFT, updates.
+    step: of the run, for the limit of completions.
   """
   per_round, updates = config.get("batch_examples", 0), 1
   if config.loop == "grpo":
@@ -122,7 +133,7 @@ def simulate(
   rng = np.random.default_rng(0)
   slots, least, microbatches, pairs, real = 0, [], {}, {}, []
   for _ in range(rounds * updates):
-    drawn = draw(config, lengths, rng, per_round)
+    drawn = draw(config, lengths, rng, per_round, step)
     placements = pack(prompts, drawn, widths=config.rows.widths, rows=rows)
     load = np.zeros(shards)
     for x in placements:

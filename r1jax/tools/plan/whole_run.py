@@ -149,10 +149,13 @@ def hours(
 
   reads = [name for name in seconds if name.startswith("score")]
   stages = []
-  for mean in lengths.stages():
-    drawn = fills.lognormal(mean, lengths.sigma)
-    found = fills.simulate(c, shards, drawn, rounds=1)
-    tokens = fills.draw(c, drawn, rng, c.prompts_per_round)
+  for i, mean in enumerate(lengths.stages()):
+    drawn, step = (
+      fills.lognormal(mean, lengths.sigma),
+      i * c.num_steps // STAGES,
+    )
+    found = fills.simulate(c, shards, drawn, rounds=1, step=step)
+    tokens = fills.draw(c, drawn, rng, c.prompts_per_round, step)
     sampling = sample(tokens, c.sampling.num_slots, steps_at_once)
     decoding, tail = decode(sampling)
     training = functools.partial(_of_update, seconds, found)
@@ -169,7 +172,7 @@ def hours(
       parts[name] += value * rounds / STAGES / 3600
     e = c.evaluation
     count = rounds / STAGES * c.minibatches / e.every
-    tested = fills.draw(c, drawn, rng, e.problems_between)
+    tested = fills.draw(c, drawn, rng, e.problems_between, step)
     tested = np.repeat(tested[:, :1], e.samples_between, axis=1)
     evaluated, _ = decode(sample(tested, c.sampling.num_slots, steps_at_once))
     parts["evaluation"] += count * evaluated / 3600
