@@ -92,13 +92,24 @@ def pack(
   unit = widths[0]
   least = next(width for width in widths if width >= longest)
   tokens = int(head.sum() + count.sum())
-  capacity = max(-(-tokens // (rows * unit)), -(-least // unit))
-  while True:
-    chosen = _widths(widths, capacity * unit)
-    of_row = np.repeat(chosen, rows)
-    if (found := _assign(head[:, 0], count, of_row)) is not None:
-      return _placements(head[:, 0], count, skip, *found, chosen, rows)
-    capacity += 1
+
+  def assign(capacity):
+    of_row = np.repeat(_widths(widths, capacity * unit), rows)
+    return _assign(head[:, 0], count, of_row)
+
+  # The least capacity that suffices: by ever larger steps, then by bisection.
+  enough = max(-(-tokens // (rows * unit)), -(-least // unit))
+  too_little = enough - 1
+  while (found := assign(enough)) is None:
+    enough, too_little = 3 * enough - 2 * too_little, enough
+  while enough - too_little > 1:
+    middle = (enough + too_little) // 2
+    if (better := assign(middle)) is None:
+      too_little = middle
+    else:
+      enough, found = middle, better
+  chosen = _widths(widths, enough * unit)
+  return _placements(head[:, 0], count, skip, *found, chosen, rows)
 
 
 def _widths(widths: Sequence[int], capacity: int) -> list[int]:
