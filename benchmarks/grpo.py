@@ -16,6 +16,7 @@ same prompt again, masked scores, rematerialisation) does not count.
 """
 
 import dataclasses
+import functools
 import itertools
 import statistics
 import sys
@@ -35,6 +36,7 @@ from r1jax.losses.presets import PRESETS
 from r1jax.models import flops, transformer
 from r1jax.models.config import ModelConfig, replace
 from r1jax.parallel import sharding
+from r1jax.parallel.mesh import row_shards
 from r1jax.rollouts.engine import make_engine
 from r1jax.training.batch import add_advantages, make_batch, pack_prompts
 from r1jax.training.policy import reference_copy
@@ -213,8 +215,11 @@ def settings(size: Size, rows: dict) -> ConfigDict:
 
 def train(sizes: ModelConfig, size: Size, rows: dict) -> Iterator[dict]:
   """An endless iterator over steps: the seconds of each and of its phases."""
-  config, tokenizer = settings(size, rows), Endless(sizes.vocab_size)
-  mesh = mesh_for(size.prompts, rows["microbatch_rows"])
+  count = rows["microbatch_rows"]
+  mesh, tokenizer = mesh_for(size.prompts, count), Endless(sizes.vocab_size)
+  shard_rows = count // row_shards(mesh)
+  section = dict(widths=rows["widths"], shard_rows=shard_rows)
+  config = settings(size, section)
   model = transformer.Transformer(sizes)
   engine = make_engine(model, tokenizer, mesh, (), **config.sampling)
   optimizer, score, update = make_steps(config, model, tokenizer)
@@ -236,10 +241,14 @@ def train(sizes: ModelConfig, size: Size, rows: dict) -> Iterator[dict]:
       raise RuntimeError("a completion ended early, though no id ends it")
     sampled = time.perf_counter()
 
-    packed, count = pack_prompts(rollout, all_prompts, **config.rows)
-    batch = make_batch(rollout, packed, count, mesh)
+    placements = pack_prompts(rollout, all_prompts, mesh, **config.rows)
+    batches = [make_batch(rollout, x, mesh) for x in placements]
     with jax.set_mesh(mesh):
-      reference_logprobs = jax.block_until_ready(score(reference, batch))
+      batches = [
+        batch.replace(reference_logprobs=score(reference, batch))
+        for batch in batches
+      ]
+    jax.block_until_ready(batches)
     scored = time.perf_counter()
 
     # Any reward that differs within a group works.
@@ -247,13 +256,13 @@ def train(sizes: ModelConfig, size: Size, rows: dict) -> Iterator[dict]:
     tokens = rollout.sampled_mask.sum(-1)
     weights = token_weights(tokens, np.isfinite(total), **config.aggregation)
     with jax.set_mesh(mesh):
-      batch = add_advantages(
-        batch.replace(reference_logprobs=reference_logprobs),
-        advantages(total, **config.advantage).reshape(-1),
-        weights.reshape(-1),
-        np.int32(tokens.sum()),
+      weigh = functools.partial(
+        add_advantages,
+        advantages=advantages(total, **config.advantage).reshape(-1),
+        weights=weights.reshape(-1),
+        num_targets=np.int32(tokens.sum()),
       )
-      state, measured = update(state, batch)
+      state, measured = update(state, map(weigh, batches))
     jax.device_get(measured)
     learned = time.perf_counter()
     yield dict(
@@ -279,13 +288,12 @@ def best_rows(size: Size) -> dict:
 
 
 def rows_of(size: Size, completions: int, microbatch_rows: int) -> dict:
-  """The section `rows` for packed rows with this number of completions."""
+  """The width and number of packed rows for this number of completions."""
   completions = min(completions, size.group_size)
   count = size.prompts * -(-size.group_size // completions)
   microbatch_rows = min(microbatch_rows, count)
   return dict(
-    width=size.prompt - 1 + completions * size.completion,
-    max_rows=-(-count // microbatch_rows) * microbatch_rows,
+    widths=(size.prompt - 1 + completions * size.completion,),
     microbatch_rows=microbatch_rows,
   )
 

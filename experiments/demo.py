@@ -83,7 +83,7 @@ def get_config(variant="zero"):
     max_tokens=160,
     temperature=1.0,
   )
-  c.rows = dict(width=512, max_rows=192, microbatch_rows=4)
+  c.rows = dict(widths=(512,), shard_rows=2)
 
   c.advantage = dict(name="group_std")
   c.aggregation = dict(name="completion_mean")

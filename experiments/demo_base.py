@@ -56,7 +56,7 @@ def get_config():
     chinese_share=0.04,
   )
   c.batch_examples = 48
-  c.rows = dict(width=384, max_rows=32, microbatch_rows=4)
+  c.rows = dict(widths=(384,), shard_rows=2)
 
   c.loss = dict(mtp=0.1, balance=1e-4)
   c.router_bias_speed = 0.001

@@ -21,12 +21,12 @@ from ml_collections import ConfigDict
 
 # Name: (preset, peak learning rate, mesh.fsdp, mesh.tensor)
 STUDENTS = {
-  "qwen_1_5b": ("r1-distill-qwen-1.5b", 1e-4, 32, 1),
-  "qwen_7b": ("r1-distill-qwen-7b", 8e-5, 32, 1),
-  "qwen_14b": ("qwen2.5-14b", 7e-5, 64, 1),
-  "qwen_32b": ("qwen2.5-32b", 6e-5, 64, 1),
-  "llama_8b": ("llama-3.1-8b", 5e-5, 32, 1),
-  "llama_70b": ("llama-3.3-70b", 2e-5, 64, 1),
+  "qwen_1_5b": ("r1-distill-qwen-1.5b", 1e-4, 4, 1),
+  "qwen_7b": ("r1-distill-qwen-7b", 8e-5, 4, 1),
+  "qwen_14b": ("qwen2.5-14b", 7e-5, 8, 1),
+  "qwen_32b": ("qwen2.5-32b", 6e-5, 8, 1),
+  "llama_8b": ("llama-3.1-8b", 5e-5, 4, 1),
+  "llama_70b": ("llama-3.3-70b", 2e-5, 8, 1),
 }
 VARIANTS = tuple(STUDENTS)
 
@@ -46,7 +46,8 @@ def get_config(variant="qwen_1_5b"):
   c.checkpoint_every = 500
 
   c.cpu_devices = 1  # Not used on a pod.
-  c.mesh = dict(data=-1, fsdp=fsdp, context=1, tensor=tensor)
+  # Few long rows, of which each is split over 8 chips: 64 texts fill them.
+  c.mesh = dict(data=-1, fsdp=fsdp, context=8, tensor=tensor)
   c.model = dict(
     name="fresh", preset_name=name, seed=0, compute_dtype="bfloat16"
   )
@@ -65,7 +66,7 @@ def get_config(variant="qwen_1_5b"):
     chinese_share=0.0,
   )
   c.batch_examples = 64
-  c.rows = dict(width=32_768, max_rows=64, microbatch_rows=64)
+  c.rows = dict(widths=(32_768, 16_384, 8_192, 4_096), shard_rows=1)
 
   c.loss = dict(mtp=0.0, balance=0.0)
   c.router_bias_speed = 0.0

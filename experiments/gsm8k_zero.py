@@ -55,7 +55,7 @@ def get_config():
     max_tokens=64,
     temperature=1.0,
   )
-  c.rows = dict(width=512, max_rows=4, microbatch_rows=1)
+  c.rows = dict(widths=(512,), shard_rows=1)
 
   c.advantage = dict(name="group_std")
   c.aggregation = dict(name="completion_mean")

@@ -100,26 +100,25 @@ class Packed:
 
 @chex.dataclass(frozen=True)
 class Batch:
-  """The input of one update, in packed layout, on the devices.
+  """A microbatch of an update, in packed layout, on the devices.
 
-  Arrays are [B, M, T]: B rows of each of M microbatches, with T slots. B comes
-  first because the mesh splits it. The values of a slot are those of its target
-  token. The weights include the denominators of the whole update, so a loss is
-  a plain weighted sum, whatever the split into microbatches or devices.
+  Arrays are [B, T]: B rows of T slots. The values of a slot are those of its
+  target token. The weights include the denominators of the whole update, so the
+  loss of an update is a plain sum over its microbatches, whatever the split
+  into microbatches, rows or devices.
   """
 
   packed: Packed
-  num_microbatches: Count  # Microbatches that hold tokens; empty ones are last.
   weights: Floats  # Weights of targets in the loss; 0 for slots without one.
-  num_targets: Count = 1  # Targets with a weight, in the whole batch.
-  num_tokens: Count = 1  # Tokens that the model reads, prompts included.
+  num_targets: Count = 1  # Targets with a weight, in the whole update.
+  num_tokens: Count = 1  # Tokens that the model reads in it, with prompts.
   # The remaining fields are for RL.
   completions: Ints | None = None  # The completion p * G + g of each target.
   advantages: Floats | None = None
   sampler_logprobs: Floats | None = None
   old_logprobs: Floats | None = None  # The denominator of the ratio.
   reference_logprobs: Floats | None = None  # None leaves out the KL.
-  experts: Ints | None = None  # [B, M, T, L, k]: experts that the sampler used.
+  experts: Ints | None = None  # [B, T, L, k]: experts that the sampler used.
 
 
 @chex.dataclass(frozen=True)

@@ -17,7 +17,6 @@ SMALL = {
   "minibatches": 2,
   "evaluation.problems": 4,
   "evaluation.samples": 2,
-  "rows.max_rows": 32,
 }
 
 

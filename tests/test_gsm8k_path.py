@@ -5,6 +5,7 @@ import pathlib
 
 import jax
 import numpy as np
+import packed as packed_rows
 import pytest
 
 from r1jax import config, data, rewards
@@ -18,7 +19,6 @@ from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts.engine import Engine, make_engine
 from r1jax.runtime import metrics
 from r1jax.training import grpo, models
-from r1jax.training.batch import pack_prompts
 from r1jax.training.evaluate import completions
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Rollout, within_lengths
 
@@ -155,9 +155,7 @@ def test_rewards_masks_and_lengths_of_texts_in_r1s_tokens(r1):
   np.testing.assert_array_equal(scores.parts["accuracy"], [1, 0, 1, 0])
   np.testing.assert_array_equal(scores.parts["format"], [1, 0, 1, 1])
 
-  packed, _ = pack_prompts(
-    rollout, [0, 1], width=512, max_rows=2, microbatch_rows=1
-  )
+  packed = packed_rows.of_rollout(rollout, 512, rows=2)
   shape = rollout.completions.shape
   mask = rollout.sampled_mask
   targets = unpack(packed.targets, packed, shape)

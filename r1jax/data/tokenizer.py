@@ -18,6 +18,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from r1jax.types import Tokenizer
 
 SPECIAL_NAMES = {
@@ -196,9 +198,25 @@ class HuggingFace:
     ids = [int(i) for i in ids if i not in self.eos_ids]
     return self._model.decode(ids, skip_special_tokens=False)
 
+  def decode_batch(self, sequences: Sequence[np.ndarray]) -> list[str]:
+    """Returns the text of each sequence; see `decode`. It uses all cores."""
+    return self._model.decode_batch(
+      [ids[~np.isin(ids, self.eos_ids)].tolist() for ids in sequences],
+      skip_special_tokens=False,
+    )
+
   def id_to_token(self, token: int) -> str:
     """Returns the token's string in the vocabulary."""
     return self._model.id_to_token(token)
+
+
+def decode_batch(
+  tokenizer: Tokenizer, sequences: Sequence[np.ndarray]
+) -> list[str]:
+  """The text of each sequence, by the tokenizer's own batches if it has any."""
+  if isinstance(tokenizer, HuggingFace):
+    return tokenizer.decode_batch(sequences)
+  return [tokenizer.decode(ids.tolist()) for ids in sequences]
 
 
 class TextStream:

@@ -2,8 +2,9 @@
 
 The optimizer moments are read once in a step, and the reference policy once in
 a round. Where they do not fit into device memory beside the rest,
-`config.offload` names them. A program copies them to the devices before use
-(`to_device`) and writes them back (`to_memory_of`).
+`config.offload` names them. They are copied to the devices before use, by the
+program itself (`to_device`) or ahead of several (`fetch`); a program that
+changes them writes them back (`to_memory_of`).
 """
 
 from collections.abc import Sequence
@@ -54,6 +55,17 @@ def to_host(state: State, parts: Sequence[str]) -> State:
   if "optimizer" in parts:
     state = state.replace(optimizer_state=_to_host(state.optimizer_state))
   return state
+
+
+def fetch(tree: Tree) -> Tree:
+  """`tree`, with all arrays in device memory."""
+
+  def one(x):
+    if x.sharding.memory_kind != HOST_MEMORY:
+      return x
+    return jax.device_put(x, x.sharding.with_memory_kind("device"))
+
+  return jax.tree.map(one, tree)
 
 
 def to_device(tree: Tree) -> Tree:

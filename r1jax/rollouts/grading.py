@@ -8,6 +8,7 @@ import numpy as np
 
 from r1jax import rewards
 from r1jax.data import chat
+from r1jax.data.tokenizer import decode_batch
 from r1jax.rewards import Scores
 from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import Engine
@@ -125,16 +126,17 @@ class GroupGrader:
         )
 
   def texts(
-    self, rollout: Rollout
+    self, rollout: Rollout, *, read_all: bool
   ) -> tuple[list[Example], list[Completion | None]]:
     """Examples and completions, group after group.
 
-    Only the first host, which reports, reads the groups that others grade; on
-    another they are None.
+    A completion that another host grades is None; with `read_all`, the first
+    host reads those too.
     """
+    read_all &= distributed.is_first()
     written = []
     for p in range(len(self._examples)):
-      known = p in self._written or distributed.is_first()
+      known = read_all or self._graders[p] == jax.process_index()
       written += self._read(rollout, p) if known else [None] * self._size
     return [e for e in self._examples for _ in range(self._size)], written
 
@@ -173,30 +175,32 @@ class GroupGrader:
 
   def _read(self, rollout: Rollout, p: int) -> list[Completion]:
     if p not in self._written:
-      self._written[p] = [
-        completion(
-          rollout, p, g, self._tokenizer, self._max_tokens, self._prefill
-        )
-        for g in range(self._size)
-      ]
+      self._written[p] = completions(
+        rollout, p, self._tokenizer, self._max_tokens, self._prefill
+      )
     return self._written[p]
 
 
-def completion(
+def completions(
   rollout: Rollout,
   p: int,
-  g: int,
   tokenizer: Tokenizer,
   max_tokens: int,
   prefill: str = "",
-) -> Completion:
-  """One completion as text, after what the template wrote of it."""
-  length = int(rollout.lengths[p, g])
-  return Completion(
-    text=prefill
-    + tokenizer.decode(rollout.completions[p, g, :length].tolist()),
-    num_tokens=length,
-    max_tokens=max_tokens,
-    finish="stop" if rollout.finish[p, g] == FINISH_STOP else "length",
-    prefill=prefill,
+) -> list[Completion]:
+  """The completions of a prompt as text, after what the template wrote."""
+  lengths = rollout.lengths[p].tolist()
+  texts = decode_batch(
+    tokenizer,
+    [ids[:length] for ids, length in zip(rollout.completions[p], lengths)],
   )
+  return [
+    Completion(
+      text=prefill + text,
+      num_tokens=length,
+      max_tokens=max_tokens,
+      finish="stop" if finish == FINISH_STOP else "length",
+      prefill=prefill,
+    )
+    for text, length, finish in zip(texts, lengths, rollout.finish[p])
+  ]

@@ -110,7 +110,7 @@ def dump(
     with contextlib.ExitStack() as stack:
       out = file
       if compress:  # Without a name and a time, for the same bytes each time.
-        out = stack.enter_context(gzip.GzipFile("", "wb", 6, file, mtime=0))
+        out = stack.enter_context(gzip.GzipFile("", "wb", 1, file, mtime=0))
       out.writelines(line.encode() for line in lines)
     file.flush()
     os.fsync(file.fileno())

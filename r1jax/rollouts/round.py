@@ -25,7 +25,8 @@ class Round(NamedTuple):
 
   rollout: Rollout
   examples: Sequence[Example]  # [P * G]: that of each completion.
-  completions: Sequence[Completion | None]  # [P * G]; all on the first host.
+  # [P * G]; None for those that another host reads and grades.
+  completions: Sequence[Completion | None]
   scores: Callable[[], Scores]  # Waits for the graders.
   batches: int = 1  # Times that prompts were drawn.
   discarded: int = 0  # Completions that were sampled and not kept.
@@ -51,6 +52,7 @@ def make_sample(
   group_size: int,
   rounds: int,
   progress: Callable[[int, int], None] = lambda done, tokens: None,
+  read_all: bool = False,
 ) -> Callable[..., Round]:
   """`sample(params, round, max_tokens, attempt=0)`: one batch of prompts.
 
@@ -69,6 +71,7 @@ def make_sample(
     group_size: G
     rounds: the attempts that a round may take beyond the first.
     progress: see `Engine`.
+    read_all: whether the first host reads all completions, for records.
   """
 
   def sample(
@@ -91,7 +94,8 @@ def make_sample(
       round=round * (1 + rounds) + attempt,
       progress=progress,
     )
-    return Round(rollout, *grader.texts(rollout), grader.scores)
+    texts = grader.texts(rollout, read_all=read_all)
+    return Round(rollout, *texts, grader.scores)
 
   return sample
 

@@ -135,15 +135,12 @@ def problems(context: Context) -> Iterator[Line]:
   )
   known = inspection.is_in_memory(context.dataset)
   longest = len(context.shared) + (max(sizes) if known else window)
-  needed = inspection.rows_needed(c, longest)
-  size = c.minibatches * c.rows.max_rows * c.rows.width * 6 * 4 / 2**20
-  enough = 0 < needed <= c.rows.max_rows
+  text, width = longest - 1 + c.sampling.max_tokens, max(c.rows.widths)
   yield Line(
-    OK if enough else WRONG,
-    f"an update of prompts of {longest} tokens and completions of "
-    f"{c.sampling.max_tokens} needs {needed or 'wider'} rows, and there are "
-    f"{c.rows.max_rows} of {c.rows.width} tokens ({size:.1f} MiB a round)"
-    + ("" if enough else "; unused rows cost nothing"),
+    OK if text <= width else WRONG,
+    f"a prompt of {longest} tokens and a completion of "
+    f"{c.sampling.max_tokens} take {text} slots of a row, and the widest of "
+    f"rows.widths has {width}",
   )
 
 
@@ -308,21 +305,20 @@ def documents(context: Context) -> Iterator[Line]:
     f"a tokenizer of {settings['documents']:,} documents has "
     f"{tokenizer.vocab_size} ids; EOS is {eos!r}",
   )
-  mesh, tokens, used = make_mesh(data=1), 0, 0
+  mesh, tokens, slots = make_mesh(data=1), 0, 0
   for step in range(first):
     examples = data.draw(
       context.dataset, c.batch_examples, seed=c.seed, step=step
     )
     pieces = sft.demonstrations(examples, c.template, tokenizer)
-    batch = sft.make_batch(mesh, pieces, **c.rows)
-    tokens += int(batch.num_tokens)
-    rows = np.asarray(batch.packed.positions >= 0).any(axis=-1)
-    used = max(used, int(rows.sum()))
+    batches = sft.make_batches(mesh, pieces, **c.rows)
+    tokens += int(batches[0].num_tokens)
+    slots += sum(batch.weights.size for batch in batches)
   read = c.num_steps * c.batch_examples
   yield Line(
     OK,
     f"a batch: {c.batch_examples} documents, about {tokens // first:,} tokens, "
-    f"in up to {used} of {c.rows.max_rows} rows of {c.rows.width}",
+    f"which fill {tokens / slots:.0%} of the slots of the packed rows",
   )
   yield Line(
     OK,

@@ -30,9 +30,10 @@ def estimate(
   frozen = c.optimizer.get("frozen", ())
   params = count(tree)
   trained = params - sum(count(tree.get(name, {})) for name in frozen)
-  tokens = c.rows.microbatch_rows * c.rows.width
+  width = max(c.rows.widths)
+  tokens = c.rows.shard_rows * width
   by_token = 12 * model.width
-  by_token += model.attention.num_heads * min(c.rows.width, ops.attention.NAIVE)
+  by_token += model.attention.num_heads * min(width, ops.attention.NAIVE)
   experts = model.experts
   routed = experts.num_routed * experts.width if experts else 0
   if experts and routed > ops.experts.DENSE:

@@ -1,4 +1,4 @@
-"""Batches of GRPO updates, in packed layout, from a graded rollout."""
+"""Microbatches of GRPO updates, in packed layout, from a graded rollout."""
 
 import functools
 from collections.abc import Sequence
@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
-from r1jax.data.packing import pack_rollout
+from r1jax.data import packing
 from r1jax.losses.kl import kl_penalties
 from r1jax.parallel import sharding
+from r1jax.parallel.mesh import row_shards
 from r1jax.rollouts import replay
-from r1jax.types import FINISH_LENGTH, Batch, Packed, Rollout
+from r1jax.types import FINISH_LENGTH, Batch, Rollout
 
-BATCH_AXES = ("rows", None, "tokens")  # Logical axes of arrays [B, M, T].
+BATCH_AXES = ("rows", "tokens")  # Logical axes of arrays [B, T].
 
 
 def trained_completions(
@@ -55,86 +56,61 @@ def deal_prompts(
 def pack_prompts(
   rollout: Rollout,
   prompts: Sequence[int] | np.ndarray,
+  mesh: Mesh,
   *,
-  width: int,
-  max_rows: int,
-  microbatch_rows: int,
-) -> tuple[Packed, int]:
-  """The completions of some prompts as microbatches, and the count of those.
+  widths: Sequence[int],
+  shard_rows: int,
+) -> list[packing.Placement]:
+  """Where the completions of some prompts are in the rows of microbatches.
 
   Args:
     rollout: the whole round.
     prompts: indices of prompts in the rollout.
-    width: slots (tokens) of a row.
-    max_rows: rows of a batch; microbatches of unused rows are not computed.
-    microbatch_rows: rows that go through the model at once.
-
-  Raises ValueError if the completions need more than `max_rows` rows.
+    mesh: over which the rows are split.
+    widths: slots (tokens) of a row; each microbatch has one of them, and the
+      programs of training are compiled for each.
+    shard_rows: rows of a microbatch in each part of the mesh.
   """
-  packed = pack_rollout(rollout, width, chosen=prompts, rows=max_rows)
-  return microbatches(packed, microbatch_rows)
+  rows = row_shards(mesh) * shard_rows
+  return packing.pack_rollout(rollout, prompts, widths=widths, rows=rows)
 
 
 def make_batch(
-  rollout: Rollout, packed: Packed, count: int, mesh: Mesh
+  rollout: Rollout, placement: packing.Placement, mesh: Mesh
 ) -> Batch:
-  """A batch on the devices, ready for scoring.
+  """A microbatch on the devices, ready for scoring.
 
   Its weights are 1 at every token that the policy sampled; `add_advantages`
   replaces them by the weights of the loss.
 
   Args:
     rollout: the whole round, on the host.
-    packed: [B, M, T], from `pack_prompts`.
-    count: number of microbatches that hold tokens, from `pack_prompts`.
+    placement: from `pack_prompts`.
     mesh: over which the rows are split.
   """
-  completions = np.maximum(packed.origin, 0) // rollout.completions.shape[-1]
+  packed = packing.lay_out_rollout(rollout, placement)
   experts = None
   if rollout.experts is not None:
     experts = replay.lay_out(rollout, packed)
+  count, size = rollout.lengths.size, rollout.completions.shape[-1]
+  per_slot = functools.partial(packing.per_slot, placement)
   packed, completions, weights, logprobs, experts = sharding.rows_to_device(
     mesh,
     (
       packed,
-      completions.astype(np.int32),
-      per_slot(rollout.sampled_mask, packed),
-      per_slot(rollout.logprobs, packed),
+      per_slot(np.arange(count), np.int32),
+      per_slot(rollout.sampled_mask.reshape(-1, size), np.float32),
+      per_slot(rollout.logprobs.reshape(-1, size), np.float32),
       experts,
     ),
   )
   return Batch(
     packed=packed,
-    num_microbatches=np.int32(count),
     weights=weights,
     completions=completions,
     sampler_logprobs=logprobs,
     old_logprobs=logprobs,
     experts=experts,
-  )
-
-
-def per_slot(
-  values: Shaped[np.ndarray, "P G Tc"], packed: Packed
-) -> Float[np.ndarray, "B M T"]:
-  """The value of the target of each slot; 0 for slots without a target."""
-  values = np.asarray(values, np.float32).reshape(-1)
-  return np.where(packed.origin >= 0, values[packed.origin], np.float32(0))
-
-
-def microbatches(packed: Packed, rows: int) -> tuple[Packed, int]:
-  """Rows [M * rows, T] as [rows, M, T], and the number of used microbatches."""
-  width = packed.tokens.shape[1]
-  used = (packed.positions >= 0).any(axis=1).reshape(-1, rows).any(axis=1)
-  count = int(used.nonzero()[0].max(initial=-1)) + 1
-  reshape = lambda x: np.swapaxes(x.reshape(-1, rows, width), 0, 1)
-  return jax.tree.map(reshape, packed), count
-
-
-def microbatch(batch: Batch, i: int | Int[Array, ""]) -> Batch:
-  """Microbatch `i` of a batch, with arrays [B, T]."""
-  return jax.tree.map(
-    lambda x: jnp.take(x, i, axis=1) if jnp.ndim(x) > 1 else x, batch
   )
 
 
@@ -145,7 +121,7 @@ def add_advantages(
   weights: Float[Array, "N"],
   num_targets: Int[Array, ""] | int,
 ) -> Batch:
-  """The batch with the advantage and the loss weight of every target.
+  """The microbatch with the advantage and the loss weight of every target.
 
   Args:
     batch: from `make_batch`.

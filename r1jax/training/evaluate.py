@@ -12,8 +12,9 @@ from r1jax import data, rewards
 from r1jax.data import worked
 from r1jax.rewards import accuracy
 from r1jax.rewards.pool.pool import GraderPool
+from r1jax.rollouts import grading
 from r1jax.rollouts.engine import Engine
-from r1jax.rollouts.grading import completion, sample_graded
+from r1jax.rollouts.grading import sample_graded
 from r1jax.runtime import checkpoint, distributed, interrupt
 from r1jax.training import inspection
 from r1jax.types import Completion, Example, Params, Rollout, Tokenizer
@@ -79,7 +80,7 @@ def evaluate(
     scores = grader.scores()
     if not distributed.is_first():
       continue
-    _, texts = grader.texts(rollout)
+    _, texts = grader.texts(rollout, read_all=True)
     shape = (len(examples), samples)
     measured = measure(
       examples,
@@ -222,14 +223,14 @@ def completions(
   max_tokens: int,
 ) -> tuple[list[Example], list[Completion]]:
   """The example of each completion, and the completions, in order of groups."""
+  groups = [
+    grading.completions(rollout, p, tokenizer, max_tokens)
+    for p in range(len(examples))
+  ]
   members = range(rollout.lengths.shape[1])
   return (
     [example for example in examples for _ in members],
-    [
-      completion(rollout, p, g, tokenizer, max_tokens)
-      for p in range(len(examples))
-      for g in members
-    ],
+    [completion for group in groups for completion in group],
   )
 
 

@@ -94,7 +94,7 @@ def train(
     evaluator = evaluate.Evaluator(
       config, writer, run.engine, run.tokenizer, pool
     )
-    sample = run.make_sample(pool, log.sampled)
+    sample = run.make_sample(pool, log.sampled, read_all=dump)
     without_signal = 0  # Number of successive rounds without any signal.
     try:
       while True:
@@ -141,15 +141,21 @@ def train(
           seed=config.seed,
           round=number,
         )
-        packed = [pack_prompts(rollout, p, **config.rows) for p in parts]
-        batches = [make_batch(rollout, *p, run.mesh) for p in packed]
+        placed = [
+          pack_prompts(rollout, prompts, run.mesh, **config.rows)
+          for prompts in parts
+        ]
+        updates = [
+          [make_batch(rollout, microbatch, run.mesh) for microbatch in update]
+          for update in placed
+        ]
 
         # Score the tokens under the old policy and the reference policy.
         if config.old == "trainer" or run.use_reference:
           with log.phase("scoring"):
-            batches = [run.score_batch(batch, state) for batch in batches]
+            updates = run.score_batches(updates, state)
         if config.kl_reward.coefficient:
-          total = total - kl_penalties(config, batches, total.shape)
+          total = total - kl_penalties(config, updates, total.shape)
           advantages = make_advantages(total, **config.advantage)
 
         # Take one clipped step per minibatch.
@@ -157,15 +163,17 @@ def train(
           with log.phase("learning"):
             new, measured = state.train, []
             tokens = rollout.sampled_mask.sum(-1)
-            for part, batch in zip(parts, batches, strict=True):
+            for part, batches in zip(parts, updates, strict=True):
               mask = trained & np.isin(np.arange(len(tokens)), part)[:, None]
-              batch = add_advantages(
-                batch,
-                advantages.reshape(-1),
-                token_weights(tokens, mask, **config.aggregation).reshape(-1),
-                np.int32(tokens[mask].sum()),
+              weigh = functools.partial(
+                add_advantages,
+                advantages=advantages.reshape(-1),
+                weights=token_weights(
+                  tokens, mask, **config.aggregation
+                ).reshape(-1),
+                num_targets=np.int32(tokens[mask].sum()),
               )
-              new, metrics_of_update = run.update(new, batch)
+              new, metrics_of_update = run.update(new, map(weigh, batches))
               measured.append(sharding.to_host(metrics_of_update))
           state = state.replace(train=new)
           step = int(new.step)
@@ -173,7 +181,7 @@ def train(
             state = policy.refresh_reference(
               run.model.config, config.offload, state
             )
-          log.write(round, scores, advantages, measured, packed, state)
+          log.write(round, scores, advantages, measured, placed, state)
           if dump:
             records.dump(
               workdir,
@@ -243,12 +251,13 @@ def replayed(
 
 def kl_penalties(
   config: ml_collections.ConfigDict,
-  batches: Sequence[Batch],
+  updates: Sequence[Sequence[Batch]],
   shape: tuple[int, int],
 ) -> np.ndarray:
   """The KL penalties of completions [P, G] against the reference policy."""
   penalties = [
     completion_kl(batch, shape[0] * shape[1], **config.kl_reward)
+    for batches in updates
     for batch in batches
   ]
   return sum(map(sharding.to_host, penalties)).reshape(shape)
@@ -295,7 +304,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   for name, known in (("mtp", MTP), ("old", OLD)):
     if config[name] not in known:
       raise ValueError(f"{name} is {config[name]!r}; there is {known}")
-  inspection.check_packing(config, longest=1)  # The least that prompts need.
+  inspection.check_width(config, longest=1)  # The least that prompts need.
   inspection.check_limits(config.max_tokens, most=config.sampling.max_tokens)
   dynamic_sampling(**config.dynamic_sampling)
   losses.check(**config.loss.to_dict())

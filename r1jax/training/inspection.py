@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 from r1jax.data import chat, templates
 from r1jax.data.mixture import Mixture
 from r1jax.models.config import ModelConfig
-from r1jax.parallel.mesh import row_shards
 from r1jax.rewards import Scores, accuracy
 from r1jax.runtime.console import Console
 from r1jax.types import Example, Tokenizer
@@ -45,48 +44,35 @@ def is_in_memory(dataset: Sequence[Example]) -> bool:
 def check_rows(
   rows: ml_collections.ConfigDict, mesh: Mesh | None = None
 ) -> None:
-  """Raises ValueError if the rows do not divide into microbatches.
+  """Raises ValueError for rows that are none.
 
-  With a mesh, it also raises if microbatches do not divide over its devices.
+  With a mesh, it also raises if its axis `context` does not divide a width.
   """
-  size = rows.microbatch_rows
-  shards = 1 if mesh is None else row_shards(mesh)
-  if rows.max_rows % size:
+  if not rows.widths or min(rows.widths) < 1 or rows.shard_rows < 1:
     raise ValueError(
-      f"rows.microbatch_rows {size} does not divide rows.max_rows "
-      f"{rows.max_rows}; choose a divisor"
+      f"rows.widths {tuple(rows.widths)} and rows.shard_rows "
+      f"{rows.shard_rows} are numbers of tokens and of rows, at least 1"
     )
-  if size % shards:
-    raise ValueError(
-      f"rows.microbatch_rows {size} do not divide over {shards} devices, those "
-      "of the mesh axes data, fsdp and expert; choose a multiple, or another "
-      "mesh"
-    )
+  context = 1 if mesh is None else mesh.shape["context"]
+  for width in rows.widths:
+    if width % context:
+      raise ValueError(
+        f"mesh.context {context} does not divide the {width} tokens of "
+        "rows.widths; choose a multiple"
+      )
 
 
-def check_packing(config: ml_collections.ConfigDict, longest: int) -> None:
-  """Raises ValueError if an update might need more rows than `max_rows`.
+def check_width(config: ml_collections.ConfigDict, longest: int) -> None:
+  """Raises ValueError if the longest text might not fit the widest row.
 
-  `longest` is the number of tokens of the longest prompt, template included. In
-  the worst case, all prompts have this length, and all completions have
-  `sampling.max_tokens`.
+  `longest` is the number of tokens of the longest prompt, template included.
   """
-  rows, limit = config.rows, config.sampling.max_tokens
-  needed = rows_needed(config, longest)
-  if not needed:
+  width, limit = max(config.rows.widths), config.sampling.max_tokens
+  if longest - 1 + limit > width:
     raise ValueError(
       f"a prompt of up to {longest} tokens and a completion of "
-      f"sampling.max_tokens {limit} do not fit rows.width {rows.width}; set it "
-      f"to {longest - 1 + limit}"
-    )
-  if needed > rows.max_rows:
-    prompts = config.prompts_per_round // config.minibatches
-    enough = -(-needed // rows.microbatch_rows) * rows.microbatch_rows
-    raise ValueError(
-      f"rows.max_rows is {rows.max_rows}, but an update of {prompts} prompts "
-      f"of up to {longest} tokens, each with {config.group_size} completions "
-      f"of up to {limit}, can need {needed} rows of {rows.width}; set it to "
-      f"{enough}: unused rows cost nothing"
+      f"sampling.max_tokens {limit} do not fit the widest of rows.widths, "
+      f"{width}; it must be at least {longest - 1 + limit}"
     )
 
 
@@ -97,8 +83,8 @@ def check_dataset(
 ) -> None:
   """Raises ValueError if the dataset does not fit the config.
 
-  Prompts may be too long, or rows too few; see `check_prompts` and
-  `check_packing`. Generated prompts are assumed to be as long as
+  Prompts may be too long, or rows too narrow; see `check_prompts` and
+  `check_width`. Generated prompts are assumed to be as long as
   `sampling.prompt_tokens` allows. It also raises if the template ends turns
   with a token that does not stop the sampler.
   """
@@ -108,7 +94,7 @@ def check_dataset(
   if not is_in_memory(dataset):
     shared = chat.shared_tokens(config.template, tokenizer)
     longest = max(longest, len(shared) + config.sampling.prompt_tokens)
-  check_packing(config, longest)
+  check_width(config, longest)
 
 
 def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:
@@ -145,30 +131,18 @@ def check_prompts(
       f"template, and sampling.prompt_tokens is {window}; set it to {longest} "
       f"or leave out the {len(at)} of {len(sizes)} problems that are longer"
     )
-  row = shared + longest - 1 + config.sampling.max_tokens
-  if row > config.rows.width:
+  row, widest = (
+    shared + longest - 1 + config.sampling.max_tokens,
+    max(config.rows.widths),
+  )
+  if row > widest:
     raise ValueError(
       f"{examples[sizes.index(longest)].id}: its prompt of {shared + longest} "
       f"tokens and a completion of sampling.max_tokens "
-      f"{config.sampling.max_tokens} do not fit rows.width "
-      f"{config.rows.width}; set it to {row}"
+      f"{config.sampling.max_tokens} do not fit the widest of rows.widths, "
+      f"{widest}; it must be at least {row}"
     )
   return shared + longest
-
-
-def rows_needed(config: ml_collections.ConfigDict, longest: int) -> int:
-  """The number of rows that suffices for any update; 0 if rows are too short.
-
-  A row holds a prompt of `longest` tokens and k completions of `max_tokens`.
-  For completions of any length, `pack_rollout` starts a new row for a group
-  only after k of them.
-  """
-  room = config.rows.width - (longest - 1)
-  in_row = room // config.sampling.max_tokens
-  if in_row < 1:
-    return 0
-  prompts = config.prompts_per_round // config.minibatches
-  return prompts * -(-config.group_size // in_row)
 
 
 def check_steps(config: ml_collections.ConfigDict) -> None:

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 from r1jax import data, rewards
+from r1jax.data.packing import Placement
 from r1jax.rollouts.round import Round
 from r1jax.runtime import distributed, metrics
 from r1jax.training import evaluate, inspection, round_numbers
-from r1jax.types import Packed, RLState
+from r1jax.types import RLState
 
 # (metric, limit, meaning): a warning is printed once a metric exceeds its
 # limit.
@@ -69,7 +70,7 @@ class RunLog:
     scores: rewards.Scores,
     advantages: np.ndarray,
     updates: Sequence[Mapping],
-    packed: Sequence[tuple[Packed, int]],
+    placed: Sequence[Sequence[Placement]],
     state: RLState,
   ) -> None:
     """Writes the metrics of a round and some completions, and shows progress.
@@ -79,9 +80,12 @@ class RunLog:
       scores: of the completions [P * G].
       advantages: [P, G].
       updates: the metrics of each update.
-      packed: the rows of each update, and its number of microbatches.
+      placed: the microbatches of each update.
       state: after the updates.
     """
+    reflections = distributed.all_gather(
+      round_numbers.reflection_counts(round.completions)
+    ).sum(axis=0)
     if not distributed.is_first():
       return
     config, step = self._config, int(state.train.step)
@@ -90,8 +94,11 @@ class RunLog:
     numbers |= round_numbers.load_numbers(numbers.pop("router/load"))
     numbers |= round_numbers.reward_numbers(scores, advantages, examples)
     numbers |= round_numbers.length_numbers(rollout)
-    numbers |= round_numbers.reflection_numbers(completions)
-    numbers |= round_numbers.packing_numbers(packed)
+    numbers |= {
+      f"reflection/{word}": count / len(completions)
+      for word, count in zip(round_numbers.REFLECTION, reflections)
+    }
+    numbers |= round_numbers.packing_numbers(placed)
     by_domain = dict(reward=scores.total, length=rollout.lengths.reshape(-1))
     if "accuracy" in scores.parts:
       by_domain["accuracy"] = scores.parts["accuracy"]
@@ -125,7 +132,7 @@ class RunLog:
       seconds=whole,
       devices=self._engine.sampling.mesh.size,
       flops=round_numbers.flops(
-        self._engine.model.config, rollout, packed, scorings
+        self._engine.model.config, rollout, placed, scorings
       ),
       peak=config.peak_flops,
     )
@@ -153,7 +160,9 @@ class RunLog:
       tokens_per_second=tokens / max(seconds["sampling"], 1e-9),
     )
     if done == 1 or done % 20 == 0:
-      best = int(np.argmax(np.nan_to_num(scores.total, nan=-np.inf)))
+      known = np.array([c is not None for c in completions])
+      total = np.where(known, scores.total, np.nan)
+      best = int(np.argmax(np.nan_to_num(total, nan=-np.inf)))
       self._writer.console.show_completion(
         examples[best].prompt,
         completions[best].text,

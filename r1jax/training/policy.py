@@ -15,7 +15,7 @@ from r1jax.models.rows import mtp_targets
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import to_compute_dtype
 from r1jax.parallel import offload, sharding
-from r1jax.training.batch import BATCH_AXES, microbatch
+from r1jax.training.batch import BATCH_AXES
 from r1jax.training.update import init_state
 from r1jax.types import Batch, Packed, Params, RLState
 
@@ -66,27 +66,15 @@ def policy_forward(
 
 
 def make_score(policy: Callable[..., PolicyOutput]) -> Callable:
-  """A jitted function score(params, batch) -> log p(target) [B, M, T], in nats.
+  """A jitted function score(params, batch) -> log p(target) [B, T], in nats.
 
   `policy` is `policy_forward` with its first three arguments bound.
   """
 
   @jax.jit
-  def score(params: Params, batch: Batch) -> Float[Array, "B M T"]:
-    params = offload.to_device(params)
-
-    def one(i, scores):
-      rows = microbatch(batch, i)
-      logprobs = policy(params, rows.packed, rows.experts).logprobs
-      return sharding.shard_constraint(
-        scores.at[:, i].set(logprobs), *BATCH_AXES
-      )
-
-    zeros = sharding.shard_constraint(
-      jnp.zeros(batch.weights.shape), *BATCH_AXES
-    )
-    with jax.named_scope("microbatches"):
-      return jax.lax.fori_loop(0, batch.num_microbatches, one, zeros)
+  def score(params: Params, batch: Batch) -> Float[Array, "B T"]:
+    logprobs = policy(params, batch.packed, batch.experts).logprobs
+    return sharding.shard_constraint(logprobs, *BATCH_AXES)
 
   return score
 

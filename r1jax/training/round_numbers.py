@@ -5,10 +5,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
+from r1jax.data.packing import Placement
 from r1jax.models import flops as model_flops
 from r1jax.models.config import ModelConfig
-from r1jax.types import FINISH_STOP, Completion, Packed, Rollout
+from r1jax.types import FINISH_STOP, Completion, Rollout
 
 # Words of reflection, from arXiv:2501.12948, appendix C.2, and from the demo.
 REFLECTION = (
@@ -119,23 +121,26 @@ def length_numbers(rollout: Rollout) -> dict:
   }
 
 
-def packing_numbers(batches: Sequence[tuple[Packed, int]]) -> dict:
+def packing_numbers(updates: Sequence[Sequence[Placement]]) -> dict:
   """The fill of the packed rows of all updates, and its unevenness."""
-  fill, unevenness = [], []
-  for packed, count in batches:
-    used = (np.asarray(packed.positions[:, :count]) >= 0).sum(axis=-1)
-    fill.append(used.mean() / packed.positions.shape[-1])
-    unevenness.append(used.max() / max(used.mean(), 1e-9))
+  rows = [x.used for batches in updates for x in batches]
+  slots = sum(x.rows * x.width for batches in updates for x in batches)
+  used = np.concatenate(rows)
+  spread = [
+    np.max(np.concatenate([x.used for x in batches]))
+    / np.mean(np.concatenate([x.used for x in batches]))
+    for batches in updates
+  ]
   return {
-    "data/pack_fill": np.mean(fill),
-    "data/pack_spread": np.max(unevenness),
+    "data/pack_fill": used.sum() / slots,
+    "data/pack_spread": np.max(spread),
   }
 
 
 def flops(
   config: ModelConfig,
   rollout: Rollout,
-  batches: Sequence[tuple[Packed, int]],
+  updates: Sequence[Sequence[Placement]],
   scorings: int,
 ) -> float:
   """Model FLOPs of a round: sampling, `scorings` forward passes, one update.
@@ -151,31 +156,32 @@ def flops(
   total += sampled * model_flops.of_logits(config)
   total += pairs * model_flops.of_pair(config, cached=True)
   passes = scorings + 3
-  for packed, _ in batches:
-    used = packed.positions >= 0
-    slot = np.arange(packed.positions.shape[-1])
-    seen = np.where(used, slot - packed.k_start + 1 + packed.prefix_end, 0)
+  for placement in (x for batches in updates for x in batches):
     total += passes * (
-      used.sum() * model_flops.of_token(config)
-      + (packed.origin >= 0).sum() * model_flops.of_logits(config)
-      + seen.sum() * model_flops.of_pair(config)
+      placement.used.sum() * model_flops.of_token(config)
+      + placement.count.sum() * model_flops.of_logits(config)
+      + placement.num_pairs * model_flops.of_pair(config)
     )
   return float(total)
 
 
-def reflection_numbers(completions: Sequence[Completion]) -> dict:
-  """The mean number of occurrences of each word of reflection."""
-  text = "\n".join(c.text.lower() for c in completions)
+def reflection_counts(
+  completions: Sequence[Completion | None],
+) -> Int[np.ndarray, "N"]:
+  """The occurrences of each word of reflection in the known completions."""
+  text = "\n".join(c.text.lower() for c in completions if c is not None)
   counts = collections.Counter(re.findall(r"[a-z]+", text))
-  return {f"reflection/{w}": counts[w] / len(completions) for w in REFLECTION}
+  return np.array([counts[word] for word in REFLECTION])
 
 
 def completion_rows(
   step, round, examples, completions, scores, advantages, group_size
 ) -> Iterator[dict]:
-  """Rows for the first two completions of the first four groups of a round."""
+  """Rows for two completions of the first four groups with known texts."""
   flat = advantages.reshape(-1)
-  for start in range(0, min(len(completions), 4 * group_size), group_size):
+  groups = range(0, len(completions), group_size)
+  known = [start for start in groups if completions[start] is not None]
+  for start in known[:4]:
     for i in range(start, start + 2):
       yield {
         "step": step,

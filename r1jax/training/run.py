@@ -22,7 +22,7 @@ from r1jax.rollouts.round import Round, make_sample
 from r1jax.training import inspection, models, policy
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.state import make_params, restore_or_init
-from r1jax.training.update import make_update
+from r1jax.training.update import Update, make_update
 from r1jax.types import Batch, Example, Params, RLState, Tokenizer
 
 
@@ -38,21 +38,32 @@ class Run(NamedTuple):
   engine: Engine
   optimizer: optax.GradientTransformation
   score: Callable[[Params, Batch], jax.Array]
-  update: Callable
+  update: Update
   use_reference: bool
 
-  def score_batch(self, batch: Batch, state: RLState) -> Batch:
-    """The batch with the old and reference log-probabilities that it needs."""
+  def score_batches(
+    self, updates: Sequence[Sequence[Batch]], state: RLState
+  ) -> list[list[Batch]]:
+    """The microbatches of updates, with the logprobs that they need.
+
+    Those are of the policy if `config.old` says so, and of the reference.
+    """
+    scorers = {}
     if self.config.old == "trainer":
-      old = self.score(state.train.params, batch)
-      batch = batch.replace(old_logprobs=old)
+      scorers["old_logprobs"] = state.train.params
     if self.use_reference:
-      reference = self.score(state.reference, batch)
-      batch = batch.replace(reference_logprobs=reference)
-    return batch
+      scorers["reference_logprobs"] = offload.fetch(state.reference)
+    add = lambda batch: batch.replace(
+      **{name: self.score(params, batch) for name, params in scorers.items()}
+    )
+    return [[*map(add, batches)] for batches in updates]
 
   def make_sample(
-    self, pool: GraderPool, progress: Callable[[int, int], None]
+    self,
+    pool: GraderPool,
+    progress: Callable[[int, int], None],
+    *,
+    read_all: bool,
   ) -> Callable[..., Round]:
     """The function that samples a round; see `rollouts.round.make_sample`."""
     config = self.config
@@ -68,6 +79,7 @@ class Run(NamedTuple):
       group_size=config.group_size,
       rounds=config.dynamic_sampling.rounds,
       progress=progress,
+      read_all=read_all,
     )
 
   def restore_or_init(self, workdir: str) -> tuple[RLState, int | None]:
@@ -146,8 +158,8 @@ def token_limit(config: ml_collections.ConfigDict, step: int) -> int:
 
 def make_steps(
   config: ml_collections.ConfigDict, model: transformer.Transformer, tokenizer
-) -> tuple[optax.GradientTransformation, Callable, Callable]:
-  """The optimizer, and the jitted functions `score` and `update`."""
+) -> tuple[optax.GradientTransformation, Callable, Update]:
+  """The optimizer, and the functions `score` and `update`."""
   settings, trains = config.optimizer.to_dict(), config.mtp == "train"
   if config.mtp == "frozen":
     settings["frozen"] = (*settings.get("frozen", ()), "mtp")

@@ -22,11 +22,10 @@ from r1jax.models import transformer
 from r1jax.models.rows import mtp_targets
 from r1jax.models.weights import logical_axes
 from r1jax.parallel import offload, sharding
-from r1jax.parallel.mesh import make_mesh
+from r1jax.parallel.mesh import make_mesh, row_shards
 from r1jax.runtime import checkpoint, distributed, interrupt, metrics, profiler
 from r1jax.runtime.workdir import claim
 from r1jax.training import inspection, models
-from r1jax.training.batch import microbatches
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.round_numbers import load_numbers
 from r1jax.training.state import contents, restore_or_init
@@ -100,9 +99,9 @@ def train(
           dataset, config.batch_examples, seed=config.seed, step=step
         )
         pieces = demonstrations(examples, config.template, tokenizer)
-        batch = make_batch(mesh, pieces, **config.rows)
+        batches = make_batches(mesh, pieces, **config.rows)
         with interrupt.deferred():
-          state, numbers = update(state, batch)
+          state, numbers = update(state, batches)
           step += 1
           if step % config.metrics_every == 0:
             report(writer, step, numbers, config.num_steps)
@@ -188,41 +187,48 @@ def demonstrations(
   return pairs
 
 
-def make_batch(
+def make_batches(
   mesh: Mesh,
   demonstrations: Sequence[chat.Demonstration],
   *,
-  width: int,
-  max_rows: int,
-  microbatch_rows: int,
-) -> Batch:
-  """A batch on the devices; only answers, with EOS, are targets of the loss.
+  widths: Sequence[int],
+  shard_rows: int,
+) -> list[Batch]:
+  """The microbatches of an update, on the devices.
+
+  Only answers, with EOS, are targets of the loss.
 
   Args:
     mesh: over which the rows are split.
     demonstrations: prompt and target tokens.
-    width: slots (tokens) of a row.
-    max_rows: rows of a batch; microbatches of unused rows are not computed.
-    microbatch_rows: rows that go through the model at once.
+    widths: slots (tokens) of a row; see `batch.pack_prompts`.
+    shard_rows: rows of a microbatch in each part of the mesh.
   """
-  pieces = [
-    packing.Piece(prompt, [completion], [i * width])
-    for i, (prompt, completion) in enumerate(demonstrations)
-  ]
-  packed = packing.pack(pieces, width, rows=max_rows)
-  packed, count = microbatches(packed, microbatch_rows)
-  is_target = packed.origin >= 0
-  num_targets = np.int32(max(is_target.sum(), 1))
-  weights = is_target / np.float32(num_targets)
-  num_tokens = np.int32(max(np.sum(packed.positions >= 0), 1))
-  packed, weights = sharding.rows_to_device(mesh, (packed, weights))
-  return Batch(
-    packed=packed,
-    num_microbatches=np.int32(count),
-    weights=weights,
-    num_targets=num_targets,
-    num_tokens=num_tokens,
+  prompts, answers = zip(*demonstrations)
+  placements = packing.pack(
+    np.array([*map(len, prompts)]),
+    np.array([[len(answer)] for answer in answers]),
+    widths=widths,
+    rows=row_shards(mesh) * shard_rows,
   )
+  num_targets = np.int32(max(sum(x.count.sum() for x in placements), 1))
+  num_tokens = np.int32(max(sum(x.used.sum() for x in placements), 1))
+  batches = []
+  for placement in placements:
+    packed = packing.lay_out(
+      placement, prompts, answers, group_size=1, stride=max(widths)
+    )
+    weights = (packed.origin >= 0) / np.float32(num_targets)
+    packed, weights = sharding.rows_to_device(mesh, (packed, weights))
+    batches.append(
+      Batch(
+        packed=packed,
+        weights=weights,
+        num_targets=num_targets,
+        num_tokens=num_tokens,
+      )
+    )
+  return batches
 
 
 def report(writer, step, numbers, num_steps) -> None:
@@ -263,7 +269,7 @@ SECTIONS = {
   "model": models.MODELS,
   "tokenizer": tokenizers.load_or_fit,
   "dataset": data.DATASETS,
-  "rows": make_batch,
+  "rows": make_batches,
   "loss": objective,
   "optimizer": make_optimizer,
 }

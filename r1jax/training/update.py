@@ -1,8 +1,8 @@
-"""The jitted optimizer step that all loops share."""
+"""The optimizer step that all loops share."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ import optax
 from r1jax.models.moe import rebalance
 from r1jax.models.weights import is_router_bias
 from r1jax.parallel import offload, sharding
-from r1jax.training.batch import microbatch
 from r1jax.training.optimizer import is_zero, learning_rate_metric
 from r1jax.types import Batch, Params, TrainState
 
@@ -28,18 +27,41 @@ def init_state(
   )
 
 
+class Update(NamedTuple):
+  """One optimizer step, as its jitted parts; see `make_update`."""
+
+  # add(params, gradients, batch) -> (gradients, metrics) of one microbatch. It
+  # donates the gradients that it adds to.
+  add: Callable
+  # combine(metrics, metrics) -> metrics of both.
+  combine: Callable
+  # apply(state, gradients, metrics) -> (state, metrics). It donates its state.
+  apply: Callable
+
+  def __call__(
+    self, state: TrainState, batches: Iterable[Batch]
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The state after one step on the microbatches, and its metrics."""
+    gradients = jax.tree.map(jnp.zeros_like, state.params)
+    total = None
+    for batch in batches:
+      gradients, metrics = self.add(state.params, gradients, batch)
+      total = metrics if total is None else self.combine(total, metrics)
+    return self.apply(state, gradients, total)
+
+
 def make_update(
   loss: Callable,
   optimizer: optax.GradientTransformation,
   *,
   router_bias_speed: float = 0.0,
   axes: Any = None,
-) -> Callable:
-  """A jitted function update(state, batch) -> (state, metrics).
+) -> Update:
+  """The function update(state, batches) -> (state, metrics).
 
-  It sums gradients over the microbatches of the batch and makes one optimizer
-  step. It donates its state, and returns the new one in the same shardings and
-  memory.
+  It sums gradients over microbatches, whose rows may differ in number and
+  width, and makes one optimizer step. It donates its state, and returns the new
+  one in the same shardings and memory.
 
   A step whose gradient is not finite changes nothing and is counted in
   `state.skipped`. A step whose gradient is exactly 0, because no token has a
@@ -57,51 +79,33 @@ def make_update(
     axes: logical axes of the parameters; with a mesh in the context
       (`jax.set_mesh`), gradients are sharded like their parameters.
   """
+  constrain = functools.partial(sharding.tree_shard_constraint, axes=axes)
+  value_and_grad = jax.value_and_grad(loss, has_aux=True)
+
+  @functools.partial(jax.jit, donate_argnames="gradients")
+  def add(params: Params, gradients: Params, batch: Batch):
+    (value, metrics), more = value_and_grad(params, batch)
+    total = jax.tree.map(jnp.add, gradients, constrain(more))
+    return constrain(total), metrics | {"loss/total": value}
+
+  @jax.jit
+  def combine(one: Mapping[str, jax.Array], other: Mapping[str, jax.Array]):
+    return {name: _reduction(name)(one[name], other[name]) for name in one}
 
   @functools.partial(jax.jit, donate_argnames="state")
-  def update(state: TrainState, batch: Batch):
-    constrain = functools.partial(sharding.tree_shard_constraint, axes=axes)
+  def apply(
+    state: TrainState, gradients: Params, metrics: Mapping[str, jax.Array]
+  ):
     before, state = state, offload.to_device(state)
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
-
-    def add(i, carry):
-      (value, metrics), grads = value_and_grad(
-        state.params, microbatch(batch, i)
-      )
-      metrics = metrics | {"loss/total": value}
-      # The barrier keeps the reduction over devices inside the loop. If XLA
-      # moved it out, the loop would carry gradients that are not sharded.
-      grads = jax.lax.optimization_barrier(grads)
-      total_grads, total = carry
-      total = {
-        name: _reduction(name)(total[name], metrics[name]) for name in metrics
-      }
-      return constrain(jax.tree.map(jnp.add, total_grads, grads)), total
-
-    shapes = jax.eval_shape(value_and_grad, state.params, microbatch(batch, 0))
-    (_, metrics), grads = jax.tree.map(
-      lambda s: jnp.zeros(s.shape, s.dtype), shapes
-    )
-    metrics = {
-      name: jnp.full_like(x, jnp.inf) if name.endswith("min") else x
-      for name, x in metrics.items()
-    }
-    with jax.named_scope("microbatches"):
-      grads, metrics = jax.lax.fori_loop(
-        0,
-        batch.num_microbatches,
-        add,
-        (constrain(grads), metrics | {"loss/total": jnp.zeros(())}),
-      )
     updates, optimizer_state = optimizer.update(
-      grads, state.optimizer_state, state.params
+      gradients, state.optimizer_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
     if router_bias_speed:
       params = update_router_biases(
         params, metrics["router/load"], router_bias_speed
       )
-    norm, idle = optax.tree.norm(grads), is_zero(grads)
+    norm, idle = optax.tree.norm(gradients), is_zero(gradients)
     finite = jnp.isfinite(norm)
     keep = functools.partial(
       jax.tree.map, lambda new, old: jnp.where(finite & ~idle, new, old)
@@ -112,7 +116,7 @@ def make_update(
       optimizer_state=keep(optimizer_state, state.optimizer_state),
       skipped=jnp.where(finite, 0, state.skipped + 1),
     )
-    metrics |= learning_rate_metric(optimizer_state)
+    metrics = dict(metrics) | learning_rate_metric(optimizer_state)
     return offload.to_memory_of(constrain(new), before), metrics | {
       "optim/grad_norm": norm,
       "optim/update_norm": jnp.where(idle, 0.0, optax.tree.norm(updates)),
@@ -120,7 +124,7 @@ def make_update(
       "optim/idle": idle.astype(jnp.float32),
     }
 
-  return update
+  return Update(add, combine, apply)
 
 
 def _reduction(name: str) -> Callable:

@@ -1,11 +1,12 @@
 """What is learned of a conversation: no token too many, and none too few."""
 
+import packed
 import pytest
 from conversations import conversation, id_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax.data import chat, packing
+from r1jax.data import chat
 from r1jax.data.templates import (
   deepseek_r1,
   deepseek_r1_think,
@@ -101,12 +102,8 @@ def test_a_completion_is_the_whole_answer_and_one_end(tokenizer):
 def test_an_eos_that_is_also_the_pad_token_is_learned(small):
   # In the files of `small`, as in R1's, the pad token is the EOS.
   found = learn(conversation("a", "b", "c", "d"), small, turns="each")
-  pieces = [
-    packing.Piece(prompt=p, completions=[c], origins=[100 * i])
-    for i, (p, c) in enumerate(found)
-  ]
-  packed = packing.pack(pieces, 64)
-  learned = packed.targets[packed.origin >= 0].tolist()
+  rows = packed.of_texts(found, 64, rows=2)
+  learned = rows.targets[rows.origin >= 0].tolist()
   assert sorted(learned) == sorted(found[0].completion + found[1].completion)
   assert learned.count(id_of(small, END)) == 2
 

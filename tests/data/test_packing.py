@@ -1,152 +1,196 @@
 """Every value has one slot, which sees its own text and nothing else."""
 
 import numpy as np
+import packed as packed_rows
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax.data.packing import Piece, pack, pack_rollout, unpack
+from r1jax.data import packing
 from r1jax.types import Rollout, within_lengths
 
-WIDTH = 24
+WIDTHS = (24, 12, 7)
 
 
 @st.composite
-def batches(draw):
-  """Pieces whose tokens are all different, and where their values belong."""
-  sizes = st.tuples(
-    st.integers(0, 6), st.lists(st.integers(1, 6), min_size=1, max_size=3)
+def groups(draw):
+  """Prompts and completions whose tokens are all different; ragged lists."""
+  rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+  count, size = draw(st.integers(1, 6)), draw(st.integers(1, 5))
+  prompts = rng.integers(0, 7, count).tolist()
+  answers = rng.integers(1, 18, count * size).tolist()
+  token, texts = 1, []
+  for length in prompts + answers:
+    texts.append([*range(token, token + length)])
+    token += length
+  return texts[:count], texts[count:]
+
+
+def packed(prompts, answers, widths=WIDTHS, rows=2, stride=100):
+  """The placements of all groups, and their rows."""
+  size = len(answers) // len(prompts)
+  placements = packing.pack(
+    np.array([*map(len, prompts)]),
+    np.array([*map(len, answers)]).reshape(-1, size),
+    widths=widths,
+    rows=rows,
   )
-  pieces, token, origin = [], 1, 0
-  for head, tails in draw(st.lists(sizes, max_size=8)):
-    prompt = [*range(token, token + head)]
-    token += head
-    completions, origins = [], []
-    for size in tails:
-      completions.append([*range(token, token + size)])
-      origins.append(origin)
-      token += size
-      origin += size + draw(st.integers(0, 2))
-    pieces.append(Piece(prompt, completions, origins))
-  return pieces, origin
+  return placements, [
+    packing.lay_out(x, prompts, answers, group_size=size, stride=stride)
+    for x in placements
+  ]
 
 
-def expected(pieces):
+def expected(prompts, answers, stride=100):
   """{origin: (the whole text up to a token, the token)}."""
-  table = {}
-  for prompt, completions, origins in pieces:
-    for completion, first in zip(completions, origins):
-      for i, token in enumerate(completion):
-        if prompt or i:
-          table[first + i] = ([*prompt, *completion[:i]], token)
+  table, size = {}, len(answers) // len(prompts)
+  for i, answer in enumerate(answers):
+    prompt = prompts[i // size]
+    for t, token in enumerate(answer):
+      if prompt or t:
+        table[i * stride + t] = ([*prompt, *answer[:t]], token)
   return table
 
 
-def seen(packed, row, slot):
+def seen(rows, row, slot):
   """Tokens and positions that a slot attends to, in the order of the row."""
-  at = np.arange(packed.tokens.shape[1])
-  own = (packed.k_start[row, slot] <= at) & (at <= slot)
-  keys = own | (at < packed.prefix_end[row, slot])
-  return packed.tokens[row, keys].tolist(), packed.positions[row, keys].tolist()
+  at = np.arange(rows.tokens.shape[1])
+  own = (rows.k_start[row, slot] <= at) & (at <= slot)
+  keys = own | (at < rows.prefix_end[row, slot])
+  return rows.tokens[row, keys].tolist(), rows.positions[row, keys].tolist()
 
 
 @settings(max_examples=200, deadline=None)
-@given(batches())
-def test_every_value_has_one_slot_that_attends_to_its_own_text(batch):
-  pieces, _ = batch
-  packed, table = pack(pieces, WIDTH), expected(pieces)
-  slots = np.argwhere(packed.origin >= 0)
-  origins = packed.origin[packed.origin >= 0].tolist()
+@given(groups(), st.integers(1, 4))
+def test_every_value_has_one_slot_that_attends_to_its_own_text(texts, rows):
+  table, origins = expected(*texts), []
+  for part in packed(*texts, rows=rows)[1]:
+    assert part.tokens.shape[0] == rows and part.tokens.shape[1] in WIDTHS
+    for row, slot in np.argwhere(part.origin >= 0):
+      origin = int(part.origin[row, slot])
+      origins.append(origin)
+      before, token = table[origin]
+      assert part.targets[row, slot] == token
+      assert part.tokens[row, slot] == before[-1]
+      assert part.positions[row, slot] == len(before) - 1
+      assert seen(part, row, slot) == (before, [*range(len(before))])
   assert sorted(origins) == sorted(table)
-  for (row, slot), origin in zip(slots, origins):
-    before, token = table[origin]
-    assert packed.targets[row, slot] == token
-    assert packed.tokens[row, slot] == before[-1]
-    assert packed.positions[row, slot] == len(before) - 1
-    assert seen(packed, row, slot) == (before, [*range(len(before))])
 
 
 @settings(max_examples=100, deadline=None)
-@given(batches(), st.integers(0, 2))
-def test_unused_slots_attend_only_to_themselves(batch, spare):
-  pieces, _ = batch
-  rows = pack(pieces, WIDTH).tokens.shape[0] + spare
-  packed = pack(pieces, WIDTH, rows=rows)
-  assert packed.tokens.shape == (rows, WIDTH)
-  for row, slot in np.argwhere(packed.positions < 0):
-    assert packed.origin[row, slot] == -1
-    assert packed.tokens[row, slot] == 0
-    assert seen(packed, row, slot) == ([0], [-1])
-  assert (packed.positions >= 0).sum() <= sum(piece.size for piece in pieces)
+@given(groups())
+def test_unused_slots_come_last_and_attend_only_to_themselves(texts):
+  for placement, part in zip(*packed(*texts)):
+    used = part.positions >= 0
+    np.testing.assert_array_equal(
+      used, np.arange(placement.width) < placement.used[:, None]
+    )
+    for row, slot in np.argwhere(~used):
+      assert part.origin[row, slot] == -1
+      assert part.tokens[row, slot] == part.targets[row, slot] == 0
+      assert seen(part, row, slot) == ([0], [-1])
 
 
 @settings(max_examples=100, deadline=None)
-@given(batches())
-def test_prompt_tokens_have_no_value(batch):
-  """Of a prompt no value is asked, and it is laid out once."""
-  pieces, _ = batch
-  packed = pack(pieces, WIDTH)
-  heads = {token for piece in pieces for token in piece.prompt[:-1]}
-  for token in heads:
-    ((row, slot),) = np.argwhere(packed.tokens == token)
-    assert packed.origin[row, slot] == -1
-    assert packed.targets[row, slot] == token + 1
+@given(groups())
+def test_prompt_tokens_have_no_value_and_stand_at_most_once_per_completion(
+  texts,
+):
+  prompts, answers = texts
+  parts = packed(*texts)[1]
+  size = len(answers) // len(prompts)
+  for prompt in prompts:
+    for token in prompt[:-1]:
+      places = [
+        (x, *at) for x in parts for at in np.argwhere(x.tokens == token)
+      ]
+      assert 1 <= len(places) <= size
+      for part, row, slot in places:
+        assert part.origin[row, slot] == -1
+        assert part.targets[row, slot] == token + 1
+      # A row that shares a prompt holds it once.
+      shared = [
+        (id(part), row)
+        for part, row, slot in places
+        if part.prefix_end[row].any() and not slot > part.prefix_end[row].max()
+      ]
+      assert len(shared) == len({*shared})
 
 
 @settings(max_examples=100, deadline=None)
-@given(batches())
-def test_unpack_returns_values_to_their_origin(batch):
-  pieces, size = batch
-  packed, table = pack(pieces, WIDTH), expected(pieces)
-  got = unpack(packed.targets, packed, (size,))
-  for origin in range(size):
-    assert got[origin] == (table[origin][1] if origin in table else 0)
+@given(groups())
+def test_the_pairs_of_a_placement_are_those_that_attention_computes(texts):
+  for placement, part in zip(*packed(*texts)):
+    pairs = sum(
+      len(seen(part, *at)[0]) for at in np.argwhere(part.positions >= 0)
+    )
+    assert placement.num_pairs == pairs
 
 
-@settings(max_examples=50, deadline=None)
-@given(batches(), st.randoms())
-def test_the_layout_does_not_depend_on_the_order_of_pieces(batch, random):
-  pieces, _ = batch
-  shuffled = [*pieces]
-  random.shuffle(shuffled)
-  for one, other in zip(
-    pack(pieces, WIDTH).values(), pack(shuffled, WIDTH).values()
-  ):
-    np.testing.assert_array_equal(one, other)
+@settings(max_examples=100, deadline=None)
+@given(groups(), st.data())
+def test_values_by_completion_and_by_token_come_to_their_targets(texts, data):
+  prompts, answers = texts
+  by_token = np.zeros((len(answers), 20), np.int64)
+  for values, answer in zip(by_token, answers):
+    values[: len(answer)] = answer
+  by_completion = np.arange(len(answers)) + 5
+  for placement, part in zip(*packed(*texts)):
+    targets = packing.per_slot(placement, by_token, np.int32)
+    np.testing.assert_array_equal(
+      targets, np.where(part.origin >= 0, part.targets, 0)
+    )
+    owners = packing.per_slot(placement, by_completion, np.float32)
+    np.testing.assert_array_equal(
+      owners, np.where(part.origin >= 0, part.origin // 100 + 5, 0)
+    )
 
 
-def singles(*sizes):
-  return [Piece([1], [[2] * n], [100 * i]) for i, n in enumerate(sizes)]
+def lengths(mean, sigma=1.0, shape=(32, 16), limit=32_768):
+  rng = np.random.default_rng(0)
+  drawn = rng.lognormal(np.log(mean) - sigma**2 / 2, sigma, shape)
+  return np.clip(drawn, 1, limit).astype(int)
 
 
-def test_texts_fill_rows_best_fit_longest_first():
-  packed = pack(singles(3, 7, 5, 10, 5), 10)
-  used = (packed.positions >= 0).sum(axis=1)
-  np.testing.assert_array_equal(used, [10, 10, 10])
+@pytest.mark.parametrize(
+  "mean, least", [(1_000, 0.5), (3_600, 0.7), (10_000, 0.7)]
+)
+def test_most_slots_hold_tokens_and_rows_are_about_equally_full(mean, least):
+  drawn, prompts = lengths(mean), np.full(32, 201)
+  widths = [40_960, 20_480, 10_240, 5_120]
+  placements = packing.pack(prompts, drawn, widths=widths, rows=32)
+  slots = sum(x.rows * x.width for x in placements)
+  assert (drawn.sum() + 200 * 32) / slots >= least
+  load = sum(x.used for x in placements)
+  assert load.min() >= 0.9 * load.mean()
 
 
-def test_a_shared_prompt_begins_its_row():
-  shared = Piece([1, 2], [[3], [4]], [0, 1])
-  packed = pack([shared, *singles(2, 9, 2)], 10)
-  assert packed.tokens.shape[0] == 2
-  row = packed.prefix_end.max(axis=1).argmax()
-  assert packed.tokens[row].tolist() == [1, 2, 2, 1, 2, 1, 2, 0, 0, 0]
-  assert packed.prefix_end[row].tolist() == [0, 1, 1] + 7 * [0]
-  two = pack([shared, shared._replace(origins=[2, 3])], 10)
-  assert two.tokens.shape[0] == 2
+def test_what_does_not_fit_a_microbatch_goes_to_another():
+  whole = np.full((1, 5), 10)
+  placements = packing.pack(np.array([1]), whole, widths=[10], rows=2)
+  assert [len(x.completion) for x in placements] == [2, 2, 1]
+  sizes = packing.pack(np.array([1]), whole, widths=[10, 40], rows=1)
+  assert [x.width for x in sizes] == [40, 10]
 
 
-def test_a_text_longer_than_a_row_is_refused():
+def test_texts_of_the_full_width_each_have_a_row():
+  """Whichever of the prompts a row would rather share."""
+  drawn = np.array([[3, 3, 3], [9, 9, 9], [3, 3, 2]])
+  prompts = np.array([8, 2, 8])
+  placements = packing.pack(prompts, drawn, widths=[10], rows=1)
+  assert sum(len(x.completion) for x in placements) == 9
+
+
+def test_a_text_longer_than_the_widest_row_is_refused():
   with pytest.raises(ValueError, match="11 tokens does not fit rows of 10"):
-    pack(singles(11), 10)
-  with pytest.raises(ValueError, match="12 tokens does not fit rows of 10"):
-    pack([Piece([1] * 5, [[2] * 4, [3] * 4], [0, 9])], 10)
-  pack(singles(10), 10)
+    packing.pack(np.array([4]), np.array([[8]]), widths=[5, 10], rows=3)
+  packing.pack(np.array([4]), np.array([[7]]), widths=[5, 10], rows=3)
 
 
-def test_too_few_rows_are_refused():
-  with pytest.raises(ValueError, match="3 rows of 10 are needed, not 2"):
-    pack(singles(8, 8, 8), 10, rows=2)
+def test_nothing_takes_one_empty_microbatch():
+  empty = np.zeros((0, 1), int)
+  (one,) = packing.pack(np.zeros(0, int), empty, widths=[8, 4], rows=2)
+  assert one.width == 4 and one.used.tolist() == [0, 0]
 
 
 @st.composite
@@ -175,42 +219,34 @@ def test_every_sampled_token_of_a_rollout_is_packed_once(rollout, width, data):
   prompts, group, size = rollout.completions.shape
   chosen = data.draw(st.permutations(range(prompts)))
   chosen = chosen[: data.draw(st.integers(1, prompts))]
-  packed = pack_rollout(rollout, width, chosen=np.array(chosen), rows=20)
+  rows = packed_rows.of_rollout(rollout, width, chosen=chosen, rows=20)
   mask = (
     rollout.sampled_mask & np.isin(np.arange(prompts), chosen)[:, None, None]
   )
-  origins = packed.origin[packed.origin >= 0]
+  origins = rows.origin[rows.origin >= 0]
   np.testing.assert_array_equal(np.sort(origins), np.flatnonzero(mask))
   np.testing.assert_array_equal(
-    unpack(packed.targets, packed, rollout.completions.shape),
+    packing.unpack(rows.targets, rows, rollout.completions.shape),
     np.where(mask, rollout.completions, 0),
   )
-  for row, slot in np.argwhere(packed.origin >= 0):
-    p, g, t = np.unravel_index(packed.origin[row, slot], mask.shape)
+  for row, slot in np.argwhere(rows.origin >= 0):
+    p, g, t = np.unravel_index(rows.origin[row, slot], mask.shape)
     prompt = rollout.prompts[p, : rollout.prompt_lengths[p]]
     before = [*prompt, *rollout.completions[p, g, :t]]
-    assert seen(packed, row, slot)[0] == before
+    assert seen(rows, row, slot)[0] == before
 
 
-def test_prompts_of_a_rollout_are_laid_out_once_if_there_is_room():
-  rollout = Rollout(
-    prompts=np.arange(1, 9, dtype=np.int32)[None],
-    prompt_lengths=np.array([8], np.int32),
-    completions=np.full((1, 4, 3), 50, np.int32),
-    lengths=np.full((1, 4), 3, np.int32),
-    finish=np.ones((1, 4), np.int32),
-    sampled_mask=np.ones((1, 4, 3), bool),
-    logprobs=np.zeros((1, 4, 3), np.float32),
-  )
-  packed = pack_rollout(rollout, 19, chosen=[0], rows=1)
-  assert (packed.positions >= 0).sum() == 7 + 4 * 3
-  with pytest.raises(ValueError, match="rows of 18 are needed, not 1"):
-    pack_rollout(rollout, 18, chosen=[0], rows=1)
+def test_a_group_is_laid_out_with_its_prompt_once_if_there_is_room():
+  prompts, answers = [[*range(1, 9)]], [[50] * 3] * 4
+  (placement,), (rows,) = packed(prompts, answers, widths=[19], rows=1)
+  assert placement.shared.all()
+  assert (rows.positions >= 0).sum() == 7 + 4 * 3
+  assert len(packed(prompts, answers, widths=[18], rows=1)[0]) == 2
 
 
 def test_unpack_keeps_the_dtype():
-  packed = pack(singles(2), 10)
-  values = np.full((1, 10), 0.5, np.float32)
-  got = unpack(values, packed, (1, 3))
+  rows = packed_rows.of_texts([([1], [2, 2])], 3, rows=1)
+  values = np.full((1, 3), 0.5, np.float32)
+  got = packing.unpack(values, rows, (1, 3))
   assert got.dtype == np.float32
   np.testing.assert_array_equal(got, [[0.5, 0.5, 0.0]])

@@ -4,6 +4,7 @@ import gzip
 import json
 import pathlib
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -305,6 +306,15 @@ def any_tokenizer(request, loaded, write_tokenizer, tmp_path_factory):
   if request.param == "deepseek":
     return request.getfixturevalue("deepseek")
   return tokenizer.load(str(write_tokenizer(tmp_path_factory.mktemp("bytes"))))
+
+
+def test_a_batch_is_decoded_as_its_sequences_are(any_tokenizer):
+  encode, end = any_tokenizer.encode, any_tokenizer.eos_ids[0]
+  sequences = [[*encode("7 ok"), end], [end, *encode("Wait,")], [end], []]
+  arrays = [np.array(ids, np.int32) for ids in sequences]
+  assert tokenizer.decode_batch(any_tokenizer, arrays) == [
+    any_tokenizer.decode(ids) for ids in sequences
+  ]
 
 
 def pushed(loaded, parts):

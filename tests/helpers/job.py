@@ -95,7 +95,7 @@ def get_config():
       max_tokens=8,
       temperature=1.0,
     ),
-    rows=dict(width=48, max_rows=4, microbatch_rows=4),
+    rows=dict(widths=(48,), shard_rows=1),
     advantage=dict(name="group_std"),
     aggregation=dict(name="completion_mean"),
     loss=dict(

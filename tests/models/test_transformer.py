@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from r1jax import ops
-from r1jax.data.packing import Piece, pack
+from r1jax.data import packing
 from r1jax.models import transformer
 from r1jax.models.rows import mtp_targets
 
@@ -18,18 +18,47 @@ def draw(size):
   return RNG.integers(0, 40, size).tolist()
 
 
-TEXTS = [Piece([], [draw(n)], [100 * i]) for i, n in enumerate((9, 8, 5, 11))]
-PROMPTED = [Piece(draw(4), [draw(n)], [40 * n]) for n in (3, 6, 8)]
-PROMPT, COMPLETIONS = draw(6), [draw(n) for n in (4, 7, 5)]
+# Prompts, and the completions of each.
+TEXTS = [[]] * 4, [[draw(n)] for n in (9, 8, 5, 11)]
+PROMPTED = [draw(4) for _ in range(3)], [[draw(n)] for n in (3, 6, 8)]
+SHARED = [draw(6)], [[draw(n) for n in (4, 7, 5)]]
 
 
-def pack_together_and_alone(pieces, rows=ROWS):
-  """The pieces packed together, and each in a row of its own."""
-  together = pack(pieces, WIDTH, rows=rows)
-  singles = [pack([piece], WIDTH, rows=1) for piece in pieces]
-  singles += [pack([], WIDTH, rows=rows - len(pieces))]
-  alone = jax.tree.map(lambda *x: np.concatenate(x), *singles)
-  return together, alone
+def lay_out(prompts, groups, rows, width=WIDTH, stride=100):
+  """The completions in one microbatch."""
+  (placement,) = packing.pack(
+    np.array([*map(len, prompts)]),
+    np.array([[*map(len, group)] for group in groups]),
+    widths=[width],
+    rows=rows,
+  )
+  return packing.lay_out(
+    placement,
+    prompts,
+    sum(groups, []),
+    group_size=len(groups[0]),
+    stride=stride,
+  )
+
+
+def concatenate(*rows):
+  return jax.tree.map(lambda *x: np.concatenate(x), *rows)
+
+
+def pack_together_and_alone(prompts, groups):
+  """The completions packed in few rows, and each in a row of its own."""
+  few = 1 if len(prompts) == 1 else 2
+  together = lay_out(prompts, groups, few)
+  singles, origin = [], 0
+  for prompt, group in zip(prompts, groups):
+    for completion in group:
+      row = lay_out([prompt], [[completion]], 1)
+      first = np.where(row.origin >= 0, origin, 0)
+      singles.append(row.replace(origin=row.origin + first))
+      origin += 100
+  empty = lay_out([[]], [[[1]]], ROWS)
+  padded = lambda x: jax.tree.map(lambda leaf: leaf[:ROWS], x)
+  return tuple(padded(concatenate(*x, empty)) for x in ([together], singles))
 
 
 @pytest.fixture(scope="module")
@@ -77,19 +106,12 @@ WEIGHTS = jnp.asarray(RNG.uniform(0.5, 1.5, 1000).astype(np.float32))
 
 @pytest.mark.parametrize("kind", ["texts", "prompted", "shared"])
 def test_packed_rows_equal_rows_of_single_texts(evaluate, kind):
-  if kind == "shared":  # One prompt, its completions beside each other.
-    origins = [100, 200, 300]
-    together = pack([Piece(PROMPT, COMPLETIONS, origins)], WIDTH, rows=ROWS)
-    _, alone = pack_together_and_alone(
-      [Piece(PROMPT, [c], [o]) for c, o in zip(COMPLETIONS, origins)]
-    )
-    assert (together.positions >= 0).any(axis=1).sum() == 1
-  else:
-    together, alone = pack_together_and_alone(
-      {"texts": TEXTS, "prompted": PROMPTED}[kind]
-    )
-    used = [(p.positions >= 0).any(axis=1).sum() for p in (together, alone)]
-    assert used[0] < used[1]
+  together, alone = pack_together_and_alone(
+    *{"texts": TEXTS, "prompted": PROMPTED, "shared": SHARED}[kind]
+  )
+  used = [(p.positions >= 0).any(axis=1).sum() for p in (together, alone)]
+  assert used[0] < used[1]
+  assert together.prefix_end.any() == (kind == "shared")
   one, one_grads = evaluate(together)
   other, other_grads = evaluate(alone)
   assert one.keys() == other.keys()
@@ -107,7 +129,7 @@ def test_packed_rows_equal_rows_of_single_texts(evaluate, kind):
 
 
 def test_empty_slots_have_no_influence(evaluate):
-  clean, _ = pack_together_and_alone(PROMPTED)
+  clean, _ = pack_together_and_alone(*PROMPTED)
   unused = clean.positions < 0
   dirty = clean.replace(
     tokens=np.where(unused, 17, clean.tokens).astype(np.int32),
@@ -148,7 +170,7 @@ def test_every_earlier_token_has_influence(toy):
 
 
 def test_empty_slots_do_not_count_in_the_expert_load(toy):
-  packed, _ = pack_together_and_alone(TEXTS)
+  packed, _ = pack_together_and_alone(*TEXTS)
   load = toy.forward(toy.params, packed).expert_load
   used = (packed.positions >= 0).sum()
   each = used * toy.config.experts.per_token
@@ -157,9 +179,9 @@ def test_empty_slots_do_not_count_in_the_expert_load(toy):
 
 def test_mtp_targets_are_the_tokens_after_the_next_of_the_same_text():
   full = [draw(4), draw(4)]  # Completions that fill their [P, G, Tc].
-  packed = pack([Piece(draw(3), full, [0, 4])], WIDTH, rows=1)
-  more = pack(TEXTS, WIDTH, rows=3)
-  packed = jax.tree.map(lambda *x: np.concatenate(x), packed, more)
+  packed = concatenate(
+    lay_out([draw(3)], [full], 1, stride=4), lay_out(*TEXTS, 3)
+  )
   targets, follows = map(np.asarray, mtp_targets(packed))
   texts = {}  # By row: slots of each text in order.
   for row, slot in np.argwhere(packed.origin >= 0):
@@ -177,13 +199,15 @@ def test_mtp_targets_are_the_tokens_after_the_next_of_the_same_text():
     if expected:
       assert targets[row, slot] == packed.targets[row, slot + 1]
   # Each text but its last token.
-  assert follows.sum() == 2 * 3 + sum(len(p.completions[0]) - 2 for p in TEXTS)
+  assert follows.sum() == 2 * 3 + sum(len(text) - 2 for (text,) in TEXTS[1])
 
 
 def test_pack_rows_is_pack_of_whole_rows():
   tokens = np.asarray([draw(7), draw(7)], np.int32)
   by_hand = transformer.pack_rows(tokens)
-  packed = pack([Piece([], [row], [7 * i]) for i, row in enumerate(tokens)], 7)
+  packed = lay_out(
+    [[], []], [[row] for row in tokens.tolist()], 2, width=7, stride=7
+  )
   counted = packed.origin >= 0
   np.testing.assert_array_equal(by_hand.origin, packed.origin)
   np.testing.assert_array_equal(

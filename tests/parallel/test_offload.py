@@ -51,11 +51,10 @@ def run(train, steps=3):
   update = make_update(loss, OPTIMIZER)
   batch = Batch(
     packed=pack_rows(np.zeros((1, 1), np.int32)),
-    num_microbatches=1,
-    weights=jnp.linspace(-1.0, 1.0, 4 * 16).reshape(16, 1, 4),
+    weights=jnp.linspace(-1.0, 1.0, 4 * 16).reshape(16, 4),
   )
   for _ in range(steps):
-    train, numbers = update(train, batch)
+    train, numbers = update(train, [batch])
   return train, numbers
 
 
@@ -81,7 +80,11 @@ def test_an_optimizer_that_waits_steps_as_another():
 
 def test_a_reference_that_waits_is_read_as_another():
   read = jax.jit(lambda params: jnp.sum(offload.to_device(params)["w"] ** 2))
-  assert read(begin(["reference"]).reference) == read(begin([]).reference)
+  waits = begin(["reference"]).reference
+  assert read(waits) == read(begin([]).reference)
+  fetched = offload.fetch(waits)
+  assert kinds(fetched) == {"device"}
+  jax.tree.map(np.testing.assert_array_equal, fetched, waits)
 
 
 def test_what_waits_is_saved_and_restored(tmp_path):

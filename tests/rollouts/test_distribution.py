@@ -6,9 +6,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import packed as packed_rows
 import pytest
 
-from r1jax.data.packing import pack_rollout
 from r1jax.models import cache as caches
 from r1jax.models import transformer
 from r1jax.parallel.mesh import make_mesh
@@ -47,7 +47,7 @@ def logits(toy):
     return transformer.logits(params, hidden)
 
   def logits(rollout):
-    packed = pack_rollout(rollout, 48, chosen=range(5), rows=16)
+    packed = packed_rows.of_rollout(rollout, 48, rows=16)
     rows = jax.tree.map(jnp.asarray, packed)
     values = np.float64(jitted(toy.params, rows))
     values[..., TOKENS:] = -np.inf

@@ -5,10 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import packed as packed_rows
 import pytest
 
 from r1jax import ops
-from r1jax.data.packing import pack_rollout, unpack
+from r1jax.data.packing import unpack
 from r1jax.models import transformer
 from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts.engine import make_engine
@@ -104,7 +105,7 @@ def score(toy):
     return logprobs
 
   def run(params, rollout, temperature):
-    packed = pack_rollout(rollout, 32, chosen=range(5), rows=20)
+    packed = packed_rows.of_rollout(rollout, 32, rows=20)
     values = jitted(temperature)(params, jax.tree.map(jnp.asarray, packed))
     return unpack(np.asarray(values), packed, rollout.logprobs.shape)
 

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import packed as rows_of
 import pytest
 
 from r1jax import ops
-from r1jax.data.packing import pack_rollout, unpack
+from r1jax.data.packing import unpack
 from r1jax.models import transformer
 from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts.engine import make_engine
@@ -63,7 +64,7 @@ def ask(toy):
 
 
 def packed_rows(rollout):
-  return pack_rollout(rollout, 32, chosen=range(P), rows=8)
+  return rows_of.of_rollout(rollout, 32, rows=8)
 
 
 def none_of(experts):
@@ -108,7 +109,7 @@ def test_experts_come_to_the_tokens_that_they_read():
     experts=number(before),
     prompt_experts=number(prompts),
   )
-  packed = pack_rollout(rollout, 16, chosen=[2, 0, 1], rows=14)
+  packed = rows_of.of_rollout(rollout, 16, chosen=[2, 0, 1], rows=14)
   got = lay_out(rollout, packed)
   assert got.shape == (14, 16, 1, 2)
   for row, t in np.ndindex(14, 16):

@@ -14,7 +14,14 @@ from r1jax import config
 from r1jax.models.presets import preset
 from r1jax.parallel import sharding
 from r1jax.parallel.mesh import make_mesh
-from r1jax.tools.plan import bounds, command, estimate, programs
+from r1jax.tools.plan import (
+  bounds,
+  command,
+  estimate,
+  fill,
+  programs,
+  whole_run,
+)
 from r1jax.tools.plan import chips as plan_chips
 from r1jax.tools.plan.costs import Collective, Costs
 from r1jax.training import models
@@ -135,7 +142,7 @@ def test_bounds_are_the_nominal_speeds():
 def test_arguments_on_gpus_are_what_the_shardings_leave():
   c = experiment("r1_zero.py")
   found = command.plan(c, plan_chips.topology("h200:8x64"))
-  sizes, parts = preset("deepseek_v3"), found["programs"]["update"]["parts"]
+  sizes, parts = preset("deepseek_v3"), found["programs"]["optimizer"]["parts"]
   weights = sum(estimate.sizes_of(sizes))
   assert weights == pytest.approx(682e9, rel=0.01)  # 671 and the MTP block.
   assert parts["params"] == pytest.approx(4 * weights / 512, rel=0.01)
@@ -169,13 +176,13 @@ def test_the_memory_of_a_host_is_what_passes_through_it():
 def test_what_waits_in_the_hosts_memory_takes_none_of_the_devices():
   few = experiment("r1_zero.py", offload=("optimizer", "reference"))
   topology = plan_chips.topology("h200:8x64")
-  before = command.plan(experiment("r1_zero.py"), topology, only=("update",))
-  after = command.plan(few, topology, only=("update",))
-  parts, kept = (x["programs"]["update"]["parts"] for x in (before, after))
+  before = command.plan(experiment("r1_zero.py"), topology, only=("optimizer",))
+  after = command.plan(few, topology, only=("optimizer",))
+  parts, kept = (x["programs"]["optimizer"]["parts"] for x in (before, after))
   assert kept["params"] == parts["params"]
   assert kept["reference"] == 0 and kept["optimizer"] < 100  # Its counters.
   moved = parts["optimizer"] + parts["reference"] - kept["optimizer"]
-  found, full = (x["programs"]["update"] for x in (after, before))
+  found, full = (x["programs"]["optimizer"] for x in (after, before))
   assert (found["host"], full["host"]) == (moved, 0)
   assert full["total"] - found["total"] == moved
 
@@ -222,10 +229,7 @@ def test_no_large_weight_is_copied_to_every_device():
 
 
 def test_more_chips_of_a_mesh_axis_take_less_memory_each():
-  sizes, rows = (
-    preset("deepseek_v3"),
-    dict(width=4096, max_rows=512, microbatch_rows=512),
-  )
+  sizes, rows = preset("deepseek_v3"), (512, 4096)
   mesh = dict(data=1, fsdp=32, expert=16, context=1, tensor=1)
   few = estimate.temporaries(sizes, rows, mesh)
   many = estimate.temporaries(sizes, rows, mesh | dict(context=4))
@@ -244,12 +248,90 @@ def test_a_sweep_ranks_meshes_that_fit_the_devices():
     assert math.prod(one["mesh"].values()) == 16
 
 
+@pytest.mark.parametrize("mean, least", [(3_600.0, 0.7), (1_000.0, 0.5)])
+def test_simulated_rows_are_mostly_full_in_both_loops(mean, least):
+  lengths = fill.lognormal(mean, 1.0)
+  for name, shards, rounds in ("r1_zero.py", 32, 1), ("distill.py", 8, 16):
+    found = fill.simulate(experiment(name), shards, lengths, rounds=rounds)
+    assert found.use >= least and found.least_of_all >= 0.5
+    assert found.real_pairs > found.tokens > found.values
+    assert len(found.report()["microbatches"]) <= 4
+
+
+def test_lengths_come_from_a_file_or_a_distribution(tmp_path):
+  rng = np.random.default_rng(0)
+  drawn = fill.lengths("lognormal:1000:0.5")(rng, (100_000,))
+  assert drawn.mean() == pytest.approx(1000, rel=0.01)
+  assert np.log(drawn).std() == pytest.approx(0.5, rel=0.01)
+  path = tmp_path / "lengths"
+  path.write_text("3\n70\n")
+  drawn = fill.lengths(str(path))(rng, (50, 2))
+  assert drawn.shape == (50, 2) and {*drawn.flat} == {3, 70}
+  path.write_text("3 x")
+  with pytest.raises(ValueError, match="invalid literal .* 'x'"):
+    fill.lengths(str(path))
+  with pytest.raises(ValueError, match="'lognormal:3' are no file; use"):
+    fill.lengths("lognormal:3")
+
+
+def test_slots_are_taken_again_and_the_last_completions_are_alone():
+  lengths = np.array([4, 2, 3, 6, 1])  # Two slots: [4, 6] and [2, 3, 1].
+  found = whole_run.sample(lengths, 2, 1)
+  assert (found.steps, found.tail) == (10, 5)
+  assert found.longest.tolist() == [0, 1, 2, 3, 4, 4, 4, 4, 4, 5]
+  every_other = whole_run.sample(lengths, 2, 2)
+  assert every_other.longest.tolist() == [0, 2, 4, 4, 4]
+
+
+def test_the_hours_of_a_run_add_up():
+  c = experiment("r1_zero.py")
+  c.num_steps = 1600
+  one = dict.fromkeys(("decode", "decode short"), 2.0)
+  one |= {"prefill": 0.5, "reshard": 36.0, "optimizer": 3.0}
+  for width in c.rows.widths:
+    one |= {f"gradient {width}": width / 1e4, f"score {width}": width / 2e4}
+  seconds = {name: lambda _=None, x=x: x for name, x in one.items()}
+  lengths = whole_run.schedule("lognormal:1000:0.0")
+  found = whole_run.hours(
+    c,
+    32,
+    plan_chips.topology("v5p:8x8x8"),
+    lengths,
+    seconds,
+    short=4096,
+    saved=512 * whole_run.SAVED * 36,
+  )
+  hours = found["hours"]
+  assert hours["weights to the sampler"] == pytest.approx(1)
+  # 8,192 completions of 1,000 tokens in 2,048 slots, 64 at once.
+  sampling = -(-4000 // 64) * 2.0 + 512 * 0.5
+  assert hours["sampling"] == pytest.approx(sampling * 100 / 3600)
+  tail = -(-1000 // 64) * 2.0
+  assert hours["of it, the tail of each round"] == pytest.approx(
+    tail * 100 / 3600
+  )
+  # One microbatch of 20,480: 512 completions and prompts take 16,200 a row.
+  assert hours["scoring"] == pytest.approx(16 * 1.024 * 100 / 3600)
+  assert hours["updates"] == pytest.approx(16 * 5.048 * 100 / 3600)
+  assert hours["saving"] == pytest.approx(1600 / c.checkpoint_every / 100)
+  assert found["total"] == pytest.approx(
+    sum(hours.values()) - hours["of it, the tail of each round"]
+  )
+  with pytest.raises(ValueError, match="no schedule for a run; use lognormal"):
+    whole_run.schedule("lognormal:1000")
+
+
 @pytest.mark.parametrize(
   "name, overrides, topology, match",
   [
     ("r1_zero.py", {}, "h200:8x3", "does not divide the 24 devices"),
     ("r1_zero.py", dict(mesh__data=4), "h200:8x64", "takes 2048 devices"),
-    ("demo.py", {}, "h200:8x1", "microbatch_rows 4 do not divide over 8"),
+    (
+      "r1_zero.py",
+      dict(rows__widths=(40_960, 5_000)),
+      "h200:8x64",
+      "mesh.context 16 does not divide the 5000 tokens",
+    ),
   ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(name, overrides, topology, match):

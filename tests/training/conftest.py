@@ -168,7 +168,7 @@ def make_config(base, toy_task):
       max_tokens=8,
       temperature=1.0,
     )
-    c.rows = dict(width=48, max_rows=8, microbatch_rows=4)
+    c.rows = dict(widths=(48,), shard_rows=4)
     c.advantage = dict(name="group_std")
     c.aggregation = dict(name="completion_mean")
     c.loss = dict(

@@ -1,9 +1,9 @@
 """Groups move whole, and every token's share is fixed before the update."""
 
-import ml_collections
 import numpy as np
 import pytest
 
+from r1jax.data.packing import lay_out_rollout
 from r1jax.losses.kl import KLS
 from r1jax.parallel.mesh import make_mesh
 from r1jax.training.batch import (
@@ -15,7 +15,6 @@ from r1jax.training.batch import (
   pack_prompts,
   trained_completions,
 )
-from r1jax.training.inspection import rows_needed
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Rollout, within_lengths
 
 P, G, T = 6, 3, 5
@@ -83,55 +82,23 @@ def test_what_is_not_graded_is_not_learned_from():
 
 
 def test_a_minibatch_holds_all_completions_of_its_prompts():
-  packed, count = pack_prompts(
-    ROLLOUT, [5, 1], width=16, max_rows=8, microbatch_rows=2
-  )
-  assert packed.tokens.shape == (2, 4, 16)  # [B, M, T]
-  origins = packed.origin[packed.origin >= 0]
+  mesh = make_mesh(data=2)
+  placements = pack_prompts(ROLLOUT, [5, 1], mesh, widths=(16, 8), shard_rows=1)
+  assert {(x.rows, x.width) for x in placements} <= {(2, 16), (2, 8)}
+  packed = [lay_out_rollout(ROLLOUT, x) for x in placements]
+  origins = np.concatenate([x.origin[x.origin >= 0] for x in packed])
   mask = np.zeros((P, G, T), bool)
   mask[[5, 1]] = ROLLOUT.sampled_mask[[5, 1]]
   assert sorted(origins) == np.flatnonzero(mask).tolist()
-  used = (packed.positions >= 0).any(axis=(0, 2))
-  assert count == used.sum() and used[:count].all()
 
 
-@pytest.mark.parametrize("width", [10, 12, 16, 23, 40])
-def test_rows_for_the_worst_case_are_enough_for_any(width):
-  """And the longest completions need all of them, unless what is left over
-  from several prompts fits one row, as in rows of 16."""
-  config = ml_collections.ConfigDict(
-    dict(
-      rows=dict(width=width),
-      sampling=dict(max_tokens=T),
-      prompts_per_round=2 * P,
-      minibatches=2,
-      group_size=G,
-    )
+def packed_batch(rollout=ROLLOUT, prompts=(5, 1, 3)):
+  """The rows of a microbatch, and the same on a device."""
+  (placement,) = pack_prompts(
+    rollout, prompts, make_mesh(data=1), widths=(24,), shard_rows=4
   )
-  needed = rows_needed(config, 4)
-  fill = lambda lengths, rows: pack_prompts(
-    ROLLOUT.replace(lengths=lengths),
-    range(P),
-    width=width,
-    max_rows=rows,
-    microbatch_rows=1,
-  )
-  for seed in range(50):
-    draw = np.random.default_rng(seed).integers
-    fill(draw(draw(1, T + 1), T + 1, (P, G)), needed)
-  longest = np.full((P, G), T)
-  fill(longest, needed)
-  if width != 16:
-    with pytest.raises(ValueError, match=f"{needed} rows of {width} are need"):
-      fill(longest, needed - 1)
-  assert rows_needed(config, width - T + 2) == 0
-
-
-def packed_batch():
-  packed = pack_prompts(
-    ROLLOUT, [5, 1, 3], width=16, max_rows=8, microbatch_rows=2
-  )
-  return packed[0], make_batch(ROLLOUT, *packed, make_mesh(data=1))
+  packed = lay_out_rollout(rollout, placement)
+  return packed, make_batch(rollout, placement, make_mesh(data=1))
 
 
 def test_what_the_loss_reads_lies_where_origin_says():
@@ -159,10 +126,7 @@ def test_tokens_that_the_policy_did_not_choose_have_no_weight():
   mask = ROLLOUT.sampled_mask.copy()
   mask[1, :, 0] = False  # A tool wrote it.
   rollout = ROLLOUT.replace(sampled_mask=mask)
-  packed, count = pack_prompts(
-    rollout, [1], width=16, max_rows=8, microbatch_rows=2
-  )
-  batch = make_batch(rollout, packed, count, make_mesh(data=1))
+  packed, batch = packed_batch(rollout, [1])
   batch = add_advantages(batch, np.ones(P * G), np.ones(P * G), 1)
   weights = np.asarray(batch.weights)
   assert weights.sum() == mask[1].sum() < (packed.origin >= 0).sum()

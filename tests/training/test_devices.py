@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax.data.packing import pack_rollout
 from r1jax.losses.advantages import advantages
 from r1jax.losses.aggregation import token_weights
 from r1jax.losses.presets import PRESETS
@@ -18,7 +17,7 @@ from r1jax.models.presets import preset
 from r1jax.parallel import sharding
 from r1jax.parallel.mesh import make_mesh
 from r1jax.training import policy
-from r1jax.training.batch import add_advantages, make_batch, microbatches
+from r1jax.training.batch import add_advantages, make_batch, pack_prompts
 from r1jax.training.update import init_state, make_update
 from r1jax.types import Rollout, within_lengths
 
@@ -60,8 +59,9 @@ def run(toy_model, recipe: str, devices: int):
   if aggregation["name"] == "constant":
     aggregation = aggregation | dict(divisor=T)
   rewards = np.arange(P * G).reshape(P, G) % 3 * 1.0
-  packed = pack_rollout(ROLLOUT, 16, chosen=range(P), rows=16)
-  packed, count = microbatches(packed, 8)
+  placements = pack_prompts(
+    ROLLOUT, range(P), mesh, widths=(24, 12), shard_rows=8 // devices
+  )
   loss = functools.partial(
     policy.policy_loss,
     functools.partial(policy.policy_forward, model, 37, 0.9),
@@ -71,16 +71,19 @@ def run(toy_model, recipe: str, devices: int):
   )
   optimizer = optax.sgd(1.0)
   state = init_state(jax.tree.map(jnp.asarray, params), optimizer)
-  batch = make_batch(ROLLOUT, packed, count, mesh)
   weights = token_weights(LENGTHS, np.ones((P, G), bool), **aggregation)
-  batch = add_advantages(
-    batch.replace(reference_logprobs=batch.sampler_logprobs - 0.1),
-    advantages(rewards, **settings["advantage"]).reshape(-1),
-    weights.reshape(-1),
-    np.int32(LENGTHS.sum()),
-  )
+  batches = []
+  for placement in placements:
+    batch = make_batch(ROLLOUT, placement, mesh)
+    batch = add_advantages(
+      batch.replace(reference_logprobs=batch.sampler_logprobs - 0.1),
+      advantages(rewards, **settings["advantage"]).reshape(-1),
+      weights.reshape(-1),
+      np.int32(LENGTHS.sum()),
+    )
+    batches.append(batch)
   new, metrics = make_update(loss, optimizer)(
-    sharding.replicate(mesh, state), batch
+    sharding.replicate(mesh, state), batches
   )
   assert len(new.params["embed"].sharding.device_set) == devices
   gradient = jax.tree.map(lambda a, b: np.asarray(a) - b, new.params, params)

@@ -223,7 +223,8 @@ def test_a_workdir_of_another_config_is_refused(runs, make_config):
   [
     ({"group_size": 1}, "group_size is 1.*at least 2"),
     ({"minibatches": 3}, "minibatches 3 does not divide prompts_per_round 4"),
-    ({"rows.microbatch_rows": 3}, "microbatch_rows 3 does not divide"),
+    ({"rows.shard_rows": 0}, "shard_rows 0 are numbers .* at least 1"),
+    ({"rows.widths": ()}, r"rows.widths \(\) and"),
     ({"num_steps": 25}, "num_steps 25 is not a multiple of minibatches 2"),
     ({"reference_every": 7}, "reference_every 7 is not a multiple"),
     ({"checkpoint_every": 9}, "checkpoint_every 9 is not a multiple"),

@@ -95,7 +95,7 @@ def gathered(sizes):
 
 @pytest.fixture(scope="module")
 def update(sizes):
-  """A compiled update, its state, and how it comes in."""
+  """The compiled parts of an update, its state, and how it comes in."""
   mesh, model = make_mesh(**MESH), Transformer(sizes)
   axes = logical_axes(sizes)
   optimizer = make_optimizer(**OPTIMIZER)
@@ -111,11 +111,10 @@ def update(sizes):
   split = sharding.tree_shardings(mesh, axes, state)
   state = jax.tree.map(struct, state, split)
   tokens, values = sharding.rows_to_device(
-    mesh, [np.zeros((ROWS, 2, TOKENS), kind) for kind in (np.int32, np.float32)]
+    mesh, [np.zeros((ROWS, TOKENS), kind) for kind in (np.int32, np.float32)]
   )
   batch = Batch(
     packed=Packed(**dict.fromkeys(Packed.__dataclass_fields__, tokens)),
-    num_microbatches=np.int32(1),
     weights=values,
     completions=tokens,
     advantages=values,
@@ -125,7 +124,11 @@ def update(sizes):
   )
   with jax.set_mesh(mesh):
     step = make_update(loss, optimizer, axes=axes)
-    compiled = step.lower(state.train, batch).compile()
+    params = state.train.params
+    add = step.add.lower(params, params, batch)
+    _, metrics = add.out_info
+    apply = step.apply.lower(state.train, params, metrics)
+    compiled = add.compile(), apply.compile()
   return compiled, state, split
 
 
@@ -142,16 +145,14 @@ def test_parameters_optimizer_and_reference_are_shared_by_all(update):
 
 
 def test_the_state_leaves_an_update_as_it_came(update):
-  compiled, state, split = update
-  entered, _ = compiled.input_shardings
-  left, _ = compiled.output_shardings
-  for tree in (entered[0], left):
-    jax.tree.map(
-      lambda x, got, wanted: _equal(got, wanted, x.ndim),
-      state.train,
-      tree,
-      split.train,
-    )
+  (add, apply), state, split = update
+  gradients, _ = add.output_shardings
+  left, _ = apply.output_shardings
+  same = lambda x, got, wanted: _equal(got, wanted, x.ndim)
+  for tree in (apply.input_shardings[0][0], left):
+    jax.tree.map(same, state.train, tree, split.train)
+  for tree in (gradients, add.input_shardings[0][1]):
+    jax.tree.map(same, state.train.params, tree, split.train.params)
 
 
 def _equal(got, wanted, ndim):
@@ -159,7 +160,7 @@ def _equal(got, wanted, ndim):
 
 
 def test_an_update_gathers_neither_all_layers_nor_all_rows(update, sizes):
-  made = arrays(update[0])
+  made = arrays(update[0][0])
   layer = {*gathered(sizes)}
   assert made & (layer | {(1, *shape) for shape in layer})
   assert not made & {(LAYERS, *shape) for shape in layer}

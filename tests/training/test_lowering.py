@@ -17,7 +17,7 @@ from r1jax.models import transformer
 from r1jax.models.presets import preset
 from r1jax.training import policy
 from r1jax.training.optimizer import make_optimizer
-from r1jax.training.update import init_state, make_update
+from r1jax.training.update import make_update
 from r1jax.types import Batch, Packed
 
 CONFIG = preset("deepseek_v3", compute_dtype="bfloat16")
@@ -48,14 +48,11 @@ def test_a_grpo_update_lowers(params):
     policy.policy_loss, forward, None, 8192, **PRESETS["r1"]["loss"]
   )
   update = make_update(loss, optimizer)
-  state = jax.eval_shape(lambda p: init_state(p, optimizer), params)
   tokens, values = (
-    jax.ShapeDtypeStruct((1, 2, 4096), kind)
-    for kind in (jnp.int32, jnp.float32)
+    jax.ShapeDtypeStruct((2, 4096), kind) for kind in (jnp.int32, jnp.float32)
   )
   batch = Batch(
     packed=Packed(**dict.fromkeys(Packed.__dataclass_fields__, tokens)),
-    num_microbatches=jax.ShapeDtypeStruct((), jnp.int32),
     weights=values,
     completions=tokens,
     advantages=values,
@@ -63,7 +60,7 @@ def test_a_grpo_update_lowers(params):
     old_logprobs=values,
     reference_logprobs=values,
   )
-  text = lower(update, state, batch)
+  text = lower(update.add, params, params, batch)
   assert "58x256x7168x2x2048" in text  # The experts of all layers, stacked.
   assert "ragged_dot" in text  # TPUs take their own grouped matmul.
 

@@ -129,13 +129,13 @@ def test_lengths_are_told_with_and_without_those_cut_short():
   assert math.isnan(cut["completions/terminated_mean_length"])
 
 
-def test_words_of_reflection_are_counted_per_completion():
-  got = round_numbers.reflection_numbers(
-    WRITTEN + [Completion("checked awaits")]
+def test_words_of_reflection_are_counted():
+  counts = round_numbers.reflection_counts(
+    WRITTEN + [Completion("checked awaits"), None]
   )
-  assert got["reflection/wait"] == pytest.approx(1.8)
-  assert got["reflection/check"] == pytest.approx(0.9)  # Whole words.
-  assert got["reflection/mistake"] == 0
+  got = dict(zip(round_numbers.REFLECTION, counts))
+  assert (got["wait"], got["check"]) == (18, 9)  # Whole words.
+  assert got["mistake"] == 0
 
 
 def test_updates_of_a_round_are_averaged_and_maxima_are_not():
@@ -173,6 +173,13 @@ def test_completions_are_shown_with_their_own_numbers():
     "finish": "stop",
   }
   json.dumps(rows)
+  known = [*WRITTEN[:3], None, None, None, *WRITTEN[6:]]
+  assert [
+    row["completion"]
+    for row in round_numbers.completion_rows(
+      4, 2, EXAMPLES, known, told, advantages, GROUP
+    )
+  ] == [WRITTEN[i].text for i in (0, 1, 6, 7)]
 
 
 def test_tasks_are_told_apart_in_the_datasets_order():
@@ -186,7 +193,7 @@ def test_the_flops_of_a_round_are_those_of_its_tokens():
   """Twice the weights that a token meets, and its keys, pass by pass."""
   config = preset("tiny_qwen2")
   told = rollout([[2, 3]], [[FINISH_STOP] * 2])
-  packed = pack_rollout(told, 16, chosen=[0], rows=1)
+  placements = pack_rollout(told, [0], widths=[16], rows=1)
   prompt = int(told.prompt_lengths[0])
   of = (flops.of_token(config), flops.of_logits(config), flops.of_pair(config))
   sampling = (prompt + 5) * of[0] + 5 * of[1]
@@ -194,5 +201,5 @@ def test_the_flops_of_a_round_are_those_of_its_tokens():
   head = prompt - 1  # Each completion begins with the prompt's last token.
   pairs = head * (head + 1) / 2 + 5 * head + 3 + 6
   one = (head + 5) * of[0] + 5 * of[1] + pairs * of[2]
-  got = round_numbers.flops(config, told, [(packed, 1)], 2)
+  got = round_numbers.flops(config, told, [placements], 2)
   assert got == pytest.approx(sampling + 5 * one)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax.data.packing import Piece, pack, pack_rollout
+from r1jax.data import packing
 from r1jax.losses.advantages import advantages
 from r1jax.losses.aggregation import token_weights
 from r1jax.losses.presets import PRESETS
@@ -19,7 +19,7 @@ from r1jax.models.weights import logical_axes
 from r1jax.parallel import sharding
 from r1jax.parallel.mesh import AXES, make_mesh
 from r1jax.training import policy, sft
-from r1jax.training.batch import add_advantages, make_batch, microbatches
+from r1jax.training.batch import add_advantages, make_batch
 from r1jax.training.update import init_state, make_update
 from r1jax.types import Batch, Rollout, within_lengths
 
@@ -72,33 +72,36 @@ def model(random_params):
   return make
 
 
-def sft_batch(mesh):
+def sft_batches(mesh):
   """Two microbatches of eight rows."""
   draw = np.random.default_rng(1)
   texts = draw.integers(3, 15, 20)
-  pieces = [
-    Piece([], [draw.integers(0, IDS, size).tolist()], [20 * i])
-    for i, size in enumerate(texts)
-  ]
-  packed, count = microbatches(pack(pieces, 16, rows=16), 8)
-  targets = packed.origin >= 0
-  counts = np.int32(targets.sum()), np.int32(np.sum(packed.positions >= 0))
-  packed, weights = sharding.rows_to_device(mesh, (packed, targets / counts[0]))
-  return Batch(
-    packed=packed,
-    num_microbatches=count,
-    weights=weights,
-    num_targets=counts[0],
-    num_tokens=counts[1],
+  answers = [draw.integers(0, IDS, size).tolist() for size in texts]
+  placements = packing.pack(
+    np.zeros(20, int), texts[:, None], widths=[16], rows=8
   )
+  assert len(placements) == 2
+  counts = np.int32(sum(x.count.sum() for x in placements))
+  batches = []
+  for placement in placements:
+    packed = packing.lay_out(
+      placement, [[]] * 20, answers, group_size=1, stride=20
+    )
+    packed, weights = sharding.rows_to_device(
+      mesh, (packed, (packed.origin >= 0) / counts)
+    )
+    batches.append(
+      Batch(
+        packed=packed, weights=weights, num_targets=counts, num_tokens=counts
+      )
+    )
+  return batches
 
 
 def grpo_batch(mesh):
-  """Two microbatches of eight rows of a round."""
-  packed, count = microbatches(
-    pack_rollout(ROLLOUT, 16, chosen=range(P), rows=16), 8
-  )
-  batch = make_batch(ROLLOUT, packed, count, mesh)
+  """A microbatch of eight rows of a round."""
+  (placement,) = packing.pack_rollout(ROLLOUT, range(P), widths=[16], rows=8)
+  batch = make_batch(ROLLOUT, placement, mesh)
   rewards = np.arange(P * G).reshape(P, G) % 3 * 1.0
   weights = token_weights(
     LENGTHS, np.ones((P, G), bool), **PRESETS["r1"]["aggregation"]
@@ -112,14 +115,14 @@ def grpo_batch(mesh):
     )
 
 
-def update(model, params, mesh, loss, batch):
+def update(model, params, mesh, loss, batches):
   """The gradient and the metrics of one update on a mesh."""
   axes = logical_axes(model.config)
   optimizer = optax.sgd(1.0)
   begin = functools.partial(init_state, optimizer=optimizer)
   state = sharding.init(mesh, axes, begin, params)
   with jax.set_mesh(mesh):
-    state, metrics = make_update(loss, optimizer, axes=axes)(state, batch)
+    state, metrics = make_update(loss, optimizer, axes=axes)(state, batches)
   gradient = jax.tree.map(lambda a, b: np.asarray(a) - b, state.params, params)
   return gradient, sharding.to_host(metrics)
 
@@ -128,7 +131,7 @@ def sft_update(model, params, sizes):
   mesh = make_mesh(**sizes)
   further = 0.3 if model.config.mtp_depth else 0.0
   loss = functools.partial(sft.objective, model, IDS, mtp=further, balance=0.5)
-  return update(model, params, mesh, loss, sft_batch(mesh))
+  return update(model, params, mesh, loss, sft_batches(mesh))
 
 
 def grpo_update(model, params, sizes):
@@ -140,7 +143,7 @@ def grpo_update(model, params, sizes):
     P * G,
     **PRESETS["r1"]["loss"] | dict(kl_coefficient=0.1),
   )
-  return update(model, params, mesh, loss, grpo_batch(mesh))
+  return update(model, params, mesh, loss, [grpo_batch(mesh)])
 
 
 def scoring(model, params, sizes):

@@ -42,8 +42,7 @@ def test_a_fresh_reference_is_no_nat_away_from_its_policy(model):
   )
   score = policy.make_score(forward)
   tokens = np.random.default_rng(1).integers(0, 99, (4, 24))
-  packed = jax.tree.map(lambda x: jnp.asarray(x)[:, None], pack_rows(tokens))
-  batch = Batch(packed=packed, num_microbatches=1, weights=jnp.ones((4, 1, 24)))
+  batch = Batch(packed=pack_rows(tokens), weights=jnp.ones((4, 24)))
   ours, theirs = (np.array(score(x, batch)) for x in (params, reference))
   assert ours.min() < -1
   np.testing.assert_array_equal(ours, theirs)

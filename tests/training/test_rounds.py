@@ -146,23 +146,18 @@ def test_a_run_that_learns_nothing_any_more_stops_and_says_what_to_do(
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(saved))
 
 
-def test_rows_that_could_run_out_are_refused_at_the_start(make_config):
+def test_rows_that_could_be_too_narrow_are_refused_at_the_start(make_config):
   """By the worst case: the longest prompt, and completions without an end."""
-  config = make_config()
-  inspection.check_packing(config, 8)
+  config = make_config(**{"rows.widths": (8, 15)})
+  inspection.check_width(config, 8)
   grpo.check(config)
-  config.rows.update(max_rows=2, microbatch_rows=2)
-  # Five completions of 8 and a prompt of 8 fill a row: two rows a prompt.
-  message = "max_rows is 2, .*2 prompts of up to 8 .*need 4 rows.*set it to 4:"
-  with pytest.raises(ValueError, match=message):
-    inspection.check_packing(config, 8)
-  with pytest.raises(ValueError, match="max_rows is 2"):
+  config.rows.widths = (8, 14)
+  grpo.check(config)  # The prompts may be shorter.
+  with pytest.raises(ValueError, match="widths, 14; it must be at least 15"):
+    inspection.check_width(config, 8)
+  config.rows.widths = (7,)
+  with pytest.raises(ValueError, match="widths, 7; it must be at least 8"):
     grpo.check(config)
-  config.rows.update(width=12)
-  with pytest.raises(
-    ValueError, match="do not fit rows.width 12; set it to 15"
-  ):
-    inspection.check_packing(config, 8)
 
 
 def test_prompts_that_are_made_when_read_may_fill_their_window(make_config):

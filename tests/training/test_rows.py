@@ -56,7 +56,7 @@ def everything(base):
   c.grader = dict(
     num_workers=1, timeout=60.0, preload=("r1jax.rewards",), canaries=()
   )
-  c.rows = dict(width=48, max_rows=8, microbatch_rows=4)
+  c.rows = dict(widths=(48, 24), shard_rows=2)
   c.sampling = dict(
     num_slots=16,
     decode_steps=4,

@@ -13,7 +13,6 @@ from r1jax.data import tokenizer
 from r1jax.parallel.mesh import make_mesh
 from r1jax.runtime import checkpoint, metrics
 from r1jax.training import inspection, sft
-from r1jax.training.batch import microbatch
 from r1jax.types import Example
 
 STEPS = 6
@@ -37,14 +36,18 @@ class Words:
     return ""
 
 
-def make_batch(examples, words, template="{question}", **rows):
-  pieces = sft.demonstrations(examples, template, words)
-  return sft.make_batch(make_mesh(data=1), pieces, **rows)
+def make_batch(examples, words, *, width, rows):
+  """The only microbatch of an update on these examples."""
+  pieces = sft.demonstrations(examples, "{question}", words)
+  (batch,) = sft.make_batches(
+    make_mesh(data=1), pieces, widths=(width,), shard_rows=rows
+  )
+  return batch
 
 
 def test_prompts_are_read_and_answers_with_their_end_are_imitated():
   examples = [Example("ab", "cde"), Example("", "xyz"), Example("a", "b")]
-  batch = make_batch(examples, Words(), width=8, max_rows=6, microbatch_rows=2)
+  batch = make_batch(examples, Words(), width=8, rows=2)
   packed = jax.device_get(batch.packed)
   imitated = lambda i, text: {
     i * 8 + j + (not examples[i].prompt): token for j, token in enumerate(text)
@@ -60,7 +63,7 @@ def test_prompts_are_read_and_answers_with_their_end_are_imitated():
   assert got == expected
   assert batch.num_targets == len(expected) == 4 + 3 + 2
   assert batch.num_tokens == (2 + 4 - 1) + (4 - 1) + (1 + 2 - 1)
-  assert packed.tokens.shape == (2, 3, 8) and batch.num_microbatches == 1
+  assert packed.tokens.shape == (2, 8)
 
 
 def test_a_text_begins_with_what_the_tokenizer_puts_first():
@@ -68,16 +71,16 @@ def test_a_text_begins_with_what_the_tokenizer_puts_first():
     prefix_ids = (1,)
 
   examples = [Example("ab", "cde"), Example("", "xyz")]
-  batch = make_batch(examples, Begun(), width=8, max_rows=2, microbatch_rows=2)
+  batch = make_batch(examples, Begun(), width=8, rows=2)
   packed = jax.device_get(batch.packed)
   encode = Words().encode
   texts = [[1, *encode("abcde")], [1, *encode("xyz")]]
-  for row, text in zip(packed.tokens[:, 0], texts):
+  for row, text in zip(packed.tokens, texts):
     assert row[: len(text)].tolist() == text
   # All of a document is imitated, its first token too.
   assert (batch.num_targets, batch.num_tokens) == (4 + 4, 6 + 4)
-  counted = packed.origin[1, 0] >= 0
-  assert packed.targets[1, 0][counted].tolist() == [*encode("xyz"), 2]
+  counted = packed.origin[1] >= 0
+  assert packed.targets[1][counted].tolist() == [*encode("xyz"), 2]
 
 
 def test_a_prefill_is_read_and_the_rest_of_the_answer_imitated():
@@ -97,7 +100,7 @@ def test_bos_takes_a_place_in_the_window():
   class Begun(Words):
     prefix_ids = (1,)
 
-  c = ml_collections.ConfigDict(dict(template="plain", rows=dict(width=12)))
+  c = ml_collections.ConfigDict(dict(template="plain", rows=dict(widths=(12,))))
   c.sampling = dict(prompt_tokens=3, max_tokens=8)
   check = lambda text: inspection.check_prompts(
     [Example(text, "", id="x:1")], Begun(), c
@@ -106,36 +109,31 @@ def test_bos_takes_a_place_in_the_window():
   with pytest.raises(ValueError, match="x:1: a prompt of 4 tokens beyond"):
     check("abc")
   c.sampling.max_tokens = 10
-  with pytest.raises(ValueError, match="prompt of 4 tokens.*; set it to 13"):
+  with pytest.raises(ValueError, match="prompt of 4 tokens.* be at least 13"):
     check("ab")
 
 
 def test_a_document_longer_than_a_row_is_refused():
   with pytest.raises(ValueError, match="9 tokens does not fit rows of 8"):
-    make_batch(
-      [Example("ab", "cdefghi")],
-      Words(),
-      width=8,
-      max_rows=2,
-      microbatch_rows=2,
-    )
+    make_batch([Example("ab", "cdefghi")], Words(), width=8, rows=2)
 
 
-def test_microbatches_must_divide_over_the_mesh():
-  rows = ml_collections.ConfigDict(dict(max_rows=6, microbatch_rows=3))
-  inspection.check_rows(rows, make_mesh(data=3))
-  with pytest.raises(ValueError, match="3 do not divide over 2 devices"):
-    inspection.check_rows(rows, make_mesh(data=2))
-
-
-def test_rows_must_divide_into_microbatches():
-  config = ml_collections.ConfigDict(
-    dict(rows=dict(width=8, max_rows=6, microbatch_rows=4))
+def test_the_numbers_of_an_update_are_those_of_all_its_microbatches():
+  pieces = sft.demonstrations([Example("ab", "cde")] * 5, "{question}", Words())
+  batches = sft.make_batches(
+    make_mesh(data=1), pieces, widths=(16, 8), shard_rows=1
   )
-  with pytest.raises(
-    ValueError, match="microbatch_rows 4 does not divide rows.max_rows 6"
-  ):
-    sft.check(config)
+  assert [x.weights.shape for x in batches] == [(1, 16), (1, 16)]
+  assert {int(x.num_targets) for x in batches} == {5 * 4}
+  assert {int(x.num_tokens) for x in batches} == {5 * (2 + 4 - 1)}
+  assert sum(x.weights.sum() for x in batches) == pytest.approx(1)
+
+
+def test_context_must_divide_the_tokens_of_every_row():
+  rows = ml_collections.ConfigDict(dict(widths=(8, 6), shard_rows=1))
+  inspection.check_rows(rows, make_mesh(data=1, context=2))
+  with pytest.raises(ValueError, match="context 4 does not divide the 6 tok"):
+    inspection.check_rows(rows, make_mesh(data=1, context=4))
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +155,7 @@ def runs(base, compiled_once, tmp_path_factory):
         tokenizer=dict(documents=40, word_share=0.9),
         dataset=dict(name="sums", size=40),
         batch_examples=8,
-        rows=dict(width=16, max_rows=8, microbatch_rows=4),
+        rows=dict(widths=(16, 8), shard_rows=4),
         loss=dict(mtp=0.3, balance=0.01),
         router_bias_speed=0.01,
         offload=("optimizer",),
@@ -205,10 +203,9 @@ def test_the_balance_loss_is_a_mean_over_all_tokens_that_are_read(toy):
       [Example(prompt, answer)] * 3,
       Words(),
       width=32,
-      max_rows=4,
-      microbatch_rows=4,
+      rows=4,
     )
-    _, numbers = measure(params, microbatch(batch, 0))
+    _, numbers = measure(params, batch)
     assert numbers["loss/balance"] == pytest.approx(1.0, rel=1e-5)
 
 

@@ -16,7 +16,7 @@ from r1jax.models import transformer
 from r1jax.models.config import replace
 from r1jax.models.presets import preset
 from r1jax.training import policy
-from r1jax.training.update import init_state, make_update
+from r1jax.training.update import make_update
 from r1jax.types import Batch, Packed
 
 ROWS, T, V = 2, 4096, 50_000
@@ -59,11 +59,10 @@ def abstract(shape, dtype=jnp.int32):
 def test_scoring_and_updating(model):
   params = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
   forward = functools.partial(policy.policy_forward, model, V, 1.0)
-  tokens = abstract((ROWS, 1, T))
-  values = abstract((ROWS, 1, T), jnp.float32)
+  tokens = abstract((ROWS, T))
+  values = abstract((ROWS, T), jnp.float32)
   batch = Batch(
     packed=Packed(**dict.fromkeys(Packed.__dataclass_fields__, tokens)),
-    num_microbatches=abstract(()),
     weights=values,
     num_targets=abstract(()),
     completions=tokens,
@@ -77,10 +76,8 @@ def test_scoring_and_updating(model):
   loss = functools.partial(
     policy.policy_loss, forward, None, 64, **PRESETS["gspo"]["loss"]
   )
-  optimizer = optax.sgd(1.0)
-  state = jax.eval_shape(lambda p: init_state(p, optimizer), params)
-  update = make_update(loss, optimizer)
-  check(shapes(update, state, batch))
+  update = make_update(loss, optax.sgd(1.0))
+  check(shapes(update.add, params, params, batch))
 
 
 def test_the_naive_form_would_be_noticed():

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax.data.packing import Piece, pack, pack_rollout
+from r1jax.data import packing
 from r1jax.losses.advantages import advantages
 from r1jax.losses.aggregation import token_weights
 from r1jax.losses.presets import PRESETS
@@ -16,7 +16,7 @@ from r1jax.models import transformer
 from r1jax.models.config import replace
 from r1jax.parallel.mesh import make_mesh
 from r1jax.training import policy, sft
-from r1jax.training.batch import add_advantages, make_batch, microbatches
+from r1jax.training.batch import add_advantages, make_batch, pack_prompts
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.update import init_state, make_update
 from r1jax.types import Batch, Rollout, within_lengths
@@ -33,13 +33,12 @@ def copied(tree):
 # The step, on a loss that needs no model.
 
 
-def batch_of(packed, count, weight):
+def batches_of(microbatches, weight):
   """Microbatches in which every slot has the same weight."""
-  return Batch(
-    packed=packed,
-    num_microbatches=count,
-    weights=np.full(packed.tokens.shape, weight, np.float32),
-  )
+  return [
+    Batch(packed=x, weights=np.full(x.tokens.shape, weight, np.float32))
+    for x in microbatches
+  ]
 
 
 def linear(params, batch):
@@ -55,10 +54,22 @@ def linear(params, batch):
   }
 
 
-TEXTS = [
-  Piece([], [[3] * size], [20 * i]) for i, size in enumerate((9, 8, 7, 9))
-]
-ROWS = pack(TEXTS, 10, rows=8)
+def rows_of(prompts, answers, widths, rows):
+  """Texts with one answer each as the packed rows of microbatches."""
+  placements = packing.pack(
+    np.array([*map(len, prompts)]),
+    np.array([[len(answer)] for answer in answers]),
+    widths=widths,
+    rows=rows,
+  )
+  return [
+    packing.lay_out(x, prompts, answers, group_size=1, stride=40)
+    for x in placements
+  ]
+
+
+TEXTS = [[3] * size for size in (9, 8, 7, 9)]
+ROWS = rows_of([[]] * 4, TEXTS, [10], 2)
 
 
 def fresh(optimizer, params=None):
@@ -66,13 +77,14 @@ def fresh(optimizer, params=None):
   return init_state(copied(params), optimizer)
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_sums_and_maxima_do_not_depend_on_the_split(size):
+@pytest.mark.parametrize(
+  "widths, rows", [([10], 1), ([10], 2), ([10], 8), ([20, 8], 1), ([40], 1)]
+)
+def test_sums_and_maxima_do_not_depend_on_the_split(widths, rows):
   optimizer = optax.sgd(1.0)
-  packed, count = microbatches(ROWS, size)
-  assert packed.tokens.shape == (size, 8 // size, 10)
+  microbatches = rows_of([[]] * 4, TEXTS, widths, rows)
   state, metrics = make_update(linear, optimizer)(
-    fresh(optimizer), batch_of(packed, count, 0.5)
+    fresh(optimizer), batches_of(microbatches, 0.5)
   )
   gradient = 3 * (9 + 8 + 7 + 9 - 4) * 0.5
   assert metrics["sum"] == 9 + 8 + 7 + 9 - 4
@@ -86,29 +98,12 @@ def test_sums_and_maxima_do_not_depend_on_the_split(size):
   )
 
 
-def test_microbatches_beyond_the_count_cost_and_change_nothing():
-  packed, count = microbatches(ROWS, 2)
-  assert count == 2  # Of four; the others are empty.
-  optimizer = optax.sgd(1.0)
-  poisoned = packed.replace(
-    tokens=np.where(packed.positions < 0, 10**6, packed.tokens),
-    origin=np.where(np.arange(4)[:, None] >= count, 0, packed.origin),
-  )
-  results = [
-    make_update(linear, optimizer)(
-      fresh(optimizer), batch_of(rows, count, 0.5)
-    )[0]
-    for rows in (packed, poisoned)
-  ]
-  assert results[0].params["w"] == results[1].params["w"]
-
-
 def test_an_empty_batch_changes_nothing_and_is_finite():
-  packed, count = microbatches(pack([], 10, rows=4), 2)
-  assert count == 0
+  (empty,) = rows_of([[]], [[3]], [10], 4)
+  assert not (empty.positions >= 0).any()  # A first token is not predicted.
   optimizer = make_optimizer(**OPTIMIZER)
   state, metrics = make_update(linear, optimizer)(
-    fresh(optimizer), batch_of(packed, count, 1.0)
+    fresh(optimizer), batches_of([empty], 1.0)
   )
   assert state.params["w"] == 2.0
   assert all(np.all(np.isfinite(x)) for x in metrics.values())
@@ -120,22 +115,21 @@ def bias_of(*shape):
 
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
   optimizer = make_optimizer(**OPTIMIZER)
-  packed, count = microbatches(ROWS, 2)
   params = {"w": jnp.array([[2.0]]), "moe": bias_of(1, 2)}
   update = make_update(linear, optimizer, router_bias_speed=0.1)
   state = fresh(optimizer, params)
-  first, _ = update(state, batch_of(packed, count, 0.5))
+  first, _ = update(state, batches_of(ROWS, 0.5))
   kept = jax.tree.map(np.array, (first.params, first.optimizer_state))
   bias = kept[0]["moe"]["router"]["bias"]
   np.testing.assert_allclose(bias, [[-0.1, 0.1]], rtol=1e-6)
   state = first
   for skipped, bad in enumerate((jnp.nan, jnp.inf, -jnp.inf), 1):
-    state, metrics = update(state, batch_of(packed, count, bad))
+    state, metrics = update(state, batches_of(ROWS, bad))
     assert state.skipped == skipped and metrics["optim/skipped"] == 1
     assert state.step == 1 + skipped
     now = (state.params, state.optimizer_state)
     jax.tree.map(np.testing.assert_array_equal, now, kept)
-  state, metrics = update(state, batch_of(packed, count, 0.5))
+  state, metrics = update(state, batches_of(ROWS, 0.5))
   assert state.skipped == 0 and metrics["optim/skipped"] == 0
   assert state.params["w"] != kept[0]["w"]
 
@@ -146,16 +140,15 @@ def test_an_update_without_a_gradient_changes_nothing_and_is_counted(moments):
   optimizer = make_optimizer(
     **OPTIMIZER, weight_decay=0.1, warmup_steps=9, moments=moments
   )
-  packed, count = microbatches(ROWS, 2)
   params = {"w": jnp.array([[2.0]]), "moe": bias_of(1, 2)}
   update = make_update(linear, optimizer, router_bias_speed=0.1)
   state = fresh(optimizer, params)
   for _ in range(2):  # The learning rate begins at 0.
-    state, metrics = update(state, batch_of(packed, count, 0.5))
+    state, metrics = update(state, batches_of(ROWS, 0.5))
   assert metrics["optim/idle"] == 0 and metrics["optim/update_norm"] > 0
   kept = jax.tree.map(np.array, (state.params, state.optimizer_state))
   for step in (3, 4):
-    state, metrics = update(state, batch_of(packed, count, 0.0))
+    state, metrics = update(state, batches_of(ROWS, 0.0))
     assert metrics["optim/idle"] == 1 and metrics["optim/update_norm"] == 0
     assert (state.step, state.skipped) == (step, 0)
     now = (state.params, state.optimizer_state)
@@ -188,9 +181,8 @@ def test_the_balancing_biases_move_by_their_own_rule():
     load = jnp.array([[4.0, 2.0], [1.0, 5.0]])  # The MTP block's is the last.
     return value, metrics | {"router/load": load}
 
-  packed, count = microbatches(ROWS, 2)
   state, _ = make_update(loss, optimizer, router_bias_speed=0.01)(
-    fresh(optimizer, params), batch_of(packed, count, 1.0)
+    fresh(optimizer, params), batches_of(ROWS, 1.0)
   )
   np.testing.assert_allclose(
     state.params["moe"]["router"]["bias"], [[-0.01, 0.01]]
@@ -215,15 +207,19 @@ ROLLOUT = Rollout(
 )
 
 
-def gradient_of(loss, params, packed, size, counts):
+def gradient_of(loss, params, microbatches, counts):
   """The gradient, negated, and the metrics of one step."""
   optimizer = optax.sgd(1.0)
-  packed, count = microbatches(packed, size)
-  batch = batch_of(packed, count, 0.0)
-  weights = np.float32(packed.origin >= 0) / counts["num_targets"]
+  batches = [
+    Batch(
+      packed=x,
+      weights=np.float32(x.origin >= 0) / counts["num_targets"],
+      **counts,
+    )
+    for x in microbatches
+  ]
   state, metrics = make_update(loss, optimizer)(
-    init_state(copied(params), optimizer),
-    batch.replace(weights=weights, **counts),
+    init_state(copied(params), optimizer), batches
   )
   return jax.tree.map(lambda new, old: new - old, state.params, params), metrics
 
@@ -251,7 +247,7 @@ REWARDS[0] = [0, 1, np.nan]
 
 @pytest.fixture(scope="module")
 def grpo_step(layer):
-  """`step(recipe, width=, size=, pad=, further=)`: (gradient, metrics)."""
+  """`step(recipe, widths=, rows=, pad=, further=)`: (gradient, metrics)."""
   model, params = layer
   forward = functools.partial(policy.policy_forward, model, 37, 0.9)
   mtp = functools.partial(policy.mtp_loss, model, 37)
@@ -267,7 +263,7 @@ def grpo_step(layer):
     )
     return make_update(loss, optax.sgd(1.0))
 
-  def step(recipe, *, width=16, size=1, pad=0, further=False):
+  def step(recipe, *, widths=(16,), rows=12, pad=0, further=False):
     rollout = jax.tree.map(np.asarray, ROLLOUT)
     widen = lambda x: np.pad(x, ((0, 0), (0, 0), (0, pad)))
     rollout = rollout.replace(
@@ -279,21 +275,25 @@ def grpo_step(layer):
     aggregation = settings["aggregation"]
     if aggregation["name"] == "constant":
       aggregation = aggregation | dict(divisor=T)
-    packed = pack_rollout(rollout, width, chosen=range(P), rows=12)
-    packed, count = microbatches(packed, size)
-    batch = make_batch(rollout, packed, count, make_mesh(data=1))
-    holes = jnp.where(batch.weights > 0, batch.sampler_logprobs, jnp.nan)
-    trained = np.isfinite(REWARDS)
-    batch = add_advantages(
-      batch.replace(
-        old_logprobs=holes, reference_logprobs=batch.sampler_logprobs - 0.1
-      ),
-      advantages(REWARDS, **settings["advantage"]).reshape(-1),
-      token_weights(LENGTHS, trained, **aggregation).reshape(-1),
-      np.int32(LENGTHS[trained].sum()),
+    mesh, trained = make_mesh(data=1), np.isfinite(REWARDS)
+
+    def batch_of(placement):
+      batch = make_batch(rollout, placement, mesh)
+      holes = jnp.where(batch.weights > 0, batch.sampler_logprobs, jnp.nan)
+      return add_advantages(
+        batch.replace(
+          old_logprobs=holes, reference_logprobs=batch.sampler_logprobs - 0.1
+        ),
+        advantages(REWARDS, **settings["advantage"]).reshape(-1),
+        token_weights(LENGTHS, trained, **aggregation).reshape(-1),
+        np.int32(LENGTHS[trained].sum()),
+      )
+
+    placements = pack_prompts(
+      rollout, range(P), mesh, widths=widths, shard_rows=rows
     )
     state, metrics = update(recipe, further)(
-      init_state(copied(params), optax.sgd(1.0)), batch
+      init_state(copied(params), optax.sgd(1.0)), map(batch_of, placements)
     )
     return jax.tree.map(lambda a, b: a - b, state.params, params), metrics
 
@@ -302,11 +302,15 @@ def grpo_step(layer):
 
 @pytest.mark.slow
 def test_any_layout_of_a_minibatch_gives_the_same_update(grpo_step, recipe):
-  """Microbatches, rows of another width, padded completions."""
+  """Microbatches, rows of other and of several widths, padded completions."""
   gradient, metrics = grpo_step(recipe)
   assert metrics["optim/grad_norm"] > 0.01
   metrics.pop("router/load")  # A prompt counts as often as it is laid out.
-  for layout in (dict(size=4), dict(width=24), dict(width=12, pad=5, size=2)):
+  for layout in (
+    dict(rows=1),
+    dict(widths=(24,), rows=4),
+    dict(widths=(24, 12), rows=2, pad=5),
+  ):
     other_gradient, other_metrics = grpo_step(recipe, **layout)
     close(other_gradient, gradient)
     close({name: other_metrics[name] for name in metrics}, metrics)
@@ -320,7 +324,7 @@ def test_in_grpo_the_mtp_block_gets_no_gradient(grpo_step):
   router = gradient["moe"]["feed_forward"]["router"]
   np.testing.assert_array_equal(router["bias"], 0)
   for name in ("embed", "unembed", "final_norm"):
-    assert np.abs(gradient[name]).max() > 0
+    assert max(np.abs(x).max() for x in jax.tree.leaves(gradient[name])) > 0
 
 
 @pytest.mark.slow
@@ -340,15 +344,14 @@ def test_any_split_of_an_sft_batch_gives_the_same_gradient(layer):
   """With all its parts: next token, the one after, balance, expert load."""
   model, params = layer
   draw = lambda size: RNG.integers(0, 37, size).tolist()
-  pieces = [
-    Piece(draw(head), [draw(size)], [30 * i])
-    for i, (head, size) in enumerate([(3, 9), (0, 14), (1, 5), (2, 4), (6, 7)])
-  ]
-  packed = pack(pieces, 16, rows=8)
-  counts = dict(num_targets=np.int32(41), num_tokens=np.int32(50))
+  sizes = [(3, 9), (0, 14), (1, 5), (2, 4), (6, 7)]
+  texts = [draw(head) for head, _ in sizes], [draw(size) for _, size in sizes]
+  counts = dict(num_targets=np.int32(38), num_tokens=np.int32(46))
   loss = functools.partial(sft.objective, model, 37, mtp=0.3, balance=0.5)
-  gradient, metrics = gradient_of(loss, params, packed, 1, counts)
-  other_gradient, other_metrics = gradient_of(loss, params, packed, 4, counts)
+  one, many = rows_of(*texts, [16], 8), rows_of(*texts, [32, 16], 1)
+  assert len(one) == 1 and len(many) > 1
+  gradient, metrics = gradient_of(loss, params, one, counts)
+  other_gradient, other_metrics = gradient_of(loss, params, many, counts)
   assert metrics["loss/mtp"] > 0 and metrics["loss/balance"] > 0
   close(other_metrics, metrics)
   close(other_gradient, gradient)

@@ -10,6 +10,14 @@ allows. It needs libtpu; `make plan CONFIG=... TOPOLOGY=...` creates an
 environment with it. For GPUs (h200:8x64 is 64 hosts of 8) nothing is compiled:
 the sizes of arguments are exact, and the rest is estimated.
 
+`--lengths=lognormal:MEAN:SIGMA` (or a file with a length per line) simulates a
+hundred rounds of such completions through the packing of training. It reports
+the share of slots that hold real tokens, the load of shards, and the MFU that
+counts real tokens only.
+
+`--run --lengths=lognormal:FIRST-LAST:SIGMA` adds up the hours of the whole run,
+part by part, while the mean length grows linearly from FIRST to LAST.
+
 `--config.mesh.fsdp=32` and similar overrides try another mesh. `--sweep_mesh`
 ranks all meshes by estimates and compiles the best three. `--measured_ici`
 counts links between TPUs at the rate of measurements. `--json` prints one JSON
@@ -30,8 +38,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -39,14 +47,23 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from r1jax import config as configs
-from r1jax.parallel.mesh import make_mesh
+from r1jax.models.config import ModelConfig
+from r1jax.parallel.mesh import make_mesh, row_shards
 from r1jax.tools import command_line
-from r1jax.tools.plan import chips, estimate, hlo, meshes, slices
+from r1jax.tools.plan import chips, estimate, hlo, meshes, slices, whole_run
 from r1jax.tools.plan import costs as plan_costs
 from r1jax.tools.plan import text as tables
-from r1jax.tools.plan.bounds import bounds
+from r1jax.tools.plan.bounds import Bounds, bounds
+from r1jax.tools.plan.fill import Fill, Lengths, lognormal, simulate
+from r1jax.tools.plan.fill import lengths as parse_lengths
 from r1jax.tools.plan.hosts import host_memory
-from r1jax.tools.plan.programs import PROGRAMS, Program, bytes_per_device
+from r1jax.tools.plan.programs import (
+  PER_STEP,
+  PROGRAMS,
+  Program,
+  bytes_per_device,
+  trips_of,
+)
 from r1jax.training import inspection
 
 SPARE = 0.05  # Share of the memory that must be free for a program to fit.
@@ -62,6 +79,7 @@ def plan(
   topology: chips.Topology,
   *,
   only: tuple[str, ...] = (),
+  lengths: Lengths | None = None,
   log=lambda text: None,
 ) -> dict:
   """The costs of a config on a topology, as one JSON object.
@@ -69,7 +87,9 @@ def plan(
   Args:
     config: of a run, with its mesh.
     topology: of chips.
-    only: names of programs to plan; empty means all.
+    only: names of programs to plan, or their first words; empty means all.
+    lengths: of completions, for a simulation of the rows of training; None
+      plans full rows of the largest width only.
     log: called with messages about the progress.
 
   Raises ValueError for a loop without a plan, or a mesh that does not fit the
@@ -77,13 +97,34 @@ def plan(
   """
   if config.loop not in PROGRAMS:
     raise ValueError(configs.unknown("loop to plan", config.loop, PROGRAMS))
+  return measure(config, topology, only, lengths, log)[0]
+
+
+class Compiled(NamedTuple):
+  """One compiled program."""
+
+  report: dict
+  # Its bounds; those of a program of training depend on the rows.
+  bounds: Callable[[Fill | None], Bounds]
+
+
+def measure(
+  config: ConfigDict,
+  topology: chips.Topology,
+  only: tuple[str, ...],
+  lengths: Lengths | None,
+  log,
+) -> tuple[dict, dict[str, Compiled]]:
+  """The report of `plan`, and the compiled programs by name."""
   mesh = planned_mesh(config, topology)
   inspection.check_rows(config.rows, mesh)
-  programs = PROGRAMS[config.loop](config, mesh)
-  names = [program.name for program in programs]
+  fill = simulate(config, row_shards(mesh), lengths) if lengths else None
+  programs = PROGRAMS[config.loop](config, mesh, fill)
+  names = {program.name.split()[0] for program in programs}
+  names |= {program.name for program in programs}
   for name in only:
     if name not in names:
-      raise ValueError(configs.unknown("program", name, names))
+      raise ValueError(configs.unknown("program", name, sorted(names)))
   report = {
     "topology": topology.name,
     "chips": topology.num_chips,
@@ -95,19 +136,104 @@ def plan(
     "host_memory": host_memory(programs[0]),
     "programs": {},
   }
+  built = {}
   for program in programs:
-    if only and program.name not in only:
+    if only and not {program.name, program.name.split()[0]} & {*only}:
       continue
     log(f"{program.name} ...")
-    report["programs"][program.name] = (
-      compiled(program, topology)
-      if topology.chip.torus
-      else estimated(program, topology)
-    )
+    if topology.chip.torus:
+      built[program.name] = compiled(program, topology)
+      result = built[program.name].report
+    else:
+      result = estimated(program, topology)
+    report["programs"][program.name] = result
+  if fill:
+    report["fill"] = filled(fill, programs[0].sizes, topology, report)
   results = report["programs"].values()
   report["fits"] = all(result["fits"] for result in results)
   report["sound"] = not any(result.get("faults") for result in results)
+  return report, built
+
+
+def plan_run(
+  config: ConfigDict,
+  topology: chips.Topology,
+  *,
+  lengths: whole_run.Schedule,
+  only: tuple[str, ...] = (),
+  log=lambda text: None,
+) -> dict:
+  """The plan of a GRPO run, and the hours of its parts under "run".
+
+  Raises ValueError for another loop, a topology of GPUs, for which nothing is
+  compiled, or a program that does not fit.
+  """
+  if config.loop != "grpo" or not topology.chip.torus or only:
+    raise ValueError(
+      "--run adds up all programs of a GRPO run, compiled for TPUs"
+    )
+  drawn = lognormal(lengths.mean, lengths.sigma)
+  report, built = measure(config, topology, (), drawn, log)
+  brief = ConfigDict(config.to_dict())
+  brief.sampling.max_tokens //= 8
+  log("decode, with a short cache ...")
+  mesh = planned_mesh(brief, topology)
+  programs = {x.name: x for x in PROGRAMS["grpo"](brief, mesh, None)}
+  built["decode short"] = compiled(programs["decode"], topology)
+  for name, one in built.items():
+    if "seconds" not in one.report:
+      raise ValueError(f"{name} does not fit: {one.report['error']}")
+
+  def seconds(name):
+    share = 1 / programs["prefill"].prompts if name == "prefill" else 1
+    return lambda fill=None: built[name].bounds(fill).serial * share
+
+  parts = report["programs"]["optimizer"]["parts"]
+  report["run"] = whole_run.hours(
+    config,
+    row_shards(mesh),
+    topology,
+    lengths,
+    {name: seconds(name) for name in built},
+    short=brief.sampling.max_tokens,
+    saved=mesh.size
+    * sum(parts.get(name, 0) for name in ("params", "optimizer", "reference")),
+  )
   return report
+
+
+def filled(
+  fill: Fill, sizes: ModelConfig, topology: chips.Topology, report: dict
+) -> dict:
+  """The simulated fill, and the least time of updates with the MFU it allows.
+
+  That MFU is useful: model FLOPs of real tokens over time and peak.
+  """
+  results, passes = report["programs"], {"gradient": PER_STEP, "score": 1}
+  found = fill.report()
+  found["compile_seconds"] = sum(
+    result.get("compile_seconds", 0) for result in results.values()
+  )
+  for name, count in passes.items():
+    parts = {w: results.get(f"{name} {w}", {}) for w in fill.microbatches}
+    if not all("seconds" in part for part in parts.values()):
+      continue
+    flops = count * fill.forward_flops(sizes)
+    seconds = {
+      kind: sum(
+        fill.microbatches[w] * part["seconds"][kind]
+        for w, part in parts.items()
+      )
+      for kind in ("overlapped", "serial")
+    }
+    found[name] = {
+      "seconds": seconds,
+      "useful_mfu": {
+        kind: flops / (x * topology.num_chips * topology.chip.flops)
+        for kind, x in seconds.items()
+      },
+    }
+  return found
 
 
 def planned_mesh(config: ConfigDict, topology: chips.Topology):
@@ -118,17 +244,23 @@ def planned_mesh(config: ConfigDict, topology: chips.Topology):
   return make_mesh(**sizes, devices=devices)
 
 
-def sweep(config: ConfigDict, topology: chips.Topology, **options) -> dict:
+def sweep(
+  config: ConfigDict,
+  topology: chips.Topology,
+  *,
+  lengths: Lengths | None = None,
+  **options,
+) -> dict:
   """The ranking of all meshes (see `ranked`), and plans of the best three."""
   if config.loop not in PROGRAMS:
     raise ValueError(configs.unknown("loop to plan", config.loop, PROGRAMS))
   devices = len(chips.devices(topology))
-  ranking = meshes.ranked(config, topology, devices)
+  ranking = meshes.ranked(config, topology, devices, lengths)
   plans = []
   for candidate in ranking[:BEST]:
     variant = ConfigDict(config.to_dict())
     variant.mesh = candidate.mesh
-    plans.append(plan(variant, topology, **options))
+    plans.append(plan(variant, topology, lengths=lengths, **options))
   return {
     "ranked": [candidate._asdict() for candidate in ranking],
     "plans": plans,
@@ -137,7 +269,7 @@ def sweep(config: ConfigDict, topology: chips.Topology, **options) -> dict:
   }
 
 
-def compiled(program: Program, topology: chips.Topology) -> dict:
+def compiled(program: Program, topology: chips.Topology) -> Compiled:
   """The costs of one program, compiled by XLA:TPU."""
   began, mesh = time.monotonic(), program.mesh
   room, result = topology.memory(mesh.size), _arguments(program)
@@ -148,11 +280,12 @@ def compiled(program: Program, topology: chips.Topology) -> dict:
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    return result | {
+    result |= {
       "fits": False,
       "compile_seconds": time.monotonic() - began,
       "error": str(error),
     }
+    return Compiled(result, lambda fill: None)
   seconds = time.monotonic() - began
   stats = built.memory_analysis()
   # XLA uses this number to decide whether a program fits; it includes arguments
@@ -169,11 +302,18 @@ def compiled(program: Program, topology: chips.Topology) -> dict:
   module = hlo.parse(built.as_text())
   costs = plan_costs.count(module, program.trips, between)
   places = chips.places(mesh.devices.flat, topology)
+
+  def bounds_of(fill):
+    trips = program.trips
+    if program.rows is not None:
+      trips = trips_of(program.rows, program.sizes, mesh, fill)
+    return bounds(plan_costs.count(module, trips, between), topology, places)
+
   received = [
     (one.kind, one._replace(times=1).received(mesh.size))
     for one in costs.collectives
   ]
-  return result | {
+  result |= {
     "total": total,
     "fits": total <= (1 - SPARE) * room,
     "faults": faults(
@@ -194,6 +334,7 @@ def compiled(program: Program, topology: chips.Topology) -> dict:
     "loops_counted_once": sorted(costs.once),
     **_speed(program, bounds(costs, topology, places), topology),
   }
+  return Compiled(result, bounds_of)
 
 
 def faults(
@@ -237,12 +378,13 @@ def estimated(program: Program, topology: chips.Topology) -> dict:
   shape, parts = dict(mesh.shape), {}
   if rows is not None:
     parts = estimate.temporaries(sizes, rows, shape)
-  if rows is not None and program.name != "update":
+  is_gradient = program.name.startswith("gradient")
+  if rows is not None and not is_gradient:
     del parts["gradients"]
   result["estimated"] = parts
   total = result["arguments"] + result["beside"] + sum(parts.values())
   result |= {"total": total, "fits": total <= (1 - SPARE) * room}
-  if program.name != "update":
+  if not is_gradient:
     return result
   lower_bounds = estimate.bounds(sizes, rows, shape, topology, program.flops)
   return result | _speed(program, lower_bounds, topology)
@@ -295,6 +437,12 @@ def define_flags() -> None:
     False,
     "Count the links between TPUs at 90% of their nominal rate, as measured.",
   )
+  flags.DEFINE_string(
+    "lengths", None, "Lengths to simulate: lognormal:MEAN:SIGMA, or a file."
+  )
+  flags.DEFINE_bool(
+    "run", False, "Add up the hours of the run; --lengths is its schedule."
+  )
   flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
 
 
@@ -310,7 +458,12 @@ def main() -> int:
   if options.measured_ici:
     topology = chips.with_measured_links(topology)
   make = sweep if options.sweep_mesh else plan
-  report = make(settings, topology, only=tuple(only), log=log)
+  drawn = None
+  if options.run:
+    make, drawn = plan_run, whole_run.schedule(options.lengths or "")
+  elif options.lengths:
+    drawn = parse_lengths(options.lengths)
+  report = make(settings, topology, only=tuple(only), lengths=drawn, log=log)
   print(tables.text(report))
   if options.json:
     print(json.dumps(report))

@@ -5,7 +5,7 @@ They count what the algorithm stores and sends, and not what the compiler adds.
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from r1jax import ops
@@ -15,6 +15,7 @@ from r1jax.tools.plan.bounds import Bounds
 from r1jax.tools.plan.chips import Topology
 
 BF16, F32 = 2, 4  # Bytes of an element.
+TILE = 64  # Tokens of a device are a multiple of it.
 PASSES = 4  # Forward, rematerialised forward, and two for the gradient.
 
 
@@ -42,9 +43,12 @@ def _leaves(config: ModelConfig):
 
 
 def temporaries(
-  config: ModelConfig, rows: Mapping[str, int], mesh: Mapping[str, int]
+  config: ModelConfig, rows: tuple[int, int], mesh: Mapping[str, int]
 ) -> dict[str, float]:
-  """Bytes per device of the temporaries of an update, by kind."""
+  """Bytes per device of the temporaries of a gradient, by kind.
+
+  `rows` are the number and the width of the rows of the microbatch.
+  """
   count, devices = sizes_of(config), math.prod(mesh.values())
   shards = devices // mesh["data"]
   tokens = _tokens(rows, mesh)
@@ -55,7 +59,7 @@ def temporaries(
   )
   hidden = config.dense_width // mesh["tensor"]
   result = {
-    "gradients": 2 * F32 * (count.dense + count.routed) / shards,
+    "gradients": F32 * (count.dense + count.routed) / shards,
     "activations": BF16 * tokens * layers * width
     + BF16 * tokens * (3 * heads * per_head + 4 * width + 3 * hidden),
     "logits": 3 * F32 * min(tokens * config.vocab_size, ops.logprobs.LOGITS),
@@ -75,19 +79,19 @@ def temporaries(
 
 def bounds(
   config: ModelConfig,
-  rows: Mapping[str, int],
+  rows: tuple[int, int],
   mesh: Mapping[str, int],
   topology: Topology,
   flops: float,
 ) -> Bounds:
-  """Lower bounds on the time of an update with these total model FLOPs.
+  """Lower bounds on the time of a gradient with these total model FLOPs.
 
-  In every microbatch, the weights of a layer are gathered twice and its
-  gradients scattered once. Tokens of experts, keys and values, and hidden units
-  that are split cross the network in each of four passes.
+  `rows` are the number and the width of the rows of the microbatch. The weights
+  of a layer are gathered twice and its gradients scattered once. Tokens of
+  experts, keys and values, and hidden units that are split cross the network in
+  each of four passes.
   """
   count, chip = sizes_of(config), topology.chip
-  parts = rows["max_rows"] // rows["microbatch_rows"]
   shards = {
     "dense": mesh["fsdp"] * mesh["expert"] * mesh["context"],
     "routed": mesh["fsdp"] * mesh["context"],
@@ -135,22 +139,24 @@ def bounds(
   return Bounds(
     # Rematerialisation adds a third to the FLOPs.
     compute=flops * PASSES / 3 / topology.num_chips / chip.flops,
-    memory=parts * 3 * BF16 * sum(local.values()) * shared / chip.memory_rate,
-    network=shared * (parts * sum(sent.values()) / rate + copies / between),
+    memory=3 * BF16 * sum(local.values()) * shared / chip.memory_rate,
+    network=shared * (sum(sent.values()) / rate + copies / between),
   )
 
 
-def _tokens(rows: Mapping[str, int], mesh: Mapping[str, int]) -> float:
+def _tokens(rows: tuple[int, int], mesh: Mapping[str, int]) -> float:
   """The number of tokens of a microbatch on one device."""
   shards = mesh["data"] * mesh["fsdp"] * mesh["expert"]
-  local_rows = -(-rows["microbatch_rows"] // shards)
-  return local_rows * rows["width"] / mesh["context"]
+  return -(-rows[0] // shards) * rows[1] / mesh["context"]
 
 
 def meshes(
-  config: ModelConfig, rows: Mapping[str, int], devices: int, slices: int
+  config: ModelConfig, widths: Sequence[int], devices: int, slices: int
 ) -> Iterator[dict[str, int]]:
-  """All meshes of `devices` devices over which all dimensions divide evenly."""
+  """All meshes of `devices` devices over which all dimensions divide evenly.
+
+  A device has whole tiles of the tokens of a row of any of the `widths`.
+  """
   a = config.attention
   heads = a.num_heads if isinstance(a, Latent) else a.num_kv_heads
   routed = config.experts.num_routed if config.experts else 1
@@ -162,10 +168,9 @@ def meshes(
     data = devices // inner
     if (
       data % slices == 0
-      and rows["microbatch_rows"] % (data * fsdp * expert) == 0
       and routed % expert == 0
       and heads % tensor == 0
-      and rows["width"] // context % ops.attention.LONG_BLOCK == 0
+      and not any(width % (context * TILE) for width in widths)
     ):
       yield dict(
         data=data, fsdp=fsdp, expert=expert, context=context, tensor=tensor

@@ -18,13 +18,16 @@ from r1jax.models.config import ModelConfig, replace
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import logical_axes, weights
 from r1jax.parallel import offload, sharding
+from r1jax.parallel.mesh import row_shards
 from r1jax.tools.plan import rollouts
+from r1jax.tools.plan.fill import Fill
 from r1jax.training import models, policy, sft
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.run import make_steps, use_reference
-from r1jax.training.update import init_state, make_update
+from r1jax.training.update import Update, init_state, make_update
 from r1jax.types import Batch, Packed
 
+Shape = tuple[int, int]  # The rows of a microbatch, and their width.
 PER_STEP = 3  # The cost of an update in forward passes; a gradient takes two.
 
 
@@ -41,9 +44,10 @@ class Program(NamedTuple):
   trips: Mapping[str, tuple[float | int, ...]]
   tokens: float | int  # Tokens read or sampled on all devices.
   sizes: ModelConfig
-  rows: Mapping[str, int] | None  # The section of the config; None: rollouts.
+  rows: Shape | None  # Of the microbatch; None if it reads none.
   mesh: Mesh
   options: Mapping[str, Any] = {}  # Keyword arguments.
+  prompts: int = 0  # That it reads.
 
 
 class StubTokenizer(NamedTuple):
@@ -92,26 +96,32 @@ def scalar(mesh: Mesh, dtype):
   return jax.ShapeDtypeStruct((), dtype, sharding=sharding.replicated(mesh))
 
 
-def row_array(mesh: Mesh, rows: Mapping[str, int], dtype):
-  """The shape of an array of a batch, [B, M, T]."""
-  count = rows["max_rows"] // rows["microbatch_rows"]
-  shape = rows["microbatch_rows"], count, rows["width"]
+def row_array(mesh: Mesh, shape: Shape, dtype):
+  """The shape of an array of a microbatch, [B, T]."""
   return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.by_rows(mesh))
 
 
-def batch(mesh: Mesh, rows: Mapping[str, int], **others) -> Batch:
-  """A batch of shapes; `others` are its fields for RL."""
+def batch(mesh: Mesh, shape: Shape, **others) -> Batch:
+  """A microbatch of shapes; `others` are its fields for RL."""
   names = [field.name for field in dataclasses.fields(Packed)]
-  tokens = row_array(mesh, rows, jnp.int32)
+  tokens = row_array(mesh, shape, jnp.int32)
   count = scalar(mesh, jnp.int32)
   return Batch(
     packed=Packed(**dict.fromkeys(names, tokens)),
-    num_microbatches=count,
-    weights=row_array(mesh, rows, jnp.float32),
+    weights=row_array(mesh, shape, jnp.float32),
     num_targets=count,
     num_tokens=count,
     **others,
   )
+
+
+def shapes(config: ConfigDict, mesh: Mesh, fill: Fill | None) -> list[Shape]:
+  """The rows and widths of the microbatches to plan, the widest first.
+
+  Without a simulation, the widest alone is planned: it takes the most memory.
+  """
+  widths = sorted(config.rows.widths, reverse=True)[: None if fill else 1]
+  return [(row_shards(mesh) * config.rows.shard_rows, w) for w in widths]
 
 
 def forward_flops(sizes: ModelConfig, rows: int, width: int) -> float | int:
@@ -122,23 +132,27 @@ def forward_flops(sizes: ModelConfig, rows: int, width: int) -> float | int:
 
 
 def trips_of(
-  rows: Mapping[str, int], sizes: ModelConfig, mesh: Mesh
+  shape: Shape, sizes: ModelConfig, mesh: Mesh, fill: Fill | None
 ) -> dict[str, tuple[float | int, ...]]:
-  """The trip counts of loops when all rows of a minibatch are full.
+  """The trip counts of loops.
 
   Attention loops over blocks of keys, and inside over blocks of queries that
-  see them. The counts are those of the device with the last tokens of a row,
-  which sees the most keys.
+  see them. If every row is one text, the counts are those of the device with
+  the last tokens of a row, which sees the most keys. With a simulation, they
+  are means over devices, and those of texts that begin where blocks do.
   """
-  width, context = rows["width"], mesh.shape["context"]
-  keys = -(-width // ops.attention.LONG_BLOCK)
-  queries = -(-width // context // ops.attention.LONG_BLOCK)
+  width, context = shape[1], mesh.shape["context"]
+  block = min(ops.attention.LONG_BLOCK, width // context)
+  keys = -(-width // block)
+  queries = -(-width // context // block)
   pairs = queries * (keys - queries) + queries * (queries + 1) / 2
+  if fill and width in fill.pairs:
+    seen = fill.pairs[width] / context / block**2 + queries / 2
+    pairs = min(pairs, seen)
   chunk = min(4096, ops.logprobs.LOGITS // sizes.vocab_size)
   columns = min(max(1, chunk), ops.logprobs.COLUMNS, width)
   return {
     "experts": (1,),  # An even load fits one window.
-    "microbatches": (rows["max_rows"] // rows["microbatch_rows"],),
     "logprobs": (-(-width // context // columns),),
     "attention": (keys, pairs / keys),
   }
@@ -151,10 +165,12 @@ def sizes_of(config: ConfigDict) -> ModelConfig:
   return replace(sizes, mtp_depth=0) if drop else sizes
 
 
-def of_sft(config: ConfigDict, mesh: Mesh) -> list[Program]:
-  """The one program of supervised fine-tuning."""
+def of_sft(
+  config: ConfigDict, mesh: Mesh, fill: Fill | None = None
+) -> list[Program]:
+  """The programs of supervised fine-tuning."""
   sizes = sizes_of(config)
-  optimizer, rows = make_optimizer(**config.optimizer), config.rows.to_dict()
+  optimizer = make_optimizer(**config.optimizer)
   loss = functools.partial(
     sft.objective, Transformer(sizes), sizes.vocab_size, **config.loss
   )
@@ -165,93 +181,121 @@ def of_sft(config: ConfigDict, mesh: Mesh) -> list[Program]:
     axes=logical_axes(sizes),
   )
   state = _state(config, mesh, sizes, optimizer)
-  read = batch(mesh, rows)
-  return [
-    Program(
-      name="update",
-      function=update,
-      arguments=(state, read),
-      parts=_parts(state) | {"batch": read},
-      beside={},
-      flops=PER_STEP * forward_flops(sizes, rows["max_rows"], rows["width"]),
-      trips=trips_of(rows, sizes, mesh),
-      tokens=rows["max_rows"] * rows["width"],
-      sizes=sizes,
-      rows=rows,
-      mesh=mesh,
-    )
-  ]
+  read = {shape: batch(mesh, shape) for shape in shapes(config, mesh, fill)}
+  return _of_update(update, state, read, {}, mesh, sizes, fill)
 
 
-def of_grpo(config: ConfigDict, mesh: Mesh) -> list[Program]:
+def of_grpo(
+  config: ConfigDict, mesh: Mesh, fill: Fill | None = None
+) -> list[Program]:
   """The large programs of a GRPO run."""
   sizes = sizes_of(config)
-  model, rows = Transformer(sizes), config.rows.to_dict()
   optimizer, score, update = make_steps(
-    config, model, StubTokenizer(sizes.vocab_size)
+    config, Transformer(sizes), StubTokenizer(sizes.vocab_size)
   )
   dtype = config.model.get("dtype", "float32")
   state = _state(config, mesh, sizes, optimizer, dtype)
-  has_reference = use_reference(config)
+  has_reference, scorer = use_reference(config), state.params
   reference = None
   if has_reference:
     copy = functools.partial(policy.reference_copy, sizes)
-    offloaded = "" if "reference" in config.offload else None
     copied = jax.eval_shape(copy, state.params)
+    offloaded = "" if "reference" in config.offload else None
     reference = sharded_shapes(mesh, sizes, copied, offloaded)
-  floats = row_array(mesh, rows, jnp.float32)
-  read = batch(
+    # `offload.fetch` copies it before microbatches are scored.
+    scorer = sharded_shapes(mesh, sizes, copied)
+  read = {
+    shape: _scored(config, mesh, shape, sizes, has_reference)
+    for shape in shapes(config, mesh, fill)
+  }
+  beside = {"reference": reference}
+  programs = _of_update(update, state, read, beside, mesh, sizes, fill)
+  if has_reference or config.old == "trainer":
+    name = "reference" if has_reference else "params"
+    for shape, full in read.items():
+      unscored = full.replace(advantages=None, reference_logprobs=None)
+      programs.append(
+        Program(
+          name=f"score {shape[1]}",
+          function=score,
+          arguments=(scorer, unscored),
+          parts={name: scorer, "batch": unscored},
+          beside=_parts(state)
+          if has_reference
+          else {"optimizer": state.optimizer_state},
+          flops=forward_flops(sizes, *shape),
+          trips=trips_of(shape, sizes, mesh, fill),
+          tokens=math.prod(shape),
+          sizes=sizes,
+          rows=shape,
+          mesh=mesh,
+        )
+      )
+  resident = _parts(state) | beside
+  sampled = rollouts.programs(config, mesh, sizes, state.params, resident)
+  return programs + [Program(**fields) for fields in sampled]
+
+
+def _of_update(
+  update: Update,
+  state,
+  read: Mapping[Shape, Batch],
+  beside: Mapping[str, Any],
+  mesh: Mesh,
+  sizes: ModelConfig,
+  fill: Fill | None,
+) -> list[Program]:
+  """The gradient of a microbatch of each shape, and the optimizer's step."""
+  params, programs = state.params, []
+  common = dict(sizes=sizes, mesh=mesh)
+  for shape, one in read.items():
+    programs.append(
+      Program(
+        name=f"gradient {shape[1]}",
+        function=update.add,
+        arguments=(params, params, one),
+        parts={"params": params, "sum of gradients": params, "batch": one},
+        beside={"optimizer": state.optimizer_state, **beside},
+        flops=PER_STEP * forward_flops(sizes, *shape),
+        trips=trips_of(shape, sizes, mesh, fill),
+        tokens=math.prod(shape),
+        rows=shape,
+        **common,
+      )
+    )
+  with jax.set_mesh(mesh):
+    _, metrics = jax.eval_shape(update.add, params, params, one)
+  whole = jax.tree.map(lambda _: sharding.replicated(mesh), metrics)
+  programs.append(
+    Program(
+      name="optimizer",
+      function=update.apply,
+      arguments=(state, params, with_shardings(metrics, whole)),
+      parts=_parts(state) | {"gradients": params},
+      beside=beside,
+      flops=0.0,
+      trips={},
+      tokens=0,
+      rows=None,
+      **common,
+    )
+  )
+  return programs
+
+
+def _scored(config, mesh, shape, sizes, has_reference) -> Batch:
+  """A microbatch of GRPO with all its fields."""
+  floats = row_array(mesh, shape, jnp.float32)
+  return batch(
     mesh,
-    rows,
-    completions=row_array(mesh, rows, jnp.int32),
+    shape,
+    completions=row_array(mesh, shape, jnp.int32),
     advantages=floats,
     sampler_logprobs=floats,
     old_logprobs=floats,
     reference_logprobs=floats if has_reference else None,
-    experts=_experts(config, mesh, rows, sizes),
+    experts=_experts(config, mesh, shape, sizes),
   )
-  forward = forward_flops(sizes, rows["max_rows"], rows["width"])
-  common = dict(
-    trips=trips_of(rows, sizes, mesh),
-    tokens=rows["max_rows"] * rows["width"],
-    sizes=sizes,
-    rows=rows,
-    mesh=mesh,
-  )
-  state_parts, reference_part = _parts(state), {"reference": reference}
-  programs = [
-    Program(
-      name="update",
-      function=update,
-      arguments=(state, read),
-      parts=state_parts | {"batch": read},
-      beside=reference_part,
-      flops=PER_STEP * forward,
-      **common,
-    )
-  ]
-  if has_reference or config.old == "trainer":
-    scorer = reference if has_reference else state.params
-    unscored = read.replace(advantages=None, reference_logprobs=None)
-    programs.append(
-      Program(
-        name="score",
-        function=score,
-        arguments=(scorer, unscored),
-        parts={
-          "reference" if has_reference else "params": scorer,
-          "batch": unscored,
-        },
-        beside=state_parts
-        if has_reference
-        else {"optimizer": state.optimizer_state},
-        flops=forward,
-        **common,
-      )
-    )
-  resident = state_parts | reference_part
-  sampled = rollouts.programs(config, mesh, sizes, state.params, resident)
-  return programs + [Program(**fields) for fields in sampled]
 
 
 def _state(config, mesh, sizes, optimizer, dtype="float32"):
@@ -266,16 +310,16 @@ def _parts(state) -> dict[str, Any]:
   return {"params": state.params, "optimizer": state.optimizer_state}
 
 
-def _experts(config, mesh, rows, sizes):
-  """The shape [B, M, T, L, k] of recorded experts; None if not recorded."""
+def _experts(config, mesh, shape, sizes):
+  """The shape [B, T, L, k] of recorded experts; None if not recorded."""
   if not config.sampling.get("record_experts", False):
     return None
-  one = row_array(mesh, rows, jnp.int16)
+  one = row_array(mesh, shape, jnp.int16)
   shape = (*one.shape, sizes.num_moe_layers, sizes.experts.per_token)
   return jax.ShapeDtypeStruct(shape, one.dtype, sharding=one.sharding)
 
 
-PROGRAMS: dict[str, Callable[[ConfigDict, Mesh], list[Program]]] = {
+PROGRAMS: dict[str, Callable[..., list[Program]]] = {
   "grpo": of_grpo,
   "sft": of_sft,
 }

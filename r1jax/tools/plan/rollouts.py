@@ -156,6 +156,7 @@ def programs(
       beside=resident | {"cached prompts": ahead},
       flops=count * (c.prompt_tokens * token + pairs * pair),
       tokens=count * c.prompt_tokens,
+      prompts=count,
     ),
     rollout
     | dict(

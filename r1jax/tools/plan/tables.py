@@ -16,19 +16,15 @@ ZERO, STUDENT = "experiments/r1_zero.py", "experiments/distill.py"
 # (topology, config, flags)
 RUNS = (
   ("v5p:8x8x8", ZERO, ()),
-  ("v5p:8x16x16", ZERO, ("--config.mesh.context=4",)),
+  ("v5p:8x16x16", ZERO, ()),
   ("v5p:4x4x4", f"{STUDENT}:qwen_32b", ()),
   ("v5p:4x4x4", f"{STUDENT}:llama_70b", ()),
   # Only `data` extends over slices, so each slice holds the whole state. For
   # R1-Zero (12 bytes per weight) that would be 29.8 of the 31.25 GiB per chip
   # on the largest v6e slice, 256 chips: too much to train it there.
-  (
-    "v6e:8x8*2",
-    f"{STUDENT}:qwen_32b",
-    ("--config.mesh.fsdp=32", "--config.mesh.context=2"),
-  ),
+  ("v6e:8x8*2", f"{STUDENT}:qwen_32b", ()),
   ("v5e:8x8", f"{ZERO}:qwen_math_7b", ()),
-  ("v6e:4x4", f"{ZERO}:qwen_math_7b", ("--config.mesh.fsdp=16",)),
+  ("v6e:4x4", f"{ZERO}:qwen_math_7b", ("--config.mesh.fsdp=4",)),
 )
 HEAD = (
   "| topology | run | program | per chip, of its memory | least time | MFU | "

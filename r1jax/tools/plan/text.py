@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from r1jax.tools.plan import slices
+from r1jax.tools.plan.whole_run import PAPER
 
 SHOWN = 12  # The number of meshes of a sweep to print.
 ROWS = ("temporaries", "code")
@@ -16,7 +17,7 @@ def text(report: Mapping[str, Any]) -> str:
     for one in report["ranked"][:SHOWN]:
       lines.append(
         f"  {_mesh(one['mesh']):<50}  {one['seconds']:.4g} s, "
-        f"{size(one['bytes'])}"
+        f"{size(one['bytes'])}, {one['use']:.0%} of the slots in use"
       )
     return "\n".join([*lines, "", *map(text, report["plans"])])
   room = report["memory_per_device"]
@@ -35,8 +36,53 @@ def text(report: Mapping[str, Any]) -> str:
   devices = hosts.pop("devices")
   rows = [(f"to {phase}", size(x)) for phase, x in hosts.items()]
   lines += [*_aligned(f"memory of a host with {devices} devices", rows), ""]
+  if "fill" in report:
+    lines += [*_fill(report["fill"]), ""]
+  if "run" in report:
+    lines += [*_run(report["run"]), ""]
   lines.append("it fits" if report["fits"] else "it does NOT fit")
   return "\n".join(lines)
+
+
+def _fill(found: Mapping[str, Any]) -> list[str]:
+  """The lines of a simulation of rows."""
+  each = ", ".join(
+    f"{count:.2f} of width {width}"
+    for width, count in found["microbatches"].items()
+  )
+  rows = [
+    ("slots that hold real tokens", f"{found['slots_in_use']:.1%}"),
+    (
+      "least loaded shard / mean",
+      f"{found['least_loaded_shard']:.2f}, at least "
+      f"{found['least_loaded_shard_ever']:.2f}",
+    ),
+    ("microbatches of an update", each),
+    ("all compiled in", f"{found['compile_seconds']:.0f} s"),
+  ]
+  for name, title in (("gradient", "gradients"), ("score", "scoring")):
+    if name in found:
+      low, high = (found[name]["seconds"][k] for k in ("overlapped", "serial"))
+      best, least = (
+        found[name]["useful_mfu"][k] for k in ("overlapped", "serial")
+      )
+      rows.append(
+        (
+          f"{title} of an update",
+          f"{low:.4g} to {high:.4g} s, useful MFU {least:.1%} to {best:.1%}",
+        )
+      )
+  return _aligned("simulated lengths", rows)
+
+
+def _run(found: Mapping[str, Any]) -> list[str]:
+  """The lines of a whole run."""
+  rows = [(part, f"{hours:.1f} h") for part, hours in found["hours"].items()]
+  rows += [("all", f"{found['total']:.0f} h"), ("for comparison", PAPER)]
+  means = ", ".join(
+    f"{one['mean']:.0f}: {one['slots_in_use']:.0%}" for one in found["stages"]
+  )
+  return _aligned("the whole run", [*rows, ("slots in use by mean", means)])
 
 
 def _mesh(sizes: Mapping[str, int]) -> str:
