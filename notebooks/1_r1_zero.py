@@ -46,7 +46,7 @@ FAST = "R1JAX_FAST" in os.environ  # A few seconds, to try the notebook itself.
 
 # %%
 base = r1jax.load(cpu_devices=4)
-base
+print(base)
 
 # %% [markdown]
 # The experiment says which problems there are: sums, words to spell backward,

@@ -164,13 +164,12 @@ r = jnp.linspace(0.05, 4, 400)
 figure, axes = plt.subplots(1, 2, figsize=(9, 3))
 for ax, advantage in zip(axes, (1.0, -1.0)):
   for name, arguments in settings.items():
-    clip = lambda logprob, c=name, a=advantage, k=arguments: CLIPS[c](
-      jnp.exp(logprob), jnp.asarray(a), logprob, **k
-    ).surrogate
+    clip = lambda logprob, c=name, a=advantage, k=arguments: (
+      CLIPS[c](jnp.exp(logprob), jnp.asarray(a), logprob, **k).surrogate
+    )
     ax.plot(r, jax.vmap(jax.grad(clip))(jnp.log(r)), label=name)
   ax.set(xlabel="ratio", title=f"gradient by log p, advantage {advantage:.0f}")
-axes[0].legend(fontsize=8);
-
+axes[0].legend(fontsize=8)
 # %% [markdown]
 # ## The KL
 #
@@ -184,8 +183,7 @@ for name in ("k1", "k2", "k3"):
   plt.plot(x, KLS[name](x, jnp.ones_like(x)), label=name)
 plt.xlabel("log reference - log policy, nats")
 plt.ylabel("nats")
-plt.legend();
-
+plt.legend()
 # %% [markdown]
 # ## Each recipe on the same tokens
 #
@@ -198,19 +196,21 @@ plt.legend();
 tokens = mask.sum(-1)
 trained = np.ones_like(tokens, bool)
 completions = np.broadcast_to(np.arange(P * G).reshape(P, G, 1), mask.shape)
+on_tokens = lambda x: jnp.asarray(
+  np.where(mask, x[..., None], 0.0), jnp.float32
+)
 rows = {}
 recipes = dict([*PRESETS.items()][: 2 if FAST else None])
 for name, recipe in recipes.items():
   advantage = dict(recipe["advantage"])
   values = ADVANTAGES[advantage.pop("name")](rewards, **advantage)
   weights = token_weights(tokens, trained, **recipe["aggregation"])
-  shape = lambda a: jnp.asarray(np.where(mask, a[..., None], 0.0), jnp.float32)
   loss = lambda logprobs, a=values, w=weights, k=recipe["loss"]: grpo_loss(
     logprobs,
     jnp.asarray(old),
     jnp.asarray(old),
-    shape(a),
-    shape(w),
+    on_tokens(a),
+    on_tokens(w),
     int(tokens.sum()),
     completions=jnp.asarray(completions),
     num_completions=P * G,
@@ -228,7 +228,7 @@ ax.set(xlabel="completion, group after group", title="push on a completion")
 ax.grid(False)
 for edge in range(G, P * G, G):
   ax.axvline(edge - 0.5, color="black", linewidth=0.8)
-figure.colorbar(image, label="of the recipe's largest");
+figure.colorbar(image, label="of the recipe's largest")
 
 # %% [markdown]
 # A run with another recipe is one word:

@@ -12,8 +12,8 @@
 # # 3. Inside the model
 #
 # What makes DeepSeek-V3 (arXiv:2412.19437) different from a plain transformer,
-# on a model small enough to look into: a cache of latents, experts whose load is
-# balanced by a bias, and blocks that predict the token after the next.
+# on a model small enough to look into: a cache of latents, experts whose load a
+# bias balances, and blocks that predict the token after the next.
 
 # %% [markdown]
 # On Colab, Kaggle or any other machine without r1jax, this cell installs it; a
@@ -147,8 +147,7 @@ share = load / load.sum(-1, keepdims=True)
 image = ax.imshow(share, cmap="viridis", vmin=0)
 ax.set(xlabel="expert", ylabel="layer", yticks=range(len(share)))
 ax.grid(False)
-figure.colorbar(image, label="share of tokens");
-
+figure.colorbar(image, label="share of tokens")
 # %% [markdown]
 # V3 has no auxiliary loss that pulls on the gradient. After each step a bias,
 # added to the scores only when experts are chosen, falls for experts with more
@@ -169,8 +168,7 @@ for _ in range(80):
 figure, ax = plt.subplots(figsize=(6, 2.6))
 ax.plot(history)
 ax.axhline(1 / experts.num_routed, color="black", linestyle="--")
-ax.set(xlabel="steps", ylabel="share of tokens", title="one line an expert");
-
+ax.set(xlabel="steps", ylabel="share of tokens", title="one line an expert")
 # %% [markdown]
 # ## Predicting the token after the next
 #

@@ -92,8 +92,7 @@ for ax, (name, values) in zip(axes, scores.parts.items()):
   ax.plot(lengths, right, label="right answer")
   ax.plot(lengths, wrong, "--", label="wrong answer")
   ax.set(title=name, xlabel="tokens, of at most 1,024")
-axes[0].legend();
-
+axes[0].legend()
 # %% [markdown]
 # ## Programs
 #
@@ -143,10 +142,10 @@ else:
 
 # %%
 pathlib.Path("runs").mkdir(exist_ok=True)
-pathlib.Path("runs/my_rewards.py").write_text('''
+pathlib.Path("runs/my_rewards.py").write_text("""
 def mentions(example, completion):
   return float(example.answer in completion.text)
-''')
+""")
 
 import sys
 

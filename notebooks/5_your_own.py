@@ -141,8 +141,7 @@ for name in ("accuracy", "format", "steps"):
     label=name,
   )
 ax.set(xlabel="updates", ylabel="mean of the reward", ylim=(0, 1.05))
-ax.legend();
-
+ax.legend()
 # %% [markdown]
 # ## Evaluate, and export
 #

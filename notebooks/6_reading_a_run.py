@@ -61,6 +61,7 @@ for name in ("kl/ref", "completions/clipped_ratio", "reward/frac_zero_std"):
 # A run's own report is `r1jax report WORKDIR`, and `r1jax report A B` lays
 # several over each other. Here are the curves to read first.
 
+
 # %%
 def draw(keys, columns=3):
   """A panel for each metric, with all four runs."""
@@ -90,8 +91,8 @@ draw(
 #   falls slowly.
 # * **rate too high**: the reward falls within a few updates, and never comes
 #   back.
-# * **limit too low**: a large share of the completions is cut at the limit; what
-#   cannot be finished cannot be rewarded, so the policy learns to be short.
+# * **limit too low**: many completions are cut at the limit; what cannot be
+#   finished cannot be rewarded, so the policy learns to be short.
 # * **reward with a hole**: the reward rises while accuracy, which is measured
 #   with a weight of 0, does not follow.
 

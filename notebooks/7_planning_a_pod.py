@@ -11,8 +11,8 @@
 # %% [markdown]
 # # 7. Planning a pod that is not there
 #
-# Does R1-Zero at 671 billion parameters fit a pod, how should the mesh split it,
-# and what bounds an update? `r1jax plan` answers on a CPU. For TPUs, XLA
+# Does R1-Zero at 671 billion parameters fit a pod, how should the mesh split
+# it, and what bounds an update? `r1jax plan` answers on a CPU. For TPUs, XLA
 # compiles the run's own programs; for GPUs, as here, the sizes of all arrays
 # are exact and the rest is estimated.
 
@@ -94,8 +94,7 @@ for name, heights in parts.items():
   bottom += heights
 ax.axhline(room, color="black", linestyle="--", label="memory of a GPU")
 ax.set(ylabel="GiB a GPU", title="one update")
-ax.legend(fontsize=8, loc="upper right");
-
+ax.legend(fontsize=8, loc="upper right")
 # %% [markdown]
 # ## Which mesh
 #
@@ -121,7 +120,7 @@ points = ax.scatter(
   s=12,
 )
 ax.set(xlabel="GiB a GPU", ylabel="seconds of an update", yscale="log")
-figure.colorbar(points, label="log2 of context");
+figure.colorbar(points, label="log2 of context")
 
 # %% [markdown]
 # ## TPUs

@@ -1,9 +1,9 @@
 """A model in memory, for notebooks and scripts.
 
-    model = r1jax.load()                        # The shipped base model.
-    samples = model.sample(["6 + 7 ="], 4)
-    model.evaluate(examples)["sums"]["pass@1"]
-    model.save("exported")
+model = r1jax.load()                        # The shipped base model.
+samples = model.sample(["6 + 7 ="], 4)
+model.evaluate(examples)["sums"]["pass@1"]
+model.save("exported")
 """
 
 import dataclasses
@@ -158,9 +158,11 @@ class Model:
     """log p [P, G, Tc] of sampled tokens, where `rollout.logprobs` has the
     sampler's; 0 elsewhere. At temperature 1."""
     shape = rollout.lengths.shape
-    prompt = lambda p: rollout.prompts[p, : rollout.prompt_lengths[p]]
-    answer = lambda *place: rollout.completions[place][: rollout.lengths[place]]
-    rows = [[*prompt(p), *answer(p, g)] for p, g in np.ndindex(shape)]
+    rows = [
+      rollout.prompts[p, : rollout.prompt_lengths[p]].tolist()
+      + rollout.completions[p, g, : rollout.lengths[p, g]].tolist()
+      for p, g in np.ndindex(shape)
+    ]
     result = np.zeros(rollout.logprobs.shape, np.float32)
     for place, values in zip(np.ndindex(shape), self.logprobs(rows)):
       length = rollout.lengths[place]
