@@ -45,7 +45,7 @@ FAST = "R1JAX_FAST" in os.environ  # A few seconds, to try the notebook itself.
 # layout, or the workdir of a run.
 
 # %%
-base = r1jax.load(cpu_devices=4)
+base = r1jax.load(cpu_devices=1 if FAST else 4)
 print(base)
 
 # %% [markdown]
@@ -65,6 +65,7 @@ if FAST:
     "prompts_per_round": 4,
     "group_size": 4,
     "sampling.num_slots": 16,
+    "sampling.prompt_tokens": 128,
     "sampling.max_tokens": 64,
     "rows.max_rows": 8,
     "evaluation.problems": 2,

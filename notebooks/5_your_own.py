@@ -93,8 +93,9 @@ TEMPLATE = (
   "<think> and </think>, and answers between <answer> and </answer>. "
   "User: {question}. Assistant: <think>"
 )
-model = r1jax.load(cpu_devices=4)
-samples = model.sample(test[:2], template=TEMPLATE, max_tokens=96)
+LIMIT = 48 if FAST else 96  # Tokens of a completion.
+model = r1jax.load(cpu_devices=1 if FAST else 4)
+samples = model.sample(test[:2], template=TEMPLATE, max_tokens=LIMIT)
 scores = r1jax.grade(
   *samples[:2], accuracy=1.0, format=1.0, **{"my_rewards:steps": 0.2}
 )
@@ -108,14 +109,14 @@ for completion, total in zip(samples.completions, scores.total):
 # of a config before a long run.
 
 # %%
-changes = {"num_steps": 24, "checkpoint_every": 8, "sampling.max_tokens": 96}
+changes = {"num_steps": 24, "checkpoint_every": 8, "sampling.max_tokens": LIMIT}
 if FAST:
   changes |= {
     "num_steps": 2,
     "prompts_per_round": 4,
     "group_size": 4,
     "sampling.num_slots": 16,
-    "sampling.max_tokens": 48,
+    "sampling.prompt_tokens": 64,
     "rows.max_rows": 8,
   }
 config = r1jax.load_config("experiments/demo.py", changes)
@@ -150,9 +151,8 @@ ax.legend()
 # %%
 trained = r1jax.load(folder / "run")
 few = test[: 4 if FAST else 20]
-limit = config.sampling.max_tokens
 for name, each in (("base", model), ("trained", trained)):
-  row = each.evaluate(few, 4, max_tokens=limit, template=TEMPLATE)["mine"]
+  row = each.evaluate(few, 4, max_tokens=LIMIT, template=TEMPLATE)["mine"]
   print(f"{name:8} pass@1 {row['pass@1']:.2f}  pass@4 {row['pass@4']:.2f}")
 trained.save(folder / "exported")
 print(sorted(path.name for path in (folder / "exported").iterdir()))

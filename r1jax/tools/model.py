@@ -34,9 +34,9 @@ from r1jax.tools import convert
 from r1jax.training import evaluate, models
 from r1jax.types import Completion, Example, Params, Rollout, Tokenizer
 
-SLOTS = 64  # The most completions that are sampled at once.
+SLOTS = 16, 64  # The fewest and the most completions sampled at once.
 DECODE_STEPS = 8  # Tokens between two looks of the host.
-BUCKET = 64  # Lengths are rounded up to multiples, so that few are compiled.
+BUCKET = 64  # Lengths are rounded up to multiples: each is compiled for.
 
 
 class Samples(NamedTuple):
@@ -155,8 +155,11 @@ class Model:
     return [value[: len(ids)] for value, ids in zip(values, rows)]
 
   def score(self, rollout: Rollout) -> np.ndarray:
-    """log p [P, G, Tc] of sampled tokens, where `rollout.logprobs` has the
-    sampler's; 0 elsewhere. At temperature 1."""
+    """log p [P, G, Tc] of the sampled tokens of a rollout, in nats.
+
+    The layout is that of `rollout.logprobs`, which the sampler has computed.
+    Values are of temperature 1, and 0 where nothing was sampled.
+    """
     shape = rollout.lengths.shape
     rows = [
       rollout.prompts[p, : rollout.prompt_lengths[p]].tolist()
@@ -251,7 +254,7 @@ class Model:
     """An engine for prompts of at most `longest` tokens."""
     mesh = make_mesh()
     prefix = chat.shared_tokens(template, self.tokenizer)
-    slots = min(SLOTS, 1 << (completions - 1).bit_length())
+    slots = min(max(SLOTS[0], 1 << (completions - 1).bit_length()), SLOTS[1])
     shards = row_shards(mesh)
     return make_engine(
       self.transformer,
