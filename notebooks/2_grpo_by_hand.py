@@ -98,6 +98,7 @@ for ax, (name, function) in zip(axes, ADVANTAGES.items()):
     ax.text(*place[::-1], f"{value:.1f}", ha="center", va="center", fontsize=8)
   ax.set(title=name, xlabel="completion", ylabel="prompt", xticks=range(G))
   ax.grid(False)
+plt.show()
 
 # %% [markdown]
 # ## One update
@@ -144,6 +145,7 @@ right.set(
   ylabel="ratio",
 )
 print(samples.completions[place[0] * G + place[1]].text)
+plt.show()
 
 # %% [markdown]
 # ## Clips
@@ -170,6 +172,7 @@ for ax, advantage in zip(axes, (1.0, -1.0)):
     ax.plot(r, jax.vmap(jax.grad(clip))(jnp.log(r)), label=name)
   ax.set(xlabel="ratio", title=f"gradient by log p, advantage {advantage:.0f}")
 axes[0].legend(fontsize=8)
+plt.show()
 # %% [markdown]
 # ## The KL
 #
@@ -184,6 +187,7 @@ for name in ("k1", "k2", "k3"):
 plt.xlabel("log reference - log policy, nats")
 plt.ylabel("nats")
 plt.legend()
+plt.show()
 # %% [markdown]
 # ## Each recipe on the same tokens
 #
@@ -229,6 +233,7 @@ ax.grid(False)
 for edge in range(G, P * G, G):
   ax.axvline(edge - 0.5, color="black", linewidth=0.8)
 figure.colorbar(image, label="of the recipe's largest")
+plt.show()
 
 # %% [markdown]
 # A run with another recipe is one word:

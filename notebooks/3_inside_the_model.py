@@ -118,6 +118,7 @@ decode = lambda t: model.tokenizer.decode([t]).replace("\n", "\\n")
 ax.set_xticks(range(shown), [decode(t) for t in text[:shown]], rotation=60)
 ax.set(yticks=range(len(first)), ylabel="layer", title="best expert by token")
 ax.grid(False)
+plt.show()
 
 # %% [markdown]
 # ## Load, and the bias that balances it
@@ -148,6 +149,7 @@ image = ax.imshow(share, cmap="viridis", vmin=0)
 ax.set(xlabel="expert", ylabel="layer", yticks=range(len(share)))
 ax.grid(False)
 figure.colorbar(image, label="share of tokens")
+plt.show()
 # %% [markdown]
 # V3 has no auxiliary loss that pulls on the gradient. After each step a bias,
 # added to the scores only when experts are chosen, falls for experts with more
@@ -169,6 +171,7 @@ figure, ax = plt.subplots(figsize=(6, 2.6))
 ax.plot(history)
 ax.axhline(1 / experts.num_routed, color="black", linestyle="--")
 ax.set(xlabel="steps", ylabel="share of tokens", title="one line an expert")
+plt.show()
 # %% [markdown]
 # ## Predicting the token after the next
 #

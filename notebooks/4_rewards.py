@@ -93,6 +93,7 @@ for ax, (name, values) in zip(axes, scores.parts.items()):
   ax.plot(lengths, wrong, "--", label="wrong answer")
   ax.set(title=name, xlabel="tokens, of at most 1,024")
 axes[0].legend()
+plt.show()
 # %% [markdown]
 # ## Programs
 #

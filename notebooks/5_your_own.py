@@ -118,6 +118,7 @@ if FAST:
     "sampling.num_slots": 16,
     "sampling.prompt_tokens": 64,
     "rows.max_rows": 8,
+    "loss.kl_coefficient": 0.0,
   }
 config = r1jax.load_config("experiments/demo.py", changes)
 config.template = TEMPLATE
@@ -143,6 +144,7 @@ for name in ("accuracy", "format", "steps"):
   )
 ax.set(xlabel="updates", ylabel="mean of the reward", ylim=(0, 1.05))
 ax.legend()
+plt.show()
 # %% [markdown]
 # ## Evaluate, and export
 #

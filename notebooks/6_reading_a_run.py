@@ -85,6 +85,7 @@ draw(
     "reward/frac_zero_std",
   ]
 )
+plt.show()
 
 # %% [markdown]
 # * **healthy**: reward and accuracy rise together, the length grows, entropy
@@ -104,6 +105,7 @@ draw(
   ["kl/ref", "optim/grad_norm", "ratio/max", "clip_ratio/region", "kl/old",
    "optim/update_norm"]
 )  # fmt: skip
+plt.show()
 
 # %% [markdown]
 # KL to the reference, clipped tokens and the norm of the update say how far the
@@ -120,6 +122,7 @@ draw(
 # %%
 draw(["sampling/logp_diff_mean", "sampling/logp_diff_max",
       "sampling/prob_diff_mean"])  # fmt: skip
+plt.show()
 
 # %% [markdown]
 # ## Completions

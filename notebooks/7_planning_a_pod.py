@@ -94,7 +94,8 @@ for name, heights in parts.items():
   bottom += heights
 ax.axhline(room, color="black", linestyle="--", label="memory of a GPU")
 ax.set(ylabel="GiB a GPU", title="one update")
-ax.legend(fontsize=8, loc="upper right")
+ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+plt.show()
 # %% [markdown]
 # ## Which mesh
 #
@@ -121,6 +122,7 @@ points = ax.scatter(
 )
 ax.set(xlabel="GiB a GPU", ylabel="seconds of an update", yscale="log")
 figure.colorbar(points, label="log2 of context")
+plt.show()
 
 # %% [markdown]
 # ## TPUs

@@ -23,7 +23,9 @@ FAMILIES = {name.split("/")[0] for name in METRICS}
 # Modules whose examples compile a model.
 COMPILES = ("r1jax.tools.model",)
 EXAMPLES = sorted(
-  ".".join(path.relative_to(ROOT).with_suffix("").parts)
+  ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(
+    ".__init__"
+  )
   for path in (ROOT / "r1jax").rglob("*.py")
   if re.search(r"^\s*>>> ", path.read_text(), re.MULTILINE)
 )

@@ -59,7 +59,7 @@ class Learner:
     return int(self.state.train.step)
 
   def update(
-    self, samples: Samples, rewards: Sequence[float] | np.ndarray
+    self, samples: Samples, rewards: Sequence[float | int] | np.ndarray
   ) -> tuple["Learner", dict[str, float]]:
     """The learner after one update of GRPO, and the metrics of that.
 
