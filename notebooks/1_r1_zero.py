@@ -28,8 +28,10 @@ import pathlib
 import shutil
 
 if importlib.util.find_spec("r1jax") is None:
-  extra = "gpu" if shutil.which("nvidia-smi") else "notebooks"
-  extra = "tpu" if "COLAB_TPU_ADDR" in os.environ else extra
+  tpus = [*pathlib.Path("/dev").glob("accel*")]
+  extra = (
+    "gpu" if shutil.which("nvidia-smi") else "tpu" if tpus else "notebooks"
+  )
   os.system("git clone THIS_REPOSITORY r1jax")
   os.system(f"pip install -q -e 'r1jax[{extra}]'")
   os.chdir("r1jax")
@@ -54,8 +56,8 @@ print(base)
 
 # %%
 changes = {
-  "num_steps": 44,  # Half of the demo's updates.
-  "evaluation.every": 44,
+  "num_steps": 32,  # The demo has 88 updates.
+  "evaluation.every": 32,
   "evaluation.problems": 64,
   "evaluation.samples": 4,
 }

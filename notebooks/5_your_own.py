@@ -26,8 +26,10 @@ import pathlib
 import shutil
 
 if importlib.util.find_spec("r1jax") is None:
-  extra = "gpu" if shutil.which("nvidia-smi") else "notebooks"
-  extra = "tpu" if "COLAB_TPU_ADDR" in os.environ else extra
+  tpus = [*pathlib.Path("/dev").glob("accel*")]
+  extra = (
+    "gpu" if shutil.which("nvidia-smi") else "tpu" if tpus else "notebooks"
+  )
   os.system("git clone THIS_REPOSITORY r1jax")
   os.system(f"pip install -q -e 'r1jax[{extra}]'")
   os.chdir("r1jax")
@@ -109,7 +111,7 @@ for completion, total in zip(samples.completions, scores.total):
 # of a config before a long run.
 
 # %%
-changes = {"num_steps": 24, "checkpoint_every": 8, "sampling.max_tokens": LIMIT}
+changes = {"num_steps": 16, "checkpoint_every": 8, "sampling.max_tokens": LIMIT}
 if FAST:
   changes |= {
     "num_steps": 2,
@@ -124,7 +126,7 @@ config = r1jax.load_config("experiments/demo.py", changes)
 config.template = TEMPLATE
 config.dataset = dict(**problems, split="train")
 config.rewards = {"accuracy": 1.0, "format": 1.0, "my_rewards:steps": 0.2}
-config.evaluation.update(every=24, problems=8 if FAST else 40, samples=4)
+config.evaluation.update(every=16, problems=8 if FAST else 40, samples=4)
 config.evaluation.test = dict(**problems, split="test")
 config.evaluation.larger = None
 r1jax.train(config, str(folder / "run"))

@@ -27,8 +27,10 @@ import pathlib
 import shutil
 
 if importlib.util.find_spec("r1jax") is None:
-  extra = "gpu" if shutil.which("nvidia-smi") else "notebooks"
-  extra = "tpu" if "COLAB_TPU_ADDR" in os.environ else extra
+  tpus = [*pathlib.Path("/dev").glob("accel*")]
+  extra = (
+    "gpu" if shutil.which("nvidia-smi") else "tpu" if tpus else "notebooks"
+  )
   os.system("git clone THIS_REPOSITORY r1jax")
   os.system(f"pip install -q -e 'r1jax[{extra}]'")
   os.chdir("r1jax")

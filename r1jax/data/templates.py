@@ -43,9 +43,10 @@ PLAIN = "{question}\n"
 class QuestionOnly:
   r"""A template for base models: a text around the last question.
 
-  >>> template = QuestionOnly("User: {question}\nAssistant: <think>\n")
-  >>> template(user_turn("1 + 1 = "), generation_prompt=True)
-  'User: 1 + 1 =\nAssistant: <think>\n'
+  Examples:
+    >>> template = QuestionOnly("User: {question}\nAssistant: <think>\n")
+    >>> template(user_turn("1 + 1 = "), generation_prompt=True)
+    'User: 1 + 1 =\nAssistant: <think>\n'
   """
 
   text: str  # It holds "{question}" once.

@@ -49,9 +49,10 @@ def group_mean(
 ) -> Float[np.ndarray, "P G"]:
   """r - mean(r): Dr. GRPO (arXiv:2503.20783).
 
-  >>> group_mean(np.array([[1.0, 0.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0]]))
-  array([[ 0.5, -0.5, -0.5,  0.5],
-         [ 0. ,  0. ,  0. ,  0. ]])
+  Examples:
+    >>> group_mean(np.array([[1.0, 0.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0]]))
+    array([[ 0.5, -0.5, -0.5,  0.5],
+           [ 0. ,  0. ,  0. ,  0. ]])
   """
   graded = np.isfinite(rewards)
   grades = np.where(graded, rewards, 0.0)
@@ -70,10 +71,11 @@ def group_std(
   bounds advantages by sqrt(G - 1). `ddof` 1 is that of the sample, as in TRL
   and verl, and the bound is (G - 1) / sqrt(G).
 
-  >>> rewards = np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, np.nan, 1.0]])
-  >>> group_std(rewards).round(2)
-  array([[ 1.  , -1.  , -1.  ,  1.  ],
-         [ 0.71, -1.41,  0.  ,  0.71]])
+  Examples:
+    >>> rewards = np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, np.nan, 1.0]])
+    >>> group_std(rewards).round(2)
+    array([[ 1.  , -1.  , -1.  ,  1.  ],
+           [ 0.71, -1.41,  0.  ,  0.71]])
 
   Raises ValueError for another `ddof`.
   """
@@ -95,8 +97,9 @@ def leave_one_out(
 
   This equals (r - mean(r)) n / (n - 1) for n graded completions.
 
-  >>> leave_one_out(np.array([[3.0, 0.0, 0.0]]))
-  array([[ 3. , -1.5, -1.5]])
+  Examples:
+    >>> leave_one_out(np.array([[3.0, 0.0, 0.0]]))
+    array([[ 3. , -1.5, -1.5]])
   """
   size = _num_graded(rewards)
   return group_mean(rewards) * (size / np.maximum(size - 1, 1))

@@ -43,8 +43,9 @@ def completion_mean(
 
   The mean over N completions of the mean over the tokens of each.
 
-  >>> completion_mean(np.array([[4, 1]]))
-  array([[0.125, 0.5  ]])
+  Examples:
+    >>> completion_mean(np.array([[4, 1]]))
+    array([[0.125, 0.5  ]])
   """
   trained = num_tokens > 0
   return trained / np.maximum(num_tokens, 1) / _at_least_one(trained)
@@ -55,8 +56,9 @@ def token_mean(num_tokens: Int[np.ndarray, "P G"]) -> Float[np.ndarray, "P G"]:
 
   The mean over all tokens of the update. The paper writes it for one group.
 
-  >>> token_mean(np.array([[4, 1]]))
-  array([[0.2, 0.2]])
+  Examples:
+    >>> token_mean(np.array([[4, 1]]))
+    array([[0.2, 0.2]])
   """
   return (num_tokens > 0) / _at_least_one(num_tokens)
 
@@ -69,8 +71,9 @@ def constant(
   In Dr. GRPO the divisor is the token limit of a completion. A divisor of 1
   gives the mean over completions of the sum over the tokens of each.
 
-  >>> constant(np.array([[4, 1]]), divisor=10)
-  array([[0.05, 0.05]])
+  Examples:
+    >>> constant(np.array([[4, 1]]), divisor=10)
+    array([[0.05, 0.05]])
 
   Raises ValueError for a divisor of 0 or below.
   """

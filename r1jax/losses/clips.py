@@ -64,10 +64,11 @@ def asymmetric(
 
   The paper calls it Clip-Higher, as `high` is above `low` there.
 
-  >>> ratio, one = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3)
-  >>> clipped = asymmetric(ratio, one, jnp.log(ratio), low=0.2, high=0.28)
-  >>> [round(float(value), 2) for value in clipped.surrogate]
-  [0.5, 1.0, 1.28]
+  Examples:
+    >>> ratio, one = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3)
+    >>> clipped = asymmetric(ratio, one, jnp.log(ratio), low=0.2, high=0.28)
+    >>> [round(float(value), 2) for value in clipped.surrogate]
+    [0.5, 1.0, 1.28]
   """
   del logprobs
   positive("clip 'asymmetric'", low=low, high=high)

@@ -84,10 +84,12 @@ class Model:
   ) -> Samples:
     """`group_size` completions of each prompt.
 
-    >>> import r1jax
-    >>> samples = r1jax.load().sample(["6 + 7 ="], max_tokens=32, temperature=0)
-    >>> samples.completions[0].num_tokens <= 32
-    True
+    Examples:
+      >>> import r1jax
+      >>> model = r1jax.load()
+      >>> samples = model.sample(["6 + 7 ="], max_tokens=32, temperature=0)
+      >>> samples.completions[0].num_tokens <= 32
+      True
 
     Args:
       prompts: questions; the template is written around them.
@@ -128,10 +130,11 @@ class Model:
   def logprobs(self, texts: Sequence[str | Sequence[int]]) -> list[np.ndarray]:
     """log p of every token of each text given those before it, in nats.
 
-    >>> import r1jax
-    >>> (values,) = r1jax.load().logprobs(["6 + 7 = 13"])
-    >>> float(values[0]), bool((values <= 0).all())
-    (0.0, True)
+    Examples:
+      >>> import r1jax
+      >>> (values,) = r1jax.load().logprobs(["6 + 7 = 13"])
+      >>> float(values[0]), bool((values <= 0).all())
+      (0.0, True)
 
     The first token of a text has nothing before it; its value is 0. A text may
     be given as token ids.
@@ -286,9 +289,10 @@ def load(
 ) -> Model:
   """The model in a directory of Hugging Face layout, or of a run.
 
-  >>> import r1jax
-  >>> r1jax.load()
-  DeepseekV3ForCausalLM, 664,064 parameters
+  Examples:
+    >>> import r1jax
+    >>> r1jax.load()
+    DeepseekV3ForCausalLM, 664,064 parameters
 
   Args:
     path: a directory that `Model.save`, transformers or a release has written,
