@@ -64,7 +64,7 @@ lint: venv
 	@$(RUN) -m ruff format --check .
 	@"$(VENV)/bin/shellcheck" launch/*.sh .ci/run .ci/soak
 
-soak: venv
+soak: venv-docs
 	@VENV="$(VENV)" .ci/soak $(PART)
 
 soak-list:
