@@ -24,7 +24,7 @@ unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-base golden test lint soak soak-list report clean venv
-.PHONY: plan plans test-cluster test-tpu venv-tpu
+.PHONY: plan plans test-cluster test-tpu venv-tpu notebooks docs venv-docs
 
 help:
 	@echo "make demo       R1-Zero from the shipped base model, then a report"
@@ -35,6 +35,8 @@ help:
 	@echo "make soak       the tests that take long, or PART of them, as far as"
 	@echo "                they have not passed; make soak-list: the parts"
 	@echo "make report     compare the runs in WORKDIRS ($(WORKDIRS))"
+	@echo "make notebooks  executes notebooks/ anew, outputs included"
+	@echo "make docs       the docs, as HTML in site/"
 	@echo "make plan       what CONFIG would take of TOPOLOGY, with any FLAGS"
 	@echo "make plans      plans of the large runs, as tables; takes hours"
 	@echo "make test-cluster, make test-tpu: the tests of several processes, and"
@@ -62,7 +64,7 @@ lint: venv
 	@$(RUN) -m ruff format --check .
 	@"$(VENV)/bin/shellcheck" launch/*.sh .ci/run .ci/soak
 
-soak: venv
+soak: venv-docs
 	@VENV="$(VENV)" .ci/soak $(PART)
 
 soak-list:
@@ -70,6 +72,26 @@ soak-list:
 
 report: venv
 	@$(RUN) -m r1jax report $(WORKDIRS)
+
+# Each notebook is written from its plain text, and executed. R1JAX_FAST=1 tries
+# them with next to no training.
+notebooks: venv-docs
+	@rm -rf runs/notebook_*
+	@for text in notebooks/[0-9]*.py; do \
+	  echo "$$text"; \
+	  "$(VENV)/bin/jupytext" --quiet --update --to ipynb "$$text" && \
+	  "$(VENV)/bin/jupyter" nbconvert --log-level WARN --to notebook --inplace \
+	    --ExecutePreprocessor.record_timing=False --execute \
+	    "$${text%.py}.ipynb" || exit 1; \
+	done
+
+# Warnings are errors: mkdocs.yml sets `strict`.
+docs: venv-docs
+	@NO_MKDOCS_2_WARNING=1 "$(VENV)/bin/mkdocs" build --quiet
+	@echo "open site/index.html, or: $(VENV)/bin/mkdocs serve"
+
+venv-docs:
+	@$(MAKE) venv EXTRAS="$(EXTRAS),notebooks,docs"
 
 # With SLURM (slurm-wlm, munge) and Open MPI (openmpi-bin), all of them run.
 test-cluster: venv
@@ -90,7 +112,7 @@ test-tpu: venv-tpu
 	@$(RUN_TPU) -m pytest -q -n 2 -m tpu
 
 clean:
-	rm -rf .venv .venv3* "$(TPU_VENV)" build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv3* "$(TPU_VENV)" build dist site *.egg-info .pytest_cache .ruff_cache
 	rm -rf .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -91,3 +91,54 @@ def test_the_lines_of_the_readme_train_from_another_folder(tmp_path):
   assert len(
     (tmp_path / "runs/sums/metrics.jsonl").read_text().splitlines()
   ) == (len(lines))
+
+
+LINES = 15  # That a new user writes, at most.
+
+
+@pytest.mark.reference
+def test_the_lines_of_the_docs_go_from_a_file_to_transformers(tmp_path):
+  """In a folder of one's own: data, reward, training, evaluation, export."""
+  page = (ROOT / "docs/own_data.md").read_text()
+  reward, lines = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+  written = [*reward.splitlines(), *lines.splitlines()]
+  written = [x for x in written if x.strip() and not x.startswith("#")]
+  assert len(written) <= LINES
+  (tmp_path / "my_rewards.py").write_text(reward)
+  with open(tmp_path / "mine.jsonl", "w") as file:
+    for n in range(60):
+      row = {"question": f"{n % 7} + {n} =", "answer": str(n % 7 + n)}
+      file.write(json.dumps(row) + "\n")
+  small = SMALL | {"sampling.num_slots": 16, "sampling.max_tokens": 48}
+  lines = lines.replace(
+    "experiments/demo.py", str(ROOT / "experiments/demo.py")
+  ).replace('{"num_steps": 20}', repr(small | {"num_steps": 2}))
+  (tmp_path / "run.py").write_text(lines)
+  run = python("run.py", folder=tmp_path)
+  assert run.returncode == 0, run.stderr
+  assert "'pass@1'" in run.stdout
+  (row,) = (
+    row
+    for row in map(
+      json.loads,
+      (tmp_path / "runs/mine/metrics.jsonl").read_text().splitlines(),
+    )
+    if "round" in row
+  )
+  assert "reward/brief/mean" in row
+
+  import torch
+  import transformers
+
+  exported = str(tmp_path / "exported")
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(exported)
+  ours = r1jax.load(exported)
+  ids = ours.tokenizer.encode("6 + 7 = 13")
+  with torch.no_grad():
+    logits = theirs(torch.tensor([ids])).logits[0]
+  logprobs = torch.log_softmax(
+    logits[:, : ours.tokenizer.vocab_size].float(), -1
+  )
+  expected = [logprobs[t, token].item() for t, token in enumerate(ids[1:])]
+  (result,) = ours.logprobs([ids])
+  assert result[1:].tolist() == pytest.approx(expected, abs=1e-3)

@@ -116,6 +116,12 @@ def test_kernels_and_experiments_are_no_packages():
   assert not list((ROOT / "experiments").rglob("__init__.py"))
 
 
+def test_every_folder_of_modules_is_a_package():
+  """An installed package holds no other folders."""
+  folders = {path.parent for path in (ROOT / "r1jax").rglob("*.py")}
+  assert not [f for f in folders if not (f / "__init__.py").exists()]
+
+
 def test_the_rewards_do_not_import_jax():
   for module, path in MODULES.items():
     if unit(module) == "r1jax.rewards":

@@ -36,6 +36,13 @@ DATASETS["mixture"] = config.Table(
 def load(name: str = "", **section) -> Sequence[Example]:
   """Returns the dataset `name`, loaded with the section's other keys.
 
+  Examples:
+    >>> words = dict(spell_backward=dict(min_word_len=4, max_word_len=4))
+    >>> options = dict(tasks=words, split="train", size=9, seed=0)
+    >>> dataset = load("reasoning_gym", **options)
+    >>> len(dataset), dataset[0].domain
+    (9, 'reasoning_gym/spell_backward')
+
   A section without a name is `mixture={label: part}`; see `data.mixture`.
   Raises ValueError for an unknown name, and what the dataset's loader raises.
   """

@@ -41,7 +41,13 @@ PLAIN = "{question}\n"
 
 @dataclasses.dataclass(frozen=True)
 class QuestionOnly:
-  """A template for base models: a text around the last question."""
+  r"""A template for base models: a text around the last question.
+
+  Examples:
+    >>> template = QuestionOnly("User: {question}\nAssistant: <think>\n")
+    >>> template(user_turn("1 + 1 = "), generation_prompt=True)
+    'User: 1 + 1 =\nAssistant: <think>\n'
+  """
 
   text: str  # It holds "{question}" once.
 

@@ -47,7 +47,13 @@ def zero_signal(rewards: Float[np.ndarray, "P G"]) -> Bool[np.ndarray, "P"]:
 def group_mean(
   rewards: Float[np.ndarray, "P G"],
 ) -> Float[np.ndarray, "P G"]:
-  """r - mean(r): Dr. GRPO (arXiv:2503.20783)."""
+  """r - mean(r): Dr. GRPO (arXiv:2503.20783).
+
+  Examples:
+    >>> group_mean(np.array([[1.0, 0.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0]]))
+    array([[ 0.5, -0.5, -0.5,  0.5],
+           [ 0. ,  0. ,  0. ,  0. ]])
+  """
   graded = np.isfinite(rewards)
   grades = np.where(graded, rewards, 0.0)
   mean = grades.sum(axis=1, keepdims=True) / _num_graded(rewards)
@@ -64,6 +70,12 @@ def group_std(
   deviation it uses. The default, `ddof` 0, is that of the population, which
   bounds advantages by sqrt(G - 1). `ddof` 1 is that of the sample, as in TRL
   and verl, and the bound is (G - 1) / sqrt(G).
+
+  Examples:
+    >>> rewards = np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, np.nan, 1.0]])
+    >>> group_std(rewards).round(2)
+    array([[ 1.  , -1.  , -1.  ,  1.  ],
+           [ 0.71, -1.41,  0.  ,  0.71]])
 
   Raises ValueError for another `ddof`.
   """
@@ -84,6 +96,10 @@ def leave_one_out(
   """r_i - mean of the other r_j: RLOO (arXiv:2402.14740).
 
   This equals (r - mean(r)) n / (n - 1) for n graded completions.
+
+  Examples:
+    >>> leave_one_out(np.array([[3.0, 0.0, 0.0]]))
+    array([[ 3. , -1.5, -1.5]])
   """
   size = _num_graded(rewards)
   return group_mean(rewards) * (size / np.maximum(size - 1, 1))

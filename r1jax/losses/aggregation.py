@@ -42,6 +42,10 @@ def completion_mean(
   """1/N sum_i 1/|o_i| sum_t: GRPO (arXiv:2402.03300, eq. 3).
 
   The mean over N completions of the mean over the tokens of each.
+
+  Examples:
+    >>> completion_mean(np.array([[4, 1]]))
+    array([[0.125, 0.5  ]])
   """
   trained = num_tokens > 0
   return trained / np.maximum(num_tokens, 1) / _at_least_one(trained)
@@ -51,6 +55,10 @@ def token_mean(num_tokens: Int[np.ndarray, "P G"]) -> Float[np.ndarray, "P G"]:
   """1/(sum_i |o_i|) sum_i sum_t: DAPO (arXiv:2503.14476, eq. 8).
 
   The mean over all tokens of the update. The paper writes it for one group.
+
+  Examples:
+    >>> token_mean(np.array([[4, 1]]))
+    array([[0.2, 0.2]])
   """
   return (num_tokens > 0) / _at_least_one(num_tokens)
 
@@ -62,6 +70,10 @@ def constant(
 
   In Dr. GRPO the divisor is the token limit of a completion. A divisor of 1
   gives the mean over completions of the sum over the tokens of each.
+
+  Examples:
+    >>> constant(np.array([[4, 1]]), divisor=10)
+    array([[0.05, 0.05]])
 
   Raises ValueError for a divisor of 0 or below.
   """

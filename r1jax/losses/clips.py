@@ -63,6 +63,12 @@ def asymmetric(
   """min(r A, clip(r, 1 - low, 1 + high) A): DAPO (arXiv:2503.14476, eq. 8).
 
   The paper calls it Clip-Higher, as `high` is above `low` there.
+
+  Examples:
+    >>> ratio, one = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3)
+    >>> clipped = asymmetric(ratio, one, jnp.log(ratio), low=0.2, high=0.28)
+    >>> [round(float(value), 2) for value in clipped.surrogate]
+    [0.5, 1.0, 1.28]
   """
   del logprobs
   positive("clip 'asymmetric'", low=low, high=high)

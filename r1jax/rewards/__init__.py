@@ -140,6 +140,13 @@ def score(
 ) -> Scores:
   """Returns the rewards of each completion, and their weighted sum.
 
+  Examples:
+    >>> example = Example("3 + 4 =", "7", "math/sums")
+    >>> right = "<think> 3 + 4 = 7 </think> <answer> 7 </answer>"
+    >>> scores = score([example] * 2, [right, "7"], accuracy=1.0, format=0.5)
+    >>> scores.total.tolist(), scores.parts["format"].tolist()
+    ([1.5, 0.0], [1.0, 0.0])
+
   Args:
     examples: one for each completion.
     completions: a plain string is a completion's text.

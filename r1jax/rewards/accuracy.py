@@ -35,6 +35,10 @@ def extract(completion: Completion | str) -> str | None:
   the last \boxed{...}, from the last <answer> on if there is one; without a
   box, the content of <answer>...</answer>; and without these tags, what follows
   "####" or "A:" in the last line, as in GSM8K (arXiv:2110.14168).
+
+  Examples:
+    >>> extract(r"<think> Is it \boxed{6}? No. </think> It is \boxed{7}.")
+    '7'
   """
   text = completion if isinstance(completion, str) else completion.text
   _, closed, text = text.rpartition("</think>")
@@ -69,7 +73,14 @@ def reward(
   sandbox: str = "bwrap",
   packages: Sequence[str] = (),
 ) -> float | None:
-  """Returns 1.0 if the answer is correct, 0.0 if wrong, None if undecided.
+  r"""Returns 1.0 if the answer is correct, 0.0 if wrong, None if undecided.
+
+  Examples:
+    >>> example = Example("What is 1/2 + 1/4?", r"\frac{3}{4}", "math")
+    >>> reward(example, Completion("<think></think> <answer> 0.75 </answer>"))
+    1.0
+    >>> reward(example, Completion("<think> 0.75 </think>"))
+    0.0
 
   The keyword arguments are those of `code.programs.judge` and are used for
   programs only.

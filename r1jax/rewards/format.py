@@ -19,6 +19,14 @@ def reward(example: Example, completion: Completion) -> float:
 
   Each tag must occur exactly once. Only whitespace may surround and separate
   the two parts.
+
+  Examples:
+    >>> text = "<think> 1 + 1 = 2 </think> <answer> 2 </answer>"
+    >>> example = Example("1 + 1 =", "2")
+    >>> reward(example, Completion(text))
+    1.0
+    >>> reward(example, Completion("2 " + text))
+    0.0
   """
   del example
   text = full_text(completion)
@@ -31,6 +39,10 @@ def tags(example: Example, completion: Completion) -> float:
 
   A tag is out of order if it comes before another tag that occurs once and
   should precede it. Text outside of the tags does not matter.
+
+  Examples:
+    >>> tags(Example("1 + 1 =", "2"), Completion("<think> 2 </think> 2"))
+    0.5
   """
   del example
   text = full_text(completion)

@@ -318,6 +318,10 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
       pass@k = 1 - C(n - c, k) / C(n, k)      (arXiv:2107.03374, eq. 1)
 
+  Examples:
+    >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2), pass_at_k(4, 1, 4)
+    (0.25, 0.5, 1.0)
+
   Raises ValueError unless 1 <= k <= n.
   """
   if not 1 <= k <= samples:

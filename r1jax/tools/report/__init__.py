@@ -1,0 +1,1 @@
+"""Reports: one or several runs as one HTML page."""
