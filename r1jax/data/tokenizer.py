@@ -210,15 +210,6 @@ class HuggingFace:
     return self._model.id_to_token(token)
 
 
-def decode_batch(
-  tokenizer: Tokenizer, sequences: Sequence[np.ndarray]
-) -> list[str]:
-  """The text of each sequence, by the tokenizer's own batches if it has any."""
-  if isinstance(tokenizer, HuggingFace):
-    return tokenizer.decode_batch(sequences)
-  return [tokenizer.decode(ids.tolist()) for ids in sequences]
-
-
 class TextStream:
   """Decodes token ids incrementally, for streaming.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from r1jax import rewards
 from r1jax.data import chat
-from r1jax.data.tokenizer import decode_batch
+from r1jax.data.tokenizer import HuggingFace
 from r1jax.rewards import Scores
 from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import Engine
@@ -204,3 +204,12 @@ def completions(
     )
     for text, length, finish in zip(texts, lengths, rollout.finish[p])
   ]
+
+
+def decode_batch(
+  tokenizer: Tokenizer, sequences: Sequence[np.ndarray]
+) -> list[str]:
+  """The text of each sequence, by the tokenizer's own batches if it has any."""
+  if isinstance(tokenizer, HuggingFace):
+    return tokenizer.decode_batch(sequences)
+  return [tokenizer.decode(ids.tolist()) for ids in sequences]

@@ -19,6 +19,7 @@ from r1jax.tools.plan import (
   command,
   estimate,
   fill,
+  price,
   programs,
   whole_run,
 )
@@ -374,7 +375,7 @@ def test_faults_of_a_compiled_program_are_named():
   )
   large = jax.ShapeDtypeStruct((whole // 8,), "float32")  # Half of the model.
   split = sharding.by_rows(mesh)
-  check = functools.partial(command.faults, program)
+  check = functools.partial(price.faults, program)
   assert check(whole / 4, [], [large], [split]) == []
   (gathered,) = check(3 / 4 * whole, [], [], [])
   assert gathered.startswith("it gathers")
