@@ -11,6 +11,7 @@ from r1jax.models.cache import Cache
 from r1jax.models.transformer import Transformer
 from r1jax.parallel import sharding
 from r1jax.rollouts import slots as programs
+from r1jax.rollouts.prompt_scores import score_prompts
 from r1jax.rollouts.requests import TOP_LOGPROBS, Prompt, Request
 from r1jax.rollouts.slots import Sampling
 from r1jax.rollouts.state import EngineState
@@ -146,7 +147,7 @@ class PromptReader:
     scores = None
     if asked:
       scores = sharding.to_host(
-        programs.score_prompts(
+        score_prompts(
           state.params,
           state.prefix_hidden,
           hidden,

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from r1jax.rollouts.slots import STOP_IDS, PromptScores
+from r1jax.rollouts.prompt_scores import PromptScores
+from r1jax.rollouts.slots import STOP_IDS
 from r1jax.types import Bools, Floats, Ints
 
 TOP_LOGPROBS = 20  # The most probable tokens that a request may ask for.

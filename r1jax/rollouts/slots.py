@@ -32,7 +32,6 @@ from r1jax.types import FINISH_LENGTH, FINISH_STOP, Floats, Ints, Params
 Keys = UInt32[Array, "B 2"] | UInt32[np.ndarray, "B 2"] | jax.ShapeDtypeStruct
 
 STOP_IDS = 16  # Ids that may end a completion.
-COLUMNS = 32  # Tokens of each prompt whose logits exist at once.
 
 
 @chex.dataclass(frozen=True)
@@ -105,15 +104,6 @@ class Record:
   count: Ints  # [B]: of the whole completion.
   finish: Ints  # [B]
   steps: Ints  # That were taken, `n` unless all slots ended.
-
-
-@chex.dataclass(frozen=True)
-class PromptScores:
-  """log p(token | tokens before), in nats, of every token but the first."""
-
-  logprobs: Floats  # [*B, T]
-  top_ids: Ints  # [*B, T, k]: The most probable tokens, in order.
-  top_logprobs: Floats  # [*B, T, k]
 
 
 class Sampling(NamedTuple):
@@ -211,7 +201,7 @@ def read_prompts(
 ) -> tuple[Cache, Float[Array, "B T D"] | None, Int[Array, "B T L k"] | None]:
   """A cache of what follows the prefix in some prompts, and its states.
 
-  The states are for `score_prompts`, and None without `keep_hidden`.
+  The states are for `prompt_scores`, and None without `keep_hidden`.
   """
   cache = caches.empty(model.config, *own.shape, prefix=prefix)
   made = transformer.forward(
@@ -220,53 +210,6 @@ def read_prompts(
   cache = caches.shard_constraint(made.cache.replace(prefix=()))
   hidden = made.hidden if keep_hidden else None
   return cache, hidden, used(made.experts, record_experts)
-
-
-@functools.partial(jax.jit, static_argnames=("vocab_size", "top"))
-def score_prompts(
-  params: Params,
-  prefix: Float[Array, "1 T0 D"],
-  hidden: Float[Array, "B T1 D"],
-  tokens: Int[Array, "B T"],
-  *,
-  vocab_size: int,
-  top: int,
-) -> PromptScores:
-  """The log-probabilities of prompts at temperature 1, [B, T - 1].
-
-  Args:
-    params: of the model.
-    prefix: states of what all prompts begin with, from `read_prefix`.
-    hidden: states of what follows it, from `read_prompts`.
-    tokens: of both, T = T0 + T1.
-    vocab_size: ids from here on have probability 0.
-    top: the most probable tokens that are returned for each.
-  """
-  rows = len(hidden)
-  prefix = jnp.broadcast_to(prefix, (rows, *prefix.shape[1:]))
-  hidden = jnp.concatenate([prefix, hidden], axis=1)[:, :-1]
-  count = hidden.shape[1]
-  padding = -count % COLUMNS
-
-  def parts(x):
-    x = jnp.pad(x, [(0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)])
-    x = x.reshape(rows, -1, COLUMNS, *x.shape[2:])
-    return jnp.moveaxis(x, 1, 0)
-
-  def score(part):
-    states, targets = part
-    logits = transformer.logits(params, states)
-    logprobs = jax.nn.log_softmax(ops.mask_padding(logits, vocab_size))
-    chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)
-    best, ids = jax.lax.top_k(logprobs, top)
-    return PromptScores(logprobs=chosen[..., 0], top_ids=ids, top_logprobs=best)
-
-  def whole(x):
-    x = jnp.moveaxis(x, 0, 1).reshape(rows, -1, *x.shape[3:])[:, :count]
-    return sharding.shard_constraint(x, *[None] * x.ndim)
-
-  scores = jax.lax.map(score, (parts(hidden), parts(tokens[:, 1:])))
-  return jax.tree.map(whole, scores)
 
 
 def used(
