@@ -69,7 +69,6 @@ if FAST:
     "sampling.num_slots": 16,
     "sampling.prompt_tokens": 128,
     "sampling.max_tokens": 64,
-    "rows.max_rows": 8,
     "loss.kl_coefficient": 0.0,
     "evaluation.problems": 2,
     "evaluation.samples": 2,

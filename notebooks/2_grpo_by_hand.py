@@ -73,7 +73,6 @@ config = r1jax.load_config(
     "sampling.max_tokens": LIMIT,
     "optimizer.warmup_steps": 0,
     "optimizer.learning_rate": 1e-3,  # Large, so that one step shows.
-    "rows.max_rows": 16,
   },
 )
 data = r1jax.load_dataset(**config.dataset.to_dict())

@@ -119,7 +119,6 @@ if FAST:
     "group_size": 4,
     "sampling.num_slots": 16,
     "sampling.prompt_tokens": 64,
-    "rows.max_rows": 8,
     "loss.kl_coefficient": 0.0,
   }
 config = r1jax.load_config("experiments/demo.py", changes)

@@ -277,7 +277,7 @@ def test_what_is_missing_is_said_before_anything_runs(
       {"sampling.prompt_tokens": 5},
       r"problems.jsonl:1: .* sampling.prompt_tokens is 5; set it to \d\d",
     ),
-    ({"rows.width": 64}, r"rows.width 64; set it to \d\d\d"),
+    ({"rows.widths": (64,)}, r"rows.widths, 64; it must be at least \d\d\d"),
   ):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
       grpo.train(small(**given | wrong), str(tmp_path / "run"))
@@ -295,5 +295,5 @@ def test_all_of_gsm8k_fits_the_windows(r1):
     )
     longest = max(map(len, asked))
     assert longest - shared <= c.sampling.prompt_tokens
-    assert longest - 1 + c.sampling.max_tokens <= c.rows.width
+    assert longest - 1 + c.sampling.max_tokens <= max(c.rows.widths)
     assert all(ids[0] != 1 and 1 not in ids for ids in asked)

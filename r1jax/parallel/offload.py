@@ -57,17 +57,6 @@ def to_host(state: State, parts: Sequence[str]) -> State:
   return state
 
 
-def fetch(tree: Tree) -> Tree:
-  """`tree`, with all arrays in device memory."""
-
-  def one(x):
-    if x.sharding.memory_kind != HOST_MEMORY:
-      return x
-    return jax.device_put(x, x.sharding.with_memory_kind("device"))
-
-  return jax.tree.map(one, tree)
-
-
 def to_device(tree: Tree) -> Tree:
   """`tree` with all arrays in device memory, within a program or outside."""
   put = lambda x: jax.device_put(x, jax.memory.Space.Device)

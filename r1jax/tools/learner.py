@@ -8,6 +8,7 @@ Whole runs are `r1jax.train`, which saves, resumes and reports.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -71,7 +72,7 @@ class Learner:
       samples: all groups that the update learns from.
       rewards: of each completion [P * G]; NaN for those to leave out.
 
-    Raises ValueError for samples that need more rows than the config has.
+    Raises ValueError for more completions than a round of the config has.
     """
     c, rollout = self.config, samples.rollout
     total = np.asarray(rewards, np.float64).reshape(rollout.lengths.shape)
@@ -85,23 +86,33 @@ class Learner:
     )
     tokens = rollout.sampled_mask.sum(-1)
     with jax.set_mesh(self.mesh):
-      packed = pack_prompts(rollout, range(len(total)), **c.rows)
-      batch = make_batch(rollout, *packed, self.mesh)
+      batches = [
+        make_batch(rollout, microbatch, self.mesh)
+        for microbatch in pack_prompts(
+          rollout, range(len(total)), self.mesh, **c.rows
+        )
+      ]
+      scorers = {}
       if c.old == "trainer":
-        old = self.score(self.state.train.params, batch)
-        batch = batch.replace(old_logprobs=old)
+        scorers["old_logprobs"] = self.state.train.params
       if self.state.reference is not None:
-        reference = self.score(self.state.reference, batch)
-        batch = batch.replace(reference_logprobs=reference)
-      batch = add_advantages(
-        batch,
-        make_advantages(total, **c.advantage).reshape(-1),
-        token_weights(tokens, trained, **c.aggregation).reshape(-1),
-        np.int32(tokens[trained].sum()),
+        scorers["reference_logprobs"] = self.state.reference
+      weigh = functools.partial(
+        add_advantages,
+        advantages=make_advantages(total, **c.advantage).reshape(-1),
+        weights=token_weights(tokens, trained, **c.aggregation).reshape(-1),
+        num_targets=np.int32(tokens[trained].sum()),
+      )
+      ready = lambda batch: weigh(
+        batch.replace(
+          **{
+            name: self.score(params, batch) for name, params in scorers.items()
+          }
+        )
       )
       # The step donates its state, and this learner keeps its own.
       before = jax.tree.map(jnp.copy, self.state.train)
-      new, metrics = self.take_step(before, batch)
+      new, metrics = self.take_step(before, map(ready, batches))
       state = self.state.replace(train=new)
       if state.reference is not None and int(new.step) % c.reference_every == 0:
         state = policy.refresh_reference(self.base.config, (), state)

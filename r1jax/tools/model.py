@@ -9,6 +9,7 @@ model.save("exported")
 import dataclasses
 import functools
 import importlib.resources
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from r1jax.models.weights import sizes
 from r1jax.parallel.mesh import make_mesh, row_shards
 from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import Engine, make_engine
-from r1jax.rollouts.grading import completion
+from r1jax.rollouts.grading import completions
 from r1jax.runtime import process
 from r1jax.tools import convert
 from r1jax.training import evaluate, models
@@ -114,16 +115,13 @@ class Model:
     params = engine.prepare(self.params)
     rollout = engine(params, ids, group_size, seed=seed, round=0)
     prefill = chat.prefill(template, self.tokenizer)
-    read = functools.partial(
-      completion,
-      rollout,
-      tokenizer=self.tokenizer,
-      max_tokens=max_tokens,
-      prefill=prefill,
-    )
+    read = [
+      completions(rollout, p, self.tokenizer, max_tokens, prefill)
+      for p in range(len(ids))
+    ]
     return Samples(
       [example for example in examples for _ in range(group_size)],
-      [read(*place) for place in np.ndindex(rollout.lengths.shape)],
+      [*itertools.chain(*read)],
       rollout,
     )
 

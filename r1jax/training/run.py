@@ -52,7 +52,7 @@ class Run(NamedTuple):
     if self.config.old == "trainer":
       scorers["old_logprobs"] = state.train.params
     if self.use_reference:
-      scorers["reference_logprobs"] = offload.fetch(state.reference)
+      scorers["reference_logprobs"] = offload.to_device(state.reference)
     add = lambda batch: batch.replace(
       **{name: self.score(params, batch) for name, params in scorers.items()}
     )

@@ -31,17 +31,17 @@ def test_what_moves_a_run_by_rounding_may_change_and_is_logged(
 ):
   config = {
     "mesh": {"data": 8},
-    "rows": {"width": 48},
+    "rows": {"widths": 48},
     "sampling": {"num_slots": 16, "temperature": 1.0},
     "model": {"how": {"remat": "none"}, "compute_dtype": "float32"},
   }
   claim(tmp_path, config)
   claim(tmp_path, config)
   assert not caplog.text
-  mesh = {"mesh": {"fsdp": 4}, "rows": {"width": 64}}
+  mesh = {"mesh": {"fsdp": 4}, "rows": {"widths": 64}}
   claim(tmp_path, config | mesh)
   text = "last bits: mesh.data was 8, is 'absent'; mesh.fsdp was 'absent', is 4"
-  assert f"{text}; rows.width was 48, is 64" in caplog.text
+  assert f"{text}; rows.widths was 48, is 64" in caplog.text
   how = {"model": {"how": {"remat": "block"}, "compute_dtype": "float32"}}
   claim(tmp_path, config | mesh | how)
   assert "model.how.remat was 'none', is 'block'" in caplog.text

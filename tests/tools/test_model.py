@@ -16,8 +16,6 @@ TINY = {
   "mesh.data": 1,
   "prompts_per_round": 2,
   "group_size": 4,
-  "rows.max_rows": 4,
-  "rows.microbatch_rows": 2,
   "optimizer.warmup_steps": 0,
   "optimizer.learning_rate": 1e-3,
 }

@@ -20,6 +20,38 @@ EXISTING = (
 )
 
 
+@pytest.mark.parametrize(
+  "name, chips, slices",
+  [
+    ("v5p:8x16x16", 2048, 1),
+    ("v6e:16x16*4", 1024, 4),
+    ("V5E:8x8", 64, 1),
+    ("h200:8x64", 512, 64),
+    ("b200:8", 8, 1),
+  ],
+)
+def test_a_topology_has_so_many_chips(name, chips, slices):
+  topology = plan_chips.topology(name)
+  assert (topology.num_chips, topology.num_slices) == (chips, slices)
+  assert plan_chips.topology(topology.name) == topology
+
+
+@pytest.mark.parametrize(
+  "name, match",
+  [
+    ("v5p", "unknown topology"),
+    ("v9:2x2", "no chip 'v9' among v4, v5e, v5p"),
+    ("v5p:8x8", "2 dimensions, and a slice of v5p has 3"),
+    ("v6e:0x4", "has no chips"),
+    ("h200:8x8x8", "unknown topology"),
+    ("h200:8x8*2", "unknown topology"),
+  ],
+)
+def test_a_topology_that_does_not_exist_is_refused(name, match):
+  with pytest.raises(ValueError, match=match):
+    plan_chips.topology(name)
+
+
 @pytest.mark.parametrize("name", EXISTING)
 def test_a_slice_that_exists_is_planned_without_a_warning(name):
   assert slices.warnings(plan_chips.topology(name)) == []

@@ -95,11 +95,11 @@ def test_a_killed_process_brings_the_others_down_by_name(
   job.succeeded(run(2, 1, killed))
   assert job.rows(killed) == job.rows(straight)
   job.assert_same_params(killed, straight)
-  flags = "rows.width=64", "rows.max_rows=8", "sampling.num_slots=4"
+  flags = "rows.widths=(64,)", "sampling.num_slots=4"
   ((_, _, warned),) = job.succeeded(
     run(1, 4, elsewhere, *(f"--config.{flag}" for flag in flags))
   )
-  for change in ("hosts was 2, is 1", "devices was 2, is 4", "rows.width was"):
+  for change in ("hosts was 2, is 1", "devices was 2, is 4", "rows.widths was"):
     assert change in warned
   (one,), (same,) = (
     [row for row in job.rows(workdir) if row["step"] == 3]

@@ -202,7 +202,7 @@ def of_grpo(
     copied = jax.eval_shape(copy, state.params)
     offloaded = "" if "reference" in config.offload else None
     reference = sharded_shapes(mesh, sizes, copied, offloaded)
-    # `offload.fetch` copies it before microbatches are scored.
+    # `offload.to_device` copies it before microbatches are scored.
     scorer = sharded_shapes(mesh, sizes, copied)
   read = {
     shape: _scored(config, mesh, shape, sizes, has_reference)
