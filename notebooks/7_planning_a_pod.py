@@ -56,19 +56,19 @@ GIB = 2**30
 # %% [markdown]
 # ## One plan
 #
-# R1-Zero on Qwen2.5-Math-7B, on 64 GPUs of 8 hosts. The parts of the update's
-# memory, a GPU:
+# R1-Zero on Qwen2.5-Math-7B, on 64 GPUs of 8 hosts. The parts of the
+# memory that a gradient takes, a GPU:
 
 # %%
 config = r1jax.load_config("experiments/r1_zero.py:qwen_math_7b")
-report = plan(config, topology("h200:8x8"), only=("update",))
+report = plan(config, topology("h200:8x8"), only=("gradient",))
 print(text.text(report))
 
 # %% [markdown]
 # ## Another size, another pod
 #
 # The same question for the 671B and for pods of several sizes. A bar is the
-# memory of one GPU in an update; the line is what it has.
+# memory of one GPU while it computes a gradient; the line is what it has.
 
 # %%
 hosts = (32, 64, 128, 256) if not FAST else (4, 8)
@@ -83,9 +83,9 @@ for count in hosts:
     rows = min(devices, 512)
     config.mesh.update(fsdp=rows // 16, expert=16, context=devices // rows)
   pod = topology(f"h200:8x{count}")
-  update = plan(config, pod, only=("update",))["programs"]["update"]
+  (gradient,) = plan(config, pod, only=("gradient",))["programs"].values()
   room = pod.memory(devices) / GIB
-  for name, size in (update["parts"] | update["estimated"]).items():
+  for name, size in (gradient["parts"] | gradient["estimated"]).items():
     parts.setdefault(name, []).append(size / GIB)
 
 figure, ax = plt.subplots(figsize=(8, 3.4))
@@ -95,7 +95,7 @@ for name, heights in parts.items():
   ax.bar(labels, heights, bottom=bottom, label=name)
   bottom += heights
 ax.axhline(room, color="black", linestyle="--", label="memory of a GPU")
-ax.set(ylabel="GiB a GPU", title="one update")
+ax.set(ylabel="GiB a GPU", title="the gradient of a microbatch")
 ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 # %% [markdown]

@@ -128,7 +128,7 @@ def test_the_memory_of_a_host_is_what_passes_through_it():
   topology = plan_chips.topology("h200:8x64")
   config = experiment("r1_zero.py")
   (found, kept) = (
-    command.plan(c, topology, only=("update",))["host_memory"]
+    command.plan(c, topology, only=("optimizer",))["host_memory"]
     for c in (config, experiment("r1_zero.py", offload=("reference",)))
   )
   weights, mtp = sum(estimate.sizes_of(preset("deepseek_v3"))), 11.5e9

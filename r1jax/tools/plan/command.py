@@ -94,8 +94,8 @@ def measure(
   inspection.check_rows(config.rows, mesh)
   fill = simulate(config, row_shards(mesh), lengths) if lengths else None
   programs = PROGRAMS[config.loop](config, mesh, fill)
-  names = {program.name.split()[0] for program in programs}
-  names |= {program.name for program in programs}
+  by_name = {program.name: program for program in programs}
+  names = {name.split()[0] for name in by_name} | by_name.keys()
   for name in only:
     if name not in names:
       raise ValueError(configs.unknown("program", name, sorted(names)))
@@ -107,7 +107,7 @@ def measure(
     "warnings": slices.warnings(topology),
     "mesh": {name: size for name, size in mesh.shape.items() if size > 1},
     "memory_per_device": topology.memory(mesh.size),
-    "host_memory": host_memory(programs[0]),
+    "host_memory": host_memory(by_name["optimizer"]),
     "programs": {},
   }
   built = {}
@@ -247,7 +247,7 @@ def define_flags() -> None:
   """Defines the flags that `main` reads."""
   command_line.define_config_flags()
   flags.DEFINE_string("topology", None, "The chips, such as v5p:8x16x16.")
-  flags.DEFINE_list("programs", [], "Plan only these, such as update,decode.")
+  flags.DEFINE_list("programs", [], "Plan only these, such as gradient,decode.")
   flags.DEFINE_bool("sweep_mesh", False, "Rank all meshes; plan the best.")
   flags.DEFINE_bool(
     "measured_ici",

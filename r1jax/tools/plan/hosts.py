@@ -19,7 +19,7 @@ def host_memory(program: Program) -> dict[str, float | int]:
   What Python and the compiler take comes on top.
 
   Args:
-    program: the update of the run, whose first argument is the state.
+    program: the optimizer's step, whose first argument is the state.
 
   Returns:
     "devices" is the number of devices of a host. At the "start", weights pass
