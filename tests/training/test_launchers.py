@@ -82,7 +82,7 @@ def wrapper(command, folder):
   return str(python), command[2:]
 
 
-def wait_for_rows(workdir, count, seconds=120):
+def wait_for_rows(workdir, count, seconds=180):
   """Waits until a run has written so many rows of metrics."""
   file, end = workdir / "metrics.jsonl", time.monotonic() + seconds
   while not file.exists() or file.read_bytes().count(b"\n") < count:
