@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import gpu, grpo, timing
 from benchmarks.grpo import Size
+from r1jax.data.packing import lay_out_rollout
 from r1jax.models import flops
 from r1jax.models.presets import PRESETS
 from r1jax.ops.blockwise import visible
@@ -44,16 +45,14 @@ def test_pairs_cost_what_attention_multiplies():
 def test_the_forward_pass_counts_each_visible_pair_once(model):
   size = Size(prompts=3, group_size=4, prompt=5, completion=7)
   sizes = grpo.sized(model, 64, 2)
-  packed, count = packed_of(size, completions=4)
   queries = pairs = 0
-  for row in range(packed.tokens.shape[0]):
-    for part in range(count):
-      of = lambda x, row=row, part=part: jnp.array(x[row, part][None])
-      slots = jnp.arange(packed.tokens.shape[-1])
-      seen = visible(slots, slots, of(packed.k_start), of(packed.prefix_end))
-      used = packed.positions[row, part] >= 0
-      pairs += int(np.asarray(seen)[0][used].sum())
-      queries += int(used.sum())
+  for packed in packed_of(size, completions=4):
+    slots = jnp.arange(packed.tokens.shape[-1])
+    limits = map(jnp.asarray, (packed.k_start, packed.prefix_end))
+    seen = np.asarray(visible(slots, slots, *limits))
+    used = packed.positions >= 0
+    pairs += int(seen[used].sum())
+    queries += int(used.sum())
   must = grpo.work(sizes, size)
   expected = queries * flops.of_token(sizes) + pairs * flops.of_pair(sizes)
   expected += size.sampled * flops.of_logits(sizes)
@@ -96,9 +95,16 @@ def test_rows_hold_as_many_completions_as_they_are_made_for(completions):
     assert most == completions
 
 
-def placements_of(size, completions):
+def packed_of(size, completions):
+  return [
+    lay_out_rollout(rollout_of(size), x)
+    for x in placements_of(size, completions)
+  ]
+
+
+def rollout_of(size):
   shape = size.prompts, size.group_size
-  rollout = Rollout(
+  return Rollout(
     prompts=np.ones((size.prompts, size.prompt), np.int32),
     prompt_lengths=np.full(size.prompts, size.prompt, np.int32),
     completions=np.ones((*shape, size.completion), np.int32),
@@ -107,10 +113,15 @@ def placements_of(size, completions):
     sampled_mask=np.ones((*shape, size.completion), bool),
     logprobs=np.zeros((*shape, size.completion), np.float32),
   )
+
+
+def placements_of(size, completions):
   rows = grpo.rows_of(size, completions, microbatch_rows=2)
   mesh = make_mesh(data=1)
   section = dict(widths=rows["widths"], shard_rows=rows["microbatch_rows"])
-  return pack_prompts(rollout, np.arange(size.prompts), mesh, **section)
+  return pack_prompts(
+    rollout_of(size), np.arange(size.prompts), mesh, **section
+  )
 
 
 @pytest.mark.slow
