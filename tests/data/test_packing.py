@@ -244,6 +244,12 @@ def test_a_group_is_laid_out_with_its_prompt_once_if_there_is_room():
   assert len(packed(prompts, answers, widths=[18], rows=1)[0]) == 2
 
 
+def test_groups_stay_together_where_their_prompts_are_long():
+  lengths = np.array([[3, 2, 2, 1], [2, 2, 2, 2], [4, 2, 1, 1], [1, 1, 3, 3]])
+  (one,) = packing.pack(np.full(4, 9), lengths, widths=[16], rows=4)
+  assert one.shared.all() and one.used.tolist() == [16] * 4
+
+
 def test_unpack_keeps_the_dtype():
   rows = packed_rows.of_texts([([1], [2, 2])], 3, rows=1)
   values = np.full((1, 3), 0.5, np.float32)

@@ -43,7 +43,7 @@ def test_pairs_cost_what_attention_multiplies():
 
 @pytest.mark.parametrize("model", ["qwen2", "deepseek_v3"])
 def test_the_forward_pass_counts_each_visible_pair_once(model):
-  size = Size(prompts=3, group_size=4, prompt=5, completion=7)
+  size = Size(prompts=4, group_size=4, prompt=5, completion=7)
   sizes = grpo.sized(model, 64, 2)
   queries = pairs = 0
   for packed in packed_of(size, completions=4):
