@@ -116,8 +116,7 @@ for name in ("loss/total", "ratio/max", "kl/ref", "optim/grad_norm"):
 # %% [markdown]
 # On the first update, policy and sampler are the same: every ratio is 1, and
 # the loss is 0 up to rounding; only its gradient matters. After it, ratios have
-# moved: where the advantage is positive they grow, where it is negative they
-# shrink.
+# moved. Tokens are not pushed alone: all of them share the same weights.
 
 # %%
 rollout = samples.rollout
