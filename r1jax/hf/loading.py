@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from r1jax.hf import config as configs
 from r1jax.hf import layout
@@ -87,7 +87,9 @@ def read(
     done += size
     progress(done, total)
 
-  filled = [_read(*each, advance) for each in zip(leaves, shardings, groups)]
+  # Parts are written on one device each, not on the mesh of the context.
+  with jax.set_mesh(Mesh(np.empty((), object), ())):
+    filled = [_read(*each, advance) for each in zip(leaves, shardings, groups)]
   return jax.tree.unflatten(tree, filled)
 
 

@@ -25,6 +25,7 @@ from r1jax.hf.layout import Piece, boxed, sizes
 from r1jax.hf.loading import BIAS, Path, Progress
 from r1jax.hf.tensors import write
 from r1jax.models.config import ModelConfig, float_name
+from r1jax.parallel.sharding import block_to_host
 from r1jax.types import Params
 
 
@@ -46,15 +47,14 @@ def save(
   Args:
     directory: created if it does not exist.
     config: must have one of the released architectures.
-    params: arrays of NumPy, of JAX or from `open_model`. They are gathered one
-      tensor at a time.
+    params: arrays of NumPy, of JAX or from `open_model`. They are gathered and
+      written one tensor at a time.
     tokenizer: a directory whose tokenizer, chat template and
       generation_config.json are copied.
     provenance: written to provenance.json, after the digests of the files.
     dtype: of the tensors, in any form that `jnp.dtype` accepts; None for that
       of the parameters. The balancing bias is always float32.
     file_bytes: the most that one file holds, unless a single tensor is larger.
-      Process 0 holds this much in memory.
     progress: called with the number of bytes gathered, and the total.
 
   Raises ValueError if `directory` holds anything but a model, and if `params`
@@ -85,7 +85,8 @@ def save(
   settings = configs.released(config, dtype=dtypes["embed"])
   if jax.process_index():  # Takes part in gathering, in the same order.
     for name in tensors:
-      make(name)
+      for piece in pieces[name]:
+        block(piece.path, piece.lead)
     return
   draft = target.with_name(f".{target.name}.draft")
   shutil.rmtree(draft, ignore_errors=True)
@@ -156,9 +157,7 @@ def on_host(array: Any, lead: tuple[int, ...]) -> np.ndarray:
   if not isinstance(array, jax.Array):
     return np.asarray(array[lead])
   if not array.is_fully_addressable:
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(array[lead], tiled=True)
+    return block_to_host(array, lead)
   block = np.empty(array.shape[len(lead) :], array.dtype)
   for shard in array.addressable_shards:
     held = boxed(shard.index, array.shape)

@@ -12,13 +12,12 @@ import json
 import math
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -243,8 +242,8 @@ def write(
     tensors: shape and dtype of each tensor, in the order to write.
     make: returns the values of a tensor by its name.
     file_bytes: the most that one file holds, unless a single tensor is larger.
-      One file is in memory at a time.
-    progress: called with the number of bytes gathered, and the total.
+      One tensor is in memory at a time.
+    progress: called with the number of bytes written, and the total.
   """
   nbytes = {name: t.size * t.dtype.itemsize for name, t in tensors.items()}
   files, size = [[]], 0
@@ -258,14 +257,42 @@ def write(
   for number, names in enumerate(files, 1):
     file = f"model-{number:05}-of-{len(files):05}.safetensors"
     file = file if len(files) > 1 else SINGLE
-    arrays = {}
-    for name in names:
-      arrays[name] = make(name)
-      done += nbytes[name]
-      progress(done, total)
-    save_file(arrays, directory / file, metadata={"format": "pt"})
+    with open(directory / file, "wb") as stream:
+      offsets = _write_header(stream, {name: tensors[name] for name in names})
+      for name in names:
+        stream.seek(offsets[name])
+        stream.write(make(name).reshape(-1).view(np.uint8))
+        done += nbytes[name]
+        progress(done, total)
     index |= dict.fromkeys(names, file)
   if len(files) > 1:
     content = {"metadata": {"total_size": total}, "weight_map": index}
     text = json.dumps(content, indent=2, sort_keys=True)
     (directory / INDEX).write_text(text + "\n")
+
+
+def _write_header(
+  stream: BinaryIO, tensors: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, int]:
+  """Writes the header of a file; returns the offset of each tensor in it.
+
+  The safetensors library writes a file only from tensors that are all in
+  memory. Like the library, this puts wider dtypes first, so that every tensor
+  is aligned.
+  """
+  kinds = {dtype: kind for kind, dtype in DTYPES.items()}
+  header: dict = {"__metadata__": {"format": "pt"}}
+  offsets, offset = {}, 0
+  for name in sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize):
+    dtype, shape = tensors[name].dtype, tensors[name].shape
+    offsets[name] = offset
+    offset += math.prod(shape) * dtype.itemsize
+    header[name] = {
+      "dtype": kinds[dtype],
+      "shape": shape,
+      "data_offsets": [offsets[name], offset],
+    }
+  text = json.dumps(header, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)
+  start = stream.write(len(text).to_bytes(8, "little")) + stream.write(text)
+  return {name: start + offset for name, offset in offsets.items()}

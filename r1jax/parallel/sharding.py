@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import (
@@ -254,3 +255,48 @@ def to_host(tree: Tree) -> Tree:
     return np.array(leaf)
 
   return jax.tree.map(one, tree)
+
+
+def block_to_host(array: Array, lead: tuple[int, ...]) -> np.ndarray:
+  """array[lead] in NumPy, of an array that is split over hosts.
+
+  Only this block is gathered. Every host must call it with the same `lead`.
+  """
+  on = array.sharding
+  parts = (*on.spec, *[None] * (array.ndim - len(on.spec)))
+  block = _gather_block(array, lead, on.mesh, PartitionSpec(*parts))
+  return np.asarray(block.addressable_data(0))
+
+
+@functools.partial(jax.jit, static_argnames=("mesh", "parts"))
+def _gather_block(
+  array: Array, lead: tuple, mesh: Mesh, parts: PartitionSpec
+) -> Array:
+  """array[lead] on every device.
+
+  XLA would gather the whole array to index a dimension that is split. Here, the
+  devices that hold the block add it to the zeros of the others.
+  """
+
+  def take(local, lead):
+    held, index, split = True, [], []
+    for at, size, names in zip(lead, local.shape, parts):
+      if names is not None:
+        at -= jax.lax.axis_index(names) * size
+        held &= (0 <= at) & (at < size)
+        split += names if isinstance(names, tuple) else [names]
+      index.append(jnp.clip(at, 0, size - 1))
+    if not split:
+      return local[tuple(index)]
+    # The bits are added, as a sum of floats may flush small numbers to 0.
+    bits = local[tuple(index)].view(f"uint{8 * array.dtype.itemsize}")
+    total = jax.lax.psum(jnp.where(held, bits.astype("uint32"), 0), split)
+    return total.astype(bits.dtype).view(array.dtype)
+
+  block = jax.shard_map(
+    take,
+    mesh=mesh,
+    in_specs=(parts, PartitionSpec()),
+    out_specs=PartitionSpec(*parts[len(lead) :]),
+  )(array, jnp.array(lead, jnp.int32))
+  return jax.lax.with_sharding_constraint(block, replicated(mesh))

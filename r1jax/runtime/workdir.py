@@ -2,6 +2,7 @@
 
     WORKDIR/config.json      the config of the run
     WORKDIR/contents.json    checksums of files that the config names by path
+    WORKDIR/machine.json     the devices of the last start
     WORKDIR/checkpoints.at   the location of the checkpoints, if elsewhere
 
 Problems are detected before the first step, and the errors say what to do.
@@ -14,7 +15,7 @@ import os
 import pathlib
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -23,9 +24,39 @@ from r1jax.runtime import distributed
 
 Path = str | os.PathLike
 
+# What a resumed run may change, by dotted key or its first parts. It may have
+# other periods and limits, which move none of its numbers, ...
+PERIODS = (
+  "num_steps",
+  "checkpoint_every",
+  "metrics_every",
+  "max_skipped",
+  "evaluation",
+  "peak_flops",
+)
+# ... and it may be computed in another way. That moves its numbers by rounding,
+# as another number of hosts or devices does.
+EXECUTION = (
+  "cpu_devices",
+  "mesh",
+  "rollout_mesh",
+  "rows",
+  "offload",
+  "sampling.num_slots",
+  "sampling.decode_steps",
+  "sampling.prompt_tokens",
+  "grader.num_workers",
+  "model.how.scan",
+  "model.how.remat",
+  "model.how.moe_chunk",
+)
+# It may also find under another path what has the checksum in contents.json.
+PATH = "path"
+
 CHECKPOINTS = "checkpoints"  # The folder in a workdir or a bucket.
 BUCKET_TIMEOUT = 60.0  # Seconds for writing a small file to a bucket.
 _CONTENTS, _ACCEPTED = "contents.json", "contents.before.json"
+_MACHINE = "machine.json"
 _ELSEWHERE = "checkpoints.at"
 _LOCKS: dict[str, int] = {}  # File descriptors, open until the process ends.
 _REMEDIES = {
@@ -127,23 +158,19 @@ def require_space(folder: str, size: int, present: int) -> None:
 
 
 def claim(
-  workdir: Path,
-  config: Mapping[str, Any],
-  contents: Mapping[str, str] = {},
-  *,
-  ignore: tuple[str, ...] = (),
+  workdir: Path, config: Mapping[str, Any], contents: Mapping[str, str] = {}
 ) -> None:
   """Locks the workdir for this process, and checks that it has this config.
 
-  The first start writes config.json and contents.json; later starts compare
-  with them. All hosts of a job must pass the same contents.
+  The first start writes config.json, contents.json and machine.json; later
+  starts compare with them. A resumed run may change what PERIODS, EXECUTION and
+  PATH name. If its results may then differ in their last bits, that is logged.
 
   Args:
     workdir: of the run.
     config: of the run.
-    contents: checksums of the files that the config names by path, by name.
-    ignore: dotted keys, or prefixes of them, that may change, such as the
-      number of steps.
+    contents: checksums of what the config names by path, by section. All hosts
+      of a job must pass the same.
 
   Raises ValueError if any other key or a checksum has changed, or if another
   process uses the workdir.
@@ -154,19 +181,66 @@ def claim(
   path = pathlib.Path(workdir)
   path.mkdir(parents=True, exist_ok=True)
   _lock(path)
-  new = json.loads(json.dumps(dict(config), default=str))
-  before, now = flatten(_read(path / "config.json", new)), flatten(new)
-  for key in sorted(before.keys() | now.keys()):
-    if any(key == p or key.startswith(p + ".") for p in ignore):
-      continue
-    if before.get(key, "absent") != now.get(key, "absent"):
-      raise ValueError(
-        f"{workdir} belongs to another config: {key} was "
-        f"{before.get(key, 'absent')!r}, is {now.get(key, 'absent')!r}; choose "
-        "another --workdir, or delete it to start over"
-      )
+  new, machine = json.loads(json.dumps(dict(config), default=str)), _machine()
   accepted = _read(path / _ACCEPTED, {})
   known = accepted | _read(path / _CONTENTS, {})
+  changes = _changes(_read(path / "config.json", new), new)
+  for key, change in changes.items():
+    parts = key.split(".")
+    moved = parts[-1] == PATH and parts[0] in known.keys() & contents.keys()
+    if not moved and not _is_one_of(key, PERIODS + EXECUTION):
+      raise ValueError(
+        f"{workdir} belongs to another config: {change}; choose another "
+        "--workdir, or delete it to start over"
+      )
+  _check_contents(workdir, contents, known, accepted)
+  rounding = [c for key, c in changes.items() if _is_one_of(key, EXECUTION)]
+  rounding += _changes(_read(path / _MACHINE, machine), machine).values()
+  if rounding:
+    logging.warning(
+      "%s goes on in another way, so that results may differ in their last "
+      "bits: %s",
+      workdir,
+      "; ".join(rounding),
+    )
+  _write(path / "config.json", new)
+  _write(path / _CONTENTS, dict(contents))
+  _write(path / _MACHINE, machine)
+  (path / _ACCEPTED).unlink(missing_ok=True)
+
+
+def _changes(
+  before: Mapping[str, Any], now: Mapping[str, Any]
+) -> dict[str, str]:
+  """Descriptions of the leaves that differ, by dotted key."""
+  was, value = flatten(before), flatten(now)
+  return {
+    key: f"{key} was {was.get(key, 'absent')!r}, is "
+    f"{value.get(key, 'absent')!r}"
+    for key in sorted(was.keys() | value.keys())
+    if was.get(key, "absent") != value.get(key, "absent")
+  }
+
+
+def _is_one_of(key: str, prefixes: Sequence[str]) -> bool:
+  """Whether a dotted key is one of `prefixes`, or below one of them."""
+  return any(key == p or key.startswith(f"{p}.") for p in prefixes)
+
+
+def _check_contents(
+  workdir: Path,
+  contents: Mapping[str, str],
+  known: Mapping[str, str],
+  accepted: Mapping[str, str],
+) -> None:
+  """Raises ValueError if a checksum has changed; only warns if it is accepted.
+
+  Args:
+    workdir: of the run.
+    contents: the checksums, by name.
+    known: those of earlier starts.
+    accepted: those of earlier starts that may have changed.
+  """
   for name in sorted(known.keys() & contents.keys()):
     if known[name] == contents[name]:
       continue
@@ -178,9 +252,18 @@ def claim(
         "new one by --accept_other_data"
       )
     logging.warning("%s; continuing with the new one", text)
-  _write(path / "config.json", new)
-  _write(path / _CONTENTS, dict(contents))
-  (path / _ACCEPTED).unlink(missing_ok=True)
+
+
+def _machine() -> dict[str, Any]:
+  """What the bits of results depend on, beside the config."""
+  import jax
+
+  return {
+    "hosts": jax.process_count(),
+    "devices": jax.device_count(),
+    "device": jax.devices()[0].device_kind,
+    "jax": jax.__version__,
+  }
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,8 +6,8 @@
 The source is the workdir of a run, of which the newest checkpoint is read, or a
 directory in Hugging Face layout, including float8. The target gets Hugging Face
 layout and the tokenizer of the source; r1jax, transformers and inference
-servers can load it. When the source is a directory, the tensors of only one
-file are in memory at a time; when it is a run, all parameters are.
+servers can load it. When the source is a directory, only one tensor is in
+memory at a time; when it is a run, all parameters are.
 """
 
 import pathlib

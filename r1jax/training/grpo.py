@@ -45,6 +45,7 @@ from r1jax.training.batch import (
 from r1jax.training.log import RunLog
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.run import Run, set_up, token_limit
+from r1jax.training.state import contents
 from r1jax.types import Batch, RLState
 
 MTP = ("frozen", "train", "drop")  # What RL does with the MTP blocks.
@@ -79,8 +80,7 @@ def train(
   cannot learn (see `check_progress`).
   """
   run = set_up(config)
-  contents = {"dataset": data.content_hash(run.dataset)}
-  claim(workdir, config.to_dict(), contents, ignore=CHANGEABLE)
+  claim(workdir, config.to_dict(), contents(config, run.dataset))
   state, restored = run.restore_or_init(workdir)
   with (
     jax.set_mesh(run.mesh),
@@ -338,16 +338,11 @@ SECTIONS = {
   "optimizer": make_optimizer,
   "evaluation": evaluate.evaluation,
 }
-# A resumed run may change these fields, and its evaluation.
-CHANGEABLE_FIELDS = (
+FIELDS = (
   "num_steps",
   "checkpoint_every",
   "peak_flops",
   "cpu_devices",
-)
-CHANGEABLE = (*CHANGEABLE_FIELDS, "evaluation")
-FIELDS = (
-  *CHANGEABLE_FIELDS,
   "seed",
   "template",
   "prompts_per_round",

@@ -29,7 +29,7 @@ from r1jax.training import inspection, models
 from r1jax.training.batch import microbatches
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.round_numbers import load_numbers
-from r1jax.training.state import restore_or_init
+from r1jax.training.state import contents, restore_or_init
 from r1jax.training.update import init_state, make_update
 from r1jax.types import Batch, Example, Tokenizer, TrainState
 
@@ -58,8 +58,7 @@ def train(
   mesh = make_mesh(**config.mesh)
   inspection.check_rows(config.rows, mesh)
   dataset = data.load(**config.dataset.to_dict())
-  contents = {"dataset": data.content_hash(dataset)}
-  claim(workdir, config.to_dict(), contents, ignore=CHANGEABLE)
+  claim(workdir, config.to_dict(), contents(config, dataset))
   load = lambda: tokenizers.load_or_fit(
     (example.answer for example in dataset),
     pathlib.Path(workdir) / "tokenizer",
@@ -268,9 +267,11 @@ SECTIONS = {
   "loss": objective,
   "optimizer": make_optimizer,
 }
-CHANGEABLE = ("num_steps", "metrics_every", "checkpoint_every", "cpu_devices")
 FIELDS = (
-  *CHANGEABLE,
+  "num_steps",
+  "metrics_every",
+  "checkpoint_every",
+  "cpu_devices",
   "seed",
   "template",
   "batch_examples",

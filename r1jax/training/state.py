@@ -4,13 +4,15 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
+import ml_collections
 from jax.sharding import Mesh
 
+from r1jax import data, hf
 from r1jax.models.weights import logical_axes
 from r1jax.parallel import offload, sharding
 from r1jax.runtime import checkpoint
 from r1jax.training.models import Initial
-from r1jax.types import Params, RLState, TrainState
+from r1jax.types import Example, Params, RLState, TrainState
 
 State = TypeVar("State", TrainState, RLState)
 
@@ -59,3 +61,15 @@ def make_params(mesh: Mesh, initial: Initial) -> Params:
   axes = logical_axes(initial.config)
   with jax.set_mesh(mesh):
     return initial.make(sharding.tree_shardings(mesh, axes, initial.shapes))
+
+
+def contents(
+  config: ml_collections.ConfigDict, dataset: Sequence[Example]
+) -> dict[str, str]:
+  """Checksums of what the config names by path, by section.
+
+  A resumed run may find it under another path.
+  """
+  paths = {name: config[name].get("path") for name in ("model", "tokenizer")}
+  checksums = {k: hf.content_hash(path) for k, path in paths.items() if path}
+  return {"dataset": data.content_hash(dataset)} | checksums

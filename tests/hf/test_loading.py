@@ -205,7 +205,8 @@ def test_a_process_reads_what_its_devices_hold_once(v3, monkeypatch, chunk):
     return held[-1]
 
   monkeypatch.setattr(loading.LazyArray, "read", spy_part)
-  _, params = hf.load(v3, sharding=split)
+  with jax.set_mesh(mesh):
+    _, params = hf.load(v3, sharding=split)
   assert max(part.nbytes for part in held) <= chunk
   jax.tree.map(np.testing.assert_array_equal, params, whole)
   assert sum(sizes) == once

@@ -79,7 +79,8 @@ def test_four_processes_are_one_but_for_rounding(run, tmp_path):
 def test_a_killed_process_brings_the_others_down_by_name(
   run, straight, tmp_path
 ):
-  """And restarts go on: the same number exactly, another one nearly."""
+  """And restarts go on: the same number exactly; another one, with other rows
+  and slots, nearly."""
   killed, died = tmp_path / "killed", tmp_path / "died"
   ended = run(2, 1, killed, FAIL=f"kill:1:{IDS[3]}", DIED=str(died))
   assert time.time() - died.stat().st_mtime < 60
@@ -94,7 +95,12 @@ def test_a_killed_process_brings_the_others_down_by_name(
   job.succeeded(run(2, 1, killed))
   assert job.rows(killed) == job.rows(straight)
   job.assert_same_params(killed, straight)
-  job.succeeded(run(1, 4, elsewhere))
+  flags = "rows.width=64", "rows.max_rows=8", "sampling.num_slots=4"
+  ((_, _, warned),) = job.succeeded(
+    run(1, 4, elsewhere, *(f"--config.{flag}" for flag in flags))
+  )
+  for change in ("hosts was 2, is 1", "devices was 2, is 4", "rows.width was"):
+    assert change in warned
   (one,), (same,) = (
     [row for row in job.rows(workdir) if row["step"] == 3]
     for workdir in (elsewhere, straight)

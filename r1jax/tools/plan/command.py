@@ -43,6 +43,7 @@ from r1jax.tools.plan import chips, estimate, hlo, meshes
 from r1jax.tools.plan import costs as plan_costs
 from r1jax.tools.plan import text as tables
 from r1jax.tools.plan.bounds import bounds
+from r1jax.tools.plan.hosts import host_memory
 from r1jax.tools.plan.programs import PROGRAMS, Program, bytes_per_device
 from r1jax.training import inspection
 
@@ -86,6 +87,7 @@ def plan(
     "chips": topology.num_chips,
     "mesh": {name: size for name, size in mesh.shape.items() if size > 1},
     "memory_per_device": topology.memory(mesh.size),
+    "host_memory": host_memory(programs[0]),
     "programs": {},
   }
   for program in programs:

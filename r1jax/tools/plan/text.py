@@ -25,6 +25,10 @@ def text(report: Mapping[str, Any]) -> str:
   ]
   for name, program in report["programs"].items():
     lines += [*_program(name, program, room), ""]
+  hosts = dict(report["host_memory"])
+  devices = hosts.pop("devices")
+  rows = [(f"to {phase}", size(x)) for phase, x in hosts.items()]
+  lines += [*_aligned(f"memory of a host with {devices} devices", rows), ""]
   lines.append("it fits" if report["fits"] else "it does NOT fit")
   return "\n".join(lines)
 
