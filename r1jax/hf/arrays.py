@@ -14,7 +14,8 @@ from r1jax.hf.layout import Box, Piece, boxed, sizes
 from r1jax.hf.tensors import NamedTensors
 
 JOB = 1 << 21  # Elements that a thread reads at once.
-THREADS = min(8, os.cpu_count() or 1)
+MOST_THREADS = 8
+THREADS = min(MOST_THREADS, os.cpu_count() or 1)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 

@@ -60,7 +60,12 @@ def test_devices_and_hosts_agree_on_any_mesh(dtype):
   devices = np.array(jax.devices()[:4])
   from r1jax.runtime.checksums import _on_devices
 
-  for shape, axes in (((4, 1), ("a",)), ((2, 2), ("a", None, "b"))):
+  for shape, axes in (
+    ((4, 1), ("a",)),
+    ((2, 2), ("a", None, "b")),
+    ((2, 2), (None, ("b", "a"))),
+    ((2, 2), ()),
+  ):
     mesh = jax.sharding.Mesh(devices.reshape(shape), ("a", "b"))
     if x.shape[0] % shape[0]:
       axes = (None, "a")

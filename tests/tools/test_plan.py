@@ -146,6 +146,26 @@ def test_arguments_on_gpus_are_what_the_shardings_leave():
   json.dumps(found)
 
 
+def test_the_memory_of_a_host_is_what_passes_through_it():
+  """Eight GPUs have a 64th of a state of twelve bytes a weight, and two of the
+  reference."""
+  topology = plan_chips.topology("h200:8x64")
+  config = experiment("r1_zero.py")
+  (found, kept) = (
+    command.plan(c, topology, only=("update",))["host_memory"]
+    for c in (config, experiment("r1_zero.py", offload=("reference",)))
+  )
+  weights, mtp = sum(estimate.sizes_of(preset("deepseek_v3"))), 11.5e9
+  share = (14 * weights - 8 * mtp) / 64  # MTP blocks have no moments.
+  assert found["devices"] == 8
+  assert found["start"] == 2**26 + 8 * 2**21 * 8
+  assert found["save"] == pytest.approx(share, rel=0.01)
+  assert found["resume"] == 96e9 < share
+  stays = 2 * weights / 64
+  assert kept["start"] - found["start"] == pytest.approx(stays, rel=0.01)
+  assert kept["save"] == pytest.approx(share + stays, rel=0.01)
+
+
 def test_what_waits_in_the_hosts_memory_takes_none_of_the_devices():
   few = experiment("r1_zero.py", offload=("optimizer", "reference"))
   topology = plan_chips.topology("h200:8x64")

@@ -120,6 +120,7 @@ def test_four_processes_share_a_model(tmp_path, gigabytes):
   command += [f"--workdir={tmp_path / 'run'}"]
   ended = job.succeeded(job.finish(job.start(command, 4, 1), timeout=500))
   for _, said, _ in ended:
+    print(said.splitlines()[-1])
     for phase, peak in json.loads(said.splitlines()[-1]).items():
       share = 0 if phase == "export" else size / 4
       assert peak < share + BEYOND, (phase, said)

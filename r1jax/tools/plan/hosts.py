@@ -31,7 +31,7 @@ def host_memory(program: Program) -> dict[str, float | int]:
   state: Any = program.arguments[0], dict(program.beside)
   kept = devices * bytes_per_device(state, offloaded=True)
   share = devices * bytes_per_device(state) + kept
-  buffers = arrays.THREADS * arrays.JOB * 2 * np.dtype(np.float32).itemsize
+  buffers = arrays.MOST_THREADS * arrays.JOB * 2 * np.dtype(np.float32).itemsize
   return {
     "devices": devices,
     "start": kept + loading.CHUNK + buffers,
