@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import re
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +16,8 @@ from trees import assert_same
 
 from r1jax import hf
 from r1jax.hf import config as configs
-from r1jax.hf import loading
-from r1jax.hf.tensors import Stored
+from r1jax.hf import layout, loading
+from r1jax.hf.tensors import Stored, write
 from r1jax.models.config import replace
 from r1jax.models.presets import preset
 from r1jax.models.weights import logical_axes
@@ -236,3 +238,82 @@ def test_any_source_of_named_tensors_can_be_read(v3, monkeypatch):
   config, params = hf.load(v3)
   assert config == expected[0]
   assert_same(params, expected[1])
+
+
+def write_released_v3(directory, width, expert_width, block, **sizes):
+  """DeepSeek-V3's tensors, narrower, with float8 projections as released."""
+  config = preset(
+    "deepseek_v3",
+    vocab_size=32 * width,
+    width=width,
+    attention=dict(
+      num_heads=16,
+      q_rank=width // 4,
+      kv_rank=width // 8,
+      nope_size=16,
+      rope_size=8,
+      value_size=16,
+    ),
+    dense_width=2 * width,
+    experts=dict(width=expert_width) | sizes.pop("experts", {}),
+    **sizes,
+  )
+  directory.mkdir()
+  settings = configs.released(config, dtype="bfloat16")
+  settings["quantization_config"] = dict(
+    quant_method="fp8", fmt="e4m3", weight_block_size=block
+  )
+  configs.write_json(directory / "config.json", settings)
+  tensors = {}
+  for name, pieces in layout.by_tensor(config).items():
+    shape, dtype = pieces[0].shape, ml_dtypes.bfloat16
+    if re.search(r"(self_attn|mlp).*_proj\S*\.weight$", name):
+      scales = tuple(-(-n // b) for n, b in zip(shape, block, strict=True))
+      dtype = ml_dtypes.float8_e4m3fn
+      tensors[name + "_scale_inv"] = jax.ShapeDtypeStruct(scales, np.float32)
+    tensors[name] = jax.ShapeDtypeStruct(shape, dtype)
+
+  def draw(name):
+    """Random bits that are finite numbers in the dtype of the tensor."""
+    like, rng = tensors[name], np.random.default_rng(zlib.crc32(name.encode()))
+    if like.dtype == np.float32:
+      return rng.random(like.shape, np.float32)
+    size = like.dtype.itemsize
+    bits = rng.integers(0, 2 ** (8 * size - 2), like.shape, f"uint{8 * size}")
+    return bits.view(like.dtype)
+
+  write(directory, tensors, draw, file_bytes=5e8)
+  return config
+
+
+FEWER = dict(num_layers=6, experts=dict(num_routed=16))
+
+
+@pytest.mark.parametrize(
+  "size, width, expert_width, block, sizes",
+  [
+    (1.7e6, 64, 16, (12, 20), FEWER),
+    # All tensors of the released files, and a 200th of their 688 GB.
+    pytest.param(688e9 / 200, 512, 144, (128, 128), {}, marks=pytest.mark.soak),
+  ],
+)
+def test_a_released_v3_is_read_into_shards(
+  tmp_path, size, width, expert_width, block, sizes
+):
+  made = write_released_v3(
+    tmp_path / "model", width, expert_width, block, **sizes
+  )
+  files = sum(f.stat().st_size for f in (tmp_path / "model").glob("*.safe*"))
+  assert files == pytest.approx(size, rel=0.1)
+  config, arrays = hf.open_model(tmp_path / "model", dtype="bfloat16")
+  assert config == made
+  mesh = make_mesh(data=1, fsdp=2, expert=4)
+  axes = logical_axes(config)
+  placed = hf.read(arrays, sharding.tree_shardings(mesh, axes, arrays))
+  for array, lazy in zip(jax.tree.leaves(placed), jax.tree.leaves(arrays)):
+    whole = lazy[()]
+    for shard in array.addressable_shards:
+      part = np.asarray(shard.data)
+      assert part.tobytes() == whole[shard.index].tobytes()
+  experts = placed["moe"]["feed_forward"]["expert_gate_up"]
+  assert experts.sharding.shard_shape(experts.shape)[1] * 4 == experts.shape[1]
