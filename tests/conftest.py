@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -28,6 +29,14 @@ LONG = ("training", "models", "ops", "rollouts", "parallel")
 def pytest_collection_modifyitems(items):
   """Runs long tests first, so that no worker waits for one at the end."""
   items.sort(key=lambda item: item.path.parent.name not in LONG)
+
+
+@pytest.fixture
+def without_nohup():
+  """SIGHUP is as in a terminal, even where the tests run under nohup."""
+  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+  yield
+  signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

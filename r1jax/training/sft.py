@@ -52,7 +52,7 @@ def train(
     profile: steps to trace; None traces none.
     sinks: of metrics, in addition to metrics.jsonl; see `metrics.SINKS`.
 
-  Raises Interrupted after a signal, once a checkpoint is written, and
+  Raises Interrupted after a signal, once a checkpoint is saved, and
   ValueError for an invalid config or a workdir of another run.
   """
   mesh = make_mesh(**config.mesh)

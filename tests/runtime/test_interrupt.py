@@ -12,6 +12,8 @@ import pytest
 
 from r1jax.runtime import interrupt
 
+pytestmark = pytest.mark.usefixtures("without_nohup")
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 

@@ -73,6 +73,7 @@ def test_a_reader_that_leaves_stops_nothing(begin, straight, tmp_path):
   assert_equal(tmp_path, straight)
 
 
+@pytest.mark.usefixtures("without_nohup")
 @pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGTERM])
 def test_a_stopped_run_goes_on_exactly(begin, straight, tmp_path, signum):
   (process,) = begin(1, tmp_path)

@@ -30,7 +30,10 @@ MAX_WORDS = 8  # Of a gold answer in words; longer ones have many paraphrases.
 MAX_FORMULAS = 8  # Unequal elements of lists that are compared in any order.
 
 PLAIN = re.compile(r"-?\d{1,18}")
-LETTER = re.compile(r"\W*([A-Z])\W*|\(?([A-Z])[).:](?:\s.*)?", re.DOTALL)
+AROUND = r"[^\w'!|^~+\-/<>=]*"  # Punctuation, but no operator: -A is not A.
+LETTER = re.compile(
+  rf"{AROUND}([A-Z]){AROUND}|\(?([A-Z])[).:](?:\s.*)?", re.DOTALL
+)
 LETTER_ALONE = re.compile(r"\\text\{\W*[a-zA-Z]+\W*\}")
 # Answers that mean "nothing": no solution, no real solutions, none.
 NOTHING = re.compile(

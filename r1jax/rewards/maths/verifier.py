@@ -28,6 +28,10 @@ HUGE = re.compile(
 )
 # The argument t, which math-verify cannot parse without brackets.
 ARGUMENT = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc)(?:\^\{?\d\}?)?)\s*t\b")
+# A name with primes, which math-verify would drop: f' is not f.
+PRIMES = re.compile(
+  r"([a-zA-Z]|\\[a-zA-Z]+)(?:_(?:\{([^{}]*)\}|([a-zA-Z\d])))?('+)"
+)
 
 MAX_TERMS = 1000  # Of a power of a sum, after expansion.
 MAX_FACTORS = 10_000  # Of factorials, binomials and gamma functions.
@@ -144,6 +148,7 @@ def _parse(text: str) -> list:
   """Returns math-verify's readings of an answer; none if it cannot parse it."""
   library, config = _math_verify()
   text = ARGUMENT.sub(r"\1(t)", text.strip().strip("$"))
+  text = PRIMES.sub(_subscript, text)
   return library.parse(
     rf"\boxed{{{text}}}",
     [config],
@@ -151,6 +156,12 @@ def _parse(text: str) -> list:
     extraction_mode="first_match",
     parsing_timeout=None,
   )
+
+
+def _subscript(name: re.Match) -> str:
+  """A name whose primes are part of its subscript."""
+  letter, braced, single, primes = name.groups(default="")
+  return f"{letter}_{{{braced}{single}{'prime' * len(primes)}}}"
 
 
 def _verify(gold: list, answer: list) -> bool:
