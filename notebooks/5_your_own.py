@@ -129,7 +129,7 @@ config.rewards = {"accuracy": 1.0, "format": 1.0, "my_rewards:steps": 0.2}
 config.evaluation.update(every=16, problems=8 if FAST else 40, samples=4)
 config.evaluation.test = dict(**problems, split="test")
 config.evaluation.larger = None
-r1jax.train(config, str(folder / "run"))
+state = r1jax.train(config, str(folder / "run"))
 
 # %%
 import matplotlib.pyplot as plt
