@@ -168,4 +168,4 @@ print(sorted(path.name for path in (folder / "exported").iterdir()))
 # transformers.AutoModelForCausalLM.from_pretrained("exported")
 # ```
 #
-# Next: [reading a run](6_reading_a_run.ipynb).
+# Next: [planning a pod that is not there](7_planning_a_pod.ipynb).
