@@ -128,7 +128,7 @@ config.rewards = {"accuracy": 1.0, "format": 1.0, "my_rewards:steps": 0.2}
 config.evaluation.update(every=16, problems=8 if FAST else 40, samples=4)
 config.evaluation.test = dict(**problems, split="test")
 config.evaluation.larger = None
-r1jax.train(config, str(folder / "run"))
+state = r1jax.train(config, str(folder / "run"))
 
 # %%
 import matplotlib.pyplot as plt
@@ -167,4 +167,4 @@ print(sorted(path.name for path in (folder / "exported").iterdir()))
 # transformers.AutoModelForCausalLM.from_pretrained("exported")
 # ```
 #
-# Next: [reading a run](6_reading_a_run.ipynb).
+# Next: [planning a pod that is not there](7_planning_a_pod.ipynb).
