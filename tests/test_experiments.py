@@ -10,7 +10,6 @@ import pytest
 
 from r1jax import config
 from r1jax.models import transformer
-from r1jax.models.presets import preset
 from r1jax.training import models
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -74,9 +73,9 @@ def test_a_variant_that_does_not_exist_is_refused():
 def test_students_have_positions_for_the_texts_of_the_paper():
   for variant in module(ROOT / "experiments" / "distill.py").VARIANTS:
     c = config.load(f"{ROOT / 'experiments' / 'distill.py'}:{variant}")
-    assert preset(c.model.name).max_length >= 32_768, variant
+    assert models.architecture(**c.model).max_length >= 32_768, variant
 
 
 def test_the_smallest_student_is_untied():
   c = config.load(str(ROOT / "experiments" / "distill.py"))
-  assert not preset(c.model.name).tied
+  assert not models.architecture(**c.model).tied

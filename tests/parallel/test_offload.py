@@ -82,7 +82,7 @@ def test_a_reference_that_waits_is_read_as_another():
   read = jax.jit(lambda params: jnp.sum(offload.to_device(params)["w"] ** 2))
   waits = begin(["reference"]).reference
   assert read(waits) == read(begin([]).reference)
-  fetched = offload.fetch(waits)
+  fetched = offload.to_device(waits)
   assert kinds(fetched) == {"device"}
   jax.tree.map(np.testing.assert_array_equal, fetched, waits)
 

@@ -107,7 +107,7 @@ def test_a_plan_prints_names_and_warnings_of_its_slices():
     link_rate=90e9,
     names=slices.names(plan_chips.topology("v5p:16x8x8")),
     warnings=["its sides ascend"],
-    host_memory=dict(devices=4),
+    host_memory=dict(devices=4, start=2.0**30),
     programs={},
     fits=True,
   )
