@@ -56,8 +56,8 @@ print(base)
 
 # %%
 changes = {
-  "num_steps": 32,  # The demo has 88 updates.
-  "evaluation.every": 32,
+  "num_steps": 24,  # The demo has 88 updates.
+  "evaluation.every": 24,
   "evaluation.problems": 64,
   "evaluation.samples": 4,
 }
@@ -100,7 +100,7 @@ for completion, accuracy in zip(samples.completions, scores.parts["accuracy"]):
 
 # %%
 workdir = "runs/notebook_1" + "_fast" * FAST
-r1jax.train(config, workdir)
+state = r1jax.train(config, workdir)
 
 # %% [markdown]
 # ## Before and after
@@ -122,7 +122,7 @@ for task, row in summary["tasks"].items():
   )
 
 # %%
-for name in ("reward", "length"):
+for name in ("accuracy", "length"):
   display(Image(f"{workdir}/figures/{name}.png", width=720))
 
 # %% [markdown]
