@@ -11,8 +11,9 @@
 #
 # GRACE seconds before its time limit (600, if not set), the job gets SIGTERM,
 # saves a checkpoint, and is requeued until it is finished. Choose what a round
-# and a save take together. Set account, partition, time and memory in
-# SBATCH_FLAGS. --dry-run, as the first argument, prints the script.
+# and a save take together, well below the time limit. Set account, partition,
+# time and memory in SBATCH_FLAGS. --dry-run, as the first argument, prints the
+# script.
 set -euo pipefail
 
 submit=(sbatch)

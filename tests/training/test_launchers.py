@@ -158,6 +158,7 @@ def test_slurm_starts_the_run_and_requeues_it(
   python, flags = wrapper(command, tmp_path)
   env = environment() | {k: slurm[k] for k in ("SLURM_CONF", "PATH")}
   env |= dict(PYTHON=python, SBATCH_FLAGS=f"--output={tmp_path}/out --time=9")
+  env["GRACE"] = "60"  # Less than that time limit.
   workdir, launcher = tmp_path / "run", ROOT / "launch" / "slurm.sh"
 
   def call(*arguments):
