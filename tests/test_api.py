@@ -96,7 +96,7 @@ def test_the_lines_of_the_readme_train_from_another_folder(tmp_path):
 LINES = 15  # That a new user writes, at most.
 
 
-@pytest.mark.reference
+@pytest.mark.soak
 def test_the_lines_of_the_docs_go_from_a_file_to_transformers(tmp_path):
   """In a folder of one's own: data, reward, training, evaluation, export."""
   page = (ROOT / "docs/own_data.md").read_text()
