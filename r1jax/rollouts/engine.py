@@ -338,8 +338,8 @@ def make_engine(
   decode_steps: int,
   prompt_tokens: int,
   max_tokens: int,
-  temperature: float,
-  top_p: float = 1.0,
+  temperature: float | int,
+  top_p: float | int = 1.0,
   top_k: int = 0,
   record_experts: bool = False,
 ) -> Engine:

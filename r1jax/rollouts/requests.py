@@ -24,8 +24,8 @@ class Request(NamedTuple):
   key: np.ndarray | Sequence[int] = (0, 0)
   # Requests of one group have one prompt, which is read once for all of them.
   group: Hashable | None = None  # None for a group of its own.
-  temperature: float | None = None  # 0 takes the most probable token.
-  top_p: float | None = None
+  temperature: float | int | None = None  # 0 takes the most probable token.
+  top_p: float | int | None = None
   top_k: int | None = None
   stop_ids: Sequence[int] | None = None  # Any of them ends the completion.
   stop_strings: Sequence[str] = ()  # Likewise, wherever tokens begin and end.
@@ -125,7 +125,9 @@ def check(
     )
 
 
-def check_settings(temperature: float, top_p: float, top_k: int) -> None:
+def check_settings(
+  temperature: float | int, top_p: float | int, top_k: int
+) -> None:
   """Raises ValueError for settings that no token can be sampled with."""
   if temperature < 0:
     raise ValueError(f"temperature {temperature} is below 0")
