@@ -16,7 +16,6 @@ same prompt again, masked scores, rematerialisation) does not count.
 """
 
 import dataclasses
-import functools
 import itertools
 import statistics
 import sys
@@ -31,14 +30,13 @@ from ml_collections import ConfigDict
 from benchmarks import command, peer_scripts, timing
 from benchmarks.model import MODELS, mesh_for
 from r1jax.losses.advantages import advantages
-from r1jax.losses.aggregation import token_weights
 from r1jax.losses.presets import PRESETS
 from r1jax.models import flops, transformer
 from r1jax.models.config import ModelConfig, replace
 from r1jax.parallel import sharding
 from r1jax.parallel.mesh import row_shards
 from r1jax.rollouts.engine import make_engine
-from r1jax.training.batch import add_advantages, make_batch, pack_prompts
+from r1jax.training.batch import make_batch, pack_prompts, weigh_batches
 from r1jax.training.policy import reference_copy
 from r1jax.training.run import make_steps
 from r1jax.training.update import init_state
@@ -253,16 +251,15 @@ def train(sizes: ModelConfig, size: Size, rows: dict) -> Iterator[dict]:
 
     # Any reward that differs within a group works.
     total = (rollout.completions % 2).mean(axis=-1)
-    tokens = rollout.sampled_mask.sum(-1)
-    weights = token_weights(tokens, np.isfinite(total), **config.aggregation)
+    weighed = weigh_batches(
+      batches,
+      rollout.sampled_mask.sum(-1),
+      np.isfinite(total),
+      advantages(total, **config.advantage),
+      **config.aggregation,
+    )
     with jax.set_mesh(mesh):
-      weigh = functools.partial(
-        add_advantages,
-        advantages=advantages(total, **config.advantage).reshape(-1),
-        weights=weights.reshape(-1),
-        num_targets=np.int32(tokens.sum()),
-      )
-      state, measured = update(state, map(weigh, batches))
+      state, measured = update(state, weighed)
     jax.device_get(measured)
     learned = time.perf_counter()
     yield dict(

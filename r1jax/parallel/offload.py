@@ -2,9 +2,9 @@
 
 The optimizer moments are read once in a step, and the reference policy once in
 a round. Where they do not fit into device memory beside the rest,
-`config.offload` names them. They are copied to the devices before use, by the
-program itself (`to_device`) or ahead of several (`fetch`); a program that
-changes them writes them back (`to_memory_of`).
+`config.offload` names them. They are copied to the devices before use
+(`to_device`), within a program or ahead of several; a program that changes them
+writes them back (`to_memory_of`).
 """
 
 from collections.abc import Sequence

@@ -8,7 +8,6 @@ Whole runs are `r1jax.train`, which saves, resumes and reports.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -18,17 +17,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from r1jax.losses.advantages import advantages as make_advantages
-from r1jax.losses.aggregation import token_weights
 from r1jax.models.weights import logical_axes
 from r1jax.parallel import sharding
 from r1jax.parallel.mesh import make_mesh
 from r1jax.tools.model import Model, Samples
 from r1jax.training import policy
 from r1jax.training.batch import (
-  add_advantages,
   make_batch,
   pack_prompts,
   trained_completions,
+  weigh_batches,
 )
 from r1jax.training.run import make_steps, use_reference
 from r1jax.types import RLState
@@ -84,7 +82,6 @@ class Learner:
     trained = trained_completions(
       rollout, total, mask_truncated=c.mask_truncated
     )
-    tokens = rollout.sampled_mask.sum(-1)
     with jax.set_mesh(self.mesh):
       batches = [
         make_batch(rollout, microbatch, self.mesh)
@@ -92,27 +89,19 @@ class Learner:
           rollout, range(len(total)), self.mesh, **c.rows
         )
       ]
-      scorers = {}
-      if c.old == "trainer":
-        scorers["old_logprobs"] = self.state.train.params
-      if self.state.reference is not None:
-        scorers["reference_logprobs"] = self.state.reference
-      weigh = functools.partial(
-        add_advantages,
-        advantages=make_advantages(total, **c.advantage).reshape(-1),
-        weights=token_weights(tokens, trained, **c.aggregation).reshape(-1),
-        num_targets=np.int32(tokens[trained].sum()),
+      (batches,) = policy.add_logprobs(
+        self.score, [batches], self.state, old=c.old
       )
-      ready = lambda batch: weigh(
-        batch.replace(
-          **{
-            name: self.score(params, batch) for name, params in scorers.items()
-          }
-        )
+      weighed = weigh_batches(
+        batches,
+        rollout.sampled_mask.sum(-1),
+        trained,
+        make_advantages(total, **c.advantage),
+        **c.aggregation,
       )
       # The step donates its state, and this learner keeps its own.
       before = jax.tree.map(jnp.copy, self.state.train)
-      new, metrics = self.take_step(before, map(ready, batches))
+      new, metrics = self.take_step(before, weighed)
       state = self.state.replace(train=new)
       if state.reference is not None and int(new.step) % c.reference_every == 0:
         state = policy.refresh_reference(self.base.config, (), state)

@@ -1,6 +1,6 @@
 """A model in memory, for notebooks and scripts.
 
-model = r1jax.load()                        # The shipped base model.
+model = r1jax.load()                      # The shipped base model.
 samples = model.sample(["6 + 7 ="], 4)
 model.evaluate(examples)["sums"]["pass@1"]
 model.save("exported")
@@ -9,7 +9,6 @@ model.save("exported")
 import dataclasses
 import functools
 import importlib.resources
-import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,7 +28,6 @@ from r1jax.models.weights import sizes
 from r1jax.parallel.mesh import make_mesh, row_shards
 from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import Engine, make_engine
-from r1jax.rollouts.grading import completions
 from r1jax.runtime import process
 from r1jax.tools import convert
 from r1jax.training import evaluate, models
@@ -106,8 +104,8 @@ class Model:
     ids = chat.encode_prompts(examples, template, self.tokenizer)
     engine = self._engine(
       template,
-      max(map(len, ids)),
-      len(ids) * group_size,
+      ids,
+      group_size,
       max_tokens=max_tokens,
       temperature=temperature,
       top_p=top_p,
@@ -115,15 +113,10 @@ class Model:
     params = engine.prepare(self.params)
     rollout = engine(params, ids, group_size, seed=seed, round=0)
     prefill = chat.prefill(template, self.tokenizer)
-    read = [
-      completions(rollout, p, self.tokenizer, max_tokens, prefill)
-      for p in range(len(ids))
-    ]
-    return Samples(
-      [example for example in examples for _ in range(group_size)],
-      [*itertools.chain(*read)],
-      rollout,
+    read = evaluate.completions(
+      rollout, examples, self.tokenizer, max_tokens, prefill
     )
+    return Samples(*read, rollout)
 
   def logprobs(self, texts: Sequence[str | Sequence[int]]) -> list[np.ndarray]:
     """log p of every token of each text given those before it, in nats.
@@ -207,8 +200,8 @@ class Model:
     ids = chat.encode_prompts(examples, template, self.tokenizer)
     engine = self._engine(
       template,
-      max(map(len, ids)),
-      len(ids) * samples,
+      ids,
+      samples,
       max_tokens=max_tokens,
       temperature=temperature,
       top_p=top_p,
@@ -250,10 +243,15 @@ class Model:
     )
 
   def _engine(
-    self, template: str, longest: int, completions: int, **sampling
+    self,
+    template: str,
+    prompts: Sequence[Sequence[int]],
+    group_size: int,
+    **sampling,
   ) -> Engine:
-    """An engine for prompts of at most `longest` tokens."""
-    mesh = make_mesh()
+    """An engine for so many completions of each of these prompts."""
+    mesh, longest = make_mesh(), max(map(len, prompts))
+    completions = len(prompts) * group_size
     prefix = chat.shared_tokens(template, self.tokenizer)
     slots = min(max(SLOTS[0], 1 << (completions - 1).bit_length()), SLOTS[1])
     shards = row_shards(mesh)

@@ -1,7 +1,8 @@
 """Microbatches of GRPO updates, in packed layout, from a graded rollout."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from r1jax.data import packing
+from r1jax.losses.aggregation import token_weights
 from r1jax.losses.kl import kl_penalties
 from r1jax.parallel import sharding
 from r1jax.parallel.mesh import row_shards
@@ -141,6 +143,30 @@ def add_advantages(
     weights=at_targets(weights),
     num_targets=num_targets,
   )
+
+
+def weigh_batches(
+  batches: Iterable[Batch],
+  tokens: Int[np.ndarray, "P G"],
+  trained: Bool[np.ndarray, "P G"],
+  advantages: Float[np.ndarray, "P G"],
+  **aggregation: Any,
+) -> Iterator[Batch]:
+  """The microbatches of an update, with advantages and weights.
+
+  Args:
+    batches: from `make_batch`.
+    tokens: that were sampled, of each completion of the round.
+    trained: the completions of this update that are trained on.
+    advantages: of all completions.
+    **aggregation: the config section; see `losses.aggregation`.
+  """
+  weights = token_weights(tokens, trained, **aggregation)
+  num_targets = np.int32(tokens[trained].sum())
+  for batch in batches:
+    yield add_advantages(
+      batch, advantages.reshape(-1), weights.reshape(-1), num_targets
+    )
 
 
 @functools.partial(

@@ -221,10 +221,11 @@ def completions(
   examples: Sequence[Example],
   tokenizer: Tokenizer,
   max_tokens: int,
+  prefill: str = "",
 ) -> tuple[list[Example], list[Completion]]:
   """The example of each completion, and the completions, in order of groups."""
   groups = [
-    grading.completions(rollout, p, tokenizer, max_tokens)
+    grading.completions(rollout, p, tokenizer, max_tokens, prefill)
     for p in range(len(examples))
   ]
   members = range(rollout.lengths.shape[1])

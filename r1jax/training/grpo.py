@@ -34,13 +34,13 @@ from r1jax.runtime import checkpoint, distributed, interrupt, metrics, profiler
 from r1jax.runtime.workdir import claim
 from r1jax.training import evaluate, inspection, models, policy
 from r1jax.training.batch import (
-  add_advantages,
   completion_kl,
   deal_prompts,
   groups_with_signal,
   make_batch,
   pack_prompts,
   trained_completions,
+  weigh_batches,
 )
 from r1jax.training.log import RunLog
 from r1jax.training.optimizer import make_optimizer
@@ -153,7 +153,9 @@ def train(
         # Score the tokens under the old policy and the reference policy.
         if config.old == "trainer" or run.use_reference:
           with log.phase("scoring"):
-            updates = run.score_batches(updates, state)
+            updates = policy.add_logprobs(
+              run.score, updates, state, old=config.old
+            )
         if config.kl_reward.coefficient:
           total = total - kl_penalties(config, updates, total.shape)
           advantages = make_advantages(total, **config.advantage)
@@ -165,15 +167,10 @@ def train(
             tokens = rollout.sampled_mask.sum(-1)
             for part, batches in zip(parts, updates, strict=True):
               mask = trained & np.isin(np.arange(len(tokens)), part)[:, None]
-              weigh = functools.partial(
-                add_advantages,
-                advantages=advantages.reshape(-1),
-                weights=token_weights(
-                  tokens, mask, **config.aggregation
-                ).reshape(-1),
-                num_targets=np.int32(tokens[mask].sum()),
+              weighed = weigh_batches(
+                batches, tokens, mask, advantages, **config.aggregation
               )
-              new, metrics_of_update = run.update(new, map(weigh, batches))
+              new, metrics_of_update = run.update(new, weighed)
               measured.append(sharding.to_host(metrics_of_update))
           state = state.replace(train=new)
           step = int(new.step)

@@ -62,17 +62,24 @@ def check_rows(
       )
 
 
-def check_width(config: ml_collections.ConfigDict, longest: int) -> None:
+def check_width(
+  config: ml_collections.ConfigDict,
+  longest: int,
+  of: str = "a prompt of up to",
+) -> None:
   """Raises ValueError if the longest text might not fit the widest row.
 
-  `longest` is the number of tokens of the longest prompt, template included.
+  Args:
+    config: of the run.
+    longest: tokens of the longest prompt, template included.
+    of: names that prompt in the error.
   """
   width, limit = max(config.rows.widths), config.sampling.max_tokens
   if longest - 1 + limit > width:
     raise ValueError(
-      f"a prompt of up to {longest} tokens and a completion of "
-      f"sampling.max_tokens {limit} do not fit the widest of rows.widths, "
-      f"{width}; it must be at least {longest - 1 + limit}"
+      f"{of} {longest} tokens and a completion of sampling.max_tokens {limit} "
+      f"do not fit the widest of rows.widths, {width}; it must be at least "
+      f"{longest - 1 + limit}"
     )
 
 
@@ -131,17 +138,8 @@ def check_prompts(
       f"template, and sampling.prompt_tokens is {window}; set it to {longest} "
       f"or leave out the {len(at)} of {len(sizes)} problems that are longer"
     )
-  row, widest = (
-    shared + longest - 1 + config.sampling.max_tokens,
-    max(config.rows.widths),
-  )
-  if row > widest:
-    raise ValueError(
-      f"{examples[sizes.index(longest)].id}: its prompt of {shared + longest} "
-      f"tokens and a completion of sampling.max_tokens "
-      f"{config.sampling.max_tokens} do not fit the widest of rows.widths, "
-      f"{widest}; it must be at least {row}"
-    )
+  first = examples[sizes.index(longest)].id
+  check_width(config, shared + longest, of=f"{first}: its prompt of")
   return shared + longest
 
 

@@ -105,12 +105,14 @@ def fresh(
     compute_dtype: of activations and matmuls.
     how: fields of `ModelConfig` that affect execution only.
   """
-  config = preset(preset_name)
-  if vocab_size is not None:
-    config = replace(config, vocab_size=vocab_size)
-  if not mtp:
-    config = replace(config, mtp_depth=0)
-  config = with_execution(config, compute_dtype=compute_dtype, **how)
+  config = architecture(
+    "fresh",
+    mtp=mtp,
+    preset_name=preset_name,
+    vocab_size=vocab_size,
+    compute_dtype=compute_dtype,
+    how=how,
+  )
   model = transformer.Transformer(config)
   init = lambda: transformer.init(model, jax.random.key(seed))
   return Initial(
@@ -147,7 +149,7 @@ def load(name: str, **section) -> tuple[ModelConfig, Params]:
   return model.config, model.make(None)
 
 
-def architecture(name: str, **section) -> ModelConfig:
+def architecture(name: str, *, mtp: bool = True, **section) -> ModelConfig:
   """The config of the model that a config section describes.
 
   No files are needed if the section names a preset. Raises ValueError for an
@@ -165,4 +167,6 @@ def architecture(name: str, **section) -> ModelConfig:
     sizes = configs.read(section["path"])
   if section.get("vocab_size"):
     sizes = replace(sizes, vocab_size=section["vocab_size"])
+  if not mtp:
+    sizes = replace(sizes, mtp_depth=0)
   return with_execution(sizes, **how)

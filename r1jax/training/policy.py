@@ -1,6 +1,6 @@
 """The policy on packed rows, scoring, and the loss of a GRPO update."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -77,6 +77,35 @@ def make_score(policy: Callable[..., PolicyOutput]) -> Callable:
     return sharding.shard_constraint(logprobs, *BATCH_AXES)
 
   return score
+
+
+def add_logprobs(
+  score: Callable,
+  updates: Sequence[Sequence[Batch]],
+  state: RLState,
+  *,
+  old: str,
+) -> list[list[Batch]]:
+  """The microbatches of updates, with the log-probabilities that they lack.
+
+  Those are of the old policy if `old` is "trainer" (the sampler's are there
+  already), and of the reference policy if there is one.
+
+  Args:
+    score: from `make_score`.
+    updates: the microbatches of each update.
+    state: before the updates.
+    old: where the old log-probabilities come from: "sampler" or "trainer".
+  """
+  scorers = {}
+  if old == "trainer":
+    scorers["old_logprobs"] = state.train.params
+  if state.reference is not None:  # Copied once for all microbatches.
+    scorers["reference_logprobs"] = offload.to_device(state.reference)
+  add = lambda batch: batch.replace(
+    **{name: score(params, batch) for name, params in scorers.items()}
+  )
+  return [[*map(add, batches)] for batches in updates]
 
 
 def policy_loss(

@@ -123,17 +123,11 @@ def length_numbers(rollout: Rollout) -> dict:
 
 def packing_numbers(updates: Sequence[Sequence[Placement]]) -> dict:
   """The fill of the packed rows of all updates, and its unevenness."""
-  rows = [x.used for batches in updates for x in batches]
+  used = [np.concatenate([x.used for x in batches]) for batches in updates]
   slots = sum(x.rows * x.width for batches in updates for x in batches)
-  used = np.concatenate(rows)
-  spread = [
-    np.max(np.concatenate([x.used for x in batches]))
-    / np.mean(np.concatenate([x.used for x in batches]))
-    for batches in updates
-  ]
   return {
-    "data/pack_fill": used.sum() / slots,
-    "data/pack_spread": np.max(spread),
+    "data/pack_fill": sum(x.sum() for x in used) / slots,
+    "data/pack_spread": max(x.max() / x.mean() for x in used),
   }
 
 

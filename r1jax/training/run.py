@@ -41,23 +41,6 @@ class Run(NamedTuple):
   update: Update
   use_reference: bool
 
-  def score_batches(
-    self, updates: Sequence[Sequence[Batch]], state: RLState
-  ) -> list[list[Batch]]:
-    """The microbatches of updates, with the logprobs that they need.
-
-    Those are of the policy if `config.old` says so, and of the reference.
-    """
-    scorers = {}
-    if self.config.old == "trainer":
-      scorers["old_logprobs"] = state.train.params
-    if self.use_reference:
-      scorers["reference_logprobs"] = offload.to_device(state.reference)
-    add = lambda batch: batch.replace(
-      **{name: self.score(params, batch) for name, params in scorers.items()}
-    )
-    return [[*map(add, batches)] for batches in updates]
-
   def make_sample(
     self,
     pool: GraderPool,

@@ -34,8 +34,7 @@ class Letters:
     return "".join(chr(ord("A") + i) for i in ids)
 
 
-@pytest.fixture(scope="module")
-def engine(toy):
+def make(toy, prompt_tokens):
   return make_engine(
     toy.model,
     Letters(),
@@ -43,10 +42,15 @@ def engine(toy):
     PREFIX,
     num_slots=4,
     decode_steps=3,
-    prompt_tokens=6,
+    prompt_tokens=prompt_tokens,
     max_tokens=24,
     temperature=1.0,
   )
+
+
+@pytest.fixture(scope="module")
+def engine(toy):
+  return make(toy, prompt_tokens=6)
 
 
 def run(engine, state, outputs=None):
@@ -180,19 +184,10 @@ def test_forced_tokens_are_what_the_completion_goes_on_from(engine, toy, whole):
   expected = [True] * cut + [False] * 5 + [True] * (20 - cut - 5)
   assert got["sampled"] == expected
   assert not any(got["logprobs"][cut : cut + 5])
-  wider = make_engine(
-    toy.model,
-    Letters(),
-    make_mesh(data=1),
-    PREFIX,
-    num_slots=4,
-    decode_steps=3,
-    prompt_tokens=30,
-    max_tokens=24,
-    temperature=1.0,
-  )
   prompt = [*PROMPTS[0], *got["ids"][: cut + 5]]
-  rest = alone(wider, toy, greedy(prompt=prompt, max_tokens=20 - cut - 5))
+  rest = alone(
+    make(toy, 30), toy, greedy(prompt=prompt, max_tokens=20 - cut - 5)
+  )
   assert got["ids"][cut + 5 :] == rest["ids"]
   np.testing.assert_allclose(
     got["logprobs"][cut + 5 :], rest["logprobs"], atol=1e-5

@@ -61,20 +61,19 @@ def toy(toy_config):
   return transformer.Transformer(toy_config), draw(toy_config)
 
 
+def save(folder, config, params, letters):
+  """The path of a model with a tokenizer of these letters."""
+  path = folder / "words" / "tokenizer.model"
+  tokenizer.fit([letters] * 3, path, word_share=1.0)
+  hf.save(folder / "base", config, params, tokenizer=path.parent, provenance={})
+  return str(folder / "base")
+
+
 @pytest.fixture(scope="session")
 def base(toy_config, tmp_path_factory):
   """The toy and its tokenizer, in Hugging Face layout."""
   folder = tmp_path_factory.mktemp("toy")
-  path = folder / "words" / "tokenizer.model"
-  tokenizer.fit([LETTERS] * 3, path, word_share=1.0)
-  hf.save(
-    folder / "base",
-    toy_config,
-    draw(toy_config),
-    tokenizer=path.parent,
-    provenance={},
-  )
-  return str(folder / "base")
+  return save(folder, toy_config, draw(toy_config), LETTERS)
 
 
 @pytest.fixture(scope="module")
@@ -127,16 +126,10 @@ def command(random_params, tmp_path_factory):
   config = preset(
     "tiny_qwen2", vocab_size=40, width=16, num_layers=1, dense_width=16
   )
-  path = folder / "words" / "tokenizer.model"
-  tokenizer.fit(["abcdefgh 0123456789?\n"] * 3, path, word_share=1.0)
-  hf.save(
-    folder / "base",
-    config,
-    random_params(config),
-    tokenizer=path.parent,
-    provenance={},
+  return job.write(
+    folder,
+    save(folder, config, random_params(config), "abcdefgh 0123456789?\n"),
   )
-  return job.write(folder, str(folder / "base"))
 
 
 @pytest.fixture(scope="module")

@@ -111,8 +111,10 @@ REWRITES = tuple(
     (r"\\(?:leqslant|leqq?)(?![a-zA-Z])", r"\\le"),
     (r"\\(?:geqslant|geqq?)(?![a-zA-Z])", r"\\ge"),
     (r"\\neq(?![a-zA-Z])", r"\\ne"),
-    (r"\^\s*\{\s*\\prime\s*\\prime\s*\}", "''"),
-    (r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![a-zA-Z]))", "'"),
+    (
+      r"\^\s*(?:\{\s*(?:\\prime\s*)+\}|\\prime(?![a-zA-Z]))",
+      lambda primes: "'" * primes[0].count("prime"),
+    ),
     (r"\\lt(?![a-zA-Z])", "<"),
     (r"\\gt(?![a-zA-Z])", ">"),
     (r"\\mathbb\s*([A-Z])", r"\\mathbb{\1}"),

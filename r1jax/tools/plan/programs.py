@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from r1jax import ops
 from r1jax.models import flops
-from r1jax.models.config import ModelConfig, replace
+from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import logical_axes, weights
 from r1jax.parallel import offload, sharding
@@ -160,9 +160,8 @@ def trips_of(
 
 def sizes_of(config: ConfigDict) -> ModelConfig:
   """The model config of a run."""
-  sizes = models.architecture(**config.model)
-  drop = config.get("mtp") == "drop"
-  return replace(sizes, mtp_depth=0) if drop else sizes
+  keep = config.get("mtp") != "drop"
+  return models.architecture(**config.model, mtp=keep)
 
 
 def of_sft(
