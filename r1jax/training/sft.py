@@ -139,7 +139,8 @@ def objective(model, vocab_size, params, batch: Batch, *, mtp, balance):
     mtp: weight of the mean loss of the MTP blocks on tokens t + 2 and later
       (arXiv:2412.19437, eq. 25).
     balance: weight of the sequence-wise balance loss (eq. 17), a mean over all
-      tokens that the model reads; it is 1 if the load of experts is even.
+      tokens that the model reads; it is 1 if the load of experts is even. A
+      sequence is a packed row, with all of its texts.
   """
 
   def nll_of(hidden, targets, counted):
