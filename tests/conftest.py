@@ -9,6 +9,8 @@ import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # Golden numbers are the CPU's.
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Most programs run once here: to compile them is what takes the time.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
 import jax
@@ -39,20 +41,15 @@ def without_nohup():
   signal.signal(signal.SIGHUP, before)
 
 
-@pytest.fixture
-def quick_to_compile():
-  """Turns XLA's optimizations off, for programs that run once."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
+@pytest.fixture(autouse=True)
+def optimize_if_marked(request):
+  """Compiles as in a run for tests that are marked `optimized`."""
+  if not request.node.get_closest_marker("optimized"):
+    yield
+    return
   jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="module")
-def module_quick_to_compile():
-  """`quick_to_compile` for a module's tests and its shared fixtures."""
-  jax.config.update("jax_disable_most_optimizations", True)
   yield
-  jax.config.update("jax_disable_most_optimizations", False)
+  jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

@@ -107,7 +107,7 @@ def test_every_page_is_in_the_navigation():
     for name in EXAMPLES
   ],
 )
-def test_examples_in_docstrings_are_right(module, quick_to_compile):
+def test_examples_in_docstrings_are_right(module):
   failed, tried = doctest.testmod(
     importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE
   )

@@ -85,7 +85,7 @@ def expected():
 
 
 @pytest.fixture(scope="module")
-def got(tmp_path_factory, module_quick_to_compile):
+def got(tmp_path_factory):
   return first_round(tmp_path_factory.mktemp("golden"))
 
 

@@ -182,7 +182,6 @@ def test_a_file_is_not_a_directory(tmp_path):
 
 
 @pytest.mark.parametrize("chunk", [loading.CHUNK, 90_000])
-@pytest.mark.usefixtures("quick_to_compile")
 def test_a_process_reads_what_its_devices_hold_once(v3, monkeypatch, chunk):
   """Whatever the sharding is, in as many parts as host memory asks for."""
   monkeypatch.setattr(loading, "CHUNK", chunk)

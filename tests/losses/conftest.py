@@ -5,6 +5,6 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def no_rank_promotion(quick_to_compile):
+def no_rank_promotion():
   with jax.numpy_rank_promotion("raise"):
     yield

@@ -13,8 +13,6 @@ from r1jax.models.presets import preset
 from r1jax.parallel import sharding
 from r1jax.parallel.mesh import make_mesh
 
-pytestmark = pytest.mark.usefixtures("module_quick_to_compile")
-
 ROWS, LENGTH, ROOM = 3, 9, 12
 TOKENS = np.random.default_rng(0).integers(0, 40, (ROWS, LENGTH), np.int32)
 

@@ -17,8 +17,6 @@ from r1jax.models.weights import (
 )
 from r1jax.parallel.mesh import AXIS_RULES, make_mesh
 
-pytestmark = pytest.mark.usefixtures("module_quick_to_compile")
-
 
 def test_the_tiny_model_has_between_0_4_and_1_million_weights():
   config = preset("tiny_deepseek")

@@ -116,7 +116,6 @@ GROUPED = dataclasses.replace(
   experts=None,
   tied=False,
 )
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CONFIGS = {"grouped": GROUPED} | {
   f"drawn-{seed}": draw_config(seed) for seed in range(4)
 }

@@ -66,6 +66,7 @@ def test_the_gradient_is_the_same(remat, scan, draw_params):
   )
 
 
+@pytest.mark.optimized
 @pytest.mark.slow
 def test_each_policy_saves_what_its_name_says():
   """Memory per additional block, in units of the size of its input. The output
@@ -83,6 +84,7 @@ def test_each_policy_saves_what_its_name_says():
   assert growth("none") > 6
 
 
+@pytest.mark.optimized
 @pytest.mark.slow
 def test_saved_attention_is_not_recomputed():
   work = lambda remat: compiled(remat, False).cost_analysis()["flops"]

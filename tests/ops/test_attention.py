@@ -110,6 +110,7 @@ def test_blockwise_attention_equals_unrolled_attention_forward_and_backward(
   )
 
 
+@pytest.mark.optimized
 @pytest.mark.slow
 def test_memory_of_blockwise_attention_is_linear_in_its_tokens():
   """With V3's heads, all scores at once would take 128 x T x T numbers."""

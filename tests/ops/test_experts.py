@@ -135,6 +135,7 @@ def test_indices_that_are_no_expert_contribute_nothing(implementation):
   )
 
 
+@pytest.mark.optimized
 @pytest.mark.slow
 def test_memory_is_bounded_by_the_chunk():
   """The sizes make buffers larger than the gradient of the weights."""

@@ -177,6 +177,7 @@ def test_the_vocabulary_and_the_rows_may_be_split_over_devices():
     np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.optimized
 @pytest.mark.slow
 def test_memory_of_logprobs_is_a_small_share_of_the_naive_forms():
   """For [4, 2048] tokens, width 1024 and R1's vocabulary, as XLA reports it."""

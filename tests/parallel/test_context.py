@@ -153,6 +153,7 @@ def test_so_does_every_mesh(name, axes, given, draw_params):
   check(name, axes, draw_params, given)
 
 
+@pytest.mark.optimized
 @pytest.mark.slow
 def test_memory_of_attention_is_linear_in_a_devices_tokens(monkeypatch):
   """Latents of all tokens are there, but neither their keys nor scores."""

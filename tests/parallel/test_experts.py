@@ -133,6 +133,7 @@ def test_experts_that_do_not_divide_over_the_mesh_are_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_memory_is_bounded_by_the_chunk(monkeypatch):
   """Four times the tokens take no more buffers, in the gradient too."""
   monkeypatch.setattr(ops.experts, "DENSE", 0)

@@ -30,11 +30,6 @@ class Toy(NamedTuple):
   words: Words
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick(module_quick_to_compile):
-  """Compiling is most of the time of these tests."""
-
-
 @pytest.fixture(scope="session")
 def toy():
   config = preset(

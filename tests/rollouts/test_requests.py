@@ -13,8 +13,6 @@ from r1jax.rollouts.requests import Request, key_of
 from r1jax.rollouts.stops import StopWatch
 from r1jax.types import FINISH_LENGTH, FINISH_STOP
 
-pytestmark = pytest.mark.usefixtures("module_quick_to_compile")
-
 PREFIX = (7, 30, 7, 9)
 RNG = np.random.default_rng(5)
 PROMPTS = [

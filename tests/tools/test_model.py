@@ -6,10 +6,7 @@ import pytest
 import r1jax
 from r1jax.tools.learner import learner
 
-pytestmark = [
-  pytest.mark.slow,
-  pytest.mark.usefixtures("module_quick_to_compile"),
-]
+pytestmark = pytest.mark.slow
 PROMPTS = ["6 + 7 =", "9 - 4 + 2 ="]
 TINY = {
   "cpu_devices": 1,

@@ -12,6 +12,7 @@ from r1jax.parallel.mesh import make_mesh
 from r1jax.tools.plan import costs as plan_costs
 from r1jax.tools.plan import hlo
 
+pytestmark = pytest.mark.optimized
 SIZES = {"data": 2, "fsdp": 4}
 EIGHT = dict(data=2, fsdp=2, expert=2)
 

@@ -10,7 +10,7 @@ from r1jax.tools.plan import chips as plan_chips
 from r1jax.tools.plan import command, estimate
 
 pytest.importorskip("libtpu", reason="libtpu is not installed: `make test-tpu`")
-pytestmark = pytest.mark.tpu
+pytestmark = [pytest.mark.tpu, pytest.mark.optimized]
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 

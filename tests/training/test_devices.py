@@ -91,7 +91,6 @@ def run(toy_model, recipe: str, devices: int):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_to_compile")
 def test_any_number_of_devices_gives_the_same_update(toy_model, recipe):
   one, two, eight = (run(toy_model, recipe, n) for n in (1, 2, 8))
   assert one[1]["optim/grad_norm"] > 0.01

@@ -12,8 +12,6 @@ from r1jax.models.config import RUNTIME_FIELDS
 from r1jax.runtime import metrics, workdir
 from r1jax.training import grpo
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 EIGHT = {
   "mesh": dict(data=2, fsdp=2, expert=2),
   "rollout_mesh": dict(data=8),

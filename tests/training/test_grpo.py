@@ -150,7 +150,6 @@ def test_a_run_that_is_done_does_nothing_more(runs, make_config, compiled_once):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_to_compile")
 def test_without_a_kl_there_is_no_reference(make_config, tmp_path):
   """None is kept, none is scored, and none is said to be 0 nats away."""
   config = make_config(num_steps=2, **{"loss.kl_coefficient": 0.0})

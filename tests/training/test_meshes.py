@@ -35,7 +35,6 @@ ROLLOUT = Rollout(
   sampled_mask=within_lengths(LENGTHS, T),
   logprobs=RNG.uniform(-5, -3, (P, G, T)).astype(np.float32),
 )
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 SMALL = dict(vocab_size=40, width=16, num_layers=2)
 MODELS = {
   "deepseek": ("tiny_deepseek", dict(mtp_depth=1) | SMALL),

@@ -13,7 +13,7 @@ from r1jax.data.mixture import Mixture, Part
 from r1jax.runtime import checkpoint, interrupt, metrics
 from r1jax.training import evaluate, grpo, inspection, models
 
-pytestmark = pytest.mark.usefixtures("compiled_once", "quick_to_compile")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 DYNAMIC = "dynamic_sampling.rounds"

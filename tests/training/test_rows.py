@@ -80,7 +80,7 @@ def everything(base):
 
 
 @pytest.fixture(scope="module")
-def run(base, toy_task, tmp_path_factory, module_quick_to_compile):
+def run(base, toy_task, tmp_path_factory):
   """(first parameters, last state, workdir)"""
   workdir = str(tmp_path_factory.mktemp("everything"))
   with pytest.MonkeyPatch.context() as patch:

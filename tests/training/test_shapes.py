@@ -21,7 +21,6 @@ from r1jax.types import Batch, Packed
 
 ROWS, T, V = 2, 4096, 50_000
 PARTS = dict(vocab_size=V, width=16, num_layers=2)
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CONFIGS = {
   "deepseek": replace(
     preset("tiny_deepseek"), **PARTS, mtp_depth=0, max_length=T

@@ -29,7 +29,6 @@ def shardings_of(tree):
   return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
-@pytest.mark.usefixtures("quick_to_compile")
 @pytest.mark.parametrize(
   "name", ["pretrained", pytest.param("fresh", marks=pytest.mark.slow)]
 )

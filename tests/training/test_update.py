@@ -22,7 +22,6 @@ from r1jax.training.update import init_state, make_update
 from r1jax.types import Batch, Rollout, within_lengths
 
 OPTIMIZER = dict(learning_rate=0.1)
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 RNG = np.random.default_rng(0)
 
 
