@@ -92,7 +92,8 @@ config = r1jax.load_config("experiments/demo.py")
 data = r1jax.load_dataset(**config.dataset.to_dict())
 prompts = [data[i] for i in range(4 if FAST else 32)]
 samples = model.sample(prompts, max_tokens=48)
-text = model.tokenizer.encode(samples.completions[0].text)
+longest = max(samples.completions, key=lambda each: each.num_tokens)
+text = model.tokenizer.encode(longest.text)
 tokens = jnp.asarray([text])
 
 forward = jax.jit(transformer.forward, static_argnums=0, static_argnames="mtp")

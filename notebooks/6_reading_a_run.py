@@ -83,7 +83,7 @@ STYLES = dict(zip(names, (("black", "-"), ("#d55e00", "--"),
 
 def draw(keys, log=False):
   """A panel for each metric, with all four runs."""
-  figure, axes = plt.subplots(2, 3, figsize=(9, 4.8), sharex=True)
+  figure, axes = plt.subplots(3, 2, figsize=(7, 6.6), sharex=True)
   for ax, key in zip(axes.flat, keys, strict=True):
     for name, (color, line) in STYLES.items():
       points = [(row["step"], row[key]) for row in runs[name]]
@@ -93,7 +93,7 @@ def draw(keys, log=False):
       ax.set_yscale("symlog", linthresh=1e-4)
   figure.supxlabel("updates", fontsize=9)
   lines = axes.flat[0].get_lines()
-  figure.legend(handles=lines, loc="outside upper center", ncols=4, fontsize=9)
+  figure.legend(handles=lines, loc="outside upper center", ncols=4, fontsize=8)
   plt.show()
 
 
@@ -114,8 +114,8 @@ draw(["reward/accuracy/mean", "reward/mean", "completions/mean_length",
 #   at `completions/clipped_ratio` early; at the end it is almost 0.
 # * **reward with a hole**: the reward rises most of all, from 3.3 to 8.5.
 #   Accuracy follows it at first, and in the last three rounds it is 0.12 below
-#   the healthy run's on average, while the length grows on. Rewards of different
-#   runs cannot be compared; accuracy can.
+#   the healthy run's on average, while the length grows on. Rewards of
+#   different runs cannot be compared; accuracy can.
 #
 # The held-out problems agree:
 
@@ -164,8 +164,9 @@ for name in names:
   print(f"=== {name.replace('_', ' ')}\n")
   for row in (last[-1], last[0]):
     parts = ", ".join(f"{k} {v:g}" for k, v in row["rewards"].items())
-    print(f"{row['task']}, answer {row['answer']}: {parts}; {row['length']} "
-          f"tokens, {row['finish']}\n{row['completion'].strip()}\n")  # fmt: skip
+    length = f"{row['length']} tokens, {row['finish']}"
+    print(f"{row['task']}, answer {row['answer']}: {parts}; {length}")
+    print(row["completion"].strip(), end="\n\n")
 
 # %% [markdown]
 # * **rate too high**: what is left is noise in the form of a thought.
