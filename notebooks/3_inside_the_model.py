@@ -81,24 +81,30 @@ print(
 # %% [markdown]
 # ## The cache gives the same numbers
 #
-# The cached and the uncached pass of the shipped model, over one text.
+# The cached and the uncached pass of the shipped model, over a text of its own.
 
 # %%
 from r1jax.models import cache as caches
 
 model = r1jax.load()
 net, params = model.transformer, model.params
-samples = model.sample(["6 + 7 + 5 - 9 ="], max_tokens=64, temperature=0)
-text = model.tokenizer.encode(samples.completions[0].text)
+config = r1jax.load_config("experiments/demo.py")
+data = r1jax.load_dataset(**config.dataset.to_dict())
+prompts = [data[i] for i in range(4 if FAST else 32)]
+samples = model.sample(prompts, max_tokens=48)
+longest = max(samples.completions, key=lambda each: each.num_tokens)
+text = model.tokenizer.encode(longest.text)
 tokens = jnp.asarray([text])
-whole = transformer.forward(net, params, pack_rows(tokens)).hidden
+
+forward = jax.jit(transformer.forward, static_argnums=0, static_argnames="mtp")
+whole = forward(net, params, pack_rows(tokens))
 
 extend = jax.jit(transformer.extend, static_argnums=0)
 cache, parts = caches.empty(net.config, 1, tokens.shape[1]), []
 for t in range(tokens.shape[1]):
   hidden, cache = extend(net, params, tokens[:, t : t + 1], cache)
   parts.append(hidden)
-difference = jnp.abs(jnp.concatenate(parts, 1) - whole).max()
+difference = jnp.abs(jnp.concatenate(parts, 1) - whole.hidden).max()
 print(f"{tokens.shape[1]} tokens; largest difference {difference:.1e}")
 
 # %% [markdown]
@@ -108,8 +114,7 @@ print(f"{tokens.shape[1]} tokens; largest difference {difference:.1e}")
 # that the router of each layer gave the tokens of that text.
 
 # %%
-result = transformer.forward(net, params, pack_rows(tokens))
-chosen = np.asarray(result.experts)[:, 0]  # [L, T, k]
+chosen = np.asarray(whole.experts)[:, 0]  # [L, T, k]
 shown = min(28, chosen.shape[1])
 figure, ax = plt.subplots(figsize=(9, 2.2))
 first = chosen[:, :shown, 0]
@@ -126,15 +131,10 @@ plt.show()
 # ## Load, and the bias that balances it
 #
 # The share of the tokens of 32 texts that each expert processed. An even load
-# is one eighth.
+# is one eighth. The last row is the block of multi-token prediction, below.
 
 # %%
-data = r1jax.load_dataset(
-  **r1jax.load_config("experiments/demo.py").dataset.to_dict()
-)
-prompts = [data[i] for i in range(4 if FAST else 32)]
-batch = model.sample(prompts, max_tokens=48)
-rollout = batch.rollout
+rollout = samples.rollout
 start = rollout.prompt_lengths[:, None]
 end = start + rollout.lengths  # Of a text: its prompt, then its completion.
 rows = np.zeros((len(prompts), end.max()), np.int32)
@@ -143,8 +143,9 @@ for i, row in enumerate(rows):
     *rollout.prompts[i, : start[i, 0]],
     *rollout.completions[i, 0, : rollout.lengths[i, 0]],
   ]
-forward = jax.jit(transformer.forward, static_argnums=0)
-load = np.asarray(forward(net, params, pack_rows(rows)).expert_load)
+packed = pack_rows(rows)
+ran = forward(net, params, packed, mtp=True)
+load = np.asarray(ran.expert_load)
 figure, ax = plt.subplots(figsize=(6, 2.2))
 share = load / load.sum(-1, keepdims=True)
 image = ax.imshow(share, cmap="viridis", vmin=0)
@@ -182,10 +183,6 @@ plt.show()
 # probable token of each the right one, on the model's own texts?
 
 # %%
-packed = pack_rows(rows)
-ran = jax.jit(transformer.forward, static_argnums=0, static_argnames="mtp")(
-  net, params, packed, mtp=True
-)
 guess = jnp.argmax(transformer.logits(params, ran.hidden), -1)
 place = np.arange(rows.shape[1])
 written = (place >= start) & (place < end - 1)

@@ -166,6 +166,7 @@ for name, values in scores.parts.items():
   print(f"{name:10} honest {values[0]:.0f}  cheat {values[1]:.0f}")
 
 # %% [markdown]
-# A weight of 0 measures without paying, and shows the hole.
+# A weight of 0 measures without paying, and shows the hole. [Reading a
+# run](6_reading_a_run.ipynb) shows what training makes of such a reward.
 #
 # Next: [your own data, reward and template](5_your_own.ipynb).

@@ -167,4 +167,4 @@ print(sorted(path.name for path in (folder / "exported").iterdir()))
 # transformers.AutoModelForCausalLM.from_pretrained("exported")
 # ```
 #
-# Next: [planning a pod that is not there](7_planning_a_pod.ipynb).
+# Next: [reading a run](6_reading_a_run.ipynb).

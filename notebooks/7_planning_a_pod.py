@@ -77,11 +77,8 @@ parts, room = {}, 0.0
 for count in hosts:
   config = r1jax.load_config(which)
   devices = 8 * count
-  if FAST:
-    config.mesh.fsdp = devices
-  else:  # A microbatch has 512 rows; more devices split the tokens of a row.
-    rows = min(devices, 512)
-    config.mesh.update(fsdp=rows // 16, expert=16, context=devices // rows)
+  mesh = config.mesh  # More GPUs split the weights further.
+  mesh.fsdp = devices // (mesh.expert * mesh.context)
   pod = topology(f"h200:8x{count}")
   (gradient,) = plan(config, pod, only=("gradient",))["programs"].values()
   room = pod.memory(devices) / GIB

@@ -58,7 +58,7 @@ def test_a_notebook_has_its_outputs_and_no_errors(path):
 def test_every_notebook_has_a_text():
   notebooks = (ROOT / "notebooks").glob("*.ipynb")
   assert {x.stem for x in notebooks} == {x.stem for x in TEXTS}
-  assert len(TEXTS) == 6
+  assert len(TEXTS) == 7
 
 
 def execute(path, **environment):

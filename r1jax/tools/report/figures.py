@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
@@ -26,6 +26,7 @@ VARIABLES = {
   RULE: "var(--rule)",
   **{color: f"var(--series-{i})" for i, color in enumerate(SERIES)},
 }
+# On top of matplotlib's defaults, whatever the caller of Python has set.
 STYLE = {
     "font.family": "DejaVu Sans", "font.size": 8, "text.color": INK,
     "text.parse_math": False, "axes.edgecolor": MUTED, "axes.linewidth": 0.7,
@@ -181,7 +182,7 @@ def figure(
   panels: Sequence[Panel], columns: int = 3, legend: bool = True
 ) -> Figure:
   """A figure of `panels` in rows of `columns`, with one legend above."""
-  with matplotlib.rc_context(STYLE):
+  with matplotlib.style.context(["default", STYLE]):
     columns = min(columns, len(panels))
     num_rows = -(-len(panels) // columns)
     width, height = columns * WIDTH, num_rows * HEIGHT
@@ -242,7 +243,7 @@ def legend(fig: Figure) -> list[tuple[str, str, str]]:
 
 def png(fig: Figure, path) -> None:
   """Writes `fig` to `path` on white, at 200 dots per inch."""
-  with matplotlib.rc_context(STYLE):
+  with matplotlib.style.context(["default", STYLE]):
     fig.savefig(path, dpi=200, facecolor="white", bbox_inches="tight")
 
 
@@ -254,7 +255,8 @@ def svg(fig: Figure, prefix: str, description: str) -> str:
   page.
   """
   text = io.StringIO()
-  with matplotlib.rc_context({**STYLE, "svg.hashsalt": prefix}):
+  style = {**STYLE, "svg.hashsalt": prefix}
+  with matplotlib.style.context(["default", style]):
     fig.savefig(text, format="svg", dpi=144, metadata={"Date": None})
   root = ElementTree.fromstring(text.getvalue())
   for parent in list(root.iter()):
