@@ -28,7 +28,6 @@ operands are masked in tiles that a group does not fill, because 0 * NaN is NaN.
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -74,9 +73,7 @@ def _matmul_forward(x, weights, sizes, interpret):
 
 def _matmul_backward(interpret, saved, gradient):
   x, weights, sizes = saved
-  d_x, d_weights = _backward(
-    x, weights[:, None], sizes, (gradient,), interpret
-  )
+  d_x, d_weights = _backward(x, weights[:, None], sizes, (gradient,), interpret)
   return d_x, d_weights[:, 0], None
 
 
@@ -178,9 +175,7 @@ def _inside(listed, visit, rows):
 def _is_whole(listed, visit, rows):
   """Whether all rows of the visit's tile are of its group."""
   group, first = listed.group[visit], listed.tile[visit] * rows
-  return (listed.start[group] <= first) & (
-    listed.end[group] >= first + rows
-  )
+  return (listed.start[group] <= first) & (listed.end[group] >= first + rows)
 
 
 # Kernels. The weights of P products of the same rows, `parts` [G, P, K, N], are
@@ -222,9 +217,7 @@ def _forward(x, parts, sizes, save, interpret):
     out_specs=[column] * results,
     out_shape=[jax.ShapeDtypeStruct((m, n), x.dtype)] * results,
     flops=2 * m * k * n * count,
-    moved=x.nbytes * -(-n // columns)
-    + parts.nbytes
-    + results * m * n * size,
+    moved=x.nbytes * -(-n // columns) + parts.nbytes + results * m * n * size,
     interpret=interpret,
   )
 
@@ -259,14 +252,10 @@ def _input_gradient(d_products, parts, sizes, interpret):
       ),
       *[whole] * count,
     ],
-    out_specs=[
-      pl.BlockSpec((rows, columns), lambda j, v, at: (at.tile[v], j))
-    ],
+    out_specs=[pl.BlockSpec((rows, columns), lambda j, v, at: (at.tile[v], j))],
     out_shape=[jax.ShapeDtypeStruct((m, k), parts.dtype)],
     flops=2 * m * k * n * count,
-    moved=count * m * n * size * -(-k // columns)
-    + parts.nbytes
-    + m * k * size,
+    moved=count * m * n * size * -(-k // columns) + parts.nbytes + m * k * size,
     interpret=interpret,
   )
   return d_x
