@@ -37,10 +37,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 MIB = 2**20
-# VMEM that the blocks of a kernel may take, and that the compiler may use with
-# its own temporaries. The smallest of v5e, v5p and v6e has 64 MiB.
-BLOCKS, VMEM = 28 * MIB, 56 * MIB
-ROWS, COLUMNS = 256, 1024  # Largest tiles of rows and columns.
+# VMEM for the blocks of a kernel, and for these and the compiler's temporaries.
+# A core of v5p and of v7x has 64 MiB, one of v5e and of v6e 128.
+BLOCKS, VMEM = 44 * MIB, 60 * MIB
+ROWS, COLUMNS = 256, 2048  # Largest tiles of rows and columns.
 LANES = 128  # Tiles of columns are multiples of it.
 
 
@@ -179,9 +179,11 @@ def _is_whole(listed, visit, rows):
 
 
 # Kernels. The weights of P products of the same rows, `parts` [G, P, K, N], are
-# one array: P is 1, or 2 for gate and up.
+# one array: P is 1, or 2 for gate and up. They are jitted so that a shape is
+# traced once: other platforms trace them, too.
 
 
+@functools.partial(jax.jit, static_argnames=("save", "interpret"))
 def _forward(x, parts, sizes, save, interpret):
   """The results [M, N] and, if `save`, the P products as well."""
   groups, count, k, n = parts.shape
@@ -222,6 +224,7 @@ def _forward(x, parts, sizes, save, interpret):
   )
 
 
+@functools.partial(jax.jit, static_argnames="interpret")
 def _input_gradient(d_products, parts, sizes, interpret):
   """The gradient [M, K] of x: sums over P of d_products[p] @ parts[:, p].T."""
   groups, count, k, n = parts.shape
@@ -261,6 +264,7 @@ def _input_gradient(d_products, parts, sizes, interpret):
   return d_x
 
 
+@functools.partial(jax.jit, static_argnames="interpret")
 def _weight_gradient(x, d_products, sizes, interpret):
   """The gradient [G, P, K, N] of the weights, in float32."""
   (m, k), n, count = x.shape, d_products[0].shape[1], len(d_products)

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
-from r1jax_kernels import grouped_matmul as kernels
 
 from r1jax.ops.linear import gated_silu
 
@@ -37,7 +36,7 @@ def grouped_matmul(
   impl: str | None = None,
 ) -> Float[Array, "M N"]:
   """The product of each row with the weight of its group."""
-  return _run(impl, kernels.grouped_matmul, _matmul, x, weights, sizes)
+  return _run(impl, "grouped_matmul", _matmul, x, weights, sizes)
 
 
 def grouped_gate_up(
@@ -48,10 +47,15 @@ def grouped_gate_up(
   impl: str | None = None,
 ) -> Float[Array, "M F"]:
   """silu(gate(x)) * up(x) of each row, by the weights of its group."""
-  return _run(impl, kernels.grouped_gate_up, _gate_up, x, gate_up, sizes)
+  return _run(impl, "grouped_gate_up", _gate_up, x, gate_up, sizes)
 
 
-def _run(impl: str | None, kernel: Callable, plain: Callable, *args):
+def _run(impl: str | None, name: str, plain: Callable, *args):
+  """The result of the kernel `name` or of `plain`, whichever `impl` says."""
+  # Pallas takes a third of a second to import, and most models need none.
+  from r1jax_kernels import grouped_matmul as kernels
+
+  kernel = getattr(kernels, name)
   interpreted = functools.partial(kernel, interpret=True)
   by_name = {"pallas": kernel, "interpret": interpreted, "xla": plain}
   with jax.named_scope(SCOPE):

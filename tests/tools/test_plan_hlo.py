@@ -219,7 +219,9 @@ def test_a_kernel_counts_as_it_estimates():
   weights = 2 * 4 * 32 * 16
   assert costs.flops == 65536 / 4
   assert costs.bytes == weights + (20480 - weights) / 4
-  with pytest.raises(ValueError, match="jit.f./grouped/pallas_call has no cost"):
+  with pytest.raises(
+    ValueError, match="jit.f./grouped/pallas_call has no cost"
+  ):
     plan_costs.count(hlo.parse(KERNEL.replace("ESTIMATE", "")))
 
 
