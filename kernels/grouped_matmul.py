@@ -156,8 +156,9 @@ def visits(sizes, tiles: int, rows: int, empty: bool) -> tuple[Visits, ...]:
   first, last = start // rows, (end - 1) // rows
   number = jnp.where(sizes > 0, last - first + 1, int(empty))
   ends = jnp.cumsum(number)
-  # Neighbouring groups share a tile at most once; an empty one adds a visit.
-  visit = jnp.arange(tiles + count - 1 + int(empty))
+  # Groups after the first add at most a visit each: of a tile that the one
+  # before them has visited, or without rows.
+  visit = jnp.arange(tiles + count - 1)
   group = jnp.sum(visit[:, None] >= ends, axis=1, dtype=jnp.int32)
   group = jnp.minimum(group, count - 1)  # For visits that do not happen.
   tile = first[group] + visit - (ends - number)[group]
