@@ -65,14 +65,17 @@ def test_dense_models_declare_no_experts():
 
 
 def test_every_program_of_a_run_declares_its_loads():
-  c = config.load(str(ROOT / "experiments" / "r1_zero.py"))
-  mesh = command.planned_mesh(c, chips.topology("h200:8x64"))
-  found = {x.name: x for x in programs.of_grpo(c, mesh)}
-  for name, program in found.items():
+  c = config.load(str(ROOT / "experiments" / "demo.py"))
+  c.unlock()
+  c.mesh = dict(data=1, fsdp=2, expert=2)
+  c.rows.shard_rows, c.sampling.num_slots = 1, 32
+  mesh = command.planned_mesh(c, chips.topology("h200:4x1"))
+  for program in programs.of_grpo(c, mesh):
     even, zipf = program.declare(), program.declare(routing="zipf")
-    if name in ("optimizer", "reshard"):
+    if program.name in ("optimizer", "reshard"):
       assert even == zipf == loads.NOTHING
       continue
-    assert even.trips["experts"] == (1,)
-    assert zipf.trips["experts"] >= (1,) and even != zipf
-    assert ("decoding" in even.trips) == (name == "decode")
+    assert zipf.trips["experts"] >= even.trips["experts"] == (1,)
+    assert 0 < even.rows["grouped"] <= 1 and 0 < zipf.rows["grouped"] <= 1
+    assert ("decoding" in even.trips) == (program.name == "decode")
+    assert ("attention" in even.branches) == (program.name != "decode")
