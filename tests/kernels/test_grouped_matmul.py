@@ -16,7 +16,7 @@ from r1jax.tools.plan import chips, hlo
 from r1jax.tools.plan import costs as plan_costs
 
 # Of M = 70 rows: even; with empty groups and unused rows; one huge group; a row
-# in each; none at all.
+# in each; none at all; ends just before and just after those of tiles.
 SIZES = [
   (16, 16, 16, 16),
   (0, 33, 0, 5),
@@ -24,6 +24,7 @@ SIZES = [
   (1, 1, 1, 1),
   (0, 0, 0, 0),
   (15, 1, 31, 23),
+  (17, 31, 0, 22),
 ]
 ROWS = 70
 # Interpreted on two cores, with uninitialised memory as NaN.
@@ -113,7 +114,7 @@ def test_the_plain_form_is_the_sum_over_groups(sizes, parts, monkeypatch):
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_kernels_agree_with_loops(parts, small_tiles):
   """In tiles that groups share, and columns that do not fill tiles."""
-  for sizes in SIZES[1], SIZES[5]:
+  for sizes in SIZES[1], *SIZES[5:]:
     arrays = inputs(sizes, 24, 130, parts, jnp.float32)
     check(form("interpret", parts), *arrays[:2], sizes, arrays[2], parts)
 
