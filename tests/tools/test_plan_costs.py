@@ -74,7 +74,7 @@ def test_a_kernel_counts_as_it_estimates():
   module = hlo.parse(KERNEL.replace("ESTIMATE", ESTIMATE))
   costs = plan_costs.count(module)
   assert (costs.flops, costs.bytes) == (65536, 20480)
-  costs = plan_costs.count(module, Declared(rows={"grouped": 0.25}))
+  costs = plan_costs.count(module, Declared(work={"grouped": 0.25}))
   weights = 2 * 4 * 32 * 16
   assert costs.flops == 65536 / 4
   assert costs.bytes == weights + (20480 - weights) / 4

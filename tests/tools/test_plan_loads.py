@@ -36,7 +36,7 @@ def test_an_even_load_fills_the_window_but_for_its_slack():
   sizes = preset("deepseek_v3", moe_chunk=2048)
   even = loads.of_experts(sizes, MESH, 4096)
   assert even.trips["experts"] == (1,)
-  assert even.rows["grouped"] == pytest.approx(1 / 1.25)
+  assert even.work["grouped"] == pytest.approx(1 / 1.25)
   # 512 rows for each of 32 experts; blocks have 256.
   assert even.trips["grouped"] == (64,)
   few = loads.of_experts(sizes, MESH, 256)
@@ -49,14 +49,14 @@ def test_a_skewed_load_takes_more_windows_on_the_busiest_device():
   (windows,) = zipf.trips["experts"]
   load = loads.choices_per_token("zipf", 256, 8).reshape(8, 32).sum(1).max()
   assert windows == np.ceil(load / 1.25) > 1
-  assert windows * zipf.rows["grouped"] * 1.25 == pytest.approx(load, rel=1e-3)
+  assert windows * zipf.work["grouped"] * 1.25 == pytest.approx(load, rel=1e-3)
 
 
 def test_a_device_with_all_experts_has_all_choices():
   sizes = preset("deepseek_v3", moe_chunk=2048)
   for routing in loads.ROUTINGS:
     found = loads.of_experts(sizes, MESH | dict(expert=1), 4096, routing)
-    assert found.rows["grouped"] == pytest.approx(1)
+    assert found.work["grouped"] == pytest.approx(1)
     assert found.trips["experts"] == (1,)
 
 
@@ -76,6 +76,6 @@ def test_every_program_of_a_run_declares_its_loads():
       assert even == zipf == loads.NOTHING
       continue
     assert zipf.trips["experts"] >= even.trips["experts"] == (1,)
-    assert 0 < even.rows["grouped"] <= 1 and 0 < zipf.rows["grouped"] <= 1
+    assert 0 < even.work["grouped"] <= 1 and 0 < zipf.work["grouped"] <= 1
     assert ("decoding" in even.trips) == (program.name == "decode")
     assert ("attention" in even.branches) == (program.name != "decode")

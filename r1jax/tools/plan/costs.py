@@ -46,8 +46,9 @@ class Declared(NamedTuple):
   trips: Mapping[str, Sequence[float | int]] = {}
   # Probabilities of the branches of conditionals; of `lax.cond`, false first.
   branches: Mapping[str, Sequence[float | int]] = {}
-  # Shares of the rows of a kernel's buffers that are in use.
-  rows: Mapping[str, float | int] = {}
+  # Shares of a kernel's estimated work that is done, as not all of its rows are
+  # in use, or not all of its blocks see each other.
+  work: Mapping[str, float | int] = {}
 
 
 NOTHING = Declared()
@@ -234,8 +235,8 @@ def _declared(module, line, known: Mapping, what: str) -> tuple[str, Sequence]:
 def _kernel(lines, line: Instruction, declared) -> tuple[float, float]:
   """FLOPs and bytes of a kernel, by its own estimate.
 
-  If only a share of its rows is in use, so is that share of its work. Arrays of
-  more than two dimensions are weights by group, which are moved whole.
+  If only a share of its work is done, its traffic shrinks with it. Arrays of
+  more than two dimensions, such as weights by group, are moved whole.
   """
   if line.name.startswith(NEGLIGIBLE):
     return 0.0, 0.0
@@ -247,7 +248,7 @@ def _kernel(lines, line: Instruction, declared) -> tuple[float, float]:
     raise ValueError(
       f"kernel {_path(line)} has no cost estimate; give `pallas_call` one"
     )
-  share = declared.rows.get(_scope(line, declared.rows), 1.0)
+  share = declared.work.get(_scope(line, declared.work), 1.0)
   arrays = (*read(lines, line), *line.shapes)
   whole = sum(shape.bytes for shape in arrays if len(shape.dims) > 2)
   whole = min(float(size), whole)

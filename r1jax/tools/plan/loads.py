@@ -83,7 +83,7 @@ def of_experts(
   blocks = np.ceil(rows / block_rows(buffer, local)).sum()
   return Declared(
     trips={"experts": (windows,), ops.grouped.SCOPE: (blocks / windows,)},
-    rows={ops.grouped.SCOPE: rows.sum() / (windows * buffer)},
+    work={ops.grouped.SCOPE: rows.sum() / (windows * buffer)},
   )
 
 
