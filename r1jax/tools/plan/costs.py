@@ -184,7 +184,7 @@ def _walk(module, name, times, inside: _Inside, costs, declared) -> None:
     _add(module, costs, inside.fusion, line, times, flops, size)
 
 
-def _of_line(module, lines, line, declared) -> tuple[float, float]:
+def _of_line(module, lines, line, declared) -> tuple[float | int, float | int]:
   """FLOPs and bytes of one run of an instruction by itself."""
   if line.opcode == "custom-call" and KERNEL in line.attributes:
     return _kernel(lines, line, declared)
@@ -232,7 +232,9 @@ def _declared(module, line, known: Mapping, what: str) -> tuple[str, Sequence]:
   return scope, known[scope]
 
 
-def _kernel(lines, line: Instruction, declared) -> tuple[float, float]:
+def _kernel(
+  lines, line: Instruction, declared
+) -> tuple[float | int, float | int]:
   """FLOPs and bytes of a kernel, by its own estimate.
 
   If only a share of its work is done, its traffic shrinks with it. Arrays of

@@ -129,7 +129,8 @@ def _program(name: str, result: Mapping[str, Any], room: float) -> list[str]:
     rows.append(("FAULT", fault))
   lines = _aligned(name, rows)
   for kind, found in result.get("largest", {}).items():
-    lines += [f"  the most {kind}:", *map(_instruction, found)]
+    title = {"flops": "FLOPs"}.get(kind, kind)
+    lines += [f"  the most {title}:", *map(_instruction, found)]
   return lines
 
 
