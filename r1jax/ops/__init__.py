@@ -13,6 +13,7 @@ from r1jax.ops.attention import (
   packed_attention,
 )
 from r1jax.ops.experts import expert_swiglu
+from r1jax.ops.grouped import grouped_gate_up, grouped_matmul
 from r1jax.ops.linear import linear, swiglu
 from r1jax.ops.logprobs import linear_logprobs, mask_padding
 
@@ -20,6 +21,8 @@ __all__ = [
   "Segment",
   "cached_attention",
   "expert_swiglu",
+  "grouped_gate_up",
+  "grouped_matmul",
   "latent_attention",
   "linear",
   "linear_logprobs",

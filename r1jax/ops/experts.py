@@ -6,7 +6,7 @@ no token.
 
   dense      computes all E experts for every token; for small models
   blocked    grouped matmuls over blocks of tokens sorted by expert
-  ragged     the same by `jax.lax.ragged_dot`; for TPUs
+  ragged     the same by the kernels of `grouped`; for TPUs
   windowed   one of these for a window of choices at a time, if most experts are
              on other devices
 """
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from r1jax.ops.chunks import over_chunks
+from r1jax.ops.grouped import grouped_gate_up, grouped_matmul
 from r1jax.ops.linear import (
   gated_silu,
   input_gradient,
@@ -97,23 +98,28 @@ def dense(weights, floats, indices) -> Float[Array, "M D"]:
   return jnp.einsum("MEF,EFD->MD", gated, down)
 
 
-def ragged(weights, floats, indices) -> Float[Array, "M D"]:
-  """The result of `blocked`, by `jax.lax.ragged_dot`: TPUs have a kernel."""
+def ragged(
+  weights, floats, indices, impl: str | None = None
+) -> Float[Array, "M D"]:
+  """The result of `blocked`, by `grouped`: TPUs have kernels for it.
+
+  Gates multiply the hidden units, so that their gradient needs no outputs.
+  """
   (gate_up, down), (x, gates) = weights, floats
   count = gate_up.shape[0]
   choices = _known(indices, count)
   order = jnp.argsort(choices, stable=True)
   counts = jnp.sum(choices[:, None] == jnp.arange(count), 0, dtype=jnp.int32)
-  # Rows after the last expert's belong to no expert. The kernel leaves them
-  # undefined in both directions, so they are masked.
+  # Rows after the last expert's belong to no expert. They are undefined in both
+  # directions, so they are masked.
   used = (jnp.arange(order.size) < jnp.sum(counts))[:, None]
   rows = jnp.where(used, x[order // indices.shape[1]], 0)
-  both = jax.lax.ragged_dot(rows, _flat(gate_up), counts)
-  hidden = _activate(both)
-  out = jax.lax.ragged_dot(hidden, down, counts)
+  gate = jnp.where(used, gates.reshape(-1)[order][:, None], 0).astype(x.dtype)
+  hidden = grouped_gate_up(rows, gate_up, counts, impl=impl)
+  out = grouped_matmul(hidden * gate, down, counts, impl=impl)
   out = jnp.where(used, out, 0)
   of_choice = out[jnp.argsort(order)].reshape(*indices.shape, -1)  # [M, k, D]
-  return jnp.einsum("MKD,MK->MD", of_choice, gates.astype(x.dtype))
+  return of_choice.sum(axis=1)
 
 
 @jax.custom_vjp

@@ -44,7 +44,6 @@ def test_a_tiny_run_fits(topology, mesh):
     assert program["faults"] == [], name
     # Sums, too: the whole model would be 7/8 of it.
     assert program["largest_transfer"] < 3 / 4 * whole, name
-    assert not program["loops_counted_once"], name
     assert program["bytes"] > 0, name
     if name in ("reshard", "optimizer"):  # They multiply no matrices.
       continue

@@ -62,7 +62,7 @@ def test_a_grpo_update_lowers(params):
   )
   text = lower(update.add, params, params, batch)
   assert "58x256x7168x2x2048" in text  # The experts of all layers, stacked.
-  assert "ragged_dot" in text  # TPUs take their own grouped matmul.
+  assert "grouped_weight_gradient" in text  # TPUs take the kernels.
 
 
 @pytest.mark.slow

@@ -18,6 +18,11 @@ counts real tokens only.
 `--run --lengths=lognormal:FIRST-LAST:SIGMA` adds up the hours of the whole run,
 part by part, while the mean length grows linearly from FIRST to LAST.
 
+`--largest=20` lists the instructions with the most bytes and with the most
+FLOPs, and the lines of Python that asked for them. What depends on data counts
+as `loads` declares it: experts have an even load, and bounds under a load by
+Zipf's law are printed beside.
+
 `--config.mesh.fsdp=32` and similar overrides try another mesh. `--sweep_mesh`
 ranks all meshes by estimates and compiles the best three. `--measured_ici`
 counts links between TPUs at the rate of measurements. `--json` prints one JSON
@@ -62,6 +67,7 @@ def plan(
   *,
   only: tuple[str, ...] = (),
   lengths: Lengths | None = None,
+  largest: int = 0,
   log=lambda text: None,
 ) -> dict:
   """The costs of a config on a topology, as one JSON object.
@@ -72,6 +78,8 @@ def plan(
     only: names of programs to plan, or their first words; empty means all.
     lengths: of completions, for a simulation of the rows of training; None
       plans full rows of the largest width only.
+    largest: the number of instructions with the most bytes, and with the most
+      FLOPs, to list for each program.
     log: called with messages about the progress.
 
   Raises ValueError for a loop without a plan, or a mesh that does not fit the
@@ -79,7 +87,7 @@ def plan(
   """
   if config.loop not in PROGRAMS:
     raise ValueError(configs.unknown("loop to plan", config.loop, PROGRAMS))
-  return measure(config, topology, only, lengths, log)[0]
+  return measure(config, topology, only, lengths, log, largest)[0]
 
 
 def measure(
@@ -88,6 +96,7 @@ def measure(
   only: tuple[str, ...],
   lengths: Lengths | None,
   log,
+  largest: int = 0,
 ) -> tuple[dict, dict[str, Compiled]]:
   """The report of `plan`, and the compiled programs by name."""
   mesh = planned_mesh(config, topology)
@@ -116,7 +125,7 @@ def measure(
       continue
     log(f"{program.name} ...")
     if topology.chip.torus:
-      built[program.name] = compiled(program, topology)
+      built[program.name] = compiled(program, topology, largest)
       result = built[program.name].report
     else:
       result = estimated(program, topology)
@@ -135,6 +144,7 @@ def plan_run(
   *,
   lengths: whole_run.Schedule,
   only: tuple[str, ...] = (),
+  largest: int = 0,
   log=lambda text: None,
 ) -> dict:
   """The plan of a GRPO run, and the hours of its parts under "run".
@@ -147,7 +157,7 @@ def plan_run(
       "--run adds up all programs of a GRPO run, compiled for TPUs"
     )
   drawn = lognormal(lengths.mean, lengths.sigma)
-  report, built = measure(config, topology, (), drawn, log)
+  report, built = measure(config, topology, (), drawn, log, largest)
   brief = ConfigDict(config.to_dict())
   brief.sampling.max_tokens //= 8
   log("decode, with a short cache ...")
@@ -260,6 +270,9 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     "run", False, "Add up the hours of the run; --lengths is its schedule."
   )
+  flags.DEFINE_integer(
+    "largest", 0, "List this many instructions by bytes, and by FLOPs."
+  )
   flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
 
 
@@ -280,7 +293,14 @@ def main() -> int:
     make, drawn = plan_run, whole_run.schedule(options.lengths or "")
   elif options.lengths:
     drawn = parse_lengths(options.lengths)
-  report = make(settings, topology, only=tuple(only), lengths=drawn, log=log)
+  report = make(
+    settings,
+    topology,
+    only=tuple(only),
+    lengths=drawn,
+    largest=options.largest,
+    log=log,
+  )
   print(tables.text(report))
   if options.json:
     print(json.dumps(report))

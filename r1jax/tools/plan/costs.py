@@ -1,8 +1,9 @@
 """Costs of one run of a compiled program on a device: FLOPs, memory, network.
 
-XLA's own cost analysis counts the body of a loop once. Here it is multiplied by
-the trip count, which is read from the HLO text. If the trip count depends on
-data, the caller sets it for the `jax.named_scope` that contains the loop.
+XLA's own cost analysis counts the body of a loop once, and all branches of a
+conditional in full. Here, a loop counts as often as it runs, and a branch with
+its probability. What depends on data has to be declared by the caller, for the
+`jax.named_scope` that contains it. A kernel counts as its own estimate says.
 """
 
 import dataclasses
@@ -15,6 +16,8 @@ import numpy as np
 
 from r1jax.tools.plan import hlo
 from r1jax.tools.plan.hlo import Instruction, Module
+from r1jax.tools.plan.loops import trip_count
+from r1jax.tools.plan.matmuls import flops_of
 from r1jax.tools.plan.traffic import moved, read
 
 KINDS = (
@@ -27,6 +30,28 @@ KINDS = (
 )
 # Marks transfers between slices, which go through the hosts of TPUs.
 CROSSING = r'_xla_megascale_transfer_type="(\w+)"'
+KERNEL = 'custom_call_target="tpu_custom_call"'
+# XLA's own list of the tiles of a grouped matmul has no estimate.
+NEGLIGIBLE = "ragged-dot-metadata"
+
+
+class Declared(NamedTuple):
+  """What the text of a program does not say, by named scope.
+
+  Scopes are words in the path of an instruction. If several are in the path,
+  the innermost counts.
+  """
+
+  # Trip counts of loops, those of the outermost loop first.
+  trips: Mapping[str, Sequence[float | int]] = {}
+  # Probabilities of the branches of conditionals; of `lax.cond`, false first.
+  branches: Mapping[str, Sequence[float | int]] = {}
+  # Shares of a kernel's estimated work that is done, as not all of its rows are
+  # in use, or not all of its blocks see each other.
+  work: Mapping[str, float | int] = {}
+
+
+NOTHING = Declared()
 
 
 class Collective(NamedTuple):
@@ -36,7 +61,7 @@ class Collective(NamedTuple):
   groups: np.ndarray | None  # Devices [G, n] of each group; None: all devices.
   bytes: float  # Input bytes per device and run.
   times: float  # The number of runs.
-  file: str  # The Python file that it comes from; "" if XLA inserted it.
+  source: str  # The line of Python that it comes from; "" if unknown.
 
   def received(self, devices: int) -> float | int:
     """The bytes that a device receives from others, in all runs together."""
@@ -50,35 +75,47 @@ class Collective(NamedTuple):
 
 
 @dataclasses.dataclass
+class Line:
+  """The costs of one instruction in all its runs."""
+
+  instruction: Instruction
+  source: str  # The line of Python that it comes from; "" if unknown.
+  flops: float = 0.0  # Those of the instructions within a fusion, too.
+  bytes: float = 0.0
+  times: float = 0.0
+
+
+@dataclasses.dataclass
 class Costs:
   """The costs of one run of a program on one device."""
 
-  flops: float = 0.0  # FLOPs of matmuls and convolutions.
+  flops: float = 0.0  # FLOPs of matmuls, convolutions and kernels.
   bytes: float = 0.0  # Bytes read from and written to main memory.
   collectives: list[Collective] = dataclasses.field(default_factory=list)
   # Names of instructions that transfer data to or from the host.
   transfers: list[str] = dataclasses.field(default_factory=list)
-  once: set[str] = dataclasses.field(default_factory=set)  # See `count`.
+  lines: dict[str, Line] = dataclasses.field(default_factory=dict)
   between: np.ndarray | None = None  # See `count`.
 
 
 def count(
   module: Module,
-  trips: Mapping[str, Sequence[float | int]] = {},
+  declared: Declared = NOTHING,
   between: np.ndarray | None = None,
 ) -> Costs:
   """The costs of a module.
 
+  Raises ValueError for a loop or a conditional that depends on data and is not
+  declared, and for a kernel without an estimate.
+
   Args:
     module: compiled for one device of many.
-    trips: trip counts of loops within a named scope, the outermost first. Loops
-      with neither a known nor a given trip count are counted once and listed in
-      `Costs.once`.
+    declared: what depends on data.
     between: groups of devices [G, n] that communicate between slices; None if
       there is one slice.
   """
   costs = Costs(between=between)
-  _walk(module, module.entry, 1.0, _Inside((), ()), costs, trips)
+  _walk(module, module.entry, 1.0, _Inside((), (), None), costs, declared)
   return costs
 
 
@@ -90,10 +127,10 @@ class _Inside(NamedTuple):
   scopes: tuple[
     str, ...
   ]  # Scopes of enclosing loops with data-dependent trips.
-  fused: bool = False
+  fusion: Instruction | None  # The outermost one that contains it.
 
 
-def _walk(module, name, times, inside: _Inside, costs, trips) -> None:
+def _walk(module, name, times, inside: _Inside, costs, declared) -> None:
   """Adds the costs of `times` runs of the computation `name`."""
   lines = module.computations[name]
   for line in lines.values():
@@ -102,27 +139,30 @@ def _walk(module, name, times, inside: _Inside, costs, trips) -> None:
       within = inside._replace(loops=(*inside.loops, (name, line)))
       runs = trip_count(module, line, within.loops)
       if runs is None:
-        runs, scope = _configured_trips(line, trips, costs, inside.scopes)
+        scope, levels = _declared(module, line, declared.trips, "trip count")
+        runs = levels[min(inside.scopes.count(scope), len(levels) - 1)]
         within = within._replace(scopes=(*inside.scopes, scope))
       for part in ("body", "condition"):
         called = line.attribute(rf"{part}=%?([\w.\-]+)")
-        _walk(module, called, times * runs, within, costs, trips)
+        _walk(module, called, times * runs, within, costs, declared)
     elif line.opcode == "conditional":
-      for branch in _branches(line):
-        _walk(module, branch, times, inside, costs, trips)
+      _, shares = _declared(module, line, declared.branches, "probability")
+      for branch, share in zip(_branches(line), shares, strict=True):
+        _walk(module, branch, times * share, inside, costs, declared)
     elif line.opcode in ("fusion", "call", "async-start"):
-      fused = inside.fused or line.opcode == "fusion"
-      within = inside._replace(fused=fused)
-      _walk(module, line.calls, times, within, costs, trips)
+      within = inside
+      if line.opcode == "fusion" and not inside.fusion:
+        within = inside._replace(fusion=line)
+      _walk(module, line.calls, times, within, costs, declared)
     elif kind in KINDS:
-      scatters = inside.fused and kind == "all-reduce" and _scatters(lines)
+      scatters = inside.fusion and kind == "all-reduce" and _scatters(lines)
       costs.collectives.append(
         Collective(
           kind="reduce-scatter" if scatters else kind,
           groups=hlo.groups(line),
           bytes=sum(shape.bytes for shape in read(lines, line)),
           times=times,
-          file=module.file_of(line),
+          source=module.source_of(line),
         )
       )
     elif crossing := line.attribute(CROSSING):
@@ -133,35 +173,97 @@ def _walk(module, name, times, inside: _Inside, costs, trips) -> None:
             groups=costs.between,
             bytes=read(lines, line)[0].bytes,
             times=times,
-            file=module.file_of(line),
+            source=module.source_of(line),
           )
         )
     elif line.opcode in ("infeed", "outfeed", "send", "recv") or (
       line.opcode == "custom-call" and "callback" in line.attributes
     ):
       costs.transfers.append(line.name)
-    costs.flops += times * _flops(lines, line)
-    if not inside.fused:
-      costs.bytes += times * moved(module, lines, line)
+    flops, size = _of_line(module, lines, line, declared)
+    _add(module, costs, inside.fusion, line, times, flops, size)
 
 
-def _configured_trips(line, trips, costs, scopes) -> tuple[float | int, str]:
-  """The trip count of a data-dependent loop, and the scope that contains it."""
-  path = line.attribute(r'op_name="([^"]*)"') or line.name
-  known = [word for word in re.findall(r"\w+", path) if word in trips]
-  if not known:
-    costs.once.add(path)
-    return 1.0, ""
-  levels, scope = trips[known[-1]], known[-1]
-  return levels[min(scopes.count(scope), len(levels) - 1)], scope
+def _of_line(module, lines, line, declared) -> tuple[float | int, float | int]:
+  """FLOPs and bytes of one run of an instruction by itself."""
+  if line.opcode == "custom-call" and KERNEL in line.attributes:
+    return _kernel(lines, line, declared)
+  return flops_of(lines, line), moved(module, lines, line)
+
+
+def _add(module, costs, fusion, line, times, flops, size) -> None:
+  """Adds `times` runs of an instruction; a fusion's own traffic is its."""
+  owner = fusion or line
+  costs.flops += times * flops
+  if fusion is not None:
+    size = 0.0
+  costs.bytes += times * size
+  if not flops and not size:
+    return
+  entry = costs.lines.setdefault(
+    owner.name, Line(owner, module.source_of(owner))
+  )
+  entry.flops += times * flops
+  entry.bytes += times * size
+  if owner is line:
+    entry.times += times
+
+
+def _path(line: Instruction) -> str:
+  """The path of an instruction: functions, transformations and scopes."""
+  return line.attribute(r'op_name="([^"]*)"') or line.name
+
+
+def _scope(line: Instruction, known: Mapping) -> str | None:
+  """The innermost scope of an instruction that is known."""
+  words = re.findall(r"\w+", _path(line))
+  return next((word for word in reversed(words) if word in known), None)
+
+
+def _declared(module, line, known: Mapping, what: str) -> tuple[str, Sequence]:
+  """The scope of an instruction, and what is declared for it."""
+  scope = _scope(line, known)
+  if scope is None:
+    raise ValueError(
+      f"{line.opcode} {_path(line)} at {module.source_of(line) or 'unknown'} "
+      f"depends on data and has no declared {what}; put it into a "
+      "jax.named_scope and declare that in r1jax/tools/plan/loads.py"
+    )
+  return scope, known[scope]
+
+
+def _kernel(
+  lines, line: Instruction, declared
+) -> tuple[float | int, float | int]:
+  """FLOPs and bytes of a kernel, by its own estimate.
+
+  If only a share of its work is done, its traffic shrinks with it. Arrays of
+  more than two dimensions, such as weights by group, are moved whole.
+  """
+  if line.name.startswith(NEGLIGIBLE):
+    return 0.0, 0.0
+  flops, size = (
+    line.attribute(rf'"cost_estimate":\{{[^}}]*"{field}":"?(\d+)')
+    for field in ("flops", "bytes_accessed")
+  )
+  if flops is None or size is None:
+    raise ValueError(
+      f"kernel {_path(line)} has no cost estimate; give `pallas_call` one"
+    )
+  share = declared.work.get(_scope(line, declared.work), 1.0)
+  arrays = (*read(lines, line), *line.shapes)
+  whole = sum(shape.bytes for shape in arrays if len(shape.dims) > 2)
+  whole = min(float(size), whole)
+  return share * float(flops), whole + share * (float(size) - whole)
 
 
 def _branches(line: Instruction) -> list[str]:
+  """The computations of a conditional, in the order of `Declared.branches`."""
   listed = line.attribute(r"branch_computations=\{([^}]*)\}")
   if listed is not None:
     return re.findall(r"%([\w.\-]+)", listed)
-  pattern = r"(?:true|false)_computation=%?([\w.\-]+)"
-  return re.findall(pattern, line.attributes)
+  pattern = r"{}_computation=%?([\w.\-]+)"
+  return [line.attribute(pattern.format(kind)) for kind in ("false", "true")]
 
 
 def _scatters(lines) -> bool:
@@ -172,153 +274,29 @@ def _scatters(lines) -> bool:
   )
 
 
-# Loops.
+def largest(costs: Costs, number: int) -> dict[str, list[dict]]:
+  """The instructions with the most bytes, and those with the most FLOPs."""
 
-
-def trip_count(module: Module, loop: Instruction, callers) -> int | None:
-  """The trip count of a loop; None if it depends on data."""
-  if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"\}'):
-    return int(known)
-  condition = loop.attribute(r"condition=%?([\w.\-]+)")
-  test, lines = _test(module, condition)
-  if test is None or test.attribute(r"direction=(\w+)") != "LT":
-    return None
-  counter, end = (
-    _constant(module, condition, name, callers, lines) for name in test.operands
-  )
-  start = counter[1] if counter[0] == "start" else None
-  if start is None or end[1] is None:
-    return None
-  return max(0, end[1] - start)
-
-
-def _test(module, condition):
-  """The comparison that ends a loop, and outer names of its fused operands."""
-  root = module.root(condition)
-  if root.opcode == "compare":
-    return root, {}
-  if root.opcode == "fusion":
-    inner = module.root(root.calls)
-    lines = module.computations[root.calls]
-    if inner.opcode == "compare":
-      outside = {
-        line.name: root.operands[int(line.argument)]
-        for line in lines.values()
-        if line.opcode == "parameter"
-      }
-      constants = {
-        line.name: line for line in lines.values() if line.opcode == "constant"
-      }
-      return inner, outside | constants
-  return None, {}
-
-
-def _constant(module, computation, name, callers, renamed={}):
-  """(kind, value) of an integer within a computation.
-
-  The kind is "end" for constants and loop-invariant values, "start" for values
-  that the loop changes, of which the initial value is returned, or "unknown".
-  """
-  lines = module.computations[computation]
-  name = renamed.get(name, name)
-  line = name if isinstance(name, Instruction) else lines.get(name)
-  while line is not None and line.opcode in ("copy", "bitcast", "convert"):
-    line = lines.get(line.operands[0])
-  if line is None:
-    return "unknown", None
-  if line.opcode == "constant":
-    value = re.fullmatch(r"-?\d+", line.argument)
-    return "end", int(value[0]) if value else None
-  if line.opcode != "get-tuple-element" or not callers:
-    return "unknown", None
-  source = lines.get(line.operands[0])
-  if source is None or source.opcode != "parameter":
-    return "unknown", None
-  index = int(line.attribute(r"index=(\d+)"))
-  above, loop = callers[-1]
-  init = module.computations[above].get(loop.operands[0])
-  if init is None or init.opcode != "tuple":
-    return "unknown", None
-  _, value = _constant(module, above, init.operands[index], callers[:-1])
-  return "end" if _unchanged(module, loop, index) else "start", value
-
-
-def _unchanged(module, loop, index) -> bool:
-  """Whether the body of a loop returns an entry of its tuple unchanged."""
-  body = loop.attribute(r"body=%?([\w.\-]+)")
-  lines, root = module.computations[body], module.root(body)
-  if root.opcode != "tuple":
-    return False
-  line = lines.get(root.operands[index])
-  while line is not None and line.opcode in ("copy", "bitcast"):
-    line = lines.get(line.operands[0])
-  return (
-    line is not None
-    and line.opcode == "get-tuple-element"
-    and int(line.attribute(r"index=(\d+)")) == index
-    and lines[line.operands[0]].opcode == "parameter"
-  )
-
-
-# Matmuls.
-
-
-def _flops(lines, line: Instruction) -> float | int:
-  """The FLOPs of an instruction: two per multiply-add."""
-  if line.opcode == "dot":
-    left = lines[line.operands[0]].shapes[0]
-    over = line.attribute(r"lhs_contracting_dims=\{([\d,]*)\}")
-    summed = [left.dims[int(i)] for i in over.split(",") if i]
-    return 2.0 * math.prod(line.shapes[0].dims) * math.prod(summed)
-  if line.opcode == "convolution":
-    return _convolution(lines, line)
-  if line.opcode == "custom-call" and "ragged-dot" in line.attributes:
-    return _ragged(lines, line)
-  return 0.0
-
-
-def _convolution(lines, line: Instruction) -> float | int:
-  """The FLOPs of a convolution; as in XLA, padding is not counted.
-
-  On TPUs, every matmul is a convolution, and batches are dilated windows.
-  """
-  left, right = (lines[name].shapes[0].dims for name in line.operands[:2])
-  labels = line.attribute(r"dim_labels=(\S+?)(?:,|$)")
-  of_left, of_right, of_out = re.split(r"_|->", labels)
-  out = line.shapes[0].dims
-  parts = (line.attribute(r"window=\{([^}]*)\}") or "").split()
-  window = dict(part.split("=") for part in parts)
-
-  def field(name, i, default):
-    values = window.get(name)
-    return default if values is None else values.split("x")[i]
-
-  total = 2.0 * out[of_out.index("b")] * out[of_out.index("f")]
-  total *= right[of_right.index("i")]
-  spatial = sorted(c for c in of_out if c.isdigit())
-  for i, c in enumerate(spatial):
-    size = left[of_left.index(c)]
-    stride, dilate, grow = (
-      int(field(name, i, 1)) for name in ("stride", "rhs_dilate", "lhs_dilate")
+  def row(line: Line) -> dict:
+    shapes = ", ".join(
+      f"{s.dtype}[{','.join(map(str, s.dims))}]"
+      for s in line.instruction.shapes
     )
-    low = int(field("pad", i, "0_0").split("_")[0])
-    place = np.arange(out[of_out.index(c)])[:, None] * stride
-    place = place + np.arange(right[of_right.index(c)]) * dilate - low
-    inside = (place >= 0) & (place <= (size - 1) * grow) & (place % grow == 0)
-    total *= inside.sum()
-  return total
+    return {
+      "name": line.instruction.name,
+      "shapes": shapes,
+      "times": line.times,
+      "bytes": line.bytes,
+      "flops": line.flops,
+      "source": line.source,
+      "path": _path(line.instruction),
+    }
 
+  def most(kind: str) -> list[dict]:
+    order = sorted(costs.lines.values(), key=lambda x: -getattr(x, kind))
+    return [row(line) for line in order[:number] if getattr(line, kind)]
 
-def _ragged(lines, line: Instruction) -> float | int:
-  """The FLOPs of a grouped matmul whose buffer is full."""
-  arrays = [s for s in read(lines, line) if len(s.dims) > 1]
-  out = line.shapes[0].dims
-  if len(arrays) < 2:
-    return 0.0
-  rows, summed = arrays[0].dims[0], arrays[0].dims[-1]
-  if len(out) == 2:
-    return 2.0 * math.prod(out) * summed
-  return 2.0 * rows * out[-1] * out[-2]
+  return {kind: most(kind) for kind in ("bytes", "flops")}
 
 
 def table(

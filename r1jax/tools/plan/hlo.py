@@ -63,13 +63,19 @@ class Module(NamedTuple):
 
   computations: dict[str, Computation]
   entry: str
-  files: dict[int, str]  # The file of each stack frame.
+  sources: dict[int, str]  # The line of each stack frame, as "file:number".
 
-  def file_of(self, instruction: Instruction) -> str:
-    """The Python file that an instruction comes from; "" if unknown."""
+  def source_of(self, instruction: Instruction) -> str:
+    """The line of Python that asked for an instruction; "" if unknown.
+
+    What a custom gradient asks for counts as the line that calls its function.
+    """
     file = instruction.attribute(r'source_file="([^"]*)"')
+    if file:
+      number = instruction.attribute(r"source_line=(\d+)")
+      return f"{file}:{number}"
     frame = instruction.attribute(r"stack_frame_id=(\d+)")
-    return file or (self.files.get(int(frame), "") if frame else "")
+    return self.sources.get(int(frame), "") if frame else ""
 
   def root(self, name: str) -> Instruction:
     """The root instruction of a computation."""
@@ -102,19 +108,18 @@ def parse(text: str) -> Module:
       tables.setdefault(section, {})[int(number)] = rest
   if not entry:
     raise ValueError("not an HLO module: it has no ENTRY")
-  return Module(computations, entry, _files(tables))
+  return Module(computations, entry, _sources(tables))
 
 
-def _files(tables: dict[str, dict[int, str]]) -> dict[int, str]:
-  """The file of each stack frame, from the tables before the computations."""
-  field = lambda text, name: int(re.search(rf"{name}=(\d+)", text)[1])
-  names, places = tables.get("FileNames", {}), tables.get("FileLocations", {})
-  return {
-    frame: names[
-      field(places[field(text, "file_location_id")], "file_name_id")
-    ].strip('"')
-    for frame, text in tables.get("StackFrames", {}).items()
-  }
+def _sources(tables: dict[str, dict[int, str]]) -> dict[int, str]:
+  """The line of each stack frame, from the tables before the computations."""
+  field = lambda text, name: int(re.search(rf"\b{name}=(\d+)", text)[1])
+  names, sources = tables.get("FileNames", {}), {}
+  for frame, text in tables.get("StackFrames", {}).items():
+    place = tables["FileLocations"][field(text, "file_location_id")]
+    file = names[field(place, "file_name_id")].strip('"')
+    sources[frame] = f"{file}:{field(place, 'line')}"
+  return sources
 
 
 def _instruction(name: str, text: str, *, root: bool) -> Instruction:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from r1jax.tools.plan import chips, estimate, hlo
+from r1jax.tools.plan import chips, estimate, hlo, loads
 from r1jax.tools.plan import costs as plan_costs
 from r1jax.tools.plan.bounds import Bounds, bounds
 from r1jax.tools.plan.fill import Fill
-from r1jax.tools.plan.programs import Program, bytes_per_device, trips_of
+from r1jax.tools.plan.programs import Program, bytes_per_device
 
 SPARE = 0.05  # Share of the memory that must be free for a program to fit.
 # Faults, as shares of the bytes of the model: the size of one all-gather, and
@@ -29,8 +29,13 @@ class Compiled(NamedTuple):
   bounds: Callable[[Fill | None], Bounds]
 
 
-def compiled(program: Program, topology: chips.Topology) -> Compiled:
-  """The costs of one program, compiled by XLA:TPU."""
+def compiled(
+  program: Program, topology: chips.Topology, largest: int = 0
+) -> Compiled:
+  """The costs of one program, compiled by XLA:TPU.
+
+  The report lists the `largest` instructions by bytes and by FLOPs.
+  """
   began, mesh = time.monotonic(), program.mesh
   room, result = topology.memory(mesh.size), _arguments(program)
   try:
@@ -60,14 +65,24 @@ def compiled(program: Program, topology: chips.Topology) -> Compiled:
   if topology.num_slices > 1:
     between = np.arange(mesh.size).reshape(topology.num_slices, -1).T
   module = hlo.parse(built.as_text())
-  costs = plan_costs.count(module, program.trips, between)
   places = chips.places(mesh.devices.flat, topology)
 
+  def count(**load):
+    return plan_costs.count(module, program.declare(**load), between)
+
   def bounds_of(fill):
-    trips = program.trips
-    if program.rows is not None:
-      trips = trips_of(program.rows, program.sizes, mesh, fill)
-    return bounds(plan_costs.count(module, trips, between), topology, places)
+    return bounds(count(fill=fill), topology, places)
+
+  costs = count()
+  if largest:
+    result["largest"] = plan_costs.largest(costs, largest)
+  if program.sizes.experts is not None:
+    skewed = count(routing=loads.ZIPF)
+    result[loads.ZIPF] = {
+      "flops": skewed.flops,
+      "bytes": skewed.bytes,
+      **_speed(program, bounds(skewed, topology, places), topology),
+    }
 
   received = [
     (one.kind, one._replace(times=1).received(mesh.size))
@@ -91,7 +106,6 @@ def compiled(program: Program, topology: chips.Topology) -> Compiled:
       for (kind, axes), row in plan_costs.table(costs, mesh.shape).items()
     ],
     "largest_transfer": max((n for _, n in received), default=0),
-    "loops_counted_once": sorted(costs.once),
     **_speed(program, bounds(costs, topology, places), topology),
   }
   return Compiled(result, bounds_of)

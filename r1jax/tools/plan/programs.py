@@ -12,14 +12,14 @@ from jax.sharding import Mesh
 from jax.tree_util import keystr
 from ml_collections import ConfigDict
 
-from r1jax import ops
 from r1jax.models import flops
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer
 from r1jax.models.weights import logical_axes, weights
 from r1jax.parallel import offload, sharding
 from r1jax.parallel.mesh import row_shards
-from r1jax.tools.plan import rollouts
+from r1jax.tools.plan import loads, rollouts
+from r1jax.tools.plan.costs import Declared
 from r1jax.tools.plan.fill import Fill
 from r1jax.training import models, policy, sft
 from r1jax.training.optimizer import make_optimizer
@@ -40,8 +40,8 @@ class Program(NamedTuple):
   parts: Mapping[str, Any]  # Trees of the arguments, by name.
   beside: Mapping[str, Any]  # Other trees on the devices meanwhile, by name.
   flops: float | int  # Model FLOPs on all devices.
-  # Trip counts of data-dependent loops, by scope; see `costs.count`.
-  trips: Mapping[str, tuple[float | int, ...]]
+  # declare(fill=None, routing="even"): what depends on data; see `loads`.
+  declare: Callable[..., Declared]
   tokens: float | int  # Tokens read or sampled on all devices.
   sizes: ModelConfig
   rows: Shape | None  # Of the microbatch; None if it reads none.
@@ -131,31 +131,10 @@ def forward_flops(sizes: ModelConfig, rows: int, width: int) -> float | int:
   return rows * (width * by_token + pairs * flops.of_pair(sizes))
 
 
-def trips_of(
-  shape: Shape, sizes: ModelConfig, mesh: Mesh, fill: Fill | None
-) -> dict[str, tuple[float | int, ...]]:
-  """The trip counts of loops.
-
-  Attention loops over blocks of keys, and inside over blocks of queries that
-  see them. If every row is one text, the counts are those of the device with
-  the last tokens of a row, which sees the most keys. With a simulation, they
-  are means over devices, and those of texts that begin where blocks do.
-  """
-  width, context = shape[1], mesh.shape["context"]
-  block = min(ops.attention.LONG_BLOCK, width // context)
-  keys = -(-width // block)
-  queries = -(-width // context // block)
-  pairs = queries * (keys - queries) + queries * (queries + 1) / 2
-  if fill and width in fill.pairs:
-    seen = fill.pairs[width] / context / block**2 + queries / 2
-    pairs = min(pairs, seen)
-  chunk = min(4096, ops.logprobs.LOGITS // sizes.vocab_size)
-  columns = min(max(1, chunk), ops.logprobs.COLUMNS, width)
-  return {
-    "experts": (1,),  # An even load fits one window.
-    "logprobs": (-(-width // context // columns),),
-    "attention": (keys, pairs / keys),
-  }
+def _declare(shape: Shape, sizes: ModelConfig, mesh: Mesh, fill: Fill | None):
+  return functools.partial(
+    loads.of_pass, shape, sizes, dict(mesh.shape), fill=fill
+  )
 
 
 def sizes_of(config: ConfigDict) -> ModelConfig:
@@ -223,7 +202,7 @@ def of_grpo(
           if has_reference
           else {"optimizer": state.optimizer_state},
           flops=forward_flops(sizes, *shape),
-          trips=trips_of(shape, sizes, mesh, fill),
+          declare=_declare(shape, sizes, mesh, fill),
           tokens=math.prod(shape),
           sizes=sizes,
           rows=shape,
@@ -256,7 +235,7 @@ def _of_update(
         parts={"params": params, "sum of gradients": params, "batch": one},
         beside={"optimizer": state.optimizer_state, **beside},
         flops=PER_STEP * forward_flops(sizes, *shape),
-        trips=trips_of(shape, sizes, mesh, fill),
+        declare=_declare(shape, sizes, mesh, fill),
         tokens=math.prod(shape),
         rows=shape,
         **common,
@@ -273,7 +252,7 @@ def _of_update(
       parts=_parts(state) | {"gradients": params},
       beside=beside,
       flops=0.0,
-      trips={},
+      declare=loads.nothing,
       tokens=0,
       rows=None,
       **common,

@@ -18,6 +18,7 @@ from r1jax.parallel import sharding
 from r1jax.parallel.mesh import reshape_mesh, row_shards
 from r1jax.rollouts import prompts, slots
 from r1jax.rollouts.slots import Sampling
+from r1jax.tools.plan import loads
 
 TEMPLATE = 80  # Tokens that all prompts share; about those of R1-Zero.
 
@@ -128,8 +129,7 @@ def programs(
     steps=c.decode_steps,
     record_experts=record,
   )
-  trips = {"decoding": (c.decode_steps,), "experts": (1,)}
-  rollout = dict(mesh=on, sizes=sizes, rows=None, trips=trips)
+  rollout, sizes_on = dict(mesh=on, sizes=sizes, rows=None), dict(on.shape)
   token, pair = flops.of_token(sizes), flops.of_pair(sizes)
   pairs = c.prompt_tokens * (TEMPLATE + c.prompt_tokens / 2)
   by_step = token + flops.of_logits(sizes)
@@ -138,6 +138,7 @@ def programs(
     rollout
     | dict(
       name="reshard",
+      declare=loads.nothing,
       function=slots.prepare,
       arguments=(model, params, mesh, on),
       options={},
@@ -149,6 +150,9 @@ def programs(
     rollout
     | dict(
       name="prefill",
+      declare=functools.partial(
+        loads.of_pass, prompt_ids.shape, sizes, sizes_on
+      ),
       function=slots.read_prompts,
       arguments=(model, used, prefix, prompt_ids),
       options={"record_experts": record},
@@ -161,6 +165,9 @@ def programs(
     rollout
     | dict(
       name="decode",
+      declare=functools.partial(
+        loads.of_decoding, c.decode_steps, c.num_slots, sizes, sizes_on
+      ),
       function=slots.decode,
       arguments=(model, sampling, used, prefix, cache, begun),
       options={},

@@ -121,11 +121,26 @@ def _program(name: str, result: Mapping[str, Any], room: float) -> list[str]:
     rows.append((f"in all, {kind}", f"{seconds:.4g} s, MFU {mfu:.1%}"))
   if "compile_seconds" in result:
     rows.append(("compiled in", f"{result['compile_seconds']:.0f} s"))
-  for path in result.get("loops_counted_once", ()):
-    rows.append(("a loop counted once", path))
+  if "zipf" in result:
+    for kind, seconds in result["zipf"]["seconds"].items():
+      mfu = result["zipf"]["mfu"][kind]
+      rows.append((f"{kind}, Zipf routing", f"{seconds:.4g} s, MFU {mfu:.1%}"))
   for fault in result.get("faults", ()):
     rows.append(("FAULT", fault))
-  return _aligned(name, rows)
+  lines = _aligned(name, rows)
+  for kind, found in result.get("largest", {}).items():
+    title = {"flops": "FLOPs"}.get(kind, kind)
+    lines += [f"  the most {title}:", *map(_instruction, found)]
+  return lines
+
+
+def _instruction(one: Mapping[str, Any]) -> str:
+  """The line of an instruction, and where it comes from."""
+  return (
+    f"    {size(one['bytes']):>11} {one['flops']:>9.3g} FLOPs, "
+    f"{one['times']:.0f} x {one['name']} {one['shapes']}\n"
+    f"      {one['source'] or 'unknown'}  {one['path']}"
+  )
 
 
 def _aligned(name: str, rows: list[tuple[str, str]]) -> list[str]:

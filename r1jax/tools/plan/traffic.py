@@ -59,14 +59,12 @@ def _of_fusion(module, lines, line) -> float | int:
     outside = lines.get(line.operands[int(parameter.argument)])
     if outside is None or any(shape.space for shape in outside.shapes):
       continue
-    if users[parameter.name] and all(
-      user.opcode in UPDATES and not at for user, at in users[parameter.name]
-    ):
-      for user, _ in users[parameter.name]:
-        updated += sum(s.bytes for s in parameter.shapes)
-        total += sum(s.bytes for s in _new(inner, user).shapes)
-      continue
     sliced = _sliced(module, users, parameter.name)
+    if sliced is not None:
+      for user, at in users[parameter.name]:
+        if _in_place(user, at):
+          updated += sum(s.bytes for s in parameter.shapes)
+          total += sum(s.bytes for s in _new(inner, user).shapes)
     total += _main(outside.shapes) if sliced is None else sliced
   return total + max(0.0, _main(line.shapes) - updated)
 
@@ -80,11 +78,19 @@ def _users(lines: Computation) -> Mapping[str, list[tuple[Instruction, int]]]:
   return users
 
 
+def _in_place(user: Instruction, at: int) -> bool:
+  """Whether an instruction updates its operand `at` in place."""
+  return user.opcode in UPDATES and not at
+
+
 def _sliced(module, users, name) -> float | int | None:
-  """The bytes read of an array in slices; None if it is read as a whole."""
+  """The bytes read of an array in slices; None if it is read as a whole.
+
+  An update in place reads nothing.
+  """
   total = 0.0 if users[name] else None
   for user, at in users[name]:
-    part = None
+    part = 0.0 if _in_place(user, at) else None
     if user.opcode in SLICES and not at:
       part = sum(shape.bytes for shape in user.shapes)
     elif user.opcode == "bitcast":
