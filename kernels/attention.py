@@ -1,0 +1,639 @@
+"""Attention within packed rows, forward and backward, as Pallas TPU kernels.
+
+Contract. As in `r1jax.ops.packed_attention`: the query at position t of a row
+sees key s when k_start[t] <= s <= t, or s < prefix_end[t] <= t. Two integers
+per query describe independent texts in one row and texts that share a prompt.
+Groups of G query heads share a key/value head, and keys and values may differ
+in head size. A query that sees no key has output 0 and log-sum-exp NEVER, so
+that parts of the keys can be attended to apart and merged. Products take the
+dtype of the arguments, in full precision if that is float32; sums, softmax
+and log-sum-exp are float32. Results are deterministic.
+
+Schedule. Queries and keys are cut into blocks. The keys that a block of queries
+sees form two intervals, from the smallest k_start to its last query and from 0
+to the largest prefix_end, so a few integers per block decide exactly which
+pairs of blocks meet. XLA lists these pairs before the kernel starts, the list
+is prefetched to scalar memory, and the grid has one step for each of them: a
+pair that does not meet costs no time and no memory traffic. A pair in which
+every query sees every key skips the mask.
+
+Tiling. Two matmuls of a pair of 1,024 x 1,024 take several microseconds, which
+hides the copies of the next pair's blocks and the cost of a grid step; with
+blocks of 512, both become visible. Within a pair, the keys are cut into chunks
+of CHUNK, unrolled, so that the matmuls of one chunk overlap the softmax of the
+other. `forward` and `_d_queries` keep queries in rows and
+`_d_keys_values` keeps keys in rows: then the long operand of every matmul
+streams through the MXU and no block of scores is ever transposed. Numbers of
+a query are rows of HBM arrays; kernels with queries in rows turn them into
+columns once for each block of queries.
+
+Backward. Two kernels recompute the weights from the log-sum-exp: one sums the
+gradient of queries over keys, one that of keys and values over queries and over
+the heads of a group (arXiv:2307.08691, 3.1). One kernel for both would need
+atomic or repeated float32 sums in HBM.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+NAME = "attention"  # Of the outputs, for `jax.checkpoint` policies.
+BLOCK = 1024  # Most queries, and most keys, of a block.
+CHUNK = 512  # Keys whose scores are computed at once.
+LANES = 128  # The width of a vector register.
+NEVER = -1e30  # The score of a key that a query does not see.
+FLOOR = -1e29  # The running maximum of a query that has seen no key yet.
+LOG2_E = math.log2(math.e)
+VMEM = 32 * 2**20  # Bytes of vector memory that a kernel may take.
+
+Queries = Float[Array, "B K G T H"]
+Outputs = tuple[Float[Array, "B K G T Hv"], Float[Array, "B K G T"]]
+
+
+def packed_attention(
+  queries: Float[Array, "B T K G H"],
+  keys: Float[Array, "B S K H"],
+  values: Float[Array, "B S K Hv"],
+  *,
+  scale: float,
+  k_start: Int[Array, "B T"],
+  prefix_end: Int[Array, "B T"],
+  start: int | Int[Array, ""] | None = None,
+  interpret: Any = False,
+) -> tuple[Float[Array, "B T K G Hv"], Float[Array, "B T K G"]]:
+  """Attention within packed rows, and the log-sum-exp of its scores in float32.
+
+  Args:
+    queries: of T tokens of each row.
+    keys: of all S tokens of each row.
+    values: of the same tokens; their head size may differ.
+    scale: factor of the scores.
+    k_start: index, among the S keys, of the first key that a query sees.
+    prefix_end: end of the shared prefix that a query also sees; 0 for none.
+    start: index, among the S tokens, of the first query; None for 0.
+    interpret: as in `pallas_call`, to run without a TPU.
+  """
+  out, lse = attention(
+    scale,
+    interpret,
+    jnp.moveaxis(queries, 1, 3),
+    *(jnp.swapaxes(x, 1, 2) for x in (keys, values)),
+    k_start,
+    prefix_end,
+    jnp.asarray(0 if start is None else start),
+  )
+  return jnp.moveaxis(out, 3, 1), jnp.moveaxis(lse, 3, 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def attention(
+  scale: float,
+  interpret: Any,
+  queries: Queries,
+  keys: Float[Array, "B K S H"],
+  values: Float[Array, "B K S Hv"],
+  k_start: Int[Array, "B T"],
+  prefix_end: Int[Array, "B T"],
+  start: Int[Array, ""],
+) -> Outputs:
+  """`packed_attention` of arrays whose heads come before their tokens."""
+  arguments = queries, keys, values, k_start, prefix_end, start
+  return forward(*arguments, scale=scale, interpret=interpret)
+
+
+def _attention_forward(scale, interpret, *arguments):
+  results = forward(*arguments, scale=scale, interpret=interpret)
+  results = tuple(checkpoint_name(x, NAME) for x in results)
+  return results, (arguments, results)
+
+
+def _attention_backward(scale, interpret, saved, gradients):
+  arguments, results = saved
+  d_arrays = backward(
+    *arguments, results, gradients, scale=scale, interpret=interpret
+  )
+  return *d_arrays, None, None, None
+
+
+attention.defvjp(_attention_forward, _attention_backward)
+
+
+def forward(
+  queries: Queries,
+  keys: Float[Array, "B K S H"],
+  values: Float[Array, "B K S Hv"],
+  k_start: Int[Array, "B T"],
+  prefix_end: Int[Array, "B T"],
+  start: Int[Array, ""],
+  *,
+  scale: float,
+  interpret: Any = False,
+) -> Outputs:
+  """The results of `attention`, for callers with a gradient of their own."""
+  p = _problem(queries, keys, values, scale, interpret)
+  limits = _limits(p, k_start, prefix_end, start)
+  schedule = _schedule(p, limits, by_key=False)
+  columns = pltpu.VMEM((p.query_block, LANES), jnp.float32)
+  out, lse = _call(
+    p,
+    _forward_kernel,
+    "attention_forward",
+    schedule,
+    dict(limits=limits, queries=queries, keys=keys, values=values),
+    dict(outputs=values.dtype, sums=jnp.float32),
+    scratch=[
+      pltpu.VMEM((3, p.query_block, LANES), jnp.int32),
+      *(columns, columns),
+      pltpu.VMEM((p.query_block, p.value_size), jnp.float32),
+    ],
+    depth=p.size + p.value_size,
+  )
+  return out[..., : p.length, :], lse[..., 0, : p.length]
+
+
+def backward(
+  queries: Queries,
+  keys: Float[Array, "B K S H"],
+  values: Float[Array, "B K S Hv"],
+  k_start: Int[Array, "B T"],
+  prefix_end: Int[Array, "B T"],
+  start: Int[Array, ""],
+  results: Outputs,
+  gradients: Outputs,
+  *,
+  scale: float,
+  interpret: Any = False,
+) -> tuple[Queries, Float[Array, "B K S H"], Float[Array, "B K S Hv"]]:
+  """The gradients of queries, keys and values, from those of the results."""
+  p = _problem(queries, keys, values, scale, interpret)
+  (out, lse), (d_out, d_lse) = results, gradients
+  # Softmax: d score = weight * (d weight - sum(weight * d weight) + d lse). The
+  # sum over keys equals sum(out * d out) over the head size.
+  delta = jnp.sum(out.astype(jnp.float32) * d_out, axis=-1) - d_lse
+  # Weights are 2^(score - lse). Where no key is seen they are 0.
+  lse = jnp.where(lse > FLOOR, lse * LOG2_E, 0.0)
+  limits = _limits(p, k_start, prefix_end, start)
+  arrays = dict(
+    limits=limits,
+    queries=queries,
+    keys=keys,
+    values=values,
+    outputs=d_out.astype(values.dtype),
+    sums=jnp.stack([lse, delta], axis=3),
+  )
+  (d_queries,) = _call(
+    p,
+    _d_queries_kernel,
+    "attention_d_queries",
+    _schedule(p, limits, by_key=False),
+    arrays,
+    dict(queries=queries.dtype),
+    scratch=[
+      pltpu.VMEM((3, p.query_block, LANES), jnp.int32),
+      pltpu.VMEM((2, p.query_block, LANES), jnp.float32),
+      pltpu.VMEM((p.query_block, p.size), jnp.float32),
+    ],
+    depth=2 * p.size + p.value_size,
+  )
+  d_keys, d_values = _call(
+    p,
+    _d_keys_values_kernel,
+    "attention_d_keys_values",
+    _schedule(p, limits, by_key=True),
+    arrays,
+    dict(keys=keys.dtype, values=values.dtype),
+    scratch=[
+      pltpu.VMEM((p.key_block, p.size), jnp.float32),
+      pltpu.VMEM((p.key_block, p.value_size), jnp.float32),
+    ],
+    depth=2 * p.size + 2 * p.value_size,
+  )
+  return (
+    d_queries[..., : p.length, :],
+    d_keys[..., : p.total, :],
+    d_values[..., : p.total, :],
+  )
+
+
+class _Problem(NamedTuple):
+  """What is known of a call when it is traced."""
+
+  batch: int  # B
+  heads: int  # K
+  group: int  # G
+  length: int  # T
+  total: int  # S
+  size: int  # H
+  value_size: int  # Hv
+  query_block: int  # Queries per block.
+  key_block: int  # Keys per block.
+  scale: float
+  interpret: Any
+
+  @property
+  def query_blocks(self) -> int:
+    return -(-self.length // self.query_block)
+
+  @property
+  def key_blocks(self) -> int:
+    return -(-self.total // self.key_block)
+
+
+def _problem(queries, keys, values, scale, interpret) -> _Problem:
+  length, total = queries.shape[3], keys.shape[2]
+  return _Problem(
+    *queries.shape[:3],
+    length=length,
+    total=total,
+    size=queries.shape[4],
+    value_size=values.shape[3],
+    query_block=_block(length),
+    key_block=_block(total),
+    scale=scale,
+    interpret=interpret,
+  )
+
+
+def _block(length: int) -> int:
+  """The size of as few blocks as BLOCK allows, of nearly equal size."""
+  size = -(-length // -(-length // BLOCK))
+  return -(-size // LANES) * LANES
+
+
+# The schedule.
+
+FIRST, LAST, FULL, PARTIAL = 1, 2, 4, 8  # Flags of a step.
+
+
+class _Schedule(NamedTuple):
+  """The steps of a kernel, in order: pairs of blocks that meet.
+
+  Steps with the same block of queries (of keys, if `by_key`) follow each other.
+  A block that meets no other has one step, in which its result is written.
+  """
+
+  row: Int[Array, "steps"]
+  query: Int[Array, "steps"]  # The block of queries.
+  key: Int[Array, "steps"]  # The block of keys.
+  # FIRST and LAST step of a block; FULL if each query sees each key of the
+  # pair, PARTIAL if some do, neither if none does.
+  flags: Int[Array, "steps"]
+  count: Int[Array, ""]  # The steps in use; the arrays are longer.
+  by_key: bool
+
+
+def _limits(p: _Problem, k_start, prefix_end, start) -> Int[Array, "B 3 T"]:
+  """The first and last key of its text that a query sees, and prefix_end.
+
+  T is a multiple of the block; the padding sees no key.
+  """
+  last = jnp.broadcast_to(start + jnp.arange(p.length), k_start.shape)
+  limits = jnp.stack([k_start, last, prefix_end], axis=1).astype(jnp.int32)
+  padding = jnp.array([0, -1, 0], jnp.int32)[None, :, None]
+  shape = (p.batch, 3, p.query_blocks * p.query_block - p.length)
+  return jnp.concatenate([limits, jnp.broadcast_to(padding, shape)], axis=2)
+
+
+def _schedule(p: _Problem, limits, *, by_key: bool) -> _Schedule:
+  """The pairs of blocks that meet, found from the limits of their queries."""
+  blocks = limits.reshape(p.batch, 3, p.query_blocks, 1, p.query_block)
+  first, last, prefix = (blocks[:, i] for i in range(3))
+  low = jnp.arange(p.key_blocks) * p.key_block
+  high = low + p.key_block - 1
+  empty = last < first  # Texts of no key.
+  earliest = jnp.where(empty, p.total + p.key_block, first).min(-1)
+  latest = jnp.where(empty, -1, last).max(-1)
+  # [B, blocks of queries, blocks of keys].
+  meet = (earliest <= high) & (latest >= low) | (prefix.max(-1) > low)
+  full = (first.max(-1) <= low) & (last.min(-1) >= high)
+  full |= prefix.min(-1) > high
+  axis = 1 if by_key else 2
+  place = lax.broadcasted_iota(jnp.int32, meet.shape, axis)
+  steps = meet | (~meet.any(axis, keepdims=True) & (place == 0))
+  is_first = place == jnp.where(steps, place, p.total).min(axis, keepdims=True)
+  is_last = place == jnp.where(steps, place, -1).max(axis, keepdims=True)
+  flags = FIRST * is_first + LAST * is_last
+  flags += jnp.where(meet, jnp.where(full, FULL, PARTIAL), 0)
+  if by_key:
+    steps, flags = (x.swapaxes(1, 2) for x in (steps, flags))
+  index = jnp.nonzero(steps, size=steps.size, fill_value=0)
+  row, *pair, flags = (x.astype(jnp.int32) for x in (*index, flags[index]))
+  query, key = reversed(pair) if by_key else pair
+  return _Schedule(row, query, key, flags, jnp.sum(steps), by_key)
+
+
+# The kernels. They get the problem, then references to the schedule, to the
+# blocks of inputs and outputs of this step, and to scratch memory.
+
+
+class _Step(NamedTuple):
+  """A step of the grid."""
+
+  p: _Problem
+  flags: Int[Array, ""]
+  key: Int[Array, ""]  # The block of keys.
+
+  def when(self, flag: int, condition: bool | Array = True) -> Callable:
+    """Decorates what only steps with a flag do."""
+    return pl.when((self.flags & flag != 0) & condition)
+
+  def each_chunk(self, update: Callable) -> None:
+    """Runs `update(part, mask)` for each chunk of keys, if the blocks meet.
+
+    `part` is the slice of the block, and `mask(scores, limits, axis)` sets
+    scores of unseen keys to NEVER. Keys lie along `axis`; `limits` holds the
+    three limits of each query.
+    """
+
+    def run(mask: Callable):
+      for at in range(0, self.p.key_block, CHUNK):
+        size = min(CHUNK, self.p.key_block - at)
+        first_key = self.key * self.p.key_block + at
+        update(pl.ds(at, size), functools.partial(mask, first_key))
+
+    self.when(FULL)(lambda: run(lambda first_key, scores, limits, axis: scores))
+    self.when(PARTIAL)(lambda: run(_hide))
+
+
+def _step(p: _Problem, axis: int, refs: tuple) -> tuple[_Step, tuple]:
+  """The step at this index of a grid axis, and the other references."""
+  _, _, key, flags, *others = refs
+  at = pl.program_id(axis)
+  return _Step(p, flags[at], key[at]), others
+
+
+def _hide(first_key, scores, limits, axis: int):
+  """Scores, NEVER where a query does not see the key."""
+  if axis:
+    first, last, prefix = (
+      _repeat(limits[i], scores.shape[1]) for i in range(3)
+    )
+  else:
+    first, last, prefix = (limits[i : i + 1] for i in range(3))
+  key = first_key + lax.broadcasted_iota(jnp.int32, scores.shape, axis)
+  seen = (key >= first) & (key <= last) | (key < prefix)
+  return jnp.where(seen, scores, NEVER)
+
+
+def _scores(p: _Problem, a, b):
+  """The scores [A, B] of vectors [A, H] and [B, H], times log2(e)."""
+  return _dot(a, b, (1, 1)) * (p.scale * LOG2_E)
+
+
+def _dot(a, b, axes: tuple[int, int]):
+  """The float32 product of two matrices over one axis of each."""
+  return lax.dot_general(
+    a,
+    b,
+    (((axes[0],), (axes[1],)), ((), ())),
+    precision=lax.Precision.HIGHEST if a.dtype == jnp.float32 else None,
+    preferred_element_type=jnp.float32,
+  )
+
+
+def _columns(row):
+  """A row [1, n] as a column whose numbers fill a register: [n, LANES]."""
+  return jnp.broadcast_to(row, (LANES, row.shape[1])).T
+
+
+def _repeat(columns, width: int):
+  """[n, LANES] of equal columns as [n, width]."""
+  return jnp.tile(columns, (1, -(-width // LANES)))[:, :width]
+
+
+def _forward_kernel(p, *refs):
+  step, refs = _step(p, 2, refs)
+  limits, q, k, v, out, lse, columns, largest, total, mixed = refs
+
+  @step.when(FIRST)
+  def _():
+    for i in range(3):
+      columns[i] = _columns(limits[i : i + 1])
+    largest[...] = jnp.full_like(largest, FLOOR)
+    total[...] = jnp.zeros_like(total)
+    mixed[...] = jnp.zeros_like(mixed)
+
+  @step.each_chunk
+  def _(part, mask):
+    scores = mask(_scores(p, q[...], k[part]), columns, 1)
+    size = scores.shape[1]
+    old = largest[...]
+    new = jnp.maximum(old, scores.max(1, keepdims=True))
+    weights = jnp.exp2(scores - _repeat(new, size))
+    rescale = jnp.exp2(old - new)  # Earlier sums are relative to the old one.
+    largest[...] = new
+    # Each lane has a sum of its own until the last step.
+    lanes = [weights[:, i : i + LANES] for i in range(0, size, LANES)]
+    total[...] = total[...] * rescale + functools.reduce(jnp.add, lanes)
+    mixed[...] = mixed[...] * _repeat(rescale, p.value_size) + _dot(
+      weights.astype(v.dtype), v[part], (1, 0)
+    )
+
+  @step.when(LAST)
+  def _():
+    sums = jnp.broadcast_to(total[...].sum(1, keepdims=True), total.shape)
+    some = sums > 0
+    divisor = jnp.where(some, sums, 1.0)
+    out[...] = (mixed[...] / _repeat(divisor, p.value_size)).astype(out.dtype)
+    sums = (largest[...] + jnp.log2(divisor)) / LOG2_E
+    lse[...] = jnp.where(some, sums, NEVER).T[:1]
+
+
+def _d_queries_kernel(p, *refs):
+  step, refs = _step(p, 2, refs)
+  limits, q, k, v, d_out, sums, d_q, columns, sum_columns, total = refs
+
+  @step.when(FIRST)
+  def _():
+    for i in range(3):
+      columns[i] = _columns(limits[i : i + 1])
+    for i in range(2):
+      sum_columns[i] = _columns(sums[i : i + 1])
+    total[...] = jnp.zeros_like(total)
+
+  @step.each_chunk
+  def _(part, mask):
+    scores = mask(_scores(p, q[...], k[part]), columns, 1)
+    lse, delta = (_repeat(sum_columns[i], scores.shape[1]) for i in range(2))
+    d_weights = _dot(d_out[...], v[part], (1, 1))
+    d_scores = jnp.exp2(scores - lse) * (d_weights - delta)
+    total[...] += _dot(d_scores.astype(k.dtype), k[part], (1, 0))
+
+  @step.when(LAST)
+  def _():
+    d_q[...] = (total[...] * p.scale).astype(d_q.dtype)
+
+
+def _d_keys_values_kernel(p, *refs):
+  step, refs = _step(p, 1, refs)
+  limits, q, k, v, d_out, sums, d_k, d_v, total_k, total_v = refs
+  member = pl.program_id(2)
+
+  @step.when(FIRST, member == 0)
+  def _():
+    total_k[...] = jnp.zeros_like(total_k)
+    total_v[...] = jnp.zeros_like(total_v)
+
+  @step.each_chunk
+  def _(part, mask):
+    scores = mask(_scores(p, k[part], q[...]), limits, 0)
+    lse, delta = sums[:1], sums[1:]
+    weights = jnp.exp2(scores - lse)
+    total_v[part] += _dot(weights.astype(v.dtype), d_out[...], (1, 0))
+    d_weights = _dot(v[part], d_out[...], (1, 1))
+    d_scores = weights * (d_weights - delta)
+    total_k[part] += _dot(d_scores.astype(q.dtype), q[...], (1, 0))
+
+  @step.when(LAST, member == p.group - 1)
+  def _():
+    d_k[...] = (total_k[...] * p.scale).astype(d_k.dtype)
+    d_v[...] = total_v[...].astype(d_v.dtype)
+
+
+# The calls.
+
+
+def _call(
+  p: _Problem,
+  kernel: Callable,
+  name: str,
+  schedule: _Schedule,
+  inputs: dict[str, Array],
+  outputs: dict[str, Any],
+  *,
+  scratch: list,
+  depth: int,
+) -> list[Array]:
+  """Runs a kernel along a schedule.
+
+  Args:
+    p: of the call.
+    kernel: its body.
+    name: of the call, in profiles and in compiled programs.
+    schedule: the steps.
+    inputs: arrays by the name of their layout; see `specs`.
+    outputs: dtypes of the results by the name of their layout.
+    scratch: shapes of scratch memory.
+    depth: the sum of head sizes over all products of a query and a key.
+  """
+  q, k = p.query_block, p.key_block
+  of_query = lambda row, head, member, query, key: (row, head, member, query, 0)
+  of_key = lambda row, head, member, query, key: (row, head, key, 0)
+  shape_of_query = (p.batch, p.heads, p.group, p.query_blocks * q)
+  shape_of_key = (p.batch, p.heads, p.key_blocks * k)
+  rows = inputs["sums"].shape[3] if "sums" in inputs else 1
+  # Of each layout: the shape of the array, that of a block, and the indices of
+  # the block from those of the row, the key/value head, the query head within
+  # its group, and the blocks of queries and keys.
+  layouts = dict(
+    limits=(
+      (p.batch, 3, p.query_blocks * q),
+      (None, 3, q),
+      lambda row, head, member, query, key: (row, 0, query),
+    ),
+    queries=((*shape_of_query, p.size), (*3 * [None], q, p.size), of_query),
+    outputs=(
+      (*shape_of_query, p.value_size),
+      (*3 * [None], q, p.value_size),
+      of_query,
+    ),
+    sums=(
+      (*shape_of_query[:3], rows, shape_of_query[3]),
+      (*3 * [None], rows, q),
+      lambda row, head, member, query, key: (row, head, member, 0, query),
+    ),
+    keys=((*shape_of_key, p.size), (None, None, k, p.size), of_key),
+    values=(
+      (*shape_of_key, p.value_size),
+      (None, None, k, p.value_size),
+      of_key,
+    ),
+  )
+  if schedule.by_key:
+    grid = (p.heads, schedule.count, p.group)
+    place = lambda head, at, member: (head, member, at)
+    semantics = ("parallel", "arbitrary", "arbitrary")
+  else:
+    grid = (p.heads, p.group, schedule.count)
+    place = lambda head, member, at: (head, member, at)
+    semantics = ("parallel", "parallel", "arbitrary")
+
+  def spec(layout):
+    _, block, index = layouts[layout]
+
+    def index_map(i, j, k, rows, queries, keys, _):
+      head, member, at = place(i, j, k)
+      return index(rows[at], head, member, queries[at], keys[at])
+
+    return pl.BlockSpec(block, index_map)
+
+  def padded(layout):
+    shape, x = layouts[layout][0], inputs[layout]
+    return jnp.pad(x, [(0, n - m) for n, m in zip(shape, x.shape)])
+
+  return pl.pallas_call(
+    functools.partial(kernel, p),
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=4,
+      grid=grid,
+      in_specs=[spec(layout) for layout in inputs],
+      out_specs=[spec(layout) for layout in outputs],
+      scratch_shapes=scratch,
+    ),
+    out_shape=[
+      jax.ShapeDtypeStruct(layouts[layout][0], dtype)
+      for layout, dtype in outputs.items()
+    ],
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=semantics, vmem_limit_bytes=VMEM
+    ),
+    cost_estimate=_cost(p, inputs, outputs, layouts, depth, schedule.by_key),
+    interpret=p.interpret,
+    name=name,
+  )(*schedule[:4], *(padded(layout) for layout in inputs))
+
+
+def _cost(
+  p: _Problem, inputs, outputs, layouts, depth: int, by_key: bool
+) -> pl.CostEstimate:
+  """The cost of rows of one text whose queries are the last tokens.
+
+  Texts that end within a row cost less. Pairs of blocks count as a whole,
+  though causality hides half of those on the diagonal.
+  """
+  offset = p.total - p.length
+  last_blocks = (
+    -(-(offset + (i + 1) * p.query_block) // p.key_block)
+    for i in range(p.query_blocks)
+  )
+  pairs = sum(min(last, p.key_blocks) for last in last_blocks)
+  scores = pairs * p.query_block * p.key_block
+  heads = p.batch * p.heads * p.group
+  # Arrays are read or written once, except for those that change at each step.
+  moving = ("limits", "queries", "outputs", "sums")
+  moving = moving if by_key else ("keys", "values")
+  total = 0
+  for layout, dtype in [
+    *outputs.items(),
+    *((k, x.dtype) for k, x in inputs.items()),
+  ]:
+    shape, block, _ = layouts[layout]
+    if layout in moving:
+      numbers = heads * pairs * math.prod(n or 1 for n in block)
+    else:
+      numbers = math.prod(shape)
+    total += numbers * jnp.dtype(dtype).itemsize
+  return pl.CostEstimate(
+    flops=2 * heads * scores * depth,
+    transcendentals=heads * scores,
+    bytes_accessed=total,
+  )
