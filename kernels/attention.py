@@ -11,26 +11,24 @@ and log-sum-exp are float32. Results are deterministic.
 
 Schedule. Queries and keys are cut into blocks. The keys that a block of queries
 sees form two intervals, from the smallest k_start to its last query and from 0
-to the largest prefix_end, so a few integers per block decide exactly which
-pairs of blocks meet. XLA lists these pairs before the kernel starts, the list
-is prefetched to scalar memory, and the grid has one step for each of them: a
-pair that does not meet costs no time and no memory traffic. A pair in which
-every query sees every key skips the mask.
+to the largest prefix_end, so a few integers per block decide which pairs of
+blocks meet. XLA lists these pairs before the kernel starts, the list goes to
+scalar memory, and the grid has one step for each of them: a pair that does not
+meet takes no time and no memory traffic. Pairs in which every query sees every
+key skip the mask.
 
-Tiling. Two matmuls of a pair of 1,024 x 1,024 take several microseconds, which
-hides the copies of the next pair's blocks and the cost of a grid step; with
-blocks of 512, both become visible. Within a pair, the keys are cut into chunks
-of CHUNK, unrolled, so that the matmuls of one chunk overlap the softmax of the
-other. `forward` and `_d_queries` keep queries in rows and
-`_d_keys_values` keeps keys in rows: then the long operand of every matmul
-streams through the MXU and no block of scores is ever transposed. Numbers of
-a query are rows of HBM arrays; kernels with queries in rows turn them into
-columns once for each block of queries.
+Tiling. The matmuls of a pair of 1,024 x 1,024 take microseconds, which hides
+both the copies of the next pair's blocks and the cost of a grid step. Within a
+pair, keys are cut into CHUNKs, unrolled, so that the matmuls of one overlap the
+softmax of the other. Gradients of keys and values have keys in rows, the other
+kernels have queries in rows: the long operand of every matmul then streams
+through the MXU, and no block of scores is transposed. Numbers of a query are
+stored as rows; where queries are rows, they become columns once per block.
 
 Backward. Two kernels recompute the weights from the log-sum-exp: one sums the
-gradient of queries over keys, one that of keys and values over queries and over
-the heads of a group (arXiv:2307.08691, 3.1). One kernel for both would need
-atomic or repeated float32 sums in HBM.
+gradient of queries over keys, one those of keys and values over queries and the
+heads of a group (arXiv:2307.08691, 3.1). A single one would add to float32 sums
+in HBM.
 """
 
 import functools
@@ -56,7 +54,10 @@ LOG2_E = math.log2(math.e)
 VMEM = 32 * 2**20  # Bytes of vector memory that a kernel may take.
 
 Queries = Float[Array, "B K G T H"]
-Outputs = tuple[Float[Array, "B K G T Hv"], Float[Array, "B K G T"]]
+Keys = Float[Array, "B K S H"]
+Values = Float[Array, "B K S Hv"]
+Limits = Int[Array, "B T"]
+Results = tuple[Float[Array, "B K G T Hv"], Float[Array, "B K G T"]]
 
 
 def packed_attention(
@@ -72,15 +73,9 @@ def packed_attention(
 ) -> tuple[Float[Array, "B T K G Hv"], Float[Array, "B T K G"]]:
   """Attention within packed rows, and the log-sum-exp of its scores in float32.
 
-  Args:
-    queries: of T tokens of each row.
-    keys: of all S tokens of each row.
-    values: of the same tokens; their head size may differ.
-    scale: factor of the scores.
-    k_start: index, among the S keys, of the first key that a query sees.
-    prefix_end: end of the shared prefix that a query also sees; 0 for none.
-    start: index, among the S tokens, of the first query; None for 0.
-    interpret: as in `pallas_call`, to run without a TPU.
+  The arguments are those of the op in plain JAX: queries of T tokens, keys and
+  values of all S tokens of a row, of which the query at `start` is the first.
+  `interpret` is that of `pallas_call`, to run without a TPU.
   """
   out, lse = attention(
     scale,
@@ -99,12 +94,12 @@ def attention(
   scale: float,
   interpret: Any,
   queries: Queries,
-  keys: Float[Array, "B K S H"],
-  values: Float[Array, "B K S Hv"],
-  k_start: Int[Array, "B T"],
-  prefix_end: Int[Array, "B T"],
+  keys: Keys,
+  values: Values,
+  k_start: Limits,
+  prefix_end: Limits,
   start: Int[Array, ""],
-) -> Outputs:
+) -> Results:
   """`packed_attention` of arrays whose heads come before their tokens."""
   arguments = queries, keys, values, k_start, prefix_end, start
   return forward(*arguments, scale=scale, interpret=interpret)
@@ -118,9 +113,8 @@ def _attention_forward(scale, interpret, *arguments):
 
 def _attention_backward(scale, interpret, saved, gradients):
   arguments, results = saved
-  d_arrays = backward(
-    *arguments, results, gradients, scale=scale, interpret=interpret
-  )
+  arguments = *arguments, results, gradients
+  d_arrays = backward(*arguments, scale=scale, interpret=interpret)
   return *d_arrays, None, None, None
 
 
@@ -129,25 +123,24 @@ attention.defvjp(_attention_forward, _attention_backward)
 
 def forward(
   queries: Queries,
-  keys: Float[Array, "B K S H"],
-  values: Float[Array, "B K S Hv"],
-  k_start: Int[Array, "B T"],
-  prefix_end: Int[Array, "B T"],
+  keys: Keys,
+  values: Values,
+  k_start: Limits,
+  prefix_end: Limits,
   start: Int[Array, ""],
   *,
   scale: float,
   interpret: Any = False,
-) -> Outputs:
+) -> Results:
   """The results of `attention`, for callers with a gradient of their own."""
   p = _problem(queries, keys, values, scale, interpret)
   limits = _limits(p, k_start, prefix_end, start)
-  schedule = _schedule(p, limits, by_key=False)
   columns = pltpu.VMEM((p.query_block, LANES), jnp.float32)
   out, lse = _call(
     p,
     _forward_kernel,
     "attention_forward",
-    schedule,
+    _schedule(p, limits, by_key=False),
     dict(limits=limits, queries=queries, keys=keys, values=values),
     dict(outputs=values.dtype, sums=jnp.float32),
     scratch=[
@@ -157,22 +150,22 @@ def forward(
     ],
     depth=p.size + p.value_size,
   )
-  return out[..., : p.length, :], lse[..., 0, : p.length]
+  return out, lse[..., 0, :]
 
 
 def backward(
   queries: Queries,
-  keys: Float[Array, "B K S H"],
-  values: Float[Array, "B K S Hv"],
-  k_start: Int[Array, "B T"],
-  prefix_end: Int[Array, "B T"],
+  keys: Keys,
+  values: Values,
+  k_start: Limits,
+  prefix_end: Limits,
   start: Int[Array, ""],
-  results: Outputs,
-  gradients: Outputs,
+  results: Results,
+  gradients: Results,
   *,
   scale: float,
   interpret: Any = False,
-) -> tuple[Queries, Float[Array, "B K S H"], Float[Array, "B K S Hv"]]:
+) -> tuple[Queries, Keys, Values]:
   """The gradients of queries, keys and values, from those of the results."""
   p = _problem(queries, keys, values, scale, interpret)
   (out, lse), (d_out, d_lse) = results, gradients
@@ -217,11 +210,7 @@ def backward(
     ],
     depth=2 * p.size + 2 * p.value_size,
   )
-  return (
-    d_queries[..., : p.length, :],
-    d_keys[..., : p.total, :],
-    d_values[..., : p.total, :],
-  )
+  return d_queries, d_keys, d_values
 
 
 class _Problem(NamedTuple):
@@ -235,38 +224,27 @@ class _Problem(NamedTuple):
   size: int  # H
   value_size: int  # Hv
   query_block: int  # Queries per block.
+  query_blocks: int
   key_block: int  # Keys per block.
+  key_blocks: int
   scale: float
   interpret: Any
 
-  @property
-  def query_blocks(self) -> int:
-    return -(-self.length // self.query_block)
-
-  @property
-  def key_blocks(self) -> int:
-    return -(-self.total // self.key_block)
-
 
 def _problem(queries, keys, values, scale, interpret) -> _Problem:
-  length, total = queries.shape[3], keys.shape[2]
+  *lead, length, size = queries.shape
+  *_, total, value_size = values.shape
+  blocks = *_blocks(length), *_blocks(total)
   return _Problem(
-    *queries.shape[:3],
-    length=length,
-    total=total,
-    size=queries.shape[4],
-    value_size=values.shape[3],
-    query_block=_block(length),
-    key_block=_block(total),
-    scale=scale,
-    interpret=interpret,
+    *(*lead, length, total, size, value_size, *blocks, scale, interpret)
   )
 
 
-def _block(length: int) -> int:
-  """The size of as few blocks as BLOCK allows, of nearly equal size."""
-  size = -(-length // -(-length // BLOCK))
-  return -(-size // LANES) * LANES
+def _blocks(length: int) -> tuple[int, int]:
+  """The size and count of as few blocks as BLOCK allows, of similar size."""
+  size = pl.cdiv(length, pl.cdiv(length, BLOCK))
+  size = pl.cdiv(size, LANES) * LANES
+  return size, pl.cdiv(length, size)
 
 
 # The schedule.
@@ -292,30 +270,29 @@ class _Schedule(NamedTuple):
 
 
 def _limits(p: _Problem, k_start, prefix_end, start) -> Int[Array, "B 3 T"]:
-  """The first and last key of its text that a query sees, and prefix_end.
+  """The first and the end of its text's keys that a query sees, and prefix_end.
 
-  T is a multiple of the block; the padding sees no key.
+  Queries that pad T to whole blocks see no key.
   """
-  last = jnp.broadcast_to(start + jnp.arange(p.length), k_start.shape)
-  limits = jnp.stack([k_start, last, prefix_end], axis=1).astype(jnp.int32)
-  padding = jnp.array([0, -1, 0], jnp.int32)[None, :, None]
-  shape = (p.batch, 3, p.query_blocks * p.query_block - p.length)
-  return jnp.concatenate([limits, jnp.broadcast_to(padding, shape)], axis=2)
+  end = jnp.broadcast_to(start + jnp.arange(1, p.length + 1), k_start.shape)
+  limits = jnp.stack([k_start, end, prefix_end], axis=1).astype(jnp.int32)
+  limits = jnp.minimum(limits, p.total)  # Padding of keys is not seen.
+  return jnp.pad(limits, ((0, 0), (0, 0), (0, -p.length % p.query_block)))
 
 
 def _schedule(p: _Problem, limits, *, by_key: bool) -> _Schedule:
   """The pairs of blocks that meet, found from the limits of their queries."""
   blocks = limits.reshape(p.batch, 3, p.query_blocks, 1, p.query_block)
-  first, last, prefix = (blocks[:, i] for i in range(3))
-  low = jnp.arange(p.key_blocks) * p.key_block
-  high = low + p.key_block - 1
-  empty = last < first  # Texts of no key.
-  earliest = jnp.where(empty, p.total + p.key_block, first).min(-1)
-  latest = jnp.where(empty, -1, last).max(-1)
+  first, end, prefix = (blocks[:, i] for i in range(3))
+  low = jnp.arange(p.key_blocks) * p.key_block  # The keys of each block.
+  high = low + p.key_block
+  some = first < end
+  earliest = jnp.where(some, first, p.total + p.key_block).min(-1)
+  latest = jnp.where(some, end, 0).max(-1)
   # [B, blocks of queries, blocks of keys].
-  meet = (earliest <= high) & (latest >= low) | (prefix.max(-1) > low)
-  full = (first.max(-1) <= low) & (last.min(-1) >= high)
-  full |= prefix.min(-1) > high
+  meet = (earliest < high) & (latest > low) | (prefix.max(-1) > low)
+  full = (first.max(-1) <= low) & (end.min(-1) >= high)
+  full |= prefix.min(-1) >= high
   axis = 1 if by_key else 2
   place = lax.broadcasted_iota(jnp.int32, meet.shape, axis)
   steps = meet | (~meet.any(axis, keepdims=True) & (place == 0))
@@ -374,13 +351,11 @@ def _step(p: _Problem, axis: int, refs: tuple) -> tuple[_Step, tuple]:
 def _hide(first_key, scores, limits, axis: int):
   """Scores, NEVER where a query does not see the key."""
   if axis:
-    first, last, prefix = (
-      _repeat(limits[i], scores.shape[1]) for i in range(3)
-    )
+    first, end, prefix = (_repeat(limits[i], scores.shape[1]) for i in range(3))
   else:
-    first, last, prefix = (limits[i : i + 1] for i in range(3))
+    first, end, prefix = (limits[i : i + 1] for i in range(3))
   key = first_key + lax.broadcasted_iota(jnp.int32, scores.shape, axis)
-  seen = (key >= first) & (key <= last) | (key < prefix)
+  seen = (key >= first) & (key < end) | (key < prefix)
   return jnp.where(seen, scores, NEVER)
 
 
@@ -391,18 +366,16 @@ def _scores(p: _Problem, a, b):
 
 def _dot(a, b, axes: tuple[int, int]):
   """The float32 product of two matrices over one axis of each."""
-  return lax.dot_general(
-    a,
-    b,
-    (((axes[0],), (axes[1],)), ((), ())),
-    precision=lax.Precision.HIGHEST if a.dtype == jnp.float32 else None,
-    preferred_element_type=jnp.float32,
-  )
+  over = (axes[:1], axes[1:]), ((), ())
+  precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+  return lax.dot_general(a, b, over, precision, jnp.float32)
 
 
-def _columns(row):
-  """A row [1, n] as a column whose numbers fill a register: [n, LANES]."""
-  return jnp.broadcast_to(row, (LANES, row.shape[1])).T
+def _to_columns(rows, columns):
+  """Stores rows [m, n] as columns [m, n, LANES] of equal numbers."""
+  for i in range(rows.shape[0]):
+    shape = LANES, rows.shape[1]
+    columns[i] = jnp.broadcast_to(rows[i : i + 1], shape).T
 
 
 def _repeat(columns, width: int):
@@ -416,8 +389,7 @@ def _forward_kernel(p, *refs):
 
   @step.when(FIRST)
   def _():
-    for i in range(3):
-      columns[i] = _columns(limits[i : i + 1])
+    _to_columns(limits, columns)
     largest[...] = jnp.full_like(largest, FLOOR)
     total[...] = jnp.zeros_like(total)
     mixed[...] = jnp.zeros_like(mixed)
@@ -454,10 +426,8 @@ def _d_queries_kernel(p, *refs):
 
   @step.when(FIRST)
   def _():
-    for i in range(3):
-      columns[i] = _columns(limits[i : i + 1])
-    for i in range(2):
-      sum_columns[i] = _columns(sums[i : i + 1])
+    _to_columns(limits, columns)
+    _to_columns(sums, sum_columns)
     total[...] = jnp.zeros_like(total)
 
   @step.each_chunk
@@ -502,6 +472,49 @@ def _d_keys_values_kernel(p, *refs):
 # The calls.
 
 
+class _Layout(NamedTuple):
+  """How a kernel reads or writes an array."""
+
+  shape: tuple[int, ...]
+  block: tuple[int | None, ...]  # The shape of a block; None for one index.
+  # The indices of a block from those of the row, the key/value head, the query
+  # head within its group, and the blocks of queries and keys.
+  index: Callable[..., tuple]
+
+  @property
+  def padded(self) -> tuple[int, ...]:
+    """The shape in whole blocks."""
+    return tuple(n + -n % (b or 1) for n, b in zip(self.shape, self.block))
+
+
+def _layouts(p: _Problem, sums: int) -> dict[str, _Layout]:
+  """The layouts of all arrays; `sums` is the number of sums of each query."""
+  heads, members = (p.batch, p.heads), (p.batch, p.heads, p.group)
+  query, key = (None, None, None, p.query_block), (None, None, p.key_block)
+  of_query = lambda b, n, g, i, j: (b, n, g, i, 0)
+  of_key = lambda b, n, g, i, j: (b, n, j, 0)
+  return dict(
+    limits=_Layout(
+      (p.batch, 3, p.length),
+      (None, 3, p.query_block),
+      lambda b, n, g, i, j: (b, 0, i),
+    ),
+    sums=_Layout(
+      (*members, sums, p.length),
+      (None, None, None, sums, p.query_block),
+      lambda b, n, g, i, j: (b, n, g, 0, i),
+    ),
+    queries=_Layout((*members, p.length, p.size), (*query, p.size), of_query),
+    outputs=_Layout(
+      (*members, p.length, p.value_size), (*query, p.value_size), of_query
+    ),
+    keys=_Layout((*heads, p.total, p.size), (*key, p.size), of_key),
+    values=_Layout(
+      (*heads, p.total, p.value_size), (*key, p.value_size), of_key
+    ),
+  )
+
+
 def _call(
   p: _Problem,
   kernel: Callable,
@@ -513,52 +526,13 @@ def _call(
   scratch: list,
   depth: int,
 ) -> list[Array]:
-  """Runs a kernel along a schedule.
+  """Runs a kernel along a schedule; `name` is its name in compiled programs.
 
-  Args:
-    p: of the call.
-    kernel: its body.
-    name: of the call, in profiles and in compiled programs.
-    schedule: the steps.
-    inputs: arrays by the name of their layout; see `specs`.
-    outputs: dtypes of the results by the name of their layout.
-    scratch: shapes of scratch memory.
-    depth: the sum of head sizes over all products of a query and a key.
+  Inputs, and the dtypes of outputs, are by the name of their layout. `depth` is
+  the sum of head sizes over all products of a query and a key.
   """
-  q, k = p.query_block, p.key_block
-  of_query = lambda row, head, member, query, key: (row, head, member, query, 0)
-  of_key = lambda row, head, member, query, key: (row, head, key, 0)
-  shape_of_query = (p.batch, p.heads, p.group, p.query_blocks * q)
-  shape_of_key = (p.batch, p.heads, p.key_blocks * k)
-  rows = inputs["sums"].shape[3] if "sums" in inputs else 1
-  # Of each layout: the shape of the array, that of a block, and the indices of
-  # the block from those of the row, the key/value head, the query head within
-  # its group, and the blocks of queries and keys.
-  layouts = dict(
-    limits=(
-      (p.batch, 3, p.query_blocks * q),
-      (None, 3, q),
-      lambda row, head, member, query, key: (row, 0, query),
-    ),
-    queries=((*shape_of_query, p.size), (*3 * [None], q, p.size), of_query),
-    outputs=(
-      (*shape_of_query, p.value_size),
-      (*3 * [None], q, p.value_size),
-      of_query,
-    ),
-    sums=(
-      (*shape_of_query[:3], rows, shape_of_query[3]),
-      (*3 * [None], rows, q),
-      lambda row, head, member, query, key: (row, head, member, 0, query),
-    ),
-    keys=((*shape_of_key, p.size), (None, None, k, p.size), of_key),
-    values=(
-      (*shape_of_key, p.value_size),
-      (None, None, k, p.value_size),
-      of_key,
-    ),
-  )
-  if schedule.by_key:
+  layouts = _layouts(p, inputs["sums"].shape[3] if "sums" in inputs else 1)
+  if schedule.by_key:  # Gradients of a key add up over the heads of a group.
     grid = (p.heads, schedule.count, p.group)
     place = lambda head, at, member: (head, member, at)
     semantics = ("parallel", "arbitrary", "arbitrary")
@@ -567,73 +541,64 @@ def _call(
     place = lambda head, member, at: (head, member, at)
     semantics = ("parallel", "parallel", "arbitrary")
 
-  def spec(layout):
-    _, block, index = layouts[layout]
-
-    def index_map(i, j, k, rows, queries, keys, _):
+  def spec(name):
+    def index(i, j, k, rows, queries, keys, _):
       head, member, at = place(i, j, k)
-      return index(rows[at], head, member, queries[at], keys[at])
+      return layouts[name].index(rows[at], head, member, queries[at], keys[at])
 
-    return pl.BlockSpec(block, index_map)
+    return pl.BlockSpec(layouts[name].block, index)
 
-  def padded(layout):
-    shape, x = layouts[layout][0], inputs[layout]
-    return jnp.pad(x, [(0, n - m) for n, m in zip(shape, x.shape)])
+  def padded(name, x):
+    by = (n - m for n, m in zip(layouts[name].padded, x.shape))
+    return jnp.pad(x, [(0, n) for n in by])
 
-  return pl.pallas_call(
+  results = {
+    name: jax.ShapeDtypeStruct(layouts[name].padded, dtype)
+    for name, dtype in outputs.items()
+  }
+  whole = pl.pallas_call(
     functools.partial(kernel, p),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=4,
       grid=grid,
-      in_specs=[spec(layout) for layout in inputs],
-      out_specs=[spec(layout) for layout in outputs],
+      in_specs=[spec(name) for name in inputs],
+      out_specs=[spec(name) for name in outputs],
       scratch_shapes=scratch,
     ),
-    out_shape=[
-      jax.ShapeDtypeStruct(layouts[layout][0], dtype)
-      for layout, dtype in outputs.items()
-    ],
+    out_shape=[*results.values()],
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=semantics, vmem_limit_bytes=VMEM
     ),
-    cost_estimate=_cost(p, inputs, outputs, layouts, depth, schedule.by_key),
+    cost_estimate=_cost(p, layouts, inputs | results, depth, schedule.by_key),
     interpret=p.interpret,
     name=name,
-  )(*schedule[:4], *(padded(layout) for layout in inputs))
+  )(*schedule[:4], *(padded(*item) for item in inputs.items()))
+  return [
+    x[tuple(map(slice, layouts[name].shape))] for name, x in zip(outputs, whole)
+  ]
 
 
 def _cost(
-  p: _Problem, inputs, outputs, layouts, depth: int, by_key: bool
+  p: _Problem, layouts, arrays: dict[str, Any], depth: int, by_key: bool
 ) -> pl.CostEstimate:
-  """The cost of rows of one text whose queries are the last tokens.
+  """The cost of rows of one text each, whose queries are its last tokens.
 
-  Texts that end within a row cost less. Pairs of blocks count as a whole,
-  though causality hides half of those on the diagonal.
+  Rows of several texts cost less. A pair of blocks counts as a whole, although
+  causality hides half of the pairs on the diagonal.
   """
-  offset = p.total - p.length
-  last_blocks = (
-    -(-(offset + (i + 1) * p.query_block) // p.key_block)
-    for i in range(p.query_blocks)
-  )
-  pairs = sum(min(last, p.key_blocks) for last in last_blocks)
+  before = p.total - p.length
+  ends = (before + (i + 1) * p.query_block for i in range(p.query_blocks))
+  pairs = sum(min(-(-end // p.key_block), p.key_blocks) for end in ends)
+  pairs *= p.batch * p.heads * p.group
   scores = pairs * p.query_block * p.key_block
-  heads = p.batch * p.heads * p.group
-  # Arrays are read or written once, except for those that change at each step.
-  moving = ("limits", "queries", "outputs", "sums")
-  moving = moving if by_key else ("keys", "values")
+  # Blocks that change at every step are copied as often; others, once.
+  changing = {"keys", "values"}
+  changing = arrays.keys() - changing if by_key else changing
   total = 0
-  for layout, dtype in [
-    *outputs.items(),
-    *((k, x.dtype) for k, x in inputs.items()),
-  ]:
-    shape, block, _ = layouts[layout]
-    if layout in moving:
-      numbers = heads * pairs * math.prod(n or 1 for n in block)
-    else:
-      numbers = math.prod(shape)
-    total += numbers * jnp.dtype(dtype).itemsize
+  for name, x in arrays.items():
+    block = pairs * math.prod(n or 1 for n in layouts[name].block)
+    numbers = block if name in changing else math.prod(layouts[name].padded)
+    total += numbers * jnp.dtype(x.dtype).itemsize
   return pl.CostEstimate(
-    flops=2 * heads * scores * depth,
-    transcendentals=heads * scores,
-    bytes_accessed=total,
+    flops=2 * scores * depth, transcendentals=scores, bytes_accessed=total
   )

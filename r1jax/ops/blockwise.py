@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from r1jax.ops import fused, platform
+
 NEVER = -1e30  # The score of a key that a query does not see; exp gives 0.
 OUTPUT = "attention"  # The name of the outputs for `jax.checkpoint` policies.
 
@@ -65,8 +67,31 @@ def attention(
   )[0]
 
 
+def _forward(expand, block, *arguments):
+  results = platform.choose(
+    functools.partial(_plain_forward, expand, block),
+    functools.partial(fused.forward, expand),
+    *arguments,
+  )
+  results = tuple(checkpoint_name(x, OUTPUT) for x in results)
+  return results, (*arguments, *results)
+
+
+def _backward(expand, block, saved, gradients):
+  queries, stored, weights, *limits, out, lse = saved
+  d_arrays = platform.choose(
+    functools.partial(_plain_backward, expand, block),
+    functools.partial(fused.backward, expand),
+    *(queries, stored, weights, tuple(limits), (out, lse), gradients),
+  )
+  return *d_arrays, None, None, None
+
+
+attention.defvjp(_forward, _backward)
+
+
 @jax.named_scope("attention")
-def _forward(
+def _plain_forward(
   expand, block, queries, stored, weights, k_start, prefix_end, start
 ):
   pairs = _Pairs(block, k_start, prefix_end, start, stored)
@@ -104,16 +129,15 @@ def _forward(
   )
   largest, total, mixed = jax.lax.fori_loop(0, pairs.used, over_keys, carry)
   out = (mixed / total[..., None]).astype(size.dtype)
-  lse = largest + jnp.log(total)
-  out, lse = (checkpoint_name(x, OUTPUT) for x in (out, lse))
-  saved = queries, stored, weights, k_start, prefix_end, start, out, lse
-  return (out, lse), saved
+  return out, largest + jnp.log(total)
 
 
 @jax.named_scope("attention")
-def _backward(expand, block, saved, gradients):
-  queries, stored, weights, k_start, prefix_end, start, out, lse = saved
-  d_out, d_lse = gradients
+def _plain_backward(
+  expand, block, queries, stored, weights, limits, results, gradients
+):
+  k_start, prefix_end, start = limits
+  (out, lse), (d_out, d_lse) = results, gradients
   pairs = _Pairs(block, k_start, prefix_end, start, stored)
   # Softmax: d score = weight * (d weight - sum(weight * d weight) + d lse). The
   # sum over keys equals sum(out * d out) over the head size.
@@ -173,10 +197,9 @@ def _backward(expand, block, saved, gradients):
     0, pairs.used, over_keys, carry
   )
   d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
-  return d_queries.astype(queries.dtype), d_stored, d_weights, None, None, None
+  return d_queries.astype(queries.dtype), d_stored, d_weights
 
 
-attention.defvjp(_forward, _backward)
 product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
