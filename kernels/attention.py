@@ -234,10 +234,8 @@ class _Problem(NamedTuple):
 def _problem(queries, keys, values, scale, interpret) -> _Problem:
   *lead, length, size = queries.shape
   *_, total, value_size = values.shape
-  blocks = *_blocks(length), *_blocks(total)
-  return _Problem(
-    *(*lead, length, total, size, value_size, *blocks, scale, interpret)
-  )
+  sizes = *lead, length, total, size, value_size
+  return _Problem(*sizes, *_blocks(length), *_blocks(total), scale, interpret)
 
 
 def _blocks(length: int) -> tuple[int, int]:
@@ -287,7 +285,7 @@ def _schedule(p: _Problem, limits, *, by_key: bool) -> _Schedule:
   low = jnp.arange(p.key_blocks) * p.key_block  # The keys of each block.
   high = low + p.key_block
   some = first < end
-  earliest = jnp.where(some, first, p.total + p.key_block).min(-1)
+  earliest = jnp.where(some, first, high[-1]).min(-1)
   latest = jnp.where(some, end, 0).max(-1)
   # [B, blocks of queries, blocks of keys].
   meet = (earliest < high) & (latest > low) | (prefix.max(-1) > low)
@@ -467,9 +465,6 @@ def _d_keys_values_kernel(p, *refs):
   def _():
     d_k[...] = (total_k[...] * p.scale).astype(d_k.dtype)
     d_v[...] = total_v[...].astype(d_v.dtype)
-
-
-# The calls.
 
 
 class _Layout(NamedTuple):
