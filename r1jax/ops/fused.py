@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from r1jax_kernels import attention as kernel
 
+SCOPE = "attention"  # Of all that is here; see `r1jax.tools.plan`.
 EXPANDED = 2**29  # Bytes of keys and values that are expanded at once.
 
 
+@jax.named_scope(SCOPE)
 def forward(
   expand: Callable,
   queries: Float[Array, "B K G T H"],
@@ -45,6 +47,7 @@ def forward(
   return results
 
 
+@jax.named_scope(SCOPE)
 def backward(
   expand: Callable,
   queries: Float[Array, "B K G T H"],

@@ -11,6 +11,8 @@ from r1jax_kernels import attention as kernel
 from r1jax import ops
 from r1jax.tools.plan import (
   chips as plan_chips,
+)
+from r1jax.tools.plan import (
   command,  # noqa: F401  It sets the environment of libtpu.
 )
 
