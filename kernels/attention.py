@@ -18,12 +18,13 @@ meet takes no time and no memory traffic. Pairs in which every query sees every
 key skip the mask.
 
 Tiling. The matmuls of a pair of 1,024 x 1,024 take microseconds, which hides
-both the copies of the next pair's blocks and the cost of a grid step. Within a
-pair, keys are cut into CHUNKs, unrolled, so that the matmuls of one overlap the
-softmax of the other. Gradients of keys and values have keys in rows, the other
-kernels have queries in rows: the long operand of every matmul then streams
-through the MXU, and no block of scores is transposed. Numbers of a query are
-stored as rows; where queries are rows, they become columns once per block.
+both the copies of the next pair's blocks and the cost of a grid step. The
+forward kernel cuts the keys of a pair into CHUNKs, unrolled, so that the
+matmuls of one overlap the softmax of the other. Gradients of keys and values
+have keys in rows, the other kernels have queries in rows: the long operand of
+every matmul then streams through the MXU, and no block of scores is transposed.
+Numbers of a query are stored as rows; where queries are rows, they become
+columns once per block.
 
 Backward. Two kernels recompute the weights from the log-sum-exp: one sums the
 gradient of queries over keys, one those of keys and values over queries and the
@@ -46,7 +47,7 @@ from jaxtyping import Array, Float, Int
 
 NAME = "attention"  # Of the outputs, for `jax.checkpoint` policies.
 BLOCK = 1024  # Most queries, and most keys, of a block.
-CHUNK = 512  # Keys whose scores are computed at once.
+CHUNK = 512  # Keys whose scores the forward kernel computes at once.
 LANES = 128  # The width of a vector register.
 NEVER = -1e30  # The score of a key that a query does not see.
 FLOOR = -1e29  # The running maximum of a query that has seen no key yet.
@@ -321,22 +322,16 @@ class _Step(NamedTuple):
     """Decorates what only steps with a flag do."""
     return pl.when((self.flags & flag != 0) & condition)
 
-  def each_chunk(self, update: Callable) -> None:
-    """Runs `update(part, mask)` for each chunk of keys, if the blocks meet.
+  def if_they_meet(self, update: Callable) -> None:
+    """Runs `update(mask)` if some query of the pair sees some key.
 
-    `part` is the slice of the block, and `mask(scores, limits, axis)` sets
-    scores of unseen keys to NEVER. Keys lie along `axis`; `limits` holds the
-    three limits of each query.
+    `mask(scores, at, limits, axis)` sets scores of unseen keys to NEVER. Keys
+    lie along `axis`, from index `at` of the block; `limits` holds the three
+    limits of each query.
     """
-
-    def run(mask: Callable):
-      for at in range(0, self.p.key_block, CHUNK):
-        size = min(CHUNK, self.p.key_block - at)
-        first_key = self.key * self.p.key_block + at
-        update(pl.ds(at, size), functools.partial(mask, first_key))
-
-    self.when(FULL)(lambda: run(lambda first_key, scores, limits, axis: scores))
-    self.when(PARTIAL)(lambda: run(_hide))
+    self.when(FULL)(lambda: update(lambda scores, at, limits, axis: scores))
+    first_key = self.key * self.p.key_block
+    self.when(PARTIAL)(lambda: update(functools.partial(_hide, first_key)))
 
 
 def _step(p: _Problem, axis: int, refs: tuple) -> tuple[_Step, tuple]:
@@ -346,13 +341,13 @@ def _step(p: _Problem, axis: int, refs: tuple) -> tuple[_Step, tuple]:
   return _Step(p, flags[at], key[at]), others
 
 
-def _hide(first_key, scores, limits, axis: int):
+def _hide(first_key, scores, at: int, limits, axis: int):
   """Scores, NEVER where a query does not see the key."""
   if axis:
     first, end, prefix = (_repeat(limits[i], scores.shape[1]) for i in range(3))
   else:
     first, end, prefix = (limits[i : i + 1] for i in range(3))
-  key = first_key + lax.broadcasted_iota(jnp.int32, scores.shape, axis)
+  key = first_key + at + lax.broadcasted_iota(jnp.int32, scores.shape, axis)
   seen = (key >= first) & (key < end) | (key < prefix)
   return jnp.where(seen, scores, NEVER)
 
@@ -392,21 +387,23 @@ def _forward_kernel(p, *refs):
     total[...] = jnp.zeros_like(total)
     mixed[...] = jnp.zeros_like(mixed)
 
-  @step.each_chunk
-  def _(part, mask):
-    scores = mask(_scores(p, q[...], k[part]), columns, 1)
-    size = scores.shape[1]
-    old = largest[...]
-    new = jnp.maximum(old, scores.max(1, keepdims=True))
-    weights = jnp.exp2(scores - _repeat(new, size))
-    rescale = jnp.exp2(old - new)  # Earlier sums are relative to the old one.
-    largest[...] = new
-    # Each lane has a sum of its own until the last step.
-    lanes = [weights[:, i : i + LANES] for i in range(0, size, LANES)]
-    total[...] = total[...] * rescale + functools.reduce(jnp.add, lanes)
-    mixed[...] = mixed[...] * _repeat(rescale, p.value_size) + _dot(
-      weights.astype(v.dtype), v[part], (1, 0)
-    )
+  @step.if_they_meet
+  def _(mask):
+    for at in range(0, p.key_block, CHUNK):
+      size = min(CHUNK, p.key_block - at)
+      part = pl.ds(at, size)
+      scores = mask(_scores(p, q[...], k[part]), at, columns, 1)
+      old = largest[...]
+      new = jnp.maximum(old, scores.max(1, keepdims=True))
+      weights = jnp.exp2(scores - _repeat(new, size))
+      rescale = jnp.exp2(old - new)  # Earlier sums are relative to the old one.
+      largest[...] = new
+      # Each lane has a sum of its own until the last step.
+      lanes = [weights[:, i : i + LANES] for i in range(0, size, LANES)]
+      total[...] = total[...] * rescale + functools.reduce(jnp.add, lanes)
+      mixed[...] = mixed[...] * _repeat(rescale, p.value_size) + _dot(
+        weights.astype(v.dtype), v[part], (1, 0)
+      )
 
   @step.when(LAST)
   def _():
@@ -428,13 +425,13 @@ def _d_queries_kernel(p, *refs):
     _to_columns(sums, sum_columns)
     total[...] = jnp.zeros_like(total)
 
-  @step.each_chunk
-  def _(part, mask):
-    scores = mask(_scores(p, q[...], k[part]), columns, 1)
-    lse, delta = (_repeat(sum_columns[i], scores.shape[1]) for i in range(2))
-    d_weights = _dot(d_out[...], v[part], (1, 1))
+  @step.if_they_meet
+  def _(mask):
+    scores = mask(_scores(p, q[...], k[...]), 0, columns, 1)
+    lse, delta = (_repeat(sum_columns[i], p.key_block) for i in range(2))
+    d_weights = _dot(d_out[...], v[...], (1, 1))
     d_scores = jnp.exp2(scores - lse) * (d_weights - delta)
-    total[...] += _dot(d_scores.astype(k.dtype), k[part], (1, 0))
+    total[...] += _dot(d_scores.astype(k.dtype), k[...], (1, 0))
 
   @step.when(LAST)
   def _():
@@ -451,15 +448,15 @@ def _d_keys_values_kernel(p, *refs):
     total_k[...] = jnp.zeros_like(total_k)
     total_v[...] = jnp.zeros_like(total_v)
 
-  @step.each_chunk
-  def _(part, mask):
-    scores = mask(_scores(p, k[part], q[...]), limits, 0)
+  @step.if_they_meet
+  def _(mask):
+    scores = mask(_scores(p, k[...], q[...]), 0, limits, 0)
     lse, delta = sums[:1], sums[1:]
     weights = jnp.exp2(scores - lse)
-    total_v[part] += _dot(weights.astype(v.dtype), d_out[...], (1, 0))
-    d_weights = _dot(v[part], d_out[...], (1, 1))
+    total_v[...] += _dot(weights.astype(v.dtype), d_out[...], (1, 0))
+    d_weights = _dot(v[...], d_out[...], (1, 1))
     d_scores = weights * (d_weights - delta)
-    total_k[part] += _dot(d_scores.astype(q.dtype), q[...], (1, 0))
+    total_k[...] += _dot(d_scores.astype(q.dtype), q[...], (1, 0))
 
   @step.when(LAST, member == p.group - 1)
   def _():
