@@ -9,13 +9,11 @@ that parts of the keys can be attended to apart and merged. Products take the
 dtype of the arguments, in full precision if that is float32; sums, softmax
 and log-sum-exp are float32. Results are deterministic.
 
-Schedule. Queries and keys are cut into blocks. The keys that a block of queries
-sees form two intervals, from the smallest k_start to its last query and from 0
-to the largest prefix_end, so a few integers per block decide which pairs of
-blocks meet. XLA lists these pairs before the kernel starts, the list goes to
-scalar memory, and the grid has one step for each of them: a pair that does not
-meet takes no time and no memory traffic. Pairs in which every query sees every
-key skip the mask.
+Schedule. Queries and keys are cut into blocks. The integers of a query tell
+which blocks of keys it meets. XLA lists the pairs of blocks that meet before
+the kernel starts, the list goes to scalar memory, and the grid has one step for
+each pair: one in which no query sees a key takes no time and no memory traffic.
+Pairs in which every query sees every key skip the mask.
 
 Tiling. The matmuls of a pair of 1,024 x 1,024 take microseconds, which hides
 both the copies of the next pair's blocks and the cost of a grid step. The
@@ -283,15 +281,12 @@ def _schedule(p: _Problem, limits, *, by_key: bool) -> _Schedule:
   """The pairs of blocks that meet, found from the limits of their queries."""
   blocks = limits.reshape(p.batch, 3, p.query_blocks, 1, p.query_block)
   first, end, prefix = (blocks[:, i] for i in range(3))
-  low = jnp.arange(p.key_blocks) * p.key_block  # The keys of each block.
+  low = jnp.arange(p.key_blocks)[:, None] * p.key_block
   high = low + p.key_block
-  some = first < end
-  earliest = jnp.where(some, first, high[-1]).min(-1)
-  latest = jnp.where(some, end, 0).max(-1)
-  # [B, blocks of queries, blocks of keys].
-  meet = (earliest < high) & (latest > low) | (prefix.max(-1) > low)
-  full = (first.max(-1) <= low) & (end.min(-1) >= high)
-  full |= prefix.min(-1) >= high
+  # [B, blocks of queries, blocks of keys], from the queries of each block.
+  own = jnp.maximum(first, low) < jnp.minimum(end, high)
+  meet = (own | (prefix > low)).any(-1)
+  full = ((first <= low) & (end >= high) | (prefix >= high)).all(-1)
   axis = 1 if by_key else 2
   place = lax.broadcasted_iota(jnp.int32, meet.shape, axis)
   steps = meet | (~meet.any(axis, keepdims=True) & (place == 0))

@@ -247,11 +247,12 @@ def test_parts_of_the_keys_merge_by_their_log_sum_exp():
   close(sum(w * out for w, out in zip(weights, outs)), whole)
 
 
-def blocks_that_meet(seen, block):
-  """The pairs of blocks in which a query sees a key, from the whole mask."""
+def in_blocks(seen, block):
+  """A mask [B, T, S] as [B, blocks, blocks, block x block]."""
   B, T, S = seen.shape
   seen = np.pad(seen, ((0, 0), (0, -T % block), (0, -S % block)))
-  return seen.reshape(B, -(-T // block), block, -1, block).any((2, 4))
+  seen = seen.reshape(B, -(-T // block), block, -1, block).swapaxes(2, 3)
+  return seen.reshape(*seen.shape[:3], -1)
 
 
 @pytest.mark.parametrize("limits", LIMITS)
@@ -266,11 +267,14 @@ def test_a_step_is_a_pair_of_blocks_that_meet(limits):
     limits = kernel._limits(p, *limits, 0)
     return [kernel._schedule(p, limits, by_key=x) for x in (False, True)]
 
-  meet = blocks_that_meet(mask(T, T, k_start, prefix_end), p.query_block)
+  seen = in_blocks(mask(T, T, k_start, prefix_end), p.query_block)
   for schedule in schedules(k_start, prefix_end):
     count = int(schedule.count)
-    steps = zip(*(np.asarray(x)[:count] for x in schedule[:3]))
-    assert sorted(steps) == list(zip(*np.nonzero(meet)))
+    *steps, flags = (np.asarray(x)[:count] for x in schedule[:4])
+    assert sorted(zip(*steps)) == list(zip(*np.nonzero(seen.any(-1))))
+    full = seen.all(-1)[tuple(steps)]
+    expected = np.where(full, kernel.FULL, kernel.PARTIAL)
+    assert (flags & (kernel.FULL | kernel.PARTIAL) == expected).all()
 
 
 def test_costs_count_the_blocks_up_to_the_diagonal():
