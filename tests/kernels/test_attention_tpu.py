@@ -9,6 +9,8 @@ import pytest
 from r1jax_kernels import attention as kernel
 
 from r1jax import ops
+from r1jax.parallel import context, sharding
+from r1jax.parallel.mesh import make_mesh
 from r1jax.tools.plan import (
   chips as plan_chips,
 )
@@ -129,3 +131,33 @@ def test_long_rows_of_latents_use_the_kernels_for_a_few_heads_at_a_time():
     limits,
   )
   assert sorted(kernels(program)) == sorted(NAMES)
+
+
+def test_rows_split_over_a_mesh_use_the_kernels_on_each_device():
+  """Half of the queries, all of the keys, and half of the heads."""
+  devices = plan_chips.devices(plan_chips.topology("v5p:2x2x1"))
+  mesh = make_mesh(data=1, context=2, tensor=2, devices=devices)
+
+  def array(names, *shape, dtype=jnp.bfloat16):
+    split = jax.NamedSharding(mesh, sharding.spec(names, shape, mesh))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=split)
+
+  limits = array(("rows", "tokens"), 2, 4096, dtype=jnp.int32)
+  arrays = (
+    array(("rows", "tokens", "heads", None), 2, 4096, 8, 192),
+    array(("rows", "tokens", None), 2, 4096, 576),
+    array((None, "heads", None), 512, 8, 256),
+  )
+
+  def op(*arrays, **options):
+    return context.latent_attention(*arrays, **options), jnp.zeros(())
+
+  with jax.set_mesh(mesh):
+    lowered = jax.jit(functools.partial(gradient, op)).lower(
+      *arrays, limits, limits
+    )
+    program = lowered.compile()
+  found = kernels(program)
+  assert sorted(found) == sorted(NAMES)
+  # Two rows, four heads, two blocks of queries: the last sees four of keys.
+  assert found[NAMES[0]][0] == 2 * 2 * 4 * (3 + 4) * 1024**2 * (192 + 128)
