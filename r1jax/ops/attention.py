@@ -5,7 +5,15 @@ s < prefix_end[t] <= t. These two integers per query describe both independent
 texts in one row and completions that share a prompt.
 
 Rows of up to NAIVE tokens use `unrolled`, which computes all scores of a block
-of queries at once. Longer rows use `blockwise`, whose memory is linear in T.
+of queries at once. The memory of longer rows is linear in T. Their
+implementation, `impl`, is one of:
+
+  "pallas"     the TPU kernel in `kernels/attention.py`
+  "interpret"  the same kernel, interpreted on a CPU
+  "xla"        `blockwise`, in plain JAX
+  None         "pallas" on TPUs, "xla" elsewhere
+
+Short rows use the kernel only if `impl` names it.
 """
 
 import functools
@@ -36,6 +44,7 @@ def packed_attention(
   k_start: Int[Array, "B T"],
   prefix_end: Int[Array, "B T"],
   start: int | Int[Array, ""] | None = None,
+  impl: str | None = None,
 ) -> Output:
   """Attention within packed rows, and the log-sum-exp of its scores in float32.
 
@@ -50,8 +59,9 @@ def packed_attention(
     prefix_end: end of the shared prefix that a query also sees; 0 for none.
     start: index, among the S tokens, of the first query. It is given when a
       device holds only part of each row's queries; None if T = S.
+    impl: the implementation; see above.
   """
-  if start is None and queries.shape[1] <= NAIVE:
+  if _is_short(queries, start, impl):
     return _unrolled(queries, keys, values, scale, k_start, prefix_end)
   return _blockwise(
     _stored_keys_values,
@@ -62,6 +72,7 @@ def packed_attention(
     k_start=k_start,
     prefix_end=prefix_end,
     start=0 if start is None else start,
+    impl=impl,
   )
 
 
@@ -74,6 +85,7 @@ def latent_attention(
   k_start: Int[Array, "B T"],
   prefix_end: Int[Array, "B T"],
   start: int | Int[Array, ""] | None = None,
+  impl: str | None = None,
 ) -> tuple[Float[Array, "B T N Hv"], Float[Array, "B T N"]]:
   """Multi-head latent attention, MLA, in packed rows (arXiv:2405.04434, 2.1).
 
@@ -90,12 +102,13 @@ def latent_attention(
     k_start: see `packed_attention`.
     prefix_end: see `packed_attention`.
     start: see `packed_attention`.
+    impl: the implementation; see above.
   """
   rank = kv_up.shape[0]
   nope_size = queries.shape[-1] - (latents.shape[-1] - rank)
   expand = functools.partial(latent_keys_values, nope_size)
   queries = queries[:, :, :, None]
-  if start is None and queries.shape[1] <= NAIVE:
+  if _is_short(queries, start, impl):
     keys, values = expand(kv_up, latents)
     out, lse = _unrolled(queries, keys, values, scale, k_start, prefix_end)
   else:
@@ -108,6 +121,7 @@ def latent_attention(
       k_start=k_start,
       prefix_end=prefix_end,
       start=0 if start is None else start,
+      impl=impl,
     )
   return out[:, :, :, 0], lse[..., 0]
 
@@ -124,6 +138,11 @@ def latent_keys_values(
   shape = (*keys.shape[:3], rotated_key.shape[-1])
   rotated_key = jnp.broadcast_to(rotated_key[:, :, None], shape)
   return jnp.concatenate([keys, rotated_key], axis=-1), values
+
+
+def _is_short(queries, start, impl: str | None) -> bool:
+  """Whether rows are whole and short, so that `unrolled` attends in them."""
+  return start is None and queries.shape[1] <= NAIVE and impl in (None, "xla")
 
 
 def _stored_keys_values(weights, stored):
@@ -153,6 +172,7 @@ def _blockwise(
   k_start: Int[Array, "B T"],
   prefix_end: Int[Array, "B T"],
   start: int | Int[Array, ""],
+  impl: str | None,
 ) -> Output:
   """Attention to the keys and values [B, S, K, H] of `expand(weights, stored)`.
 
@@ -173,6 +193,7 @@ def _blockwise(
   out, lse = blockwise.attention(
     heads_first,
     block,
+    impl,
     queries,
     stored,
     weights,

@@ -36,10 +36,11 @@ def visible(
   return same_text | (key < prefix_end[..., None])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def attention(
   expand: Callable,
   block: int,
+  impl: str | None,
   queries: Float[Array, "B K G T H"],
   stored: Any,
   weights: Any,
@@ -53,6 +54,7 @@ def attention(
     expand: `expand(weights, stored)` returns keys [B, K, s, H] and values
       [B, K, s, Hv] for s stored tokens.
     block: queries and keys per block; divides both T and S.
+    impl: see `r1jax.ops.attention`.
     queries: already scaled.
     stored: a tree of arrays [B, S, ...].
     weights: a tree of arrays.
@@ -60,13 +62,49 @@ def attention(
     prefix_end: end of the prefix that a query also sees, at most its own index.
     start: index, among the S tokens, of the first query.
   """
-  return _forward(
-    expand, block, queries, stored, weights, k_start, prefix_end, start
-  )[0]
+  arguments = queries, stored, weights, k_start, prefix_end, start
+  return _forward(expand, block, impl, *arguments)[0]
+
+
+def _forward(expand, block, impl, *arguments):
+  plain = functools.partial(_plain_forward, expand, block)
+  results = _run(impl, plain, "forward", expand, *arguments)
+  results = tuple(checkpoint_name(x, OUTPUT) for x in results)
+  return results, (*arguments, *results)
+
+
+def _backward(expand, block, impl, saved, gradients):
+  queries, stored, weights, *limits, out, lse = saved
+  arguments = queries, stored, weights, tuple(limits), (out, lse), gradients
+  plain = functools.partial(_plain_backward, expand, block)
+  d_arrays = _run(impl, plain, "backward", expand, *arguments)
+  return *d_arrays, None, None, None
+
+
+attention.defvjp(_forward, _backward)
+
+
+def _run(impl: str | None, plain: Callable, name: str, expand, *arguments):
+  """The result of `plain` or of the kernel's `name`, whichever `impl` says.
+
+  The choice is made within the rules for the gradient, as the gradient of a
+  choice would save what either side needs.
+  """
+  # Pallas takes a third of a second to import, and short rows need none.
+  from r1jax.ops import fused
+
+  kernel = functools.partial(getattr(fused, name), expand)
+  interpreted = functools.partial(kernel, interpret=True)
+  by_name = {"pallas": kernel, "interpret": interpreted, "xla": plain}
+  if impl is None:
+    return jax.lax.platform_dependent(*arguments, tpu=kernel, default=plain)
+  if impl not in by_name:
+    raise ValueError(f"impl {impl!r} is none of {', '.join(by_name)}")
+  return by_name[impl](*arguments)
 
 
 @jax.named_scope("attention")
-def _forward(
+def _plain_forward(
   expand, block, queries, stored, weights, k_start, prefix_end, start
 ):
   pairs = _Pairs(block, k_start, prefix_end, start, stored)
@@ -104,16 +142,15 @@ def _forward(
   )
   largest, total, mixed = jax.lax.fori_loop(0, pairs.used, over_keys, carry)
   out = (mixed / total[..., None]).astype(size.dtype)
-  lse = largest + jnp.log(total)
-  out, lse = (checkpoint_name(x, OUTPUT) for x in (out, lse))
-  saved = queries, stored, weights, k_start, prefix_end, start, out, lse
-  return (out, lse), saved
+  return out, largest + jnp.log(total)
 
 
 @jax.named_scope("attention")
-def _backward(expand, block, saved, gradients):
-  queries, stored, weights, k_start, prefix_end, start, out, lse = saved
-  d_out, d_lse = gradients
+def _plain_backward(
+  expand, block, queries, stored, weights, limits, results, gradients
+):
+  k_start, prefix_end, start = limits
+  (out, lse), (d_out, d_lse) = results, gradients
   pairs = _Pairs(block, k_start, prefix_end, start, stored)
   # Softmax: d score = weight * (d weight - sum(weight * d weight) + d lse). The
   # sum over keys equals sum(out * d out) over the head size.
@@ -173,10 +210,9 @@ def _backward(expand, block, saved, gradients):
     0, pairs.used, over_keys, carry
   )
   d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
-  return d_queries.astype(queries.dtype), d_stored, d_weights, None, None, None
+  return d_queries.astype(queries.dtype), d_stored, d_weights
 
 
-attention.defvjp(_forward, _backward)
 product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1jax import ops
+from r1jax.ops import fused
 
 RNG = np.random.default_rng(0)
 
@@ -28,12 +29,14 @@ RNG = np.random.default_rng(0)
     (1, 8, [[*range(8)]], [[0] * 8]),
   ],
 )
-@pytest.mark.parametrize("block", [128, 5, "blockwise"])
+@pytest.mark.parametrize("block", [128, 5, "blockwise", "kernel"])
 def test_attention_sees_its_text_and_the_shared_prefix(
   monkeypatch, block, rows, width, k_start, prefix_end
 ):
-  start = None
-  if block == "blockwise":
+  start = impl = None
+  if block == "kernel":
+    impl = "interpret"
+  elif block == "blockwise":
     monkeypatch.setattr(ops.attention, "LONG_BLOCK", 4)
     start = 0
   else:
@@ -46,6 +49,7 @@ def test_attention_sees_its_text_and_the_shared_prefix(
     k_start=jnp.asarray(k_start),
     prefix_end=jnp.asarray(prefix_end),
     start=start,
+    impl=impl,
   )
   for b, t, k, g in np.ndindex(rows, width, 2, 3):
     seen = [
@@ -131,6 +135,15 @@ def test_memory_of_blockwise_attention_is_linear_in_its_tokens():
   assert large < 32 * 2**30
 
 
+def test_an_unknown_implementation_is_refused():
+  x, slots = jnp.zeros((1, 4, 1, 3)), jnp.zeros((1, 4), jnp.int32)
+  limits = dict(k_start=slots, prefix_end=slots)
+  with pytest.raises(ValueError, match="'cuda' is none of pallas, interpret"):
+    ops.packed_attention(
+      x[..., None, :], x, x, scale=1.0, impl="cuda", **limits
+    )
+
+
 def test_a_token_that_sees_only_itself_returns_its_value():
   x = jnp.asarray(RNG.normal(size=(1, 4, 1, 3)), jnp.float32)
   slots = jnp.arange(4)[None]
@@ -145,12 +158,18 @@ def test_a_token_that_sees_only_itself_returns_its_value():
   np.testing.assert_allclose(got[:, :, :, 0], x, rtol=1e-6)
 
 
-@pytest.mark.parametrize("start", [None, 0])
+@pytest.mark.parametrize(
+  "start, impl", [(None, None), (0, None), (0, "interpret")]
+)
 def test_latent_attention_equals_attention_to_expanded_keys_and_values(
-  monkeypatch, start
+  monkeypatch, start, impl
 ):
-  """Forward and gradient, by `unrolled` and by `blockwise`."""
+  """Forward and gradient, by `unrolled`, `blockwise` and the kernel.
+
+  The kernel gets the keys and values of one head at a time.
+  """
   monkeypatch.setattr(ops.attention, "LONG_BLOCK", 4)
+  monkeypatch.setattr(fused, "EXPANDED", 1)
   draw = lambda *s: jnp.asarray(RNG.normal(size=s), jnp.float32)
   queries, latents, kv_up = draw(2, 9, 3, 8), draw(2, 9, 9), draw(6, 3, 11)
   options = dict(
@@ -168,7 +187,9 @@ def test_latent_attention_equals_attention_to_expanded_keys_and_values(
     )
     return out[:, :, :, 0], lse[..., 0]
 
-  op = functools.partial(ops.latent_attention, start=start, **options)
+  op = functools.partial(
+    ops.latent_attention, start=start, impl=impl, **options
+  )
   results, pulls = zip(
     *(jax.vjp(f, queries, latents, kv_up) for f in (op, reference))
   )
