@@ -20,6 +20,7 @@ import jax
 from r1jax import data, rewards
 from r1jax.runtime import checkpoint, interrupt
 from r1jax.tools import train
+from r1jax.training import round_numbers
 from r1jax.training.log import RunLog
 from r1jax.types import Example
 
@@ -60,6 +61,7 @@ def deadly(act, moment=None):
   return perform
 
 met = []
+round_numbers.REFLECTION = ("a", "b")  # Words that the toy says.
 RunLog.phase = deadly(RunLog.phase)
 checkpoint.save = deadly(checkpoint.save, "saving")
 data.DATASETS["letters"] = letters
