@@ -110,11 +110,11 @@ def make_mesh(
 
 def _slices(devices: Sequence[Any], count: int | None) -> list[list[Any]]:
   """The devices of each of `count` slices; see `make_mesh`."""
-  # The "slice" of a GPU is its host, and CPUs only know their process.
-  tpus = devices[0].platform != "gpu" and hasattr(devices[0], "slice_index")
+  # For other devices than TPUs, `slice_index` is the machine, if it exists.
+  tpus = devices[0].platform == "tpu"
   parts: dict[int, list[Any]] = {}
   for device in devices:
-    part = getattr(device, "slice_index", device.process_index)
+    part = getattr(device, "slice_index", 0) if tpus else device.process_index
     parts.setdefault(part, []).append(device)
   if count is None:
     count = len(parts) if tpus else 1

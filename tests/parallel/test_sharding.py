@@ -93,13 +93,18 @@ def test_sizes_that_do_not_fit_the_devices_are_refused(sizes, message):
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """As much of a TPU as the order of devices depends on."""
+  """As much of a device as the order of devices depends on."""
 
   id: int
   slice_index: int
   process_index: int = 0
-  platform: str = "cpu"
-  device_kind: str = "cpu"
+  platform: str = "tpu"
+  device_kind: str = "TPU v5"
+  core_on_chip: int = 0
+
+  @property
+  def coords(self):
+    return self.id % 2, self.id // 2 % 4, 0
 
 
 def test_only_the_data_axis_crosses_slices():
@@ -122,7 +127,7 @@ def test_only_the_data_axis_crosses_slices():
 
 
 def test_any_axis_crosses_hosts_of_gpus():
-  gpus = [Chip(i, i // 8, i // 8, "gpu") for i in range(16)]
+  gpus = [Chip(i, i // 8, i // 8, "gpu", "H200") for i in range(16)]
   mesh = make_mesh(fsdp=16, devices=gpus)
   assert mesh.devices.ravel().tolist() == gpus
   mesh = make_mesh(fsdp=8, num_slices=2, devices=gpus)
@@ -131,18 +136,9 @@ def test_any_axis_crosses_hosts_of_gpus():
   assert reshape_mesh(make_mesh(fsdp=16, devices=gpus), tensor=16).size == 16
 
 
-@dataclasses.dataclass(frozen=True)
-class Core:
-  """As much of a CPU."""
-
-  id: int
-  process_index: int
-  platform: str = "cpu"
-  device_kind: str = "cpu"
-
-
 def test_a_slice_of_other_devices_is_several_hosts_that_follow_each_other():
-  cores = [Core(i, i // 2) for i in range(16)]
+  """Whatever machines they are on."""
+  cores = [Chip(i, i // 4 % 3, i // 2, "cpu", "cpu") for i in range(16)]
   mesh = make_mesh(fsdp=2, tensor=2, num_slices=2, devices=cores[::-1])
   hosts = np.vectorize(lambda core: core.process_index)(mesh.devices)
   assert mesh.shape["data"] == 4
