@@ -20,11 +20,12 @@ import numpy as np
 import pytest
 from trees import assert_same
 
-from r1jax import hf
+from r1jax import data, hf
 from r1jax.rollouts import records
 from r1jax.runtime import checkpoint
+from r1jax.types import Example
 
-pytestmark = [pytest.mark.cluster, pytest.mark.soak]
+pytestmark = pytest.mark.cluster
 
 BASE = job.ROOT / "r1jax" / "base"
 CONFIG = """
@@ -172,6 +173,7 @@ def writers(workdir, round):
   return [file.name.partition(".")[0][6:] for file in files]
 
 
+@pytest.mark.soak
 def test_r1_zero_on_eight_hosts_goes_on_on_four(start, python, tmp_path):
   run, straight, branch = (tmp_path / name for name in ("run", "one", "branch"))
   # A host of eight is lost in the third round, and takes the others down.
@@ -223,3 +225,36 @@ def test_r1_zero_on_eight_hosts_goes_on_on_four(start, python, tmp_path):
   assert_same(exported, trained)
   moved = np.abs(trained["embed"] - hf.load(BASE)[1]["embed"]).max()
   assert moved > 1e-5
+
+
+def test_a_toy_on_four_hosts_goes_on_on_two(base, tmp_path):
+  """As above, with two devices in each host, and in seconds."""
+  run, branch = tmp_path / "run", tmp_path / "branch"
+  command = [*job.write(tmp_path / "job", base), "--config.num_steps=3"]
+  env = {
+    "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+    "JAX_SHARE_BINARY_BETWEEN_HOSTS": "true",
+  }
+
+  def do(processes, devices, workdir, *changes, **more):
+    flags = [f"--config.{change}" for change in changes]
+    flags.append(f"--workdir={workdir}")
+    return finish(
+      job.start([*command, *flags], processes, devices, **env | more)
+    )
+
+  # Host 1 grades the third of the four problems of a round.
+  letters = [Example("", "", "", str(i)) for i in range(40)]
+  problem = data.draw(letters, 4, seed=3, step=2)[2].id
+  fail = dict(FAIL=f"kill:1:{problem}", DIED=str(tmp_path / "died"))
+  meshes = ("mesh.data=2", "mesh.expert=2", "mesh.context=2")
+  slices = ("mesh.num_slices=2", "rollout_mesh.expert=2")
+  ended = do(4, 2, run, *meshes, *slices, **fail)
+  codes = [code for code, _, _ in ended]
+  assert codes == [1, -signal.SIGKILL, 1, 1], ended[0][2]
+  assert checkpoint.latest_step(run) == 2
+  shutil.copytree(run, branch)
+  job.succeeded(do(2, 2, run, "mesh.fsdp=2", "mesh.expert=2"))
+  job.succeeded(do(1, 1, branch))
+  assert_close(round_of(run, 3), round_of(branch, 3))
