@@ -120,7 +120,6 @@ def start(tmp_path_factory):
   env = {
     name: os.environ.get(name) or str(folder / "xla"),
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-    "JAX_SHARE_BINARY_BETWEEN_HOSTS": "true",  # One of them compiles.
   }
   started = []
 
@@ -234,7 +233,6 @@ def test_a_toy_on_four_hosts_goes_on_on_two(base, tmp_path):
   env = {
     "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-    "JAX_SHARE_BINARY_BETWEEN_HOSTS": "true",
   }
 
   def do(processes, devices, workdir, *changes, **more):
@@ -252,7 +250,7 @@ def test_a_toy_on_four_hosts_goes_on_on_two(base, tmp_path):
   slices = ("mesh.num_slices=2", "rollout_mesh.expert=2")
   ended = do(4, 2, run, *meshes, *slices, **fail)
   codes = [code for code, _, _ in ended]
-  assert codes == [1, -signal.SIGKILL, 1, 1], ended[0][2]
+  assert codes == [1, -signal.SIGKILL, 1, 1], ended
   assert checkpoint.latest_step(run) == 2
   shutil.copytree(run, branch)
   job.succeeded(do(2, 2, run, "mesh.fsdp=2", "mesh.expert=2"))
