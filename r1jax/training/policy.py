@@ -102,9 +102,11 @@ def add_logprobs(
     scorers["old_logprobs"] = state.train.params
   if state.reference is not None:  # Copied once for all microbatches.
     scorers["reference_logprobs"] = offload.to_device(state.reference)
-  add = lambda batch: batch.replace(
-    **{name: score(params, batch) for name, params in scorers.items()}
-  )
+
+  def add(batch):
+    found = {name: score(params, batch) for name, params in scorers.items()}
+    return batch.replace(**jax.block_until_ready(found))
+
   return [[*map(add, batches)] for batches in updates]
 
 

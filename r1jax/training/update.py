@@ -30,6 +30,8 @@ def init_state(
 class Update(NamedTuple):
   """One optimizer step, as its jitted parts; see `make_update`."""
 
+  # zeros(params) -> gradients to add to.
+  zeros: Callable
   # add(params, gradients, batch) -> (gradients, metrics) of one microbatch. It
   # donates the gradients that it adds to.
   add: Callable
@@ -42,11 +44,13 @@ class Update(NamedTuple):
     self, state: TrainState, batches: Iterable[Batch]
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     """The state after one step on the microbatches, and its metrics."""
-    gradients = jax.tree.map(jnp.zeros_like, state.params)
-    total = None
+    gradients, total = self.zeros(state.params), None
     for batch in batches:
       gradients, metrics = self.add(state.params, gradients, batch)
-      total = metrics if total is None else self.combine(total, metrics)
+      before, total = total, self.combine(total, metrics) if total else metrics
+      # At most two microbatches are under way. A CPU of several devices stands
+      # still for ever behind some thirty programs that reduce (JAX 0.10.2).
+      jax.block_until_ready(before)
     return self.apply(state, gradients, total)
 
 
@@ -81,6 +85,10 @@ def make_update(
   """
   constrain = functools.partial(sharding.tree_shard_constraint, axes=axes)
   value_and_grad = jax.value_and_grad(loss, has_aux=True)
+
+  @jax.jit
+  def zeros(params: Params):
+    return constrain(jax.tree.map(jnp.zeros_like, params))
 
   @functools.partial(jax.jit, donate_argnames="gradients")
   def add(params: Params, gradients: Params, batch: Batch):
@@ -124,7 +132,7 @@ def make_update(
       "optim/idle": idle.astype(jnp.float32),
     }
 
-  return Update(add, combine, apply)
+  return Update(zeros, add, combine, apply)
 
 
 def _reduction(name: str) -> Callable:

@@ -101,3 +101,42 @@ def test_any_number_of_devices_gives_the_same_update(toy_model, recipe):
       other,
       one,
     )
+
+
+MANY = """
+import types
+
+import flax
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from r1jax.parallel.mesh import make_mesh
+from r1jax.training import policy
+
+
+@flax.struct.dataclass
+class Microbatch:
+  x: jax.Array
+  old_logprobs: jax.Array | None = None
+
+
+place = lambda x, *axes: jax.device_put(
+  x, NamedSharding(make_mesh(data=2), PartitionSpec(*axes))
+)
+score = jax.jit(lambda w, batch: w * (batch.x @ batch.x.T).sum())
+state = types.SimpleNamespace(
+  train=types.SimpleNamespace(params=place(jnp.ones(()))), reference=None
+)
+batches = [Microbatch(place(jnp.ones((512, 512)), "data"))] * 100
+for _ in range(3):
+  ((last, *_),) = policy.add_logprobs(score, [batches], state, old="trainer")
+print(float(last.old_logprobs))
+"""
+
+
+@pytest.mark.slow
+def test_two_cores_score_any_number_of_microbatches(python):
+  """Dispatched all at once, they would wait for each other for ever."""
+  done = python("-c", MANY, env=dict(JAX_NUM_CPU_DEVICES="2", NPROC="2"))
+  assert float(done.stdout) == 512.0**3, done.stderr
