@@ -61,7 +61,7 @@ def deadly(act, moment=None):
   return perform
 
 met = []
-round_numbers.REFLECTION = ("a", "b")  # Words that the toy says.
+round_numbers.REFLECTION = ("think", "answer")  # The toy says them.
 RunLog.phase = deadly(RunLog.phase)
 checkpoint.save = deadly(checkpoint.save, "saving")
 data.DATASETS["letters"] = letters

@@ -77,7 +77,7 @@ def test_two_processes_replay_what_each_of_two_has_written(
     )
     moved = {name for name in one if one[name] != same[name]}
     assert moved <= {"gen/idle_frac"}  # It is not in a record.
-    assert one["reflection/a"] > 0
+    assert one["reflection/think"] > 0
 
 
 def test_four_processes_are_one_but_for_rounding(run, tmp_path):
