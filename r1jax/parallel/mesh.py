@@ -5,6 +5,7 @@ Modules name the dimensions of their arrays with logical axes ("rows", "heads").
 computed from it.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -56,10 +57,10 @@ def make_mesh(
     expert: parts into which rows and the experts of a layer are split.
     context: parts into which the tokens of each row are split.
     tensor: parts into which heads, hidden units and vocabulary are split.
-    num_slices: TPU slices of the job, or hosts of other devices, that a slower
-      network (DCN) connects. Only the `data` axis extends over several slices.
-      None means all slices of TPUs, and 1 for other devices: any axis may
-      extend over hosts of GPUs.
+    num_slices: TPU slices of the job that a slower network (DCN) connects. Only
+      the `data` axis extends over several slices. For other devices, a slice is
+      as many consecutive hosts as there are for each. None means all slices of
+      TPUs, and 1 for other devices: any axis may extend over hosts of GPUs.
     devices: the available devices; None means those of the job.
 
   Raises ValueError if the sizes do not fit the devices, or if a host of a
@@ -93,47 +94,40 @@ def make_mesh(
       f"mesh.data is {data}: a mesh of {shown} takes {count} devices, but the "
       f"hosts have {len(devices)}; a job of several hosts must use all of them"
     )
-  if num_slices is None:
-    num_slices = _count_slices(devices)
-  if num_slices < 1 or sizes["data"] % num_slices:
+  slices = _slices(devices[:count], num_slices)
+  if sizes["data"] % len(slices):
     raise ValueError(
-      f"mesh.num_slices {num_slices} does not divide mesh.data "
+      f"mesh.num_slices {len(slices)} does not divide mesh.data "
       f"{sizes['data']}, the only axis between slices"
     )
-  grid = _arrange(tuple(sizes.values()), num_slices, devices[:count])
-  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  shape = (sizes["data"] // len(slices), fsdp, expert, context, tensor)
+  grids = [  # In an order that suits the network of a slice.
+    mesh_utils.create_device_mesh(shape, each, allow_split_physical_axes=True)
+    for each in slices
+  ]
+  return Mesh(np.concatenate(grids), AXES, axis_types=(AxisType.Auto,) * 5)
 
 
-def _count_slices(devices: Sequence[Any]) -> int:
-  """The number of TPU slices; 1 for other devices."""
-  if devices[0].platform == "gpu":  # Their index is that of a host.
-    return 1
-  return len({getattr(device, "slice_index", 0) for device in devices})
-
-
-def _arrange(shape, num_slices, devices) -> np.ndarray:
-  """The devices [*shape], in an order that suits their network."""
-  by_host = num_slices > 1 and not hasattr(devices[0], "slice_index")
-  count = _count_slices(devices)
-  if num_slices > 1:
-    attribute = "process_index" if by_host else "slice_index"
-    count = len({getattr(device, attribute) for device in devices})
-  if count != num_slices:
+def _slices(devices: Sequence[Any], count: int | None) -> list[list[Any]]:
+  """The devices of each of `count` slices; see `make_mesh`."""
+  # For other devices than TPUs, `slice_index` is the machine, if it exists.
+  tpus = devices[0].platform == "tpu"
+  parts: dict[int, list[Any]] = {}
+  for device in devices:
+    part = getattr(device, "slice_index", 0) if tpus else device.process_index
+    parts.setdefault(part, []).append(device)
+  if count is None:
+    count = len(parts) if tpus else 1
+  if count < 1 or len(parts) % count or (tpus and count != len(parts)):
     raise ValueError(
-      f"mesh.num_slices is {num_slices}, but the devices of the mesh belong to "
-      f"{count} {'hosts' if by_host else 'slices'}"
+      f"mesh.num_slices is {count}, but the devices of the mesh belong to "
+      f"{len(parts)} {'slices' if tpus else 'hosts'}"
     )
-  if num_slices == 1:
-    return mesh_utils.create_device_mesh(
-      shape, devices, allow_split_physical_axes=True
-    )
-  return mesh_utils.create_hybrid_device_mesh(
-    (shape[0] // num_slices, *shape[1:]),
-    (num_slices, *[1] * (len(shape) - 1)),
-    devices,
-    process_is_granule=by_host,
-    allow_split_physical_axes=True,
-  )
+  ordered, size = [parts[part] for part in sorted(parts)], len(parts) // count
+  return [
+    [*itertools.chain(*ordered[first : first + size])]
+    for first in range(0, len(parts), size)
+  ]
 
 
 def reshape_mesh(
@@ -152,8 +146,7 @@ def reshape_mesh(
   """
   sizes = dict(zip(AXES, (data, fsdp, expert, context, tensor), strict=True))
   devices = [*mesh.devices.flat]
-  slices = len({getattr(device, "slice_index", 0) for device in devices})
-  new = make_mesh(devices=devices, num_slices=slices, **sizes)
+  new = make_mesh(devices=devices, **sizes)
   if new.size != mesh.size:
     raise ValueError(
       f"the new mesh has {new.size} devices, but the mesh it reshapes has "

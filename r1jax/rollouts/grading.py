@@ -126,7 +126,7 @@ class GroupGrader:
         )
 
   def texts(
-    self, rollout: Rollout, *, read_all: bool
+    self, rollout: Rollout, *, read_all: bool = False
   ) -> tuple[list[Example], list[Completion | None]]:
     """Examples and completions, group after group.
 

@@ -1,6 +1,10 @@
 """Rounds as files: what was sampled, what it was worth, and how to replay it.
 
     WORKDIR/rollouts/000003.jsonl.gz    round 3, one line per completion
+    WORKDIR/rollouts/000003-00001-of-00008.jsonl.gz    those of process 1 of 8
+
+Each process of a job writes the completions that it has read and graded. They
+are whole groups, in the order of the round; `load` puts the files together.
 
 A line holds `round`, `step` (of the policy that sampled), `row` [prompt,
 completion], `shape` [P, G, Tp, Tc] of the round; `id`, `domain`, `prompt`,
@@ -23,7 +27,8 @@ import gzip
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +45,8 @@ from r1jax.types import (
   within_lengths,
 )
 
+# The files of a round, after its number; "-00001-of-00008" is process 1 of 8.
+NAME = re.compile(r"\d+(?:-(\d+)-of-(\d+))?\.jsonl(?:\.gz)?")
 FINISH = {"stop": FINISH_STOP, "length": FINISH_LENGTH}
 
 
@@ -62,13 +69,16 @@ def dump(
   step: int,
   rollout: Rollout,
   examples: Sequence[Example],
-  written: Sequence[Completion],
+  written: Sequence[Completion | None],
   scores: Scores,
   advantages: np.ndarray,
   facts: Mapping[str, Any] = {},
   compress: bool = True,
 ) -> None:
-  """Writes a round, whole or not at all; only the first process of a job does.
+  """Writes what this process has read of a round, whole or not at all.
+
+  All processes of a job must call it. Files of the round that an earlier start,
+  of another number of processes, has left are deleted.
 
   Args:
     workdir: of the run.
@@ -76,7 +86,8 @@ def dump(
     step: of the policy that sampled.
     rollout: on the host.
     examples: of each completion [B].
-    written: the completions as text [B].
+    written: the completions as text [B]; None for those that another process
+      has read, and writes.
     scores: what they are worth [B].
     advantages: [P, G]
     facts: what else the loop needs to repeat the round, as JSON has it.
@@ -84,11 +95,11 @@ def dump(
 
   Raises ValueError if there is anything beyond a length: it would be lost.
   """
-  if jax.process_index():
-    return
-  within = within_lengths(rollout.lengths, rollout.completions.shape[2])
-  if np.any(rollout.logprobs[~rollout.sampled_mask]) or np.any(
-    rollout.completions[~within]
+  own = np.array([completion is not None for completion in written])
+  at = own.reshape(rollout.lengths.shape)
+  within = within_lengths(rollout.lengths[at], rollout.completions.shape[2])
+  if np.any(rollout.logprobs[at][~rollout.sampled_mask[at]]) or np.any(
+    rollout.completions[at][~within]
   ):
     raise ValueError("the rollout is not 0 beyond the ends of its completions")
   shared = {
@@ -102,10 +113,27 @@ def dump(
     json.dumps(shared | line | last, allow_nan=False) + "\n"
     for line in _lines(rollout, examples, written, scores, advantages)
   )
-  plain = pathlib.Path(workdir) / "rollouts" / f"{round:06}.jsonl"
-  zipped = plain.with_name(plain.name + ".gz")
-  plain.parent.mkdir(parents=True, exist_ok=True)
-  draft = plain.with_suffix(".draft")
+  folder = pathlib.Path(workdir) / "rollouts"
+  folder.mkdir(parents=True, exist_ok=True)
+  writer, name = (jax.process_index(), jax.process_count()), f"{round:06}"
+  if writer[1] > 1:
+    name += "-{:05}-of-{:05}".format(*writer)
+  path = folder / (name + (".jsonl.gz" if compress else ".jsonl"))
+  if own.any():
+    _write(path, folder / f"{name}.draft", lines, compress)
+  for file, (process, count) in _files(folder, round).items():
+    stale = file != path or not own.any()
+    if stale and (count != writer[1] or process == writer[0]):
+      file.unlink(missing_ok=True)
+
+
+def _write(
+  path: pathlib.Path,
+  draft: pathlib.Path,
+  lines: Iterable[str],
+  compress: bool,
+) -> None:
+  """Writes a file under another name first, so that it is always whole."""
   with open(draft, "wb") as file:
     with contextlib.ExitStack() as stack:
       out = file
@@ -114,8 +142,18 @@ def dump(
       out.writelines(line.encode() for line in lines)
     file.flush()
     os.fsync(file.fileno())
-  os.replace(draft, zipped if compress else plain)
-  (plain if compress else zipped).unlink(missing_ok=True)
+  os.replace(draft, path)
+
+
+def _files(
+  folder: pathlib.Path, round: int
+) -> dict[pathlib.Path, tuple[int, int]]:
+  """The files of a round, and which process of how many wrote each."""
+  found = {}
+  for path in sorted(folder.glob(f"{round:06}[-.]*")):
+    if match := NAME.fullmatch(path.name):
+      found[path] = int(match[1] or 0), int(match[2] or 1)
+  return found
 
 
 def _lines(
@@ -125,6 +163,8 @@ def _lines(
   for i, (example, completion) in enumerate(
     zip(examples, written, strict=True)
   ):
+    if completion is None:
+      continue
     p, g = divmod(i, group_size)
     end = int(rollout.lengths[p, g])
     line = {
@@ -177,45 +217,58 @@ def load(
   and the line if it is broken, not whole or of another size.
   """
   folder = pathlib.Path(workdir) / "rollouts"
-  names = (f"{round:06}.jsonl.gz", f"{round:06}.jsonl")
-  path = next((folder / n for n in names if (folder / n).exists()), None)
-  if path is None:
+  # Both forms of a file are there only after a write that was cut short.
+  files = [*{who: path for path, who in _files(folder, round).items()}.values()]
+  if not files:
     there = sorted(p.name for p in folder.glob("*.jsonl*"))
     have = f"from {there[0]} to {there[-1]}" if there else "none"
     raise FileNotFoundError(
       f"{folder}: no rollouts of round {round}, there is {have}; they are "
       "written by a run that dumps them"
     )
-  lines, shape, number = [], None, 0
-  for number, line in jsonl.read(path, surrogates=True):
-    try:
-      shape = shape or tuple(map(int, line["shape"]))
-      lines.append(_decoded(line, shape, len(lines)))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-      what = f"no {error}" if isinstance(error, KeyError) else error
-      raise ValueError(
-        f"{path}:{number}: no record of a completion: {what}"
-      ) from None
-  if shape is None or len(lines) != shape[0] * shape[1]:
-    want = "any" if shape is None else shape[0] * shape[1]
+  lines: dict[tuple[int, int], dict[str, Any]] = {}
+  shape, where = None, ""
+  for path in files:
+    for number, line in jsonl.read(path, surrogates=True):
+      where = f"{path}:{number}"
+      try:
+        shape = shape or tuple(map(int, line["shape"]))
+        decoded = _decoded(line, shape)
+        if decoded["row"] in lines:
+          raise ValueError(f"row {[*decoded['row']]} is there twice")
+        lines[decoded["row"]] = decoded
+      except (KeyError, TypeError, ValueError, IndexError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(
+          f"{where}: no record of a completion: {what}"
+        ) from None
+  if shape is None:
+    raise ValueError(f"{files[0]}: no records in it")
+  rows = [*np.ndindex(shape[:2])]
+  if missing := [row for row in rows if row not in lines]:
     raise ValueError(
-      f"{path}:{number}: it ends after {len(lines)} of {want} completions"
+      f"{where}: it ends after {len(lines)} of {len(rows)} completions, and "
+      f"row {[*missing[0]]} is missing; a round needs all processes' files"
     )
   if size not in (None, shape[:2]):
     raise ValueError(
-      f"{path}: {shape[0]} prompts and {shape[1]} completions of each, but the "
-      f"config has prompts_per_round {size[0]} and group_size {size[1]}"
+      f"{files[0]}: {shape[0]} prompts and {shape[1]} completions of each, but "
+      f"the config has prompts_per_round {size[0]} and group_size {size[1]}"
     )
-  return _record(lines, shape)
+  return _record([lines[row] for row in rows], shape)
 
 
-def _decoded(line: dict[str, Any], shape: tuple, index: int) -> dict[str, Any]:
+def _decoded(line: dict[str, Any], shape: tuple) -> dict[str, Any]:
   """The line with arrays for tokens and bytes, which fit the shape."""
   num_prompts, group_size, prompt_width, width = shape
-  row = [*divmod(index, group_size)]
-  if line["row"] != row or line["shape"] != [*shape]:
-    raise ValueError(f"row {line['row']} of {line['shape']} follows {row}")
-  line = dict(line)
+  p, g = row = tuple(map(int, line["row"]))
+  if line["shape"] != [*shape] or not (
+    0 <= p < num_prompts and 0 <= g < group_size
+  ):
+    raise ValueError(
+      f"row {line['row']} of {line['shape']} in a round of {[*shape]}"
+    )
+  line = line | {"row": row}
   for name, limit in (("prompt", prompt_width), ("completion", width)):
     tokens = np.array(line[f"{name}_tokens"], np.int32)
     line[f"{name}_tokens"] = _filled(tokens, limit)

@@ -52,7 +52,6 @@ def make_sample(
   group_size: int,
   rounds: int,
   progress: Callable[[int, int], None] = lambda done, tokens: None,
-  read_all: bool = False,
 ) -> Callable[..., Round]:
   """`sample(params, round, max_tokens, attempt=0)`: one batch of prompts.
 
@@ -71,7 +70,6 @@ def make_sample(
     group_size: G
     rounds: the attempts that a round may take beyond the first.
     progress: see `Engine`.
-    read_all: whether the first host reads all completions, for records.
   """
 
   def sample(
@@ -94,7 +92,7 @@ def make_sample(
       round=round * (1 + rounds) + attempt,
       progress=progress,
     )
-    texts = grader.texts(rollout, read_all=read_all)
+    texts = grader.texts(rollout)
     return Round(rollout, *texts, grader.scores)
 
   return sample

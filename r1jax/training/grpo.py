@@ -70,7 +70,7 @@ def train(
     config: of the run; see `SECTIONS` and `FIELDS`.
     workdir: for checkpoints, metrics and all other output.
     profile: rounds to trace; None traces none.
-    dump: writes every round to WORKDIR/rollouts.
+    dump: writes every round to WORKDIR/rollouts, each host its share.
     replay: a workdir whose dumped rounds are trained on instead of sampling.
     update_rows: writes a row for every update to WORKDIR/updates.jsonl.
     sinks: of metrics, in addition to metrics.jsonl; see `metrics.SINKS`.
@@ -94,7 +94,7 @@ def train(
     evaluator = evaluate.Evaluator(
       config, writer, run.engine, run.tokenizer, pool
     )
-    sample = run.make_sample(pool, log.sampled, read_all=dump)
+    sample = run.make_sample(pool, log.sampled)
     without_signal = 0  # Number of successive rounds without any signal.
     try:
       while True:
@@ -120,7 +120,7 @@ def train(
             )
           del weights
         else:
-          round = replayed(config, replay, number)
+          round = replayed(run, replay, number)
 
         # Compare each completion with its group.
         with log.phase("grading"):
@@ -231,16 +231,16 @@ def save(workdir: str, state: RLState, *, wait: bool = False) -> None:
     checkpoint.save(workdir, int(state.train.step), state, wait=wait)
 
 
-def replayed(
-  config: ml_collections.ConfigDict, workdir: str, number: int
-) -> Round:
+def replayed(run: Run, workdir: str, number: int) -> Round:
   """The round `number` that another run dumped to its workdir."""
-  size = config.prompts_per_round, config.group_size
+  size = run.config.prompts_per_round, run.config.group_size
   record = records.load(workdir, number, size=size)
+  # Each host has the texts of its own share, as in a round that it samples.
+  own = np.repeat(run.engine.hosts(size[0]) == jax.process_index(), size[1])
   return Round(
     record.rollout,
     record.examples,
-    record.written,
+    [text if known else None for text, known in zip(record.written, own)],
     lambda: record.scores,
     **record.facts,
   )

@@ -45,8 +45,6 @@ class Run(NamedTuple):
     self,
     pool: GraderPool,
     progress: Callable[[int, int], None],
-    *,
-    read_all: bool,
   ) -> Callable[..., Round]:
     """The function that samples a round; see `rollouts.round.make_sample`."""
     config = self.config
@@ -62,7 +60,6 @@ class Run(NamedTuple):
       group_size=config.group_size,
       rounds=config.dynamic_sampling.rounds,
       progress=progress,
-      read_all=read_all,
     )
 
   def restore_or_init(self, workdir: str) -> tuple[RLState, int | None]:

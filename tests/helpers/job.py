@@ -20,6 +20,7 @@ import jax
 from r1jax import data, rewards
 from r1jax.runtime import checkpoint, interrupt
 from r1jax.tools import train
+from r1jax.training import round_numbers
 from r1jax.training.log import RunLog
 from r1jax.types import Example
 
@@ -60,6 +61,7 @@ def deadly(act, moment=None):
   return perform
 
 met = []
+round_numbers.REFLECTION = ("think", "answer")  # The toy says them.
 RunLog.phase = deadly(RunLog.phase)
 checkpoint.save = deadly(checkpoint.save, "saving")
 data.DATASETS["letters"] = letters
@@ -76,8 +78,8 @@ def get_config():
     seed=3,
     num_steps=4,
     template="plain",
-    mesh=dict(data=-1),
-    rollout_mesh=dict(data=-1),
+    mesh=dict(data=-1, fsdp=1, expert=1, context=1, num_slices=1),
+    rollout_mesh=dict(data=-1, expert=1),
     model=dict(name="pretrained", path={base!r}),
     tokenizer=dict(path={base!r}),
     dataset=dict(name="letters", size=40),

@@ -82,7 +82,7 @@ def test_data_takes_what_other_axes_leave():
     (dict(data=4, fsdp=4), "data 4, fsdp 4 takes 16 devices, but there are 8"),
     (dict(fsdp=0), r"mesh\.fsdp is 0; an axis that is not used has size 1"),
     (dict(tensor=-1), r"mesh\.tensor is -1"),
-    (dict(fsdp=4, num_slices=4), "num_slices 4 does not divide mesh.data 2"),
+    (dict(num_slices=0), "num_slices is 0, but .* belong to 1 "),
     (dict(num_slices=2), "num_slices is 2, but .* belong to 1 "),
   ],
 )
@@ -93,13 +93,18 @@ def test_sizes_that_do_not_fit_the_devices_are_refused(sizes, message):
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """As much of a TPU as the order of devices depends on."""
+  """As much of a device as the order of devices depends on."""
 
   id: int
   slice_index: int
   process_index: int = 0
-  platform: str = "cpu"
-  device_kind: str = "cpu"
+  platform: str = "tpu"
+  device_kind: str = "TPU v5"
+  core_on_chip: int = 0
+
+  @property
+  def coords(self):
+    return self.id % 2, self.id // 2 % 4, 0
 
 
 def test_only_the_data_axis_crosses_slices():
@@ -122,11 +127,29 @@ def test_only_the_data_axis_crosses_slices():
 
 
 def test_any_axis_crosses_hosts_of_gpus():
-  gpus = [Chip(i, i // 8, i // 8, "gpu") for i in range(16)]
+  gpus = [Chip(i, i // 8, i // 8, "gpu", "H200") for i in range(16)]
   mesh = make_mesh(fsdp=16, devices=gpus)
   assert mesh.devices.ravel().tolist() == gpus
   mesh = make_mesh(fsdp=8, num_slices=2, devices=gpus)
   assert [d.process_index for d in mesh.devices.ravel()] == [0] * 8 + [1] * 8
+  # A sampler may split its weights over hosts, too.
+  assert reshape_mesh(make_mesh(fsdp=16, devices=gpus), tensor=16).size == 16
+
+
+def test_a_slice_of_other_devices_is_several_hosts_that_follow_each_other():
+  """Whatever machines they are on."""
+  cores = [Chip(i, i // 4 % 3, i // 2, "cpu", "cpu") for i in range(16)]
+  mesh = make_mesh(fsdp=2, tensor=2, num_slices=2, devices=cores[::-1])
+  hosts = np.vectorize(lambda core: core.process_index)(mesh.devices)
+  assert mesh.shape["data"] == 4
+  assert {*hosts[:2].flat} == {0, 1, 2, 3}
+  assert {*hosts[2:].flat} == {4, 5, 6, 7}
+  with pytest.raises(ValueError, match="num_slices 4 does not divide mesh.dat"):
+    make_mesh(fsdp=8, num_slices=4, devices=cores)
+  with pytest.raises(ValueError, match="is 16, .* belong to 8 hosts"):
+    make_mesh(num_slices=16, devices=cores)
+  with pytest.raises(ValueError, match="is 3, .* belong to 8 hosts"):
+    make_mesh(num_slices=3, devices=cores)
 
 
 def test_another_mesh_of_the_same_devices_keeps_their_order():

@@ -1,7 +1,9 @@
 """A round comes back from its file as it was."""
 
+import functools
 import gzip
 import json
+import operator
 import os
 
 import jax
@@ -160,12 +162,82 @@ def change(lines, at, **changes):
   return [*lines[:at], json.dumps(kept), *lines[at + 1 :]]
 
 
+def dump_as(monkeypatch, workdir, count, of, seed=0, **options):
+  """Dumps a round as `count` processes do, of which `of(p)` has prompt p."""
+  monkeypatch.setattr(jax, "process_count", lambda: count)
+  for process in range(count):
+    monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+    made = make_round(seed)
+    made["written"] = [
+      text if of(i // 3) == process else None
+      for i, text in enumerate(made["written"])
+    ]
+    records.dump(workdir, 4, **made, **options)
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_each_process_writes_its_share(tmp_path, monkeypatch, compress):
+  """A process that reads no completions writes nothing."""
+  records.dump(tmp_path / "whole", 4, **make_round(), compress=compress)
+  whole = records.load(tmp_path / "whole", 4)
+  for of in (lambda p: 1 - p, lambda p: 2 * p, lambda p: 2):
+    dump_as(monkeypatch, tmp_path, 3, of, compress=compress)
+    files = {file.name.partition(".")[0]: file for file in names(tmp_path)}
+    assert sorted(files) == [
+      f"000004-{process:05}-of-00003" for process in sorted({of(0), of(1)})
+    ]
+    read = records.load(tmp_path, 4)
+    assert jax.tree.all(jax.tree.map(same_bits, read.rollout, whole.rollout))
+    assert read.examples == whole.examples and read.written == whole.written
+    assert same_bits(read.scores.total, whole.scores.total)
+    assert same_bits(read.advantages, whole.advantages)
+    assert read.facts == whole.facts
+  rates = pass_rates.read(tmp_path / "rollouts")
+  assert rates == pass_rates.read(tmp_path / "whole" / "rollouts")
+
+
+def names(workdir):
+  return sorted((workdir / "rollouts").iterdir())
+
+
+def test_files_of_another_number_of_processes_are_deleted(
+  tmp_path, monkeypatch
+):
+  """A run that resumes may have more or fewer of them, in any order."""
+  records.dump(tmp_path, 3, **make_round())
+  for count in (4, 2, 1, 2):
+    share = functools.partial(operator.mul, count > 1)
+    dump_as(monkeypatch, tmp_path, count, share, seed=count)
+    expected = make_round(count)
+    read = records.load(tmp_path, 4)
+    assert same_bits(read.rollout.logprobs, expected["rollout"].logprobs)
+    assert len(names(tmp_path)) == 1 + min(count, 2)
+  assert records.load(tmp_path, 3).step == 8
+
+
+def test_a_share_that_is_missing_is_named(tmp_path, monkeypatch):
+  dump_as(monkeypatch, tmp_path, 2, lambda p: p)
+  names(tmp_path)[0].unlink()
+  with pytest.raises(
+    ValueError, match=r"of-00002\S*:3: .* 3 of 6 .* row \[0, 0\] is missing; "
+  ):
+    records.load(tmp_path, 4)
+  # Of two starts, neither of which has ended with the round.
+  dump_as(monkeypatch, tmp_path / "b", 3, lambda p: 2 * p)
+  for file in names(tmp_path / "b"):
+    file.rename(tmp_path / "rollouts" / file.name)
+  with pytest.raises(ValueError, match=r"row \[1, 0\] is there twice"):
+    records.load(tmp_path, 4)
+
+
 BROKEN = {
   "cut": (lambda x: [*x[:2], x[2][:40]], ":3: not JSON"),
-  "short": (lambda x: x[:4], ":4: it ends after 4 of 6 completions"),
-  "empty": (lambda x: [], ":0: it ends after 0 of any"),
-  "doubled": (lambda x: [x[0], *x], r":2: no record.*row \[0, 0\]"),
-  "lost": (lambda x: [x[0], *x[2:]], r":2: no record.*row \[0, 2\]"),
+  "short": (lambda x: x[:4], r":4: .* 4 of 6 completions, and row \[1, 1\]"),
+  "empty": (lambda x: [], ": no records in it"),
+  "doubled": (lambda x: [x[0], *x], r":2: no record.*row \[0, 0\] .* twice"),
+  "lost": (lambda x: [x[0], *x[2:]], r":5: .* 5 of 6 .* row \[0, 1\] is miss"),
+  "beyond": (lambda x: change(x, 5, row=[2, 2]), r":6: no record.*\[2, 2\]"),
+  "other": (lambda x: change(x, 5, shape=[3, 3, 3, 5]), r":6: .*\[3, 3, 3, 5"),
   "missing": (lambda x: change(x, 1, logprobs=...), ":2:.*no 'logprobs'"),
   "bytes": (
     lambda x: change(

@@ -147,7 +147,7 @@ def test_groups_are_graded_as_soon_as_they_are_complete(monkeypatch):
   shared = GroupGrader(
     examples, np.array([0, 1, 0]), G, words, 3, None, dict(size=1.0)
   )
-  _, own = shared.texts(rollout, read_all=False)
+  _, own = shared.texts(rollout)
   assert [c is None for c in own] == [False] * 2 + [True] * 2 + [False] * 2
   flat, written = grading.texts(rollout, read_all=True)
   assert [e.prompt for e in flat] == ["0", "0", "1", "1", "2", "2"]
@@ -188,7 +188,7 @@ def test_what_the_template_wrote_is_put_back_before_it_is_graded():
       prefill=prefill,
     )
     grading.take(rollout, (np.array([0]), np.array([0])))
-    _, (written,) = grading.texts(rollout, read_all=False)
+    _, (written,) = grading.texts(rollout)
     assert written.text == prefill + "7</think>\n\\boxed{7}"
     assert written.prefill == prefill and written.num_tokens == 3
     scores = grading.scores()

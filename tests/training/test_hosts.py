@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from r1jax import data
+from r1jax.rollouts import records
 from r1jax.runtime import checkpoint
 from r1jax.types import Example
 
@@ -37,9 +38,9 @@ def run(command, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def straight(run, tmp_path_factory):
-  """The workdir of two processes that nothing happened to."""
+  """The workdir of two processes that nothing happened to; they dump."""
   workdir = tmp_path_factory.mktemp("straight")
-  job.succeeded(run(2, 1, workdir))
+  job.succeeded(run(2, 1, workdir, "--dump"))
   return workdir
 
 
@@ -57,6 +58,26 @@ def test_two_processes_are_one_bit_for_bit(run, tmp_path):
   assert own == [row for row in shown if row in own]
   assert len(own) == len(shown) / 2
   assert "report" not in said, "only the first host reports"
+
+
+def test_two_processes_replay_what_each_of_two_has_written(
+  run, straight, tmp_path
+):
+  files = sorted(file.name for file in (straight / "rollouts").iterdir())
+  assert files[:2] == [f"000000-0000{i}-of-00002.jsonl.gz" for i in range(2)]
+  assert len(files) == 8
+  flags = f"--replay={straight}", "--dump", "--config.num_steps=2"
+  job.succeeded(run(2, 1, tmp_path, *flags))
+  for number in range(2):
+    one, same = (records.load(x, number) for x in (straight, tmp_path))
+    assert one.written == same.written and len(one.written) == 16
+    one, same = (
+      next(row for row in job.rows(x) if row.get("round") == number + 1)
+      for x in (straight, tmp_path)
+    )
+    moved = {name for name in one if one[name] != same[name]}
+    assert moved <= {"gen/idle_frac"}  # It is not in a record.
+    assert one["reflection/think"] > 0
 
 
 def test_four_processes_are_one_but_for_rounding(run, tmp_path):
