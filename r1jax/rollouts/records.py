@@ -31,6 +31,7 @@ import numpy as np
 
 from r1jax.data import jsonl
 from r1jax.rewards import Scores
+from r1jax.rollouts import replay
 from r1jax.types import (
   FINISH_LENGTH,
   FINISH_STOP,
@@ -70,11 +71,14 @@ def dump(
 ) -> None:
   """Writes a round, whole or not at all; only the first process of a job does.
 
+  All processes must call it: the recorded experts of one prompt after the other
+  are gathered, and the first process takes them to the host.
+
   Args:
     workdir: of the run.
     round: from 0.
     step: of the policy that sampled.
-    rollout: on the host.
+    rollout: on the host, but for its experts.
     examples: of each completion [B].
     written: the completions as text [B].
     scores: what they are worth [B].
@@ -84,13 +88,16 @@ def dump(
 
   Raises ValueError if there is anything beyond a length: it would be lost.
   """
-  if jax.process_index():
-    return
   within = within_lengths(rollout.lengths, rollout.completions.shape[2])
   if np.any(rollout.logprobs[~rollout.sampled_mask]) or np.any(
     rollout.completions[~within]
   ):
     raise ValueError("the rollout is not 0 beyond the ends of its completions")
+  if jax.process_index():
+    if rollout.experts is not None:
+      for p in range(len(rollout.prompts)):
+        replay.of_prompt(rollout.experts, p)
+    return
   shared = {
     "round": round,
     "step": int(step),
@@ -157,9 +164,12 @@ def _lines(
         ~rollout.sampled_mask[p, g, :end]
       ).tolist()
     if rollout.experts is not None:
-      line["experts"] = _encode(rollout.experts[p, g])
       if g == 0:  # Those of the prompt, once for the group.
-        line["prompt_experts"] = _encode(rollout.prompt_experts[p])
+        experts, of_prompt = map(
+          np.asarray, replay.of_prompt(rollout.experts, p)
+        )
+        line["prompt_experts"] = _encode(of_prompt)
+      line["experts"] = _encode(experts[g])
     yield line
 
 
@@ -170,6 +180,8 @@ def load(
   size: tuple[int, int] | None = None,
 ) -> Record:
   """The round that `dump` wrote; arrays, rewards and text are bit for bit.
+
+  Its experts, if there are any, are on the host; see `replay.to_device`.
 
   `size` is the (P, G) that it must have; None takes any.
 
@@ -246,12 +258,10 @@ def _record(lines: Sequence[dict[str, Any]], shape: tuple) -> Record:
   stack = lambda name: np.stack([line[name] for line in lines]).reshape(
     *shape[:2], *np.shape(lines[0][name])
   )
-  experts = {}
+  experts = None
   if "experts" in lines[0]:
-    experts = {
-      "experts": stack("experts"),
-      "prompt_experts": np.stack([line["prompt_experts"] for line in groups]),
-    }
+    of_prompts = np.stack([line["prompt_experts"] for line in groups])
+    experts = replay.from_host(stack("experts"), of_prompts)
   rollout = Rollout(
     prompts=np.stack([line["prompt_tokens"] for line in groups]),
     prompt_lengths=np.int32([line["prompt_length"] for line in groups]),
@@ -260,7 +270,7 @@ def _record(lines: Sequence[dict[str, Any]], shape: tuple) -> Record:
     finish=np.int32(stack("finish_code")),
     sampled_mask=stack("sampled_mask"),
     logprobs=stack("logprobs"),
-    **experts,
+    experts=experts,
   )
   names = [*dict.fromkeys(name for line in lines for name in line["rewards"])]
   return Record(

@@ -25,6 +25,7 @@ from r1jax.parallel.mesh import make_mesh, reshape_mesh
 from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts import records
 from r1jax.rollouts.engine import make_engine
+from r1jax.rollouts.replay import to_device
 from r1jax.rollouts.round import (
   Round,
   dynamic_sampling,
@@ -120,7 +121,7 @@ def train(
             )
           del weights
         else:
-          round = replayed(config, replay, number)
+          round = replayed(run, replay, number)
 
         # Compare each completion with its group.
         with log.phase("grading"):
@@ -149,6 +150,9 @@ def train(
           [make_batch(rollout, microbatch, run.mesh) for microbatch in update]
           for update in placed
         ]
+        if not dump:  # The microbatches have what was recorded.
+          rollout = rollout.replace(experts=None)
+          round = round._replace(rollout=rollout)
 
         # Score the tokens under the old policy and the reference policy.
         if config.old == "trainer" or run.use_reference:
@@ -191,6 +195,7 @@ def train(
               advantages=advantages,
               facts=round.facts,
             )
+        del updates, batches  # Their memory is for the next round.
         without_signal = without_signal + 1 if round.teaching == 0 else 0
         check_progress(config, workdir, state, without_signal, scores)
     except interrupt.Interrupted:
@@ -231,14 +236,13 @@ def save(workdir: str, state: RLState, *, wait: bool = False) -> None:
     checkpoint.save(workdir, int(state.train.step), state, wait=wait)
 
 
-def replayed(
-  config: ml_collections.ConfigDict, workdir: str, number: int
-) -> Round:
+def replayed(run: Run, workdir: str, number: int) -> Round:
   """The round `number` that another run dumped to its workdir."""
-  size = config.prompts_per_round, config.group_size
+  size = run.config.prompts_per_round, run.config.group_size
   record = records.load(workdir, number, size=size)
+  experts = to_device(record.rollout.experts, run.mesh)
   return Round(
-    record.rollout,
+    record.rollout.replace(experts=experts),
     record.examples,
     record.written,
     lambda: record.scores,
