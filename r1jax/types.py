@@ -10,6 +10,7 @@ Log-probabilities are in nats. Padding is on the right and is determined by
 lengths, never by comparing with a pad id.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,14 +18,14 @@ import chex
 import jax
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from r1jax.text import Completion as Completion
 from r1jax.text import Example as Example
 
 Params = Any  # Parameters: a nested dict of arrays, as in Flax.
 # Arrays of JAX or NumPy, or shapes of them where a program is only compiled.
-Ints = Int[Array, "..."] | Int[np.ndarray, "..."] | jax.ShapeDtypeStruct
+Ints = Integer[Array, "..."] | Integer[np.ndarray, "..."] | jax.ShapeDtypeStruct
 Floats = Float[Array, "..."] | Float[np.ndarray, "..."] | jax.ShapeDtypeStruct
 Bools = Bool[Array, "..."] | Bool[np.ndarray, "..."] | jax.ShapeDtypeStruct
 Count = Ints | np.integer | int
@@ -48,6 +49,22 @@ class Tokenizer(Protocol):
     """The text of `ids`, without EOS."""
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RecordedExperts:
+  """The experts that processed the tokens of a rollout.
+
+  They stay on the devices. Those of a token are a column of F numbers, of which
+  the first L * k are used; each device holds some of these numbers, of all
+  tokens. See `rollouts.replay`.
+  """
+
+  # Integers of any dtype; `Any`, as JAX maps them to all kinds of values.
+  completions: Any  # Of the token before each of a completion [F, P, G, Tc].
+  prompts: Any  # Of each token of a prompt [F, P, Tp].
+  shape: tuple[int, int] = dataclasses.field(metadata=dict(static=True))  # L, k
+
+
 @chex.dataclass(frozen=True)
 class Rollout:
   """G completions of each of P prompts, sampled by the behaviour policy."""
@@ -61,11 +78,7 @@ class Rollout:
   # as the output of a tool, were inserted and are not trained on.
   sampled_mask: Bools
   logprobs: Floats  # [P, G, Tc]: of the sampler, in nats; 0 outside the mask.
-  # The experts that processed the token before each token of a completion [P,
-  # G, Tc, L, k], and each token of a prompt [P, Tp, L, k]; None if they were
-  # not recorded.
-  experts: Ints | None = None
-  prompt_experts: Ints | None = None
+  experts: RecordedExperts | None = None  # None if they were not recorded.
   steps: Ints | int = 0  # Decode steps that the engine took; 0 if unknown.
   # The decode steps in which a shard of the slots was idle, mean over shards.
   idle: Floats | float = 0.0
@@ -118,7 +131,8 @@ class Batch:
   sampler_logprobs: Floats | None = None
   old_logprobs: Floats | None = None  # The denominator of the ratio.
   reference_logprobs: Floats | None = None  # None leaves out the KL.
-  experts: Ints | None = None  # [B, T, L, k]: experts that the sampler used.
+  # [L, k, B, T]: experts that the sampler used; of unused slots, anything.
+  experts: Ints | None = None
 
 
 @chex.dataclass(frozen=True)

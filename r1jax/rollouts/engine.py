@@ -27,15 +27,10 @@ from r1jax.models.transformer import Transformer
 from r1jax.models.weights import used_axes
 from r1jax.parallel import reshard, sharding
 from r1jax.parallel.mesh import row_shards
+from r1jax.rollouts import replay
 from r1jax.rollouts import slots as programs
 from r1jax.rollouts.assembly import Assembly
-from r1jax.rollouts.prompts import (
-  KV_BUCKET,
-  PREFILL,
-  PromptReader,
-  room,
-  slots_per_prompt,
-)
+from r1jax.rollouts.prompts import PREFILL, PromptReader, slots_per_prompt
 from r1jax.rollouts.requests import (
   TOP_LOGPROBS,
   Output,
@@ -50,13 +45,7 @@ from r1jax.rollouts.scheduler import Scheduler
 from r1jax.rollouts.slots import Sampling
 from r1jax.rollouts.state import EngineState
 from r1jax.runtime import distributed
-from r1jax.types import (
-  FINISH_LENGTH,
-  Ints,
-  Params,
-  Rollout,
-  Tokenizer,
-)
+from r1jax.types import FINISH_LENGTH, Ints, Params, Rollout, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +82,8 @@ class Engine:
       group_size: G
       seed: of everything sampled.
       round: gives other completions of the same prompts.
-      evaluation: draws from a stream that no round of training draws from.
+      evaluation: draws from a stream that no round of training draws from, and
+        records no experts.
       max_tokens: of each completion [P, G], or of all; None for the engine's.
       progress: called now and then with the number of finished completions and
         of the tokens in them.
@@ -106,20 +96,28 @@ class Engine:
     shape = (len(prompts), group_size)
     limits = self.max_tokens if max_tokens is None else max_tokens
     limits = np.broadcast_to(limits, shape)
+    engine = self
+    if evaluation:
+      sampling = self.sampling._replace(record_experts=False)
+      engine = dataclasses.replace(self, sampling=sampling)
     keys = group_keys(seed, round, shape, evaluation=evaluation)
-    state = self.add(
-      self.start(params, self._slots_per_prompt(group_size)),
+    state = engine.add(
+      engine.start(params, self._slots_per_prompt(group_size)),
       [
         Request((p, g), prompts[p], int(limits[p, g]), keys[p, g], group=p)
         for p, g in np.ndindex(shape)
       ],
     )
-    longest = max(map(len, prompts)) - len(self.prefix)
-    width = len(self.prefix) + room(longest, self.prompt_tokens, KV_BUCKET)
-    made = Assembly(prompts, width, (*shape, self.max_tokens))
+    width = self._reader.rollout_width(prompts)
+    shape, experts = (*shape, self.max_tokens), None
+    if engine.sampling.record_experts:
+      experts = replay.empty(
+        replay.shapes(self.model.config, self.sampling.mesh, shape, width)
+      )
+    made = Assembly(prompts, width, shape, experts)
     while not state.done:
       distributed.raise_if_interrupted()
-      state, output = self.step(state)
+      state, output = engine.step(state)
       ended = made.take(output)
       if len(ended[0]):
         finished(made.rollout, ended)
@@ -180,13 +178,13 @@ class Engine:
   def step(self, state: EngineState) -> tuple[EngineState, Output]:
     """Every slot goes on for some tokens, free ones with the next requests."""
     with jax.set_mesh(self.sampling.mesh):
-      state, prompts = self._begin(state)
+      state, read = self._begin(state)
       slots, busy = state.slots, state.busy
       state.give_forced()
       settings = jax.tree.map(lambda x: x[busy], slots.settings)
       wanted = any(state.requests[slot].top_logprobs for slot in busy)
       needs = Needs.of(settings, TOP_LOGPROBS if wanted else 0)
-      cache, record = programs.decode(
+      cache, record, experts = programs.decode(
         self.model,
         self.sampling._replace(needs=needs),
         state.params,
@@ -200,6 +198,7 @@ class Engine:
     texts = state.cut(record, sampled)
     output = Output(
       ids=[state.requests[slot].id for slot in busy],
+      slots=busy,
       start=slots.count[busy],
       count=record.count[busy],
       finish=record.finish[busy],
@@ -208,9 +207,10 @@ class Engine:
       logprobs=np.where(sampled, record.logprobs, 0)[busy],
       top_ids=record.top_ids[busy],
       top_logprobs=record.top_logprobs[busy],
-      experts=None if record.experts is None else record.experts[busy],
       texts=texts,
-      prompts=prompts,
+      prompts=read.scores,
+      experts=experts,
+      prompt_experts=read.experts,
       steps=int(record.steps),
       idle=state.scheduler.idle(busy),
     )
@@ -315,7 +315,7 @@ class Engine:
     )
 
   def _begin(self, state: EngineState):
-    """The state with free slots filled, and what was asked of prompts."""
+    """The state with free slots filled, and what was learned of prompts."""
     slots = zip(state.requests, state.slots.finish)
     filled = state.scheduler.take(
       [None if finish else request.group for request, finish in slots]
@@ -363,7 +363,8 @@ def make_engine(
       most probable token, for evaluation.
     top_p: likewise; see `sampling.sample`. Below 1 for evaluation only.
     top_k: likewise. Anything but 0 is for evaluation only.
-    record_experts: keeps which experts worked on each token.
+    record_experts: keeps on the devices which experts processed each token; see
+      `replay`.
   """
   check_settings(temperature, top_p, top_k)
   if record_experts and not model.config.num_moe_layers:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -11,8 +12,8 @@ from r1jax.models.cache import Cache
 from r1jax.models.transformer import Transformer
 from r1jax.parallel import sharding
 from r1jax.rollouts import slots as programs
-from r1jax.rollouts.prompt_scores import score_prompts
-from r1jax.rollouts.requests import TOP_LOGPROBS, Prompt, Request
+from r1jax.rollouts.prompt_scores import PromptScores, score_prompts
+from r1jax.rollouts.requests import TOP_LOGPROBS, PromptExperts, Request
 from r1jax.rollouts.slots import Sampling
 from r1jax.rollouts.state import EngineState
 
@@ -22,6 +23,13 @@ PREFILL = 8  # Prompts that are read at once, or as many as rows have parts.
 REFILL = 32  # Slots that are filled at once.
 
 Groups = Mapping[Hashable, Sequence[Request]]  # Requests of one prompt.
+
+
+class Read(NamedTuple):
+  """What was learned of prompts when they were read; see `requests.Output`."""
+
+  scores: dict[Hashable, PromptScores]
+  experts: list[PromptExperts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +53,11 @@ class PromptReader:
     So the numbers of a prompt do not depend on those that are read with it.
     """
     return room(self.length(request), self.prompt_tokens, SMALLEST)
+
+  def rollout_width(self, prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that the prompts of a rollout are padded to, with the prefix."""
+    longest = max(map(len, prompts)) - len(self.prefix)
+    return len(self.prefix) + room(longest, self.prompt_tokens, KV_BUCKET)
 
   def resized(
     self, state: EngineState, filled: Sequence[tuple[int, Request]]
@@ -73,17 +86,17 @@ class PromptReader:
     state: EngineState,
     cache: Cache,
     filled: Sequence[tuple[int, Request]],
-  ) -> tuple[EngineState, dict[Hashable, Prompt]]:
+  ) -> tuple[EngineState, Read]:
     """The prompts of requests are in the cache rows of their slots.
 
-    Also returns what was asked about those that had to be read. `cache` is that
+    Also returns what was learned of those that had to be read. `cache` is that
     of the slots.
     """
-    read, prompts = dict(state.read), {}
+    read, learned = dict(state.read), Read({}, [])
     while filled:
       if (group := filled[0][1].group) not in read:
-        added, facts = self._read(state, self._batch(state, read, filled))
-        read, prompts = read | added, prompts | facts
+        groups = self._batch(state, read, filled)
+        read |= self._read(state, groups, learned)
       source = read[group][0]
       here = [r.group in read and read[r.group][0] is source for _, r in filled]
       part = [pair for pair, is_here in zip(filled, here) if is_here]
@@ -103,7 +116,7 @@ class PromptReader:
         for group, place in read.items()
         if group in waits or state.scheduler.requests(group)
       }
-    return dataclasses.replace(state, cache=cache, read=read), prompts
+    return dataclasses.replace(state, cache=cache, read=read), learned
 
   def _batch(self, state, read, filled) -> Groups:
     """The groups to read now: the first of `filled`, and others of its width.
@@ -125,8 +138,10 @@ class PromptReader:
         batch[group] = requests
     return batch
 
-  def _read(self, state: EngineState, groups: Groups):
-    """The places of the prompts in a new cache, and what was asked of them."""
+  def _read(
+    self, state: EngineState, groups: Groups, learned: Read
+  ) -> dict[Hashable, tuple[Cache, int]]:
+    """The places of the prompts in a new cache; adds to what was `learned`."""
     start, firsts = len(self.prefix), [r[0] for r in groups.values()]
     tokens = np.zeros((self.rows, start + self.width(firsts[0])), np.int32)
     for row, request in zip(tokens, firsts):
@@ -141,10 +156,12 @@ class PromptReader:
       state.params,
       state.prefix,
       tokens[:, start:],
+      state.prefix_experts,
       record_experts=self.sampling.record_experts,
       keep_hidden=bool(asked),
     )
-    scores = None
+    if experts is not None:
+      learned.experts.append(PromptExperts([*groups], experts))
     if asked:
       scores = sharding.to_host(
         score_prompts(
@@ -156,25 +173,11 @@ class PromptReader:
           top=TOP_LOGPROBS if any(asked.values()) else 0,
         )
       )
-    if experts is not None:
-      experts = sharding.to_host(experts)
-      if start:
-        before = sharding.to_host(state.prefix_experts)
-        before = np.broadcast_to(before, (len(experts), *before.shape[1:]))
-        experts = np.concatenate([before, experts], axis=1)
-    places, facts = {}, {}
     for row, (group, request) in enumerate(zip(groups, firsts)):
-      places[group] = cache, row
-      size = len(request.prompt)
-      own = used = None
       if group in asked:
-        row_of = lambda x, at=(row, slice(size - 1)): x[at]
-        own = jax.tree.map(row_of, scores)
-      if experts is not None:
-        used = experts[row, :size]
-      if own is not None or used is not None:
-        facts[group] = Prompt(own, used)
-    return places, facts
+        own = (row, slice(len(request.prompt) - 1))
+        learned.scores[group] = jax.tree.map(lambda x, at=own: x[at], scores)
+    return {group: (cache, row) for row, group in enumerate(groups)}
 
 
 def room(needed: int, limit: int, smallest: int) -> int:

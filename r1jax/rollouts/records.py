@@ -22,6 +22,7 @@ what it wrote before.
 """
 
 import base64
+import collections
 import contextlib
 import gzip
 import json
@@ -36,6 +37,7 @@ import numpy as np
 
 from r1jax.data import jsonl
 from r1jax.rewards import Scores
+from r1jax.rollouts import replay
 from r1jax.types import (
   FINISH_LENGTH,
   FINISH_STOP,
@@ -77,14 +79,15 @@ def dump(
 ) -> None:
   """Writes what this process has read of a round, whole or not at all.
 
-  All processes of a job must call it. Files of the round that an earlier start,
-  of another number of processes, has left are deleted.
+  All processes of a job must call it: the recorded experts of one prompt after
+  the other are gathered on all of them. Files of the round that an earlier
+  start, of another number of processes, has left are deleted.
 
   Args:
     workdir: of the run.
     round: from 0.
     step: of the policy that sampled.
-    rollout: on the host.
+    rollout: on the host, but for its experts.
     examples: of each completion [B].
     written: the completions as text [B]; None for those that another process
       has read, and writes.
@@ -121,6 +124,8 @@ def dump(
   path = folder / (name + (".jsonl.gz" if compress else ".jsonl"))
   if own.any():
     _write(path, folder / f"{name}.draft", lines, compress)
+  else:
+    collections.deque(lines, maxlen=0)  # It takes part in gathering experts.
   for file, (process, count) in _files(folder, round).items():
     stale = file != path or not own.any()
     if stale and (count != writer[1] or process == writer[0]):
@@ -163,9 +168,11 @@ def _lines(
   for i, (example, completion) in enumerate(
     zip(examples, written, strict=True)
   ):
+    p, g = divmod(i, group_size)
+    if rollout.experts is not None and g == 0:
+      experts, of_prompt = jax.device_get(replay.of_prompt(rollout.experts, p))
     if completion is None:
       continue
-    p, g = divmod(i, group_size)
     end = int(rollout.lengths[p, g])
     line = {
       "row": [p, g],
@@ -197,9 +204,9 @@ def _lines(
         ~rollout.sampled_mask[p, g, :end]
       ).tolist()
     if rollout.experts is not None:
-      line["experts"] = _encode(rollout.experts[p, g])
+      line["experts"] = _encode(experts[g])
       if g == 0:  # Those of the prompt, once for the group.
-        line["prompt_experts"] = _encode(rollout.prompt_experts[p])
+        line["prompt_experts"] = _encode(of_prompt)
     yield line
 
 
@@ -210,6 +217,8 @@ def load(
   size: tuple[int, int] | None = None,
 ) -> Record:
   """The round that `dump` wrote; arrays, rewards and text are bit for bit.
+
+  Its experts, if there are any, are on the host; see `replay.to_device`.
 
   `size` is the (P, G) that it must have; None takes any.
 
@@ -299,12 +308,10 @@ def _record(lines: Sequence[dict[str, Any]], shape: tuple) -> Record:
   stack = lambda name: np.stack([line[name] for line in lines]).reshape(
     *shape[:2], *np.shape(lines[0][name])
   )
-  experts = {}
+  experts = None
   if "experts" in lines[0]:
-    experts = {
-      "experts": stack("experts"),
-      "prompt_experts": np.stack([line["prompt_experts"] for line in groups]),
-    }
+    of_prompts = np.stack([line["prompt_experts"] for line in groups])
+    experts = replay.from_host(stack("experts"), of_prompts)
   rollout = Rollout(
     prompts=np.stack([line["prompt_tokens"] for line in groups]),
     prompt_lengths=np.int32([line["prompt_length"] for line in groups]),
@@ -313,7 +320,7 @@ def _record(lines: Sequence[dict[str, Any]], shape: tuple) -> Record:
     finish=np.int32(stack("finish_code")),
     sampled_mask=stack("sampled_mask"),
     logprobs=stack("logprobs"),
-    **experts,
+    experts=experts,
   )
   names = [*dict.fromkeys(name for line in lines for name in line["rewards"])]
   return Record(

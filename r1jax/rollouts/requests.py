@@ -44,6 +44,7 @@ class Output(NamedTuple):
   """The result of one step: b requests that went on, n tokens at most."""
 
   ids: Sequence[Hashable]  # [b]
+  slots: Ints  # [b]: where they are under way.
   start: Ints  # [b]: tokens of the completion before this step.
   count: Ints  # [b]: and after it.
   finish: Ints  # [b]: 0 if it goes on, FINISH_STOP or FINISH_LENGTH.
@@ -52,10 +53,15 @@ class Output(NamedTuple):
   logprobs: Floats  # [b, n]: under the tempered policy; 0 where forced.
   top_ids: Ints  # [b, n, k]: the most probable tokens, in order.
   top_logprobs: Floats  # [b, n, k]; k is 0 if no request asked for them.
-  experts: Ints | None  # [b, n, L, k], if they are recorded.
   # Text before the stop string, of completions that one has just ended.
   texts: Mapping[Hashable, str]
-  prompts: Mapping[Hashable, "Prompt"]  # By group: those read in this step.
+  # By group: log-probabilities [T - 1] of prompts read in this step, if they
+  # were asked for; of temperature 1.
+  prompts: Mapping[Hashable, PromptScores]
+  # On the devices, if they are recorded: of all slots the experts of the token
+  # before each token [B, n, L, k], and those of prompts read in this step.
+  experts: Ints | None
+  prompt_experts: Sequence["PromptExperts"]
   steps: int  # Tokens that slots went on for, n at most.
   idle: float  # Share of the shards of slots without any request.
 
@@ -65,11 +71,11 @@ class Output(NamedTuple):
     return [id for id, finish in zip(self.ids, self.finish) if finish]
 
 
-class Prompt(NamedTuple):
-  """What was asked about the prompt of a group when it was read."""
+class PromptExperts(NamedTuple):
+  """The experts of prompts that were read together."""
 
-  scores: PromptScores | None  # [T - 1], of temperature 1.
-  experts: Ints | None  # [T, L, k]
+  groups: Sequence[Hashable]
+  experts: Ints  # [B, T, L, k]: on the devices, the first rows for the groups.
 
 
 def with_defaults(request: Request, defaults: Request) -> Request:

@@ -15,6 +15,7 @@ from r1jax import data
 from r1jax.losses.advantages import zero_signal
 from r1jax.rewards import Scores
 from r1jax.rewards.pool.pool import GraderPool
+from r1jax.rollouts import replay
 from r1jax.rollouts.engine import Engine
 from r1jax.rollouts.grading import sample_graded
 from r1jax.types import Completion, Example, Params, Rollout, Tokenizer
@@ -167,6 +168,10 @@ def dynamic_sampling(*, rounds: int) -> None:
 def _kept_prompts(rollouts: Sequence[Rollout], kept: np.ndarray) -> Rollout:
   """The kept prompts of several rollouts, as one."""
 
+  experts = None
+  if rollouts[0].experts is not None:
+    experts = replay.join([rollout.experts for rollout in rollouts], kept)
+
   def join(*arrays):
     if np.ndim(arrays[0]) == 0:
       return sum(arrays)
@@ -177,7 +182,8 @@ def _kept_prompts(rollouts: Sequence[Rollout], kept: np.ndarray) -> Rollout:
     ]
     return np.concatenate(padded)[kept]
 
-  return jax.tree.map(join, *rollouts)
+  on_host = [rollout.replace(experts=None) for rollout in rollouts]
+  return jax.tree.map(join, *on_host).replace(experts=experts)
 
 
 def _kept_scores(

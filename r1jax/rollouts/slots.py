@@ -5,14 +5,14 @@ slot is a few numbers, which the host keeps (`Slots`) and passes to each call.
 """
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int, Integer, UInt32
 
 from r1jax import ops
 from r1jax.models import cache as caches
@@ -26,10 +26,13 @@ from r1jax.models.weights import (
   used_axes,
 )
 from r1jax.parallel import reshard, sharding
+from r1jax.rollouts.replay import dtype_of
 from r1jax.rollouts.sampling import Needs, Settings, sample, token_keys
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Floats, Ints, Params
 
 Keys = UInt32[Array, "B 2"] | UInt32[np.ndarray, "B 2"] | jax.ShapeDtypeStruct
+
+Tree = TypeVar("Tree")
 
 STOP_IDS = 16  # Ids that may end a completion.
 
@@ -100,7 +103,6 @@ class Record:
   logprobs: Floats  # [B, n]: Of forced tokens, anything.
   top_ids: Ints  # [B, n, k]: The most probable tokens, in order.
   top_logprobs: Floats  # [B, n, k]
-  experts: Ints | None  # [B, n, L, k]: Used for the token before.
   count: Ints  # [B]: of the whole completion.
   finish: Ints  # [B]
   steps: Ints  # That were taken, `n` unless all slots ended.
@@ -174,7 +176,9 @@ def read_prefix(
   tokens: Int[Array, "T"],
   *,
   record_experts: bool,
-) -> tuple[caches.Buffers, Float[Array, "1 T D"], Int[Array, "1 T L k"] | None]:
+) -> tuple[
+  caches.Buffers, Float[Array, "1 T D"], Integer[Array, "1 T L k"] | None
+]:
   """The cache of the tokens that all prompts begin with, and their states."""
   cache = caches.empty(model.config, 1, len(tokens))
   if not len(tokens):
@@ -183,7 +187,7 @@ def read_prefix(
   made = transformer.forward(
     model, params, transformer.pack_rows(tokens[None]), cache=cache
   )
-  experts = used(made.experts, record_experts)
+  experts = used(model.config, made.experts) if record_experts else None
   return caches.as_prefix(made.cache), made.hidden, experts
 
 
@@ -195,28 +199,39 @@ def read_prompts(
   params: Params,
   prefix: caches.Buffers,
   own: Int[Array, "B T"],
+  prefix_experts: Integer[Array, "1 T0 L k"] | None = None,
   *,
   record_experts: bool,
   keep_hidden: bool = False,
-) -> tuple[Cache, Float[Array, "B T D"] | None, Int[Array, "B T L k"] | None]:
+) -> tuple[
+  Cache, Float[Array, "B T D"] | None, Integer[Array, "B T1 L k"] | None
+]:
   """A cache of what follows the prefix in some prompts, and its states.
 
-  The states are for `prompt_scores`, and None without `keep_hidden`.
+  The states are for `prompt_scores`, and None without `keep_hidden`. Experts
+  that are recorded are those of prefix and prompt, split by rows.
   """
   cache = caches.empty(model.config, *own.shape, prefix=prefix)
   made = transformer.forward(
     model, params, transformer.pack_rows(own), cache=cache
   )
   cache = caches.shard_constraint(made.cache.replace(prefix=()))
-  hidden = made.hidden if keep_hidden else None
-  return cache, hidden, used(made.experts, record_experts)
+  hidden, experts = made.hidden if keep_hidden else None, None
+  if record_experts:
+    experts = used(model.config, made.experts)
+    if prefix_experts is not None:
+      shape = (len(own), *prefix_experts.shape[1:])
+      before = jnp.broadcast_to(prefix_experts, shape)
+      experts = jnp.concatenate([before, experts], axis=1)
+    experts = sharding.shard_constraint(experts, "rows", None, None, None)
+  return cache, hidden, experts
 
 
 def used(
-  experts: Int[Array, "L B T k"], record: bool
-) -> Int[Array, "B T L k"] | None:
-  """The experts of each token as they are recorded; None if they are not."""
-  return jnp.moveaxis(experts, 0, 2).astype(jnp.int16) if record else None
+  config: ModelConfig, experts: Int[Array, "L B T k"]
+) -> Integer[Array, "B T L k"]:
+  """The experts of each token as they are recorded."""
+  return jnp.moveaxis(experts, 0, 2).astype(dtype_of(config))
 
 
 @functools.partial(jax.jit, static_argnames=("size", "prompt_size"))
@@ -252,16 +267,17 @@ def decode(
   prefix: caches.Buffers,
   cache: Cache,
   table: Int[Array, "B K"],
-) -> tuple[Cache, Record]:
+) -> tuple[Cache, Record, Integer[Array, "B n L k"] | None]:
   """`sampling.steps` more tokens in every slot, or up to its end.
 
-  `table` holds the slots; see `to_table`.
+  `table` holds the slots; see `to_table`. Experts that are recorded stay with
+  their slots on the devices: those that processed the token before each token.
   """
   config, experts = model.config, None
   shape = (len(table), sampling.steps)
   if sampling.record_experts:
     per_token = (config.num_moe_layers, config.experts.per_token)
-    experts = jnp.zeros((*shape, *per_token), jnp.int16)
+    experts = jnp.zeros((*shape, *per_token), dtype_of(config))
   top = (*shape, sampling.needs.top)
   zeros = lambda shape, dtype: jnp.zeros(shape, dtype)
   results = (
@@ -292,13 +308,13 @@ def decode(
     logprobs=logprobs,
     top_ids=top_ids,
     top_logprobs=top_logprobs,
-    experts=experts,
     count=slots.count,
     finish=slots.finish,
     steps=steps,
   )
   everywhere = lambda x: sharding.shard_constraint(x, *[None] * x.ndim)
-  return caches.shard_constraint(cache), jax.tree.map(everywhere, record)
+  record, experts = jax.tree.map(everywhere, record), by_row(experts)
+  return caches.shard_constraint(cache), record, experts
 
 
 def step(
@@ -312,7 +328,7 @@ def step(
 ) -> tuple[Cache, Slots, tuple]:
   """One more token, step `i` of a call, in every slot that is not idle.
 
-  Also returns what `Record` keeps of it; of idle slots, anything.
+  Also returns what `decode` records of it; of idle slots, anything.
   """
   made = transformer.forward(
     model,
@@ -340,7 +356,9 @@ def step(
     finish=jnp.where(active, finish, slots.finish),
   )
   cache = made.cache.replace(prefix=(), lengths=cache.lengths + active)
-  experts = used(made.experts, sampling.record_experts)
+  experts = None
+  if sampling.record_experts:
+    experts = used(model.config, made.experts)[:, 0]
   return (
     caches.shard_constraint(cache),
     by_row(slots),
@@ -349,12 +367,12 @@ def step(
       choice.logprobs,
       choice.top_ids,
       choice.top_logprobs,
-      None if experts is None else experts[:, 0],
+      experts,
     ),
   )
 
 
-def by_row(slots: Slots) -> Slots:
-  """The slots split over the mesh like the rows of the cache."""
+def by_row(tree: Tree) -> Tree:
+  """What belongs to slots, split over the mesh like the rows of the cache."""
   split = lambda x: sharding.shard_constraint(x, "rows", *[None] * (x.ndim - 1))
-  return jax.tree.map(split, slots)
+  return jax.tree.map(split, tree)

@@ -86,26 +86,25 @@ def make_batch(
   replaces them by the weights of the loss.
 
   Args:
-    rollout: the whole round, on the host.
+    rollout: the whole round, on the host but for its experts.
     placement: from `pack_prompts`.
     mesh: over which the rows are split.
   """
   packed = packing.lay_out_rollout(rollout, placement)
-  experts = None
-  if rollout.experts is not None:
-    experts = replay.lay_out(rollout, packed)
   count, size = rollout.lengths.size, rollout.completions.shape[-1]
   per_slot = functools.partial(packing.per_slot, placement)
-  packed, completions, weights, logprobs, experts = sharding.rows_to_device(
+  packed, completions, weights, logprobs = sharding.rows_to_device(
     mesh,
     (
       packed,
       per_slot(np.arange(count), np.int32),
       per_slot(rollout.sampled_mask.reshape(-1, size), np.float32),
       per_slot(rollout.logprobs.reshape(-1, size), np.float32),
-      experts,
     ),
   )
+  experts = None
+  if rollout.experts is not None:
+    experts = replay.lay_out(rollout.experts, packed, mesh)
   return Batch(
     packed=packed,
     weights=weights,

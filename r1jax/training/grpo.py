@@ -25,6 +25,7 @@ from r1jax.parallel.mesh import make_mesh, reshape_mesh
 from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts import records
 from r1jax.rollouts.engine import make_engine
+from r1jax.rollouts.replay import to_device
 from r1jax.rollouts.round import (
   Round,
   dynamic_sampling,
@@ -149,6 +150,9 @@ def train(
           [make_batch(rollout, microbatch, run.mesh) for microbatch in update]
           for update in placed
         ]
+        if not dump:  # The microbatches have what was recorded.
+          rollout = rollout.replace(experts=None)
+          round = round._replace(rollout=rollout)
 
         # Score the tokens under the old policy and the reference policy.
         if config.old == "trainer" or run.use_reference:
@@ -191,6 +195,7 @@ def train(
               advantages=advantages,
               facts=round.facts,
             )
+        del updates, batches  # Their memory is for the next round.
         without_signal = without_signal + 1 if round.teaching == 0 else 0
         check_progress(config, workdir, state, without_signal, scores)
     except interrupt.Interrupted:
@@ -237,8 +242,9 @@ def replayed(run: Run, workdir: str, number: int) -> Round:
   record = records.load(workdir, number, size=size)
   # Each host has the texts of its own share, as in a round that it samples.
   own = np.repeat(run.engine.hosts(size[0]) == jax.process_index(), size[1])
+  experts = to_device(record.rollout.experts, run.mesh)
   return Round(
-    record.rollout,
+    record.rollout.replace(experts=experts),
     record.examples,
     [text if known else None for text, known in zip(record.written, own)],
     lambda: record.scores,

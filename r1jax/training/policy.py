@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from r1jax.losses.grpo import grpo_loss
 from r1jax.losses.sft import sft_loss
@@ -37,15 +37,17 @@ def policy_forward(
   temperature: float,
   params: Params,
   packed: Packed,
-  experts: Int[Array, "B T L k"] | None = None,
+  experts: Integer[Array, "L k B T"] | None = None,
 ) -> PolicyOutput:
   """The outputs of the policy at `temperature` for packed rows.
 
   Probabilities are over the first `vocab_size` ids. `experts` replays the
-  experts that the sampler used; None, or -1, lets the router choose.
+  experts that the sampler used, but in unused slots; None lets the router
+  choose.
   """
   if experts is not None:
-    experts = jnp.moveaxis(experts, 2, 0)
+    experts = jnp.where(packed.positions >= 0, experts.astype(jnp.int16), -1)
+    experts = jnp.moveaxis(experts, 1, -1)
   forward = transformer.forward(model, params, packed, experts=experts)
   logprobs, entropy = transformer.logprobs(
     params,

@@ -152,7 +152,7 @@ def test_no_array_holds_a_distribution_per_token(toy, record_experts):
   held = jax.tree.leaves((cache, toy.params))
   largest = max(np.prod(x.shape) for x in held)
   assert max(np.prod(a.shape) for a in made) <= largest
-  recorded = any(a.dtype == np.int16 for a in made)
+  recorded = any(a.dtype == np.uint8 for a in made)
   assert recorded == record_experts
   prompts = jax.make_jaxpr(
     functools.partial(

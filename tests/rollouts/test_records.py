@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from r1jax.data import pass_rates
+from r1jax.parallel.mesh import make_mesh
 from r1jax.rewards import Scores
-from r1jax.rollouts import records
+from r1jax.rollouts import records, replay
 from r1jax.types import Completion, Example, Rollout, within_lengths
 
 
@@ -34,11 +35,9 @@ def make_round(seed=0, experts=False):
     finish=np.int32([[1, 1, 2], [1, 2, 1]]),
     sampled_mask=within_lengths(lengths, 5),
     logprobs=np.where(sampled, noise, 0).astype(np.float32),
-    **(
-      dict(experts=draw(2, 3, 5, 4, 2), prompt_experts=draw(2, 3, 4, 2))
-      if experts
-      else {}
-    ),
+    experts=replay.from_host(draw(2, 3, 5, 4, 2), draw(2, 3, 4, 2))
+    if experts
+    else None,
   )
   examples = [
     Example(f"What?\n\u2028{i // 3}", "1/3", "math/gsm8k", f"f.jsonl:{i // 3}")
@@ -79,7 +78,10 @@ def same_bits(a, b):
 @pytest.mark.parametrize("experts", [True, False])
 def test_a_round_comes_back_bit_for_bit(tmp_path, compress, experts):
   made = make_round(experts=experts)
-  records.dump(tmp_path, 4, **made, compress=compress)
+  rollout, mesh = made["rollout"], make_mesh(data=4, expert=2)
+  placed = replay.to_device(rollout.experts, mesh)
+  placed = made | {"rollout": rollout.replace(experts=placed)}
+  records.dump(tmp_path, 4, **placed, compress=compress)
   read = records.load(tmp_path, 4)
   arrays = [read.rollout, *read.scores[:2], read.advantages]
   expected = [made["rollout"], *made["scores"][:2], made["advantages"]]

@@ -270,13 +270,13 @@ def test_a_prompt_has_the_logprobs_of_a_forward_pass(engine, toy, log_softmax):
     expected = log_softmax(PROMPTS[p])[:-1]
     following = PROMPTS[p][1:]
     np.testing.assert_allclose(
-      made.scores.logprobs,
+      made.logprobs,
       expected[np.arange(len(following)), following],
       atol=1e-5,
     )
     if p:
       order = np.argsort(-expected, axis=1)[:, :p]
-      np.testing.assert_array_equal(made.scores.top_ids[:, :p], order)
+      np.testing.assert_array_equal(made.top_ids[:, :p], order)
 
 
 def test_top_logprobs_are_those_of_log_softmax(engine, toy, log_softmax):

@@ -172,6 +172,29 @@ def test_a_cache_holds_a_latent_of_every_token_of_every_slot():
   assert parts["optimizer"] == pytest.approx(671e9 * 8 / 512, rel=0.03)
 
 
+def test_recorded_experts_are_split_over_all_devices():
+  """A byte of each layer and choice; while rows wait, those of their tokens."""
+  c = experiment("r1_zero.py")
+  with c.unlocked():
+    c.sampling.record_experts, c.dynamic_sampling.rounds = True, 2
+  topology = plan_chips.topology("h200:8x64")
+  record, others = "recorded experts", "experts of other microbatches"
+  found = command.plan(c, topology, only=("decode", "optimizer"))["programs"]
+  numbers, chosen = 512, 58 * 8  # The first is a multiple of the devices.
+  tokens = 512 * (16 * c.sampling.max_tokens + 80 + c.sampling.prompt_tokens)
+  parts = found["decode"]["parts"]
+  assert parts[record] == 3 * tokens * numbers / 512
+  assert others not in parts
+  width, tokens = max(c.rows.widths), 512 * (16 * c.sampling.max_tokens + 200)
+  rows = 512 // c.mesh.context * c.rows.shard_rows
+  count = -(-tokens // (rows * width)) - 1
+  parts = found["optimizer"]["parts"]
+  assert parts[others] == count * rows * width * chosen / 512
+  assert record not in parts
+  plain = command.plan(experiment("r1_zero.py"), topology, only=("decode",))
+  assert record not in plain["programs"]["decode"]["parts"]
+
+
 def test_slots_that_share_prompts_hold_them_once():
   c = experiment("r1_zero.py", rollout_mesh__context=2, rollout_mesh__expert=64)
   with c.unlocked():

@@ -9,6 +9,7 @@ import pytest
 from trees import assert_same
 
 from r1jax import hf
+from r1jax.rollouts.engine import Engine
 from r1jax.runtime import checkpoint, metrics
 from r1jax.training import grpo, run
 
@@ -179,6 +180,51 @@ def test_a_dumped_run_can_be_replayed(make_config, compiled_once, tmp_path):
       str(tmp_path / "other"),
       replay=str(tmp_path / "first"),
     )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_to_compile")
+def test_recorded_experts_stay_on_the_devices_but_for_a_dump(
+  make_config, compiled_once, tmp_path
+):
+  """On two devices; a run from the dump, and one in two parts, end alike."""
+  make = functools.partial(
+    make_config,
+    **{
+      "sampling.record_experts": True,
+      "mesh.data": 2,
+      "rollout_mesh.data": 2,
+      "rows.shard_rows": 2,
+    },
+  )
+  first = grpo.train(make(num_steps=4), str(tmp_path / "first"), dump=True)
+  dumped = str(tmp_path / "first")
+  again = grpo.train(make(num_steps=4), str(tmp_path / "again"), replay=dumped)
+  kind, fetched, live = type(first.train.step), [], []
+  value, prepare = kind._value, Engine.prepare
+
+  def watched(array):
+    if array.dtype == np.uint8:
+      fetched.append(array.shape)
+    return value.fget(array)
+
+  def before_a_round(engine, params):
+    live.append([x.shape for x in jax.live_arrays() if x.dtype == np.uint8])
+    return prepare(engine, params)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(kind, "_value", property(watched))
+    patch.setattr(Engine, "prepare", before_a_round)
+    for steps in (2, 4):
+      parted = grpo.train(make(num_steps=steps), str(tmp_path / "parted"))
+  assert not fetched
+  assert live and not any(live)  # Not beside the next round's, either.
+  assert_same(host(first), host(again))
+  assert_same(host(first), host(parted))
+  for name in ("again", "parted"):
+    rows = rows_of(tmp_path / name)
+    assert rows == rows_of(tmp_path / "first")
+    assert [row["router/replay_mismatch"] <= 0.01 for row in rows] == [True] * 2
 
 
 def test_completions_may_grow_with_the_steps(make_config):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.tree_util import keystr
 from ml_collections import ConfigDict
 
@@ -18,6 +18,8 @@ from r1jax.models.transformer import Transformer
 from r1jax.models.weights import logical_axes, weights
 from r1jax.parallel import offload, sharding
 from r1jax.parallel.mesh import row_shards
+from r1jax.rollouts import replay
+from r1jax.tools.plan import fill as fills
 from r1jax.tools.plan import loads, rollouts
 from r1jax.tools.plan.costs import Declared
 from r1jax.tools.plan.fill import Fill
@@ -186,7 +188,8 @@ def of_grpo(
     shape: _scored(config, mesh, shape, sizes, has_reference)
     for shape in shapes(config, mesh, fill)
   }
-  beside = {"reference": reference}
+  resident = _parts(state) | {"reference": reference}
+  beside = {"reference": reference, **_other_experts(config, mesh, sizes)}
   programs = _of_update(update, state, read, beside, mesh, sizes, fill)
   if has_reference or config.old == "trainer":
     name = "reference" if has_reference else "params"
@@ -198,9 +201,12 @@ def of_grpo(
           function=score,
           arguments=(scorer, unscored),
           parts={name: scorer, "batch": unscored},
-          beside=_parts(state)
-          if has_reference
-          else {"optimizer": state.optimizer_state},
+          beside=(
+            _parts(state)
+            if has_reference
+            else {"optimizer": state.optimizer_state}
+          )
+          | _other_experts(config, mesh, sizes),
           flops=forward_flops(sizes, *shape),
           declare=_declare(shape, sizes, mesh, fill),
           tokens=math.prod(shape),
@@ -209,7 +215,6 @@ def of_grpo(
           mesh=mesh,
         )
       )
-  resident = _parts(state) | beside
   sampled = rollouts.programs(config, mesh, sizes, state.params, resident)
   return programs + [Program(**fields) for fields in sampled]
 
@@ -289,12 +294,25 @@ def _parts(state) -> dict[str, Any]:
 
 
 def _experts(config, mesh, shape, sizes):
-  """The shape [B, T, L, k] of recorded experts; None if not recorded."""
+  """The shape [L, k, B, T] of recorded experts; None if not recorded."""
   if not config.sampling.get("record_experts", False):
     return None
-  one = row_array(mesh, shape, jnp.int16)
-  shape = (*one.shape, sizes.num_moe_layers, sizes.experts.per_token)
-  return jax.ShapeDtypeStruct(shape, one.dtype, sharding=one.sharding)
+  shape = (sizes.num_moe_layers, sizes.experts.per_token, *shape)
+  split = sharding.spec((None, None, "rows", "tokens"), shape, mesh)
+  return jax.ShapeDtypeStruct(
+    shape, replay.dtype_of(sizes), sharding=NamedSharding(mesh, split)
+  )
+
+
+def _other_experts(config, mesh, sizes) -> dict[str, Any]:
+  """Those of a round's other microbatches, all completions at their limit."""
+  if not config.sampling.get("record_experts", False):
+    return {}
+  ((rows, width),) = shapes(config, mesh, None)
+  group = fills.PROMPT + config.group_size * config.sampling.max_tokens
+  count = -(-config.prompts_per_round * group // (rows * width)) - 1
+  one = _experts(config, mesh, (rows, width), sizes)
+  return {"experts of other microbatches": [one] * count}
 
 
 PROGRAMS: dict[str, Callable[..., list[Program]]] = {

@@ -16,9 +16,10 @@ from r1jax.models.transformer import Transformer
 from r1jax.models.weights import used_axes
 from r1jax.parallel import sharding
 from r1jax.parallel.mesh import reshape_mesh, row_shards
-from r1jax.rollouts import prompts, slots
+from r1jax.rollouts import prompts, replay, slots
 from r1jax.rollouts.slots import Sampling
 from r1jax.tools.plan import loads
+from r1jax.types import RecordedExperts
 
 TEMPLATE = 80  # Tokens that all prompts share; about those of R1-Zero.
 
@@ -83,6 +84,16 @@ def full_cache(
   return cached(mesh, jax.eval_shape(empty))
 
 
+def recorded_experts(
+  config: ConfigDict, mesh: Mesh, sizes: ModelConfig
+) -> list[RecordedExperts]:
+  """The records of a round as shapes: of every attempt of dynamic sampling."""
+  c = config.sampling
+  shape = (config.prompts_per_round, config.group_size, c.max_tokens)
+  one = replay.shapes(sizes, mesh, shape, TEMPLATE + c.prompt_tokens)
+  return [one] * (1 + config.dynamic_sampling.rounds)
+
+
 def programs(
   config: ConfigDict, mesh: Mesh, sizes: ModelConfig, params, resident
 ) -> list[dict[str, Any]]:
@@ -119,6 +130,9 @@ def programs(
   )
   # Those that are being read, and those that were before them.
   ahead = cached_prompts(on, sizes, 2 * count, c.prompt_tokens)
+  beside = resident | {"cached prompts": ahead}
+  if record:
+    beside["recorded experts"] = recorded_experts(config, on, sizes)
 
   cache = full_cache(on, model, c, together)
   begun = slots.to_table(slots.idle_slots(c.num_slots, c.decode_steps))
@@ -157,7 +171,7 @@ def programs(
       arguments=(model, used, prefix, prompt_ids),
       options={"record_experts": record},
       parts={"rollout weights": used, "prompts": prompt_ids},
-      beside=resident | {"cached prompts": ahead},
+      beside=beside,
       flops=count * (c.prompt_tokens * token + pairs * pair),
       tokens=count * c.prompt_tokens,
       prompts=count,
@@ -172,7 +186,7 @@ def programs(
       arguments=(model, sampling, used, prefix, cache, begun),
       options={},
       parts={"rollout weights": used, "cache": cache},
-      beside=resident | {"cached prompts": ahead},
+      beside=beside,
       flops=c.decode_steps * c.num_slots * by_step,
       tokens=c.decode_steps * c.num_slots,
     ),
