@@ -114,7 +114,7 @@ def test_each_kind_of_mesh_samples_what_one_device_samples(sample, name, sizes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", DOZEN, ids=named)
-@pytest.mark.parametrize("name", ["deepseek", "dense"])
+@pytest.mark.parametrize("name", ["deepseek"])
 def test_a_dozen_meshes_sample_what_one_device_samples(sample, name, sizes):
   same(sample(name, frozen(sizes)), sample(name, ONE))
 

@@ -9,7 +9,6 @@ import pytest
 
 from r1jax.models import cache as caches
 from r1jax.parallel.mesh import make_mesh
-from r1jax.rollouts import engine as engine_module
 from r1jax.rollouts import prompts, slots
 from r1jax.rollouts.engine import make_engine
 from r1jax.rollouts.prompts import room
@@ -81,7 +80,6 @@ def buckets(monkeypatch):
 
   def set_to(size):
     monkeypatch.setattr(prompts, "KV_BUCKET", size)
-    monkeypatch.setattr(engine_module, "KV_BUCKET", size)
     monkeypatch.setattr(prompts, "SMALLEST", size)
 
   return set_to

@@ -14,7 +14,7 @@ from r1jax.models.presets import preset
 from r1jax.models.weights import weights
 from r1jax.types import Example
 
-UNLIKE = ("dapo", "gspo", "r1")  # Recipes; the others wait for `make soak`.
+UNLIKE = ("gspo", "r1")  # Recipes; the others wait for `make soak`.
 LETTERS = "abcdefgh 0123456789+=?\n"
 
 

@@ -183,7 +183,6 @@ def test_a_dumped_run_can_be_replayed(make_config, compiled_once, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_to_compile")
 def test_recorded_experts_stay_on_the_devices_but_for_a_dump(
   make_config, compiled_once, tmp_path
 ):

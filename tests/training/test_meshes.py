@@ -201,8 +201,8 @@ def test_each_kind_of_mesh_says_what_one_device_says(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", DOZEN, ids=named)
-@pytest.mark.parametrize("name", sorted(MODELS))
-@pytest.mark.parametrize("program", sorted(PROGRAMS))
+@pytest.mark.parametrize("name", ["deepseek"])
+@pytest.mark.parametrize("program", ["grpo"])
 def test_a_dozen_meshes_say_what_one_device_says(
   model, alone, program, name, sizes
 ):
