@@ -58,6 +58,7 @@ def reads(monkeypatch):
   return seen
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_stopped_takes_place_on_the_next_start(
   make_config, monkeypatch, tmp_path, reads
 ):
