@@ -199,7 +199,7 @@ def claim(
   new, machine = json.loads(json.dumps(dict(config), default=str)), _machine()
   accepted = _read(path / _ACCEPTED, {})
   known = accepted | _read(path / _CONTENTS, {})
-  changes = _changes(_read(path / "config.json", new), new)
+  changes = describe_changes(_read(path / "config.json", new), new)
   for key, change in changes.items():
     parts = key.split(".")
     moved = parts[-1] == PATH and parts[0] in known.keys() & contents.keys()
@@ -210,7 +210,7 @@ def claim(
       )
   _check_contents(workdir, contents, known, accepted)
   rounding = [c for key, c in changes.items() if _is_one_of(key, EXECUTION)]
-  rounding += _changes(_read(path / _MACHINE, machine), machine).values()
+  rounding += describe_changes(_read(path / _MACHINE, machine), machine).values()
   if rounding:
     logging.warning(
       "%s goes on in another way, so that results may differ in their last "
@@ -224,7 +224,7 @@ def claim(
   (path / _ACCEPTED).unlink(missing_ok=True)
 
 
-def _changes(
+def describe_changes(
   before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> dict[str, str]:
   """Descriptions of the leaves that differ, by dotted key."""

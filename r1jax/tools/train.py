@@ -251,10 +251,14 @@ def _stop_message(command: str) -> str:
   """The last message of an interrupted run."""
   # Imported late, so that wrong flags are reported without waiting for JAX.
   from r1jax.runtime import checkpoint
+  from r1jax.training import pipeline
 
   place = flags.FLAGS.workdir if flags.FLAGS.is_parsed() else None
-  step = None if place is None else checkpoint.latest_step(place)
-  if step is None:
+  stage = place and pipeline.under_way(pathlib.Path(place))
+  step = None if place is None else checkpoint.latest_step(stage or place)
+  if step is None and not stage:
     return "stopped before the first checkpoint; nothing was saved"
+  at = f" in stage {stage.name}" if stage else ""
+  at += f" at step {step}" if step is not None else ""
   again = shlex.join([*command.split(), *sys.argv[1:]])
-  return f"stopped at step {step}; to resume, run the same command: {again}"
+  return f"stopped{at}; to resume, run the same command: {again}"
