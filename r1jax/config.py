@@ -33,6 +33,7 @@ import ml_collections
 LOOPS = {  # Imported on use, so that no loop waits for the imports of another.
   "grpo": "r1jax.training.grpo",
   "sft": "r1jax.training.sft",
+  "evaluate": "r1jax.training.evaluate",
   "pipeline": "r1jax.training.pipeline",
 }
 

@@ -19,7 +19,7 @@ from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts.engine import Engine, make_engine
 from r1jax.runtime import metrics
 from r1jax.training import grpo, models
-from r1jax.training.evaluate import completions
+from r1jax.training.measures import completions
 from r1jax.types import FINISH_LENGTH, FINISH_STOP, Rollout, within_lengths
 
 ROOT = pathlib.Path(__file__).parent.parent

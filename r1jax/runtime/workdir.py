@@ -210,7 +210,9 @@ def claim(
       )
   _check_contents(workdir, contents, known, accepted)
   rounding = [c for key, c in changes.items() if _is_one_of(key, EXECUTION)]
-  rounding += describe_changes(_read(path / _MACHINE, machine), machine).values()
+  rounding += describe_changes(
+    _read(path / _MACHINE, machine), machine
+  ).values()
   if rounding:
     logging.warning(
       "%s goes on in another way, so that results may differ in their last "

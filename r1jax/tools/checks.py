@@ -35,7 +35,7 @@ from r1jax.tools.examination import (
   Context,
   Line,
 )
-from r1jax.training import evaluate, grpo, inspection, sft
+from r1jax.training import grpo, inspection, measures, sft
 
 SHARES = ("embed", "unembed", "dense", "moe", "mtp")  # Parts of the parameters.
 GIB = 2**30
@@ -269,7 +269,7 @@ def without_template(context: Context) -> Iterator[Line]:
   )
   params = engine.prepare(params)
   rollout = engine(params, prompts, SAMPLES, seed=c.evaluation.seed, round=0)
-  flat, completions = evaluate.completions(
+  flat, completions = measures.completions(
     rollout, context.tested, tokenizer, c.sampling.max_tokens
   )
   answers = [tagged(last_answer(completion.text)) for completion in completions]

@@ -9,7 +9,7 @@ from r1jax import data
 from r1jax.data import chat
 from r1jax.data import tokenizer as tokenizers
 from r1jax.models.config import ModelConfig
-from r1jax.training import evaluate, inspection, models
+from r1jax.training import evaluator, inspection, models
 
 FIRST = 256  # The number of examples to check of a generated dataset.
 PROBLEMS, SAMPLES = 8, 4  # Of each task, to evaluate the base model.
@@ -85,9 +85,9 @@ class Context:
     return c
 
   @functools.cached_property
-  def sets(self) -> list[evaluate.Problems]:
+  def sets(self) -> list[evaluator.Problems]:
     """The sets of test problems of the run."""
-    return evaluate.evaluation(**self.config.evaluation.to_dict())["whole"]
+    return evaluator.evaluation(**self.config.evaluation.to_dict())["whole"]
 
   @functools.cached_property
   def tested(self):

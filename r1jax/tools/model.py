@@ -30,7 +30,7 @@ from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import Engine, make_engine
 from r1jax.runtime import process
 from r1jax.tools import convert
-from r1jax.training import evaluate, models
+from r1jax.training import evaluator, measures, models
 from r1jax.types import Completion, Example, Params, Rollout, Tokenizer
 
 SLOTS = 16, 64  # The fewest and the most completions sampled at once.
@@ -113,7 +113,7 @@ class Model:
     params = engine.prepare(self.params)
     rollout = engine(params, ids, group_size, seed=seed, round=0)
     prefill = chat.prefill(template, self.tokenizer)
-    read = evaluate.completions(
+    read = measures.completions(
       rollout, examples, self.tokenizer, max_tokens, prefill
     )
     return Samples(*read, rollout)
@@ -178,7 +178,7 @@ class Model:
     seed: int = 0,
     accuracy: Any = 1.0,
   ) -> dict[str, dict[str, float]]:
-    """Metrics of each task; see `r1jax.training.evaluate.measure`.
+    """Metrics of each task; see `r1jax.training.measures.measure`.
 
     The task of an example is the last part of its domain.
 
@@ -194,8 +194,8 @@ class Model:
     """
     template = template or self.template
     sets = [
-      evaluate.Problems(task, problems, samples)
-      for task, problems in evaluate.by_task(examples, len(examples)).items()
+      evaluator.Problems(task, problems, samples)
+      for task, problems in evaluator.by_task(examples, len(examples)).items()
     ]
     ids = chat.encode_prompts(examples, template, self.tokenizer)
     engine = self._engine(
@@ -207,7 +207,7 @@ class Model:
       top_p=top_p,
     )
     with GraderPool(num_workers=process.cores(), timeout=5.0) as pool:
-      numbers = evaluate.evaluate(
+      numbers = evaluator.evaluate(
         engine,
         self.params,
         sets,

@@ -33,7 +33,7 @@ from r1jax.rollouts.round import (
 )
 from r1jax.runtime import checkpoint, distributed, interrupt, metrics, profiler
 from r1jax.runtime.workdir import claim
-from r1jax.training import evaluate, inspection, models, policy
+from r1jax.training import inspection, models, policy
 from r1jax.training.batch import (
   completion_kl,
   deal_prompts,
@@ -43,6 +43,7 @@ from r1jax.training.batch import (
   trained_completions,
   weigh_batches,
 )
+from r1jax.training.evaluator import Evaluator, evaluation
 from r1jax.training.log import RunLog
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.run import Run, set_up, token_limit
@@ -92,9 +93,7 @@ def train(
     profiler.Profiler(workdir, profile, log=writer.console.note) as tracer,
   ):
     log = RunLog(config, writer, run.engine, run.dataset)
-    evaluator = evaluate.Evaluator(
-      config, writer, run.engine, run.tokenizer, pool
-    )
+    evaluator = Evaluator(config, writer, run.engine, run.tokenizer, pool)
     sample = run.make_sample(pool, log.sampled)
     without_signal = 0  # Number of successive rounds without any signal.
     try:
@@ -210,7 +209,7 @@ def evaluate_and_save(
   run: Run,
   workdir: str,
   state: RLState,
-  evaluator: evaluate.Evaluator,
+  evaluator: Evaluator,
   log: RunLog,
 ) -> None:
   """Saves and evaluates, between two rounds, if that is due at this step."""
@@ -324,9 +323,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   inspection.check_steps(config)
   inspection.check_sampling(config.sampling)
   templates.check(config.template)
-  evaluation = config.evaluation.to_dict()
   for name in ("test", "larger"):
-    if section := evaluation.get(name):
+    if section := config.evaluation.to_dict().get(name):
       bind(f"evaluation.{name}", section, data.DATASETS)
   rewards.check(**config.rewards.to_dict())
   offload.check(config.offload)
@@ -348,7 +346,7 @@ SECTIONS = {
   "kl_reward": completion_kl,
   "dynamic_sampling": dynamic_sampling,
   "optimizer": make_optimizer,
-  "evaluation": evaluate.evaluation,
+  "evaluation": evaluation,
 }
 FIELDS = (
   "num_steps",

@@ -14,7 +14,7 @@ from r1jax import data, rewards
 from r1jax.data.packing import Placement
 from r1jax.rollouts.round import Round
 from r1jax.runtime import distributed, metrics
-from r1jax.training import evaluate, inspection, round_numbers
+from r1jax.training import inspection, measures, round_numbers
 from r1jax.types import RLState
 
 # (metric, limit, meaning): a warning is printed once a metric exceeds its
@@ -194,7 +194,7 @@ class RunLog:
     evaluating = sum(row.get("perf/eval_time", 0.0) for row in rows)
     sampled = sum(row["data/tokens"] for row in rounds)
     sampling = sum(row["perf/gen_time"] for row in rounds)
-    summary = evaluate.summarise(
+    summary = measures.summarise(
       rows,
       rl_steps=step,
       seconds_total=self._writer.seconds,

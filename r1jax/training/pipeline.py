@@ -247,15 +247,15 @@ def finish(stage: Stage, root: pathlib.Path, seconds: float) -> None:
   _write(folder / RECORD, record)
 
 
-def differences(
-  before: Mapping[str, Any], now: Mapping[str, Any]
-) -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   """What has changed between two records, in words; [] if nothing has.
 
   Periods and limits of a stage, and the way in which it is computed, may
   change on a resume (see `workdir.claim`); here they make another artefact.
   """
-  changes = [*workdirs.describe_changes(before["config"], now["config"]).values()]
+  changes = [
+    *workdirs.describe_changes(before["config"], now["config"]).values()
+  ]
   was = {key: each["sha256"] for key, each in before["inputs"].items()}
   for key, each in now["inputs"].items():
     if was.get(key) != each["sha256"]:

@@ -1,12 +1,18 @@
 """What k completions of a problem show, and what they do not."""
 
+import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
 
+from r1jax import config
 from r1jax.data import chat
-from r1jax.training.evaluate import (
+from r1jax.training import evaluate
+from r1jax.training.evaluate import read_items, write_items
+from r1jax.training.evaluator import Problems
+from r1jax.training.measures import (
   completions,
   consensus,
   measure,
@@ -78,7 +84,8 @@ def test_the_numbers_of_a_small_evaluation():
   ]
   correct = np.array([[1, 1, 0, 1], [0, 1, 0, np.nan]])
   formatted = np.array([[1, 1, 1, 1], [1, 1, 1, 0]], float)
-  got = measure(examples, written, correct, formatted)
+  parts = dict(accuracy=correct, format=formatted)
+  got = measure(examples, written, parts)
   expected = {
     "pass@1": (3 / 4 + 1 / 4) / 2,
     "pass@1_stderr": np.std([3 / 4, 1 / 4], ddof=1) / math.sqrt(2),
@@ -87,10 +94,11 @@ def test_the_numbers_of_a_small_evaluation():
     "mean_length": (10 + 20 + 10 + 10 + 4 + 10 + 10 + 20) / 8,
     "truncated": 1 / 8,
     "unparsed": 1 / 8,
-    "format": 7 / 8,
     "guess_share": 2 / 8,
     # One long, right; five short, three right; two guesses, none right.
     "best_style_pass@1": 1.0,
+    "format": 7 / 8,
+    "format_stderr": 1 / 8,
   }
   assert got.keys() == expected.keys()
   for name, number in expected.items():
@@ -100,18 +108,20 @@ def test_the_numbers_of_a_small_evaluation():
 def test_rare_styles_are_not_rated():
   written = [[say("2", "check")] + [say("3")] * 39]
   correct = np.array([[1.0] + [0.0] * 39])
-  got = measure([SUM] * 2, written * 2, np.tile(correct, (2, 1)), correct)
+  parts = dict(accuracy=np.tile(correct, (2, 1)))
+  got = measure([SUM] * 2, written * 2, parts)
   assert got["best_style_pass@1"] == 0.0
 
 
 def test_one_problem_alone_has_no_standard_error():
-  got = measure([SUM], [[say("2"), say("3")]], np.array([[1.0, 0]]), np.ones(2))
+  parts = dict(accuracy=np.array([[1.0, 0]]))
+  got = measure([SUM], [[say("2"), say("3")]], parts)
   assert got["pass@1"] == 0.5
   assert math.isnan(got["pass@1_stderr"])
 
 
 def test_one_sample_each_is_enough():
-  got = measure([SUM] * 2, [[say("2")]] * 2, np.ones((2, 1)), np.ones((2, 1)))
+  got = measure([SUM] * 2, [[say("2")]] * 2, dict(accuracy=np.ones((2, 1))))
   assert got["pass@1"] == got["cons@1"] == 1.0
 
 
@@ -211,3 +221,83 @@ def test_the_summary_compares_first_and_last():
   assert summarise([*rows[1:], rows[0]], rl_steps=8) == got
   with pytest.raises(ValueError, match="no evaluation of step 0.*run again"):
     summarise(rows[1:], rl_steps=8)
+
+
+def test_a_part_that_does_not_apply_counts_in_no_mean():
+  """The standard error is that of problems, of those that have a value."""
+  written = [[say("2"), say("2")]] * 3
+  parts = dict(
+    accuracy=np.ones((3, 2)),
+    language=np.array([[1.0, 0.5], [np.nan, np.nan], [0.25, np.nan]]),
+  )
+  got = measure([SUM] * 3, written, parts)
+  assert got["language"] == pytest.approx((0.75 + 0.25) / 2)
+  error = np.std([0.75, 0.25], ddof=1) / math.sqrt(2)
+  assert got["language_stderr"] == pytest.approx(error)
+
+
+def test_what_was_written_of_a_set_is_read_again(tmp_path):
+  problems = Problems("sums", [SUM, SUM._replace(id="b")], 2)
+  written = [[say("2"), say("3", tokens=4)], [say("\u2028"), say("é")]]
+  parts = dict(
+    accuracy=np.array([[1, 0], [0, 0.0]]), format=np.array([[1, np.nan]] * 2)
+  )
+  file = tmp_path / "items" / "sums.jsonl"
+  write_items(file, problems, written, parts)
+  again, scores = read_items(file)
+  assert again == written
+  for name, values in parts.items():
+    np.testing.assert_array_equal(scores[name], values)
+
+
+@pytest.fixture
+def tiny_config():
+  root = pathlib.Path(__file__).parents[2]
+  return config.load(
+    f"{root / 'experiments' / 'evaluate.py'}:tiny",
+    {
+      "cpu_devices": 1,
+      "mesh.data": 1,
+      "problems.count": 2,
+      "problems.samples": 2,
+      "problems.sets.test.size": 60,
+      "sampling.num_slots": 4,
+      "sampling.max_tokens": 48,
+      "grader.num_workers": 1,
+    },
+  )
+
+
+@pytest.mark.slow
+def test_a_model_is_evaluated_by_a_run_of_its_own(
+  tiny_config, tmp_path, monkeypatch
+):
+  """A task that has been evaluated is not evaluated again."""
+  config.check(tiny_config)
+  got = evaluate.train(tiny_config, str(tmp_path))
+  assert got.keys() == {"chain_sum", "spell_backward", "countdown"}
+  for measured in got.values():
+    assert 0 <= measured["pass@1"] <= 1 and measured["mean_length"] <= 48
+    assert 0 <= measured["format"] <= 1
+  results = json.loads((tmp_path / "results.json").read_text())
+  for task, measured in got.items():
+    np.testing.assert_equal(results[task], measured)
+    lines = (tmp_path / "items" / f"{task}.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+  (tmp_path / "items" / "countdown.jsonl").unlink()
+  sampled, honest = [], evaluate.sample_set
+
+  def spy(engine, params, problems, *args, **kwargs):
+    sampled.append(problems.name)
+    return honest(engine, params, problems, *args, **kwargs)
+
+  monkeypatch.setattr(evaluate, "sample_set", spy)
+  np.testing.assert_equal(evaluate.train(tiny_config, str(tmp_path)), got)
+  assert sampled == ["countdown"]
+
+
+def test_an_evaluation_without_accuracy_is_refused(tiny_config):
+  with tiny_config.unlocked():
+    del tiny_config.rewards["accuracy"]
+  with pytest.raises(ValueError, match="rewards.accuracy is missing"):
+    config.check(tiny_config)

@@ -10,7 +10,7 @@ from r1jax.data.packing import pack_rollout
 from r1jax.models import flops
 from r1jax.models.presets import preset
 from r1jax.rewards import Scores
-from r1jax.training import evaluate, round_numbers
+from r1jax.training import evaluator, round_numbers
 from r1jax.types import (
   FINISH_LENGTH,
   FINISH_STOP,
@@ -183,7 +183,7 @@ def test_completions_are_shown_with_their_own_numbers():
 
 
 def test_tasks_are_told_apart_in_the_datasets_order():
-  sets = evaluate.by_task(EXAMPLES, 4)
+  sets = evaluator.by_task(EXAMPLES, 4)
   assert [*sets] == ["x", "y"]
   assert [e.id for e in sets["y"]] == ["1", "1", "1", "2"]
   assert len(sets["x"]) == 3

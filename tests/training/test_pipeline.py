@@ -144,9 +144,7 @@ def test_an_output_that_was_changed_by_hand_is_noticed(make, toy, tmp_path):
   assert toy.runs == ["zero", "student"]
 
 
-def test_an_input_that_is_made_again_alike_changes_nothing(
-  make, toy, tmp_path
-):
+def test_an_input_that_is_made_again_alike_changes_nothing(make, toy, tmp_path):
   """Contents count, not times; nor does the place of the workdir."""
   run(make(*three(make)), tmp_path / "r1")
   (tmp_path / "r1").rename(tmp_path / "moved")
@@ -193,7 +191,9 @@ def test_one_stage_can_be_run_alone(make, toy, tmp_path):
   run(make(*three(make), only="base"), tmp_path / "r1")
   run(make(*three(make), only="student"), tmp_path / "r1")
   assert toy.runs == ["base", "student"]
-  states = [line.split()[:2] for line in pipeline.table(tmp_path / "r1").split("\n")]
+  states = [
+    line.split()[:2] for line in pipeline.table(tmp_path / "r1").split("\n")
+  ]
   assert states[1:] == [
     ["base", "finished"],
     ["zero", "waiting"],

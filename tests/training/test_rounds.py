@@ -11,7 +11,7 @@ from r1jax import data, hf, rewards
 from r1jax.data import tokenizer
 from r1jax.data.mixture import Mixture, Part
 from r1jax.runtime import checkpoint, interrupt, metrics
-from r1jax.training import evaluate, grpo, inspection, models
+from r1jax.training import grpo, inspection, models
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -26,7 +26,7 @@ SHARED = {
 
 
 class Evaluations:
-  """Stands in for `evaluate.evaluate`: `scores`, one a call; None stops it."""
+  """Stands in for `evaluator.evaluate`: `scores`, one a call; None stops it."""
 
   def __init__(self, *scores):
     self.scores, self.seen = list(scores), []
@@ -73,7 +73,7 @@ def test_an_evaluation_that_was_stopped_takes_place_on_the_next_start(
 
   def go_on(*scores):
     evaluations = Evaluations(*scores)
-    monkeypatch.setattr(evaluate, "evaluate", evaluations)
+    monkeypatch.setattr(evaluator, "evaluate", evaluations)
     if None not in scores:
       return grpo.train(config, str(tmp_path)), evaluations
     with pytest.raises(interrupt.Interrupted):
@@ -126,7 +126,7 @@ def test_a_run_that_learns_nothing_any_more_stops_and_says_what_to_do(
     return sum(map(ord, completion.text)) % 97 / 97 if teaches else 0.5
 
   monkeypatch.setitem(rewards.REWARDS, "praise", rewards.Reward(praise))
-  monkeypatch.setattr(evaluate, "evaluate", Evaluations(0.0))
+  monkeypatch.setattr(evaluator, "evaluate", Evaluations(0.0))
   config = make_config(
     num_steps=40, checkpoint_every=100, **SHARED, **{DYNAMIC: 1}
   )

@@ -126,6 +126,7 @@ METRICS: dict[str, tuple[str, str]] = {
   "eval/*/truncated": ("share", "samples cut at the token limit"),
   "eval/*/unparsed": ("share", "samples without a readable answer"),
   "eval/*/format": ("share", "samples in the format of the template"),
+  "eval/*/*_stderr": ("", "standard error over problems of another metric"),
   "eval/*/guess_share": ("share", "samples that answer without any step"),
   "eval/*/best_style_pass@1": ("share", "pass@1 of the best style of working"),
 }
