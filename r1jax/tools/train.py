@@ -202,9 +202,12 @@ def write_report(place: str) -> None:
   """Writes the report of a finished run, and prints its summary."""
   # Imported late, because matplotlib takes a second to import.
   from r1jax.tools.report import command as report
+  from r1jax.tools.report import stages
 
   if distributed.is_first():
-    print(f"report: {report.build([place])}", flush=True)
+    whole = stages.is_pipeline(place)
+    page = stages.build(place) if whole else report.build([place])
+    print(f"report: {page}", flush=True)
     summary = pathlib.Path(place) / "summary.json"
     if summary.exists():
       print(summary.read_text(), end="", flush=True)

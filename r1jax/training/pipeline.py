@@ -205,6 +205,7 @@ def prepare(stage: Stage, root: pathlib.Path) -> str | None:
   settings = configs.load(stage.config, stage.overrides).to_dict()
   record = {
     "stage": stage.name,
+    "experiment": stage.config,
     "config": json.loads(json.dumps(settings, default=str)),
     "inputs": inputs,
     "code": process.versions(),

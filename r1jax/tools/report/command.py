@@ -5,7 +5,8 @@
 It writes `report.html` to the first workdir (or to --output), and every chart
 as a PNG to `figures/` beside the page. The page loads no other files. It reads
 `metrics.jsonl` and, if they exist, `completions.jsonl`, `summary.json` and
-`config.json`. The same files give the same page, byte for byte.
+`config.json`. The same files give the same page, byte for byte. For the workdir
+of a pipeline, the page has its stages and compares their models.
 """
 
 import base64
@@ -346,4 +347,14 @@ def main(workdirs: list[str]) -> None:
   """Writes the page, and prints its path."""
   if not workdirs:
     raise ValueError("no workdir; name the workdirs of one or several runs")
+  # Imported late, because it reads this module.
+  from r1jax.tools.report import stages
+
+  if stages.is_pipeline(workdirs[0]):
+    if len(workdirs) > 1 or flags.FLAGS.output:
+      raise ValueError(
+        f"{workdirs[0]} holds a pipeline; report on it alone, without --output"
+      )
+    print(stages.build(workdirs[0]))
+    return
   print(build(workdirs, flags.FLAGS.output))
