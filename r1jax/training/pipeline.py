@@ -41,7 +41,7 @@ from r1jax.runtime import distributed, process
 from r1jax.runtime import workdir as workdirs
 from r1jax.runtime.console import Console, duration
 
-OUTPUTS = ("model", "samples", "results.json")  # What later stages may read.
+OUTPUTS = ("model", "kept", "results.json")  # What later stages may read.
 RECORD, STAGES = "artefact.json", "pipeline.json"
 
 
