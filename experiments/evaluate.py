@@ -2,7 +2,7 @@ r"""The evaluation of a model: pass@1 over k samples, and what else they show.
 
     python -m r1jax train --config=experiments/evaluate.py:aime \
         --workdir=runs/aime --config.model.path=DIRECTORY \
-        --config.problems.sets.test.path=PROBLEMS.jsonl
+        --config.problems.sets.aime.dataset.path=PROBLEMS.jsonl
 
 The model is DeepSeek-R1, or one of its architecture, in Hugging Face layout.
 WORKDIR/results.json has the metrics of every task,
@@ -25,8 +25,8 @@ from ml_collections import ConfigDict, FieldReference
 
 VARIANTS = ("aime", "math500", "tiny")
 BOXED = (
-  "<｜User｜>{question}\nPlease reason step by step, and put your final answer "
-  "within \\boxed{}.<｜Assistant｜><think>\n"
+  "{question}\nPlease reason step by step, and put your final answer within "
+  "\\boxed{}."
 )
 TASKS = dict(
   chain_sum=dict(min_terms=4, max_terms=6, min_digits=1, max_digits=1),
@@ -67,15 +67,10 @@ def get_config(variant="aime"):
       max_tokens=160,
       temperature=1.0,
     )
-    c.problems = dict(
-      count=64,
-      samples=16,
-      sets=dict(
-        test=dict(
-          name="reasoning_gym", tasks=TASKS, split="test", size=768, seed=0
-        )
-      ),
+    tasks = dict(
+      name="reasoning_gym", tasks=TASKS, split="test", size=768, seed=0
     )
+    c.problems = dict(sets=dict(test=dict(dataset=tasks, samples=16, count=64)))
     return c
 
   c.model = dict(
@@ -84,7 +79,7 @@ def get_config(variant="aime"):
     preset_name="deepseek_v3",
     compute_dtype="bfloat16",
   )
-  c.template = BOXED
+  c.template = "chat"
   c.grader = dict(num_workers=16, timeout=10.0)
   c.sampling = dict(
     num_slots=256,
@@ -94,9 +89,9 @@ def get_config(variant="aime"):
     temperature=0.6,
     top_p=0.95,
   )
+  samples, count = (64, 30) if variant == "aime" else (16, 500)
+  problems = dict(name="problems", path="", prompt=BOXED)
   c.problems = dict(
-    count=500,
-    samples=64 if variant == "aime" else 16,
-    sets=dict(test=dict(name="problems", path="")),
+    sets={variant: dict(dataset=problems, samples=samples, count=count)}
   )
   return c

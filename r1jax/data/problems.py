@@ -45,6 +45,7 @@ UNANSWERED = {
   "instructions": "instruction_id_list",
 }
 SPLITS = ("all", "train", "test")
+QUESTION = "{question}"
 SHOWN = 10  # Skipped rows that are logged one by one.
 
 # A text whose only number has commas between its thousands.
@@ -61,6 +62,7 @@ def load(
   path: str | Path,
   domain: str = "math",
   fields: Mapping[str, str | Sequence[str]] = {},
+  prompt: str = QUESTION,
   split: str = "all",
   max_skipped: float = 0.1,
 ) -> Sequence[Example]:
@@ -81,6 +83,8 @@ def load(
     fields: the fields of a row that hold "prompt", "answer", "domain" or an
       entry of the metadata, in place of those in `FIELDS`: a name, or several
       of which the first that exists is used.
+    prompt: text around each question, which holds "{question}" once, such as
+      the request for an answer in a box. The splits do not depend on it.
     split: "all", or "train" or "test": nine tenths or one tenth of the
       problems, by a hash of their content.
     max_skipped: the share of rows that may be skipped.
@@ -94,6 +98,8 @@ def load(
     )
   if split not in SPLITS:
     raise ValueError(f"split must be one of {[*SPLITS]}, got {split!r}")
+  if prompt.count(QUESTION) != 1:
+    raise ValueError(f"prompt must hold {QUESTION} once, got {prompt!r:.80}")
   names = FIELDS | {
     name: (paths,) if isinstance(paths, str) else tuple(paths)
     for name, paths in fields.items()
@@ -117,12 +123,11 @@ def load(
     logger.warning("skipped %s", fault)
   if faults:
     logger.warning("skipped: %s", summary)
-  if split == "all":
-    return examples
   chosen = [
-    example
+    example._replace(prompt=prompt.replace(QUESTION, example.prompt))
     for example in examples
-    if in_test(example.domain, example.prompt) == (split == "test")
+    if split == "all"
+    or in_test(example.domain, example.prompt) == (split == "test")
   ]
   if not chosen:
     raise ValueError(

@@ -102,7 +102,7 @@ class Model:
     template = template or self.template
     examples = [Example(p, "") if isinstance(p, str) else p for p in prompts]
     ids = chat.encode_prompts(examples, template, self.tokenizer)
-    engine = self._engine(
+    engine = self.engine(
       template,
       ids,
       group_size,
@@ -198,7 +198,7 @@ class Model:
       for task, problems in evaluator.by_task(examples, len(examples)).items()
     ]
     ids = chat.encode_prompts(examples, template, self.tokenizer)
-    engine = self._engine(
+    engine = self.engine(
       template,
       ids,
       samples,
@@ -242,7 +242,7 @@ class Model:
       dtype=dtype,
     )
 
-  def _engine(
+  def engine(
     self,
     template: str,
     prompts: Sequence[Sequence[int]],

@@ -7,7 +7,7 @@ later without sampling again.
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -20,14 +20,15 @@ from r1jax.data import tokenizer as tokenizers
 from r1jax.models import transformer
 from r1jax.parallel.mesh import make_mesh
 from r1jax.rewards.pool.pool import GraderPool
-from r1jax.rollouts.engine import make_engine
+from r1jax.rollouts.engine import Engine, make_engine
 from r1jax.runtime import distributed, metrics
+from r1jax.runtime.console import Console
 from r1jax.runtime.workdir import claim
 from r1jax.training import inspection, models
 from r1jax.training.evaluator import Problems, by_task, sample_set
 from r1jax.training.measures import measure
 from r1jax.training.state import contents, make_params
-from r1jax.types import Completion
+from r1jax.types import Completion, Params, Tokenizer
 
 RESULTS = "results.json"
 
@@ -38,10 +39,7 @@ def train(
   *,
   sinks: Sequence[str] = ("tensorboard",),
 ) -> dict[str, dict[str, float]]:
-  """Evaluates a model; the metrics of every task, which results.json holds.
-
-  WORKDIR/items/TASK.jsonl holds every completion with its rewards. A task is
-  not evaluated again on a second start.
+  """Evaluates a model; the metrics of every set, see `evaluate_sets`.
 
   Args:
     config: of the evaluation; see `SECTIONS` and `FIELDS`.
@@ -57,85 +55,158 @@ def train(
   model = transformer.Transformer(initial.config)
   inspection.check_vocabulary(tokenizer, model.config)
   examples = [example for asked in sets for example in asked.examples]
-  parts = config.rewards.to_dict()
-  rewards.check(examples, **parts)
   claim(workdir, config.to_dict(), contents(config, examples))
-  shared = chat.shared_tokens(config.template, tokenizer)
-  engine = make_engine(model, tokenizer, mesh, shared, **config.sampling)
-  root = pathlib.Path(workdir)
-  is_done = lambda name: distributed.from_first(_items(root, name).exists)
+  engine = make_engine(
+    model,
+    tokenizer,
+    mesh,
+    chat.shared_tokens(config.template, tokenizer),
+    **config.sampling,
+  )
   with (
-    metrics.Writer(workdir, step=None, sinks=sinks) as writer,
+    metrics.Writer(workdir, sinks=sinks) as writer,
     GraderPool(**config.grader) as pool,
   ):
-    params = engine.prepare(make_params(mesh, initial))
-    for index, asked in enumerate(sets):
-      if is_done(asked.name):
-        continue
-      distributed.raise_if_interrupted()
-      writer.console.note(
-        f"{asked.name}: {len(asked.examples):,} problems, {asked.samples} "
-        "completions each"
-      )
-      graded = sample_set(
-        engine,
-        params,
-        asked,
-        tokenizer,
-        pool,
-        parts,
-        template=config.template,
-        seed=config.seed,
-        round=index,
-        progress=lambda done, tokens: writer.console.phase(
-          f"evaluating, {done} completions, {tokens:,} tokens"
-        ),
-      )
-      if graded is not None:
-        write_items(_items(root, asked.name), asked, *graded)
-    if not distributed.is_first():
-      return {}
-    results = {
-      asked.name: measure(asked.examples, *read_items(_items(root, asked.name)))
-      for asked in sets
-    }
-    writer.write(
-      0,
-      **{
-        f"eval/{task}/{key}": value
-        for task, measured in results.items()
-        for key, value in measured.items()
-      },
+    results = evaluate_sets(
+      workdir,
+      engine,
+      lambda: make_params(mesh, initial),
+      sets,
+      tokenizer,
+      pool,
+      parts=config.rewards.to_dict(),
+      template=config.template,
+      seed=config.seed,
+      console=writer.console,
     )
-    for task, measured in results.items():
-      writer.console.note(
-        f"  {task:20} pass@1 {measured['pass@1']:.3f} "
-        f"+- {measured['pass@1_stderr']:.3f}  "
-        f"length {measured['mean_length']:.1f}"
-      )
-    draft = root / f"{RESULTS}.tmp"
-    draft.write_text(json.dumps(results, indent=2, default=float) + "\n")
-    os.replace(draft, root / RESULTS)
+    rows = {
+      f"eval/{task}/{key}": value
+      for task, measured in results.items()
+      for key, value in measured.items()
+    }
+    writer.write(0, **rows)
   return results
 
 
-def problem_sets(
-  *, count: int, samples: int, sets: Mapping[str, Mapping[str, Any]]
-) -> list[Problems]:
-  """The first problems of every task in the datasets.
+def evaluate_sets(
+  workdir: str | pathlib.Path,
+  engine: Engine,
+  make: Callable[[], Params],
+  sets: Sequence[Problems],
+  tokenizer: Tokenizer,
+  pool: GraderPool,
+  *,
+  parts: Mapping[str, Any],
+  template: str,
+  seed: int,
+  console: Console,
+) -> dict[str, dict[str, float]]:
+  """The metrics of every set; only the first host gets them.
+
+      WORKDIR/items/SET.jsonl   every completion with its rewards
+      WORKDIR/results.json      the metrics; see `measures.measure`
+
+  A set whose items are there is not sampled again.
 
   Args:
-    count: the most problems of a task.
-    samples: completions of each problem.
-    sets: sections of datasets by label. A task is named as the last part of its
-      examples' domain, with "+1" if the label is "larger".
+    workdir: of the evaluation.
+    engine: samples the completions.
+    make: makes the parameters of the policy, if any set is to be sampled.
+    sets: of problems.
+    tokenizer: of the policy.
+    pool: grades the completions.
+    parts: the rewards, as in a config, "accuracy" among them.
+    template: name of the template around each question.
+    seed: of the samples.
+    console: shows progress and results.
+
+  Raises Interrupted after a signal, between two sets, and ValueError for
+  rewards that cannot grade the problems.
   """
-  result = []
-  for label, section in sets.items():
-    suffix = "+1" if label == "larger" else ""
-    for name, examples in by_task(data.load(**section), count).items():
-      result.append(Problems(name + suffix, examples, samples))
-  return result
+  root = pathlib.Path(workdir)
+  rewards.check([e for asked in sets for e in asked.examples], **parts)
+  done = distributed.from_first(
+    lambda: [asked.name for asked in sets if _items(root, asked.name).exists()]
+  )
+  params = None
+  for index, asked in enumerate(sets):
+    if asked.name in done:
+      continue
+    distributed.raise_if_interrupted()
+    console.note(
+      f"{asked.name}: {len(asked.examples):,} problems, {asked.samples} "
+      "completions each"
+    )
+    if params is None:
+      params = engine.prepare(make())
+    graded = sample_set(
+      engine,
+      params,
+      asked,
+      tokenizer,
+      pool,
+      parts,
+      template=template,
+      seed=seed,
+      round=index,
+      progress=lambda done, tokens: console.phase(
+        f"evaluating, {done} completions, {tokens:,} tokens"
+      ),
+    )
+    if graded is not None:
+      write_items(_items(root, asked.name), asked, *graded)
+  if not distributed.is_first():
+    return {}
+  results = {
+    asked.name: measure(asked.examples, *read_items(_items(root, asked.name)))
+    for asked in sets
+  }
+  for name, measured in results.items():
+    console.note(
+      f"  {name:20} pass@1 {measured['pass@1']:.3f} "
+      f"+- {measured['pass@1_stderr']:.3f}  "
+      f"length {measured['mean_length']:.1f}  "
+      f"truncated {measured['truncated']:.3f}"
+    )
+  draft = root / f"{RESULTS}.tmp"
+  draft.write_text(json.dumps(results, indent=2, default=float) + "\n")
+  os.replace(draft, root / RESULTS)
+  return results
+
+
+def problem_sets(*, sets: Mapping[str, Mapping[str, Any]]) -> list[Problems]:
+  """The sets of problems of an evaluation.
+
+  A dataset of one task is a set, named by its label. One of several tasks makes
+  a set of each, named by the last part of its domain.
+
+  Args:
+    sets: by label, `dataset`, a section of a dataset; `samples`, the number of
+      completions of a problem; and `count`, the most problems of a task.
+
+  Raises ValueError if two sets have the same name.
+  """
+  result: dict[str, Problems] = {}
+  for label, options in sets.items():
+    for made in _sets_of(label, **options):
+      if made.name in result:
+        raise ValueError(f"two sets of problems are named {made.name!r}")
+      result[made.name] = made
+  return [*result.values()]
+
+
+def _sets_of(
+  label: str, *, dataset: Mapping[str, Any], samples: int, count: int
+) -> list[Problems]:
+  tasks = by_task(data.load(**dataset), count)
+  if len(tasks) == 1:
+    tasks = {label: next(iter(tasks.values()))}
+  return [Problems(name, examples, samples) for name, examples in tasks.items()]
+
+
+def checksums(sets: Sequence[Problems]) -> dict[str, str]:
+  """The checksum of the examples of each set, by name."""
+  return {made.name: data.content_hash(made.examples) for made in sets}
 
 
 def write_items(
@@ -191,8 +262,16 @@ def _items(root: pathlib.Path, name: str) -> pathlib.Path:
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for sections that contradict each other."""
   templates.check(config.template)
-  for label, section in config.problems.sets.to_dict().items():
-    bind(f"problems.sets.{label}", section, data.DATASETS)
+  sets = config.problems.to_dict()["sets"]
+  if not sets:
+    raise ValueError("problems.sets is empty; there is nothing to evaluate")
+  for label, options in sets.items():
+    path = f"problems.sets.{label}"
+    bind(path, options, _sets_of)
+    bind(f"{path}.dataset", options["dataset"], data.DATASETS)
+    for name in ("samples", "count"):
+      if options[name] < 1:
+        raise ValueError(f"{path}.{name} is {options[name]}; it is at least 1")
   parts = config.rewards.to_dict()
   rewards.check(**parts)
   if "accuracy" not in parts:

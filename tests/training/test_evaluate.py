@@ -258,9 +258,9 @@ def tiny_config():
     {
       "cpu_devices": 1,
       "mesh.data": 1,
-      "problems.count": 2,
-      "problems.samples": 2,
-      "problems.sets.test.size": 60,
+      "problems.sets.test.count": 2,
+      "problems.sets.test.samples": 2,
+      "problems.sets.test.dataset.size": 60,
       "sampling.num_slots": 4,
       "sampling.max_tokens": 48,
       "grader.num_workers": 1,
@@ -300,4 +300,35 @@ def test_an_evaluation_without_accuracy_is_refused(tiny_config):
   with tiny_config.unlocked():
     del tiny_config.rewards["accuracy"]
   with pytest.raises(ValueError, match="rewards.accuracy is missing"):
+    config.check(tiny_config)
+
+
+def test_a_dataset_of_one_task_is_a_set_named_by_its_label(tmp_path):
+  file = tmp_path / "sums.jsonl"
+  file.write_text('{"problem": "1 + 1", "answer": "2"}\n' * 3)
+  dataset = dict(name="problems", path=str(file))
+  one = dict(dataset=dataset, samples=4, count=2)
+  (made,) = evaluate.problem_sets(sets={"mine": one})
+  assert made.name == "mine" and made.samples == 4 and len(made.examples) == 2
+  tasks = dict(chain_sum={}, spell_backward={})
+  gym = dict(name="reasoning_gym", tasks=tasks, split="test", size=8, seed=0)
+  several = dict(dataset=gym, samples=1, count=3)
+  sets = evaluate.problem_sets(sets={"mine": one, "gym": several})
+  assert [x.name for x in sets] == ["mine", "chain_sum", "spell_backward"]
+  with pytest.raises(ValueError, match="two sets of problems are named 'chain"):
+    evaluate.problem_sets(sets={"chain_sum": one, "gym": several})
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (dict(samples=0), "problems.sets.test.samples is 0"),
+    (dict(smples=1), "unknown config key 'problems.sets.test.smples'"),
+    (dict(dataset=dict(name="nothing")), "problems.sets.test.dataset.name"),
+  ],
+)
+def test_a_set_that_is_none_is_refused(tiny_config, change, message):
+  with tiny_config.unlocked():
+    tiny_config.problems.sets.test.update(change)
+  with pytest.raises(ValueError, match=message):
     config.check(tiny_config)
