@@ -16,7 +16,8 @@ from jaxtyping import Bool, Int, Shaped
 
 from r1jax.types import Packed, Rollout
 
-Texts = Sequence[Sequence[int]] | np.ndarray  # Token ids, maybe padded.
+# Token ids, maybe padded.
+Texts = Sequence[Sequence[int] | np.ndarray] | np.ndarray
 
 
 class Placement(NamedTuple):
