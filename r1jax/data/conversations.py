@@ -24,7 +24,7 @@ from r1jax.data.shards import Row, Shards
 from r1jax.types import Example
 
 
-def load(*, path: str | Path, domain: str = "") -> Sequence[Example]:
+def load(*, path: str | Path, domain: str = "") -> "Conversations":
   """Returns the conversations of a file or a folder; see `data.shards`.
 
   The prompt of an example is the last question, its answer the last answer, and

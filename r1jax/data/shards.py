@@ -14,7 +14,6 @@ import array
 import bisect
 import hashlib
 import itertools
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -62,8 +61,8 @@ class Shards(Sequence[Row]):
     if not -len(self) <= index < len(self):
       raise IndexError(f"index {index} of {len(self)} rows")
     index %= len(self)
-    shard = bisect.bisect_right(self._ends, index)
-    return self._shards[shard][index - self._ends[shard]]
+    shard, index = _locate(self._ends, index)
+    return self._shards[shard][index]
 
   def checksum(self) -> str:
     """A checksum of the bytes of all files, for which they are read."""
@@ -95,15 +94,15 @@ class Lines:
   """The lines of a file of JSON lines that are not blank."""
 
   def __init__(self, path: Path):
-    self._path, self._file = path, path.open("rb")
-    # Of each row: the offset of its line, the last one's end, and its number.
+    self._path, offset = path, 0
+    # The offset and the number of each row's line; at last, the file's size.
     self._offsets, self._numbers = array.array("q"), array.array("i")
-    offset = 0
-    for number, line in enumerate(self._file, 1):
-      if not line.isspace():
-        self._offsets.append(offset)
-        self._numbers.append(number)
-      offset += len(line)
+    with path.open("rb") as file:
+      for number, line in enumerate(file, 1):
+        if not line.isspace():
+          self._offsets.append(offset)
+          self._numbers.append(number)
+        offset += len(line)
     self._offsets.append(offset)
 
   def __len__(self) -> int:
@@ -112,7 +111,9 @@ class Lines:
   def __getitem__(self, index: int) -> Row:
     where = f"{self._path}:{self._numbers[index]}"
     start, end = self._offsets[index : index + 2]
-    return _decode(os.pread(self._file.fileno(), end - start, start), where)
+    with self._path.open("rb") as file:
+      file.seek(start)
+      return _decode(file.read(end - start), where)
 
 
 class Records:
@@ -165,9 +166,9 @@ class Parquet:
     return self._ends[-1] if self._ends else 0
 
   def __getitem__(self, index: int) -> Row:
-    number = bisect.bisect_right(self._ends, index)
+    number, start = _locate(self._ends, index)
     block = self._blocks.get_batch(number)
-    (fields,) = block.slice(index - self._ends[number], 1).to_pylist()
+    (fields,) = block.slice(start, 1).to_pylist()
     return Row(fields, f"{self._path}:{index + 1}")
 
 
@@ -177,6 +178,12 @@ FORMATS: dict[str, Callable[[Path], Shard]] = {
   ".array_record": Records,
   ".arrayrecord": Records,
 }
+
+
+def _locate(ends: Sequence[int], index: int) -> tuple[int, int]:
+  """The part that holds an index, and the index in it; `ends` are of parts."""
+  part = bisect.bisect_right(ends, index)
+  return part, index - (ends[part - 1] if part else 0)
 
 
 def _decode(data: bytes, where: str) -> Row:
