@@ -74,5 +74,6 @@ def get_config():
     weight_decay=0.1,
     max_grad_norm=1.0,
   )
+  c.teacher = dict()  # None.
   c.evaluation = dict(every=0)
   return c

@@ -22,6 +22,9 @@ their released configs do: they have 131,072 positions instead of 4,096, and the
 output layer of the 1.5B is not tied to its embedding. `model.path` must hold a
 model with these changes.
 
+`distill.py:qwen_1_5b_logits` is ours: half of the loss is the KL from a teacher
+with the same tokenizer, at `teacher.path`, such as the student of 32B.
+
 Not run.
 """
 
@@ -44,14 +47,15 @@ DOMAINS = {
   "logic": 10_395,
   "general": 177_812,
 }
-VARIANTS = tuple(STUDENTS)
+LOGITS = "_logits"  # Ends the variant with a teacher.
+VARIANTS = (*STUDENTS, f"qwen_1_5b{LOGITS}")
 
 
 def get_config(variant="qwen_1_5b"):
   """The config of the run; the caller sets the paths."""
-  if variant not in STUDENTS:
+  if variant not in VARIANTS:
     raise ValueError(f"unknown variant {variant!r}; there is {VARIANTS}")
-  name, rate, fsdp, tensor = STUDENTS[variant]
+  name, rate, fsdp, tensor = STUDENTS[variant.removesuffix(LOGITS)]
 
   c = ConfigDict()
   c.loop = "sft"
@@ -87,6 +91,10 @@ def get_config(variant="qwen_1_5b"):
     weight_decay=0.1,
     max_grad_norm=1.0,
   )
+  c.teacher = dict()  # None.
+  if variant.endswith(LOGITS):
+    c.loss.distillation = 0.5
+    c.teacher = dict(path="", top_k=64)
   c.evaluation = dict(
     every=500, dataset=dict(name="conversations", path=""), examples=512
   )

@@ -18,6 +18,7 @@ from r1jax.config import bind
 from r1jax.data import templates
 from r1jax.data import tokenizer as tokenizers
 from r1jax.losses.aggregation import completion_mean, token_mean
+from r1jax.losses.distillation import top_k_kl
 from r1jax.losses.sft import sft_loss
 from r1jax.models import transformer
 from r1jax.models.rows import mtp_targets
@@ -37,6 +38,7 @@ from r1jax.training.sft_batch import (
   read_texts,
 )
 from r1jax.training.state import contents, restore_or_init
+from r1jax.training.teacher import logprobs_of, make_teacher
 from r1jax.training.update import init_state, make_update
 from r1jax.types import Batch, Example, Tokenizer, TrainState
 
@@ -100,6 +102,7 @@ def train(
     lambda *args, **draw: gather_fitting(read(*args, **draw), longest)[0],
     **config.evaluation.to_dict(),
   )
+  teach = make_teacher(mesh, tokenizer, **config.teacher)
   init = functools.partial(init_state, optimizer=optimizer)
   state, restored = restore_or_init(
     workdir, mesh, initial, init, config.offload
@@ -124,7 +127,7 @@ def train(
         # Texts of the step, in rows.
         texts, left_out = gather_fitting(next(texts_by_step), longest)
         too_long += left_out
-        batches = to_batches(texts)
+        batches = map(teach, to_batches(texts))
         with interrupt.deferred():
           # One update.
           state, numbers = update(state, batches)
@@ -157,10 +160,13 @@ def train(
   return state
 
 
-def objective(model, vocab_size, params, batch: Batch, *, mtp, balance):
+def objective(
+  model, vocab_size, params, batch: Batch, *, mtp, balance, distillation=0.0
+):
   """The loss of one microbatch and its metrics.
 
-      loss = next-token NLL + mtp * MTP loss + balance * balance loss
+      loss = (1 - distillation) * next-token NLL + distillation * KL
+             + mtp * MTP loss + balance * balance loss
 
   Args:
     model: the Flax module.
@@ -172,6 +178,8 @@ def objective(model, vocab_size, params, batch: Batch, *, mtp, balance):
     balance: weight of the sequence-wise balance loss (eq. 17), a mean over all
       tokens that the model reads; it is 1 if the load of experts is even. A
       sequence is a packed row, with all of its texts.
+    distillation: share of the KL of the student from the teacher, of which the
+      batch has the likeliest tokens; see `losses.distillation.top_k_kl`.
   """
 
   def nll_of(hidden, targets, weights):
@@ -184,12 +192,19 @@ def objective(model, vocab_size, params, batch: Batch, *, mtp, balance):
   forward = transformer.forward(model, params, packed, mtp=mtp > 0)
   nll = nll_of(forward.hidden, packed.targets, batch.weights)
   balance_loss = forward.balance_loss / batch.num_tokens
-  total = nll + balance * balance_loss
+  total = (1 - distillation) * nll + balance * balance_loss
   numbers = {
     "loss/nll": nll,
     "loss/balance": balance_loss,
     "router/load": forward.expert_load,
   }
+  if distillation:
+    logprobs = logprobs_of(
+      params, forward.hidden, batch.teacher_ids, vocab_size
+    )
+    kl = top_k_kl(logprobs, batch.teacher_logprobs)
+    numbers["loss/distillation"] = sft_loss(-kl, batch.weights)
+    total += distillation * numbers["loss/distillation"]
   if mtp:
     losses = []
     for depth, hidden in enumerate(forward.mtp_hidden, 1):
@@ -269,6 +284,12 @@ def check(config: ml_collections.ConfigDict) -> None:
       "config section 'tokenizer' has either 'path', of a tokenizer, or "
       "'documents', to which one is fitted"
     )
+  if bool(config.loss.get("distillation")) != ("path" in config.teacher):
+    raise ValueError(
+      "loss.distillation and the section 'teacher', with its path, need each "
+      f"other; they are {config.loss.get('distillation', 0.0)} and "
+      f"{config.teacher.to_dict()}"
+    )
   if section := config.evaluation.get("dataset"):
     bind("evaluation.dataset", section.to_dict(), data.DATASETS)
 
@@ -283,6 +304,7 @@ SECTIONS = {
   "loss": objective,
   "optimizer": make_optimizer,
   "evaluation": evaluation,
+  "teacher": make_teacher,
 }
 FIELDS = (
   "num_steps",

@@ -27,6 +27,7 @@ METRICS: dict[str, tuple[str, str]] = {
   "loss/entropy": ("nats", "the entropy bonus times its coefficient, negated"),
   "loss/nll": ("nats", "next-token loss, mean over the tokens it counts"),
   "loss/mtp": ("nats", "the same for later tokens, by the MTP blocks"),
+  "loss/distillation": ("nats", "KL of the student from its teacher, mean"),
   "loss/balance": (
     "",
     "load-balancing loss of the experts, mean over tokens; 1 is even",
