@@ -47,16 +47,24 @@ def total(function, params, batches, key="loss/nll"):
 
 
 @pytest.fixture(scope="module")
-def nll(toy):
+def student(toy):
+  """(model, parameters on the device)"""
+  return toy[0], jax.tree.map(jnp.asarray, toy[1])
+
+
+@pytest.fixture(scope="module")
+def nll(student):
   """The jitted objective without its other terms."""
-  objective = functools.partial(sft.objective, toy[0], IDS, mtp=0, balance=0)
+  objective = functools.partial(
+    sft.objective, student[0], IDS, mtp=0, balance=0
+  )
   return jax.jit(objective)
 
 
 @pytest.fixture(scope="module")
-def token_nll(toy):
+def token_nll(student):
   """The negative log-likelihood of every token of each text, one by one."""
-  model, params = toy
+  model, params = student
   values = []
   for item in TEXTS:
     rows = item.tokens[None]
@@ -73,7 +81,7 @@ def token_nll(toy):
   "widths, rows", [((16, 12), 2), ((32,), 1), ((16,), 4)]
 )
 def test_the_loss_is_the_weighted_mean_however_texts_are_packed(
-  toy, nll, token_nll, name, widths, rows
+  student, nll, token_nll, name, widths, rows
 ):
   above = below = 0.0
   for item, values in zip(TEXTS, token_nll):
@@ -83,11 +91,15 @@ def test_the_loss_is_the_weighted_mean_however_texts_are_packed(
       weights /= np.sum(weights > 0)
     above, below = above + np.sum(weights * values), below + weights.sum()
   batches = batches_of(TEXTS, name, widths, rows)
-  assert total(nll, toy[1], batches) == pytest.approx(above / below, rel=1e-5)
+  assert total(nll, student[1], batches) == pytest.approx(
+    above / below, rel=1e-5
+  )
   assert int(batches[0].num_targets) == 3 + 6 + 5 + 1
 
 
-def test_several_answers_in_one_text_have_the_loss_of_one_text_each(toy, nll):
+def test_several_answers_in_one_text_have_the_loss_of_one_text_each(
+  student, nll
+):
   (whole,) = [item for item in TEXTS if len({*item.weights}) == 3]
   first, second = (
     Text(*(x[:4] for x in whole)),
@@ -95,13 +107,13 @@ def test_several_answers_in_one_text_have_the_loss_of_one_text_each(toy, nll):
       weights=np.where(np.arange(len(whole.weights)) < 4, 0, whole.weights)
     ),
   )
-  one = total(nll, toy[1], batches_of([whole]))
-  two = total(nll, toy[1], batches_of([first, second]))
+  one = total(nll, student[1], batches_of([whole]))
+  two = total(nll, student[1], batches_of([first, second]))
   assert one == pytest.approx(two, rel=1e-5)
 
 
-def test_mtp_blocks_learn_only_tokens_with_a_weight(toy):
-  model, params = toy
+def test_mtp_blocks_learn_only_tokens_with_a_weight(student):
+  model, params = student
   loss = jax.jit(functools.partial(sft.objective, model, IDS, mtp=1, balance=0))
   (whole,) = [item for item in TEXTS if len({*item.weights}) == 3]
   (batch,) = batches_of([whole], widths=(16,), rows=1)
@@ -226,17 +238,17 @@ def test_an_example_that_has_no_texts_is_named():
 
 
 @pytest.fixture(scope="module")
-def other(toy):
+def other(student):
   """A teacher with other weights."""
-  return jax.tree.map(lambda x: np.roll(x, 1, axis=-1), toy[1])
+  return jax.tree.map(lambda x: jnp.roll(x, 1, axis=-1), student[1])
 
 
 @pytest.mark.parametrize("top_k", [3, IDS])
 def test_the_loss_of_distillation_is_the_kl_from_the_teacher(
-  toy, other, top_k, monkeypatch
+  student, other, top_k, monkeypatch
 ):
   monkeypatch.setattr(teacher, "LOGITS", 40 * 2 * 5)  # Five columns at once.
-  model, params = toy
+  model, params = student
   mark = jax.jit(functools.partial(teacher.teach, model, IDS, top_k))
   loss = jax.jit(
     functools.partial(
