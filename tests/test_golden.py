@@ -19,6 +19,8 @@ from r1jax.rollouts import records
 from r1jax.runtime import metrics
 from r1jax.training import grpo
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = pathlib.Path(__file__).with_suffix(".json")
 REMEDY = f"""

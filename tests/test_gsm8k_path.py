@@ -207,7 +207,7 @@ def test_padding_of_the_vocabulary_is_never_sampled(r1, toy):
 
 
 @needs_data
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_round_with_r1s_vocabulary(r1, toy, rollouts, tmp_path, capsys):
   paths = {"dataset.path": str(GSM8K), "tokenizer.path": str(R1)}
   state = grpo.train(small(**paths), str(tmp_path))
@@ -286,6 +286,7 @@ def test_what_is_missing_is_said_before_anything_runs(
 
 
 @needs_data
+@pytest.mark.slow
 def test_all_of_gsm8k_fits_the_windows(r1):
   c = config.load(EXPERIMENT)
   shared = len(chat.shared_tokens(c.template, r1))

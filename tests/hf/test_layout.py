@@ -121,6 +121,7 @@ def test_names_and_shapes_are_those_of_the_release(v3):
   assert {name: array.shape for name, array in tensors.items()} == V3
 
 
+@pytest.mark.slow
 def test_v3_has_as_many_numbers_as_were_released():
   config = preset("deepseek_v3")
   count = lambda config: sum(

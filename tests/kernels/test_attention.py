@@ -144,7 +144,7 @@ LIMITS = {
   [
     dict(K=2, G=1, H=192, Hv=128),
     dict(K=2, G=3, H=64, Hv=64),
-    dict(K=1, G=2, H=24, Hv=40),
+    pytest.param(dict(K=1, G=2, H=24, Hv=40), marks=pytest.mark.soak),
   ],
   ids=lambda sizes: "-".join(map(str, sizes.values())),
 )
@@ -156,7 +156,9 @@ def test_the_kernels_agree_with_float64(limits, sizes, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+  "dtype", [pytest.param("float32", marks=pytest.mark.soak), "bfloat16"]
+)
 @pytest.mark.parametrize("block, chunk", [(256, 128), (128, 512), (512, 256)])
 def test_blocks_and_chunks_change_nothing(monkeypatch, block, chunk, dtype):
   """On TPU interpret mode, with races detected and memory poisoned."""
@@ -167,7 +169,10 @@ def test_blocks_and_chunks_change_nothing(monkeypatch, block, chunk, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+  "seed",
+  [*range(6), *(pytest.param(s, marks=pytest.mark.soak) for s in range(6, 20))],
+)
 def test_any_limits_agree_with_float64(seed):
   """Random texts, prefixes and empty slots; queries of a part of the row."""
   rng = np.random.default_rng(seed)

@@ -120,7 +120,9 @@ def test_the_kernels_agree_with_loops(parts, small_tiles):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+  "dtype", [pytest.param(jnp.float32, marks=pytest.mark.soak), jnp.bfloat16]
+)
 @pytest.mark.parametrize("impl", ["xla", "interpret"])
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("k, n", [(128, 256), (200, 136), (1, 300)])

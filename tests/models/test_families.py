@@ -119,13 +119,18 @@ GROUPED = dataclasses.replace(
 CONFIGS = {"grouped": GROUPED} | {
   f"drawn-{seed}": draw_config(seed) for seed in range(4)
 }
+FEW = ("grouped", "drawn-0")
 
 
 @pytest.fixture(
   params=[
     pytest.param(LATENT, id="latent"),
     *(
-      pytest.param(config, id=name, marks=pytest.mark.slow)
+      pytest.param(
+        config,
+        id=name,
+        marks=pytest.mark.slow if name in FEW else pytest.mark.soak,
+      )
       for name, config in CONFIGS.items()
     ),
   ]

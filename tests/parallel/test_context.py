@@ -136,16 +136,19 @@ def test_split_rows_say_what_whole_rows_say(draw_params):
   check("tiny_deepseek", axes, draw_params, **shallow)
 
 
+many = functools.partial(pytest.param, marks=pytest.mark.soak)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "name, axes, given",
   [
-    ("tiny_deepseek", dict(data=1, context=2), False),
+    many("tiny_deepseek", dict(data=1, context=2), False),
     ("tiny_deepseek", dict(data=1, context=8), True),
-    ("tiny_deepseek", dict(data=1, context=2, expert=2, tensor=2), True),
+    many("tiny_deepseek", dict(data=1, context=2, expert=2, tensor=2), True),
     ("tiny_deepseek", dict(data=1, context=2, expert=2, fsdp=2), False),
     ("tiny_llama", dict(data=1, context=4, tensor=2), False),
-    ("tiny_llama", dict(data=1, context=8), False),
+    many("tiny_llama", dict(data=1, context=8), False),
   ],
 )
 def test_so_does_every_mesh(name, axes, given, draw_params):

@@ -25,16 +25,23 @@ PROMPTS = [
 ]
 GROUP = 4
 KINDS = (
-  ("deepseek", dict(fsdp=8)),
   ("dense", dict(tensor=8)),
-  ("deepseek", dict(expert=4, tensor=2)),
+  *(
+    pytest.param("deepseek", sizes, marks=pytest.mark.slow)
+    for sizes in (
+      dict(fsdp=8),
+      dict(tensor=8),
+      dict(expert=4, tensor=2),
+      dict(data=2, fsdp=4),
+      dict(fsdp=2, expert=2, context=2),
+    )
+  ),
 )
 ALL = tuple(
   {axis: size for axis, size in zip(AXES, sizes) if size > 1}
   for sizes in itertools.product((1, 2, 4, 8), repeat=5)
   if np.prod(sizes) == 8
 )
-DOZEN = ALL[:: -(-len(ALL) // 12)]
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +116,6 @@ ONE = (("data", 1),)
 
 @pytest.mark.parametrize("name, sizes", KINDS)
 def test_each_kind_of_mesh_samples_what_one_device_samples(sample, name, sizes):
-  same(sample(name, frozen(sizes)), sample(name, ONE))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sizes", DOZEN, ids=named)
-@pytest.mark.parametrize("name", ["deepseek"])
-def test_a_dozen_meshes_sample_what_one_device_samples(sample, name, sizes):
   same(sample(name, frozen(sizes)), sample(name, ONE))
 
 

@@ -84,6 +84,7 @@ def test_a_completion_knows_neither_neighbours_nor_slot(
     assert_same((many, (p, slice(0, GROUP))), (shared, p))
 
 
+@pytest.mark.slow
 def test_the_mesh_splits_shared_prompts_with_their_slots(toy, engine):
   alone = sample(toy, engine(2))
   split = sample(toy, engine(2, data=4))

@@ -157,7 +157,9 @@ def test_the_report_is_of_medians(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["qwen2", "deepseek_v3"])
+@pytest.mark.parametrize(
+  "model", ["qwen2", pytest.param("deepseek_v3", marks=pytest.mark.soak)]
+)
 def test_both_models_are_timed(model, monkeypatch):
   monkeypatch.setattr(timing, "machine", lambda: RATES)
   report = grpo.grpo(**TOY, model=model, steps=1)
@@ -188,7 +190,7 @@ def test_the_peers_have_no_deepseek():
     grpo.grpo(model="deepseek_v3", peers=True)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_gpu_s_measures_run_at_toy_size(monkeypatch):
   peak = {"nominal": False, "peak_tflops": 0.05, "memory_gb_per_s": 10.0}
   monkeypatch.setattr(gpu, "peaks", lambda: peak)

@@ -241,7 +241,7 @@ def test_a_run_that_does_not_fit_is_not_tried(path, monkeypatch):
   assert "GiB of" in lines[0] and "not enough memory" in lines[1]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_trainer_that_differs_from_the_sampler_is_noticed(path, monkeypatch):
   honest = policy.policy_forward
 

@@ -41,7 +41,7 @@ MODELS = {
 
 @pytest.fixture(
   scope="module",
-  params=sorted(MODELS),
+  params=["moe", pytest.param("dense", marks=pytest.mark.soak)],
 )
 def toy_model(request, random_params):
   name = "tiny_deepseek" if request.param == "moe" else "tiny_qwen2"

@@ -24,6 +24,8 @@ from r1jax.training.optimizer import make_optimizer
 from r1jax.training.update import make_update
 from r1jax.types import Batch, Packed
 
+pytestmark = pytest.mark.slow
+
 LAYERS, ROWS, WIDTH, TOKENS, SLOTS, ROOM = 3, 16, 40, 24, 16, 48
 MESH = dict(fsdp=2, expert=2, tensor=2)
 SIZES = dict(
@@ -51,7 +53,7 @@ OPTIMIZER = dict(learning_rate=1e-3, weight_decay=0.1)
 
 @pytest.fixture(
   scope="module",
-  params=["deepseek", pytest.param("dense", marks=pytest.mark.slow)],
+  params=["deepseek", pytest.param("dense", marks=pytest.mark.soak)],
 )
 def sizes(request):
   return SIZES[request.param]

@@ -174,7 +174,10 @@ def test_matrices_decay_and_norms_biases_and_embeddings_do_not():
   }
 
 
-@pytest.mark.parametrize("name", ["tiny_deepseek", "tiny_qwen2"])
+@pytest.mark.parametrize(
+  "name",
+  [pytest.param("tiny_deepseek", marks=pytest.mark.slow), "tiny_qwen2"],
+)
 def test_the_matrices_between_the_embeddings_decay(name):
   """Weights that begin at random; norms begin at one, biases at zero."""
   model = transformer.Transformer(preset(name))

@@ -11,6 +11,8 @@ from r1jax.data import mixture
 from r1jax.runtime import metrics
 from r1jax.training import grpo, models
 
+pytestmark = pytest.mark.slow
+
 DEMO = pathlib.Path(__file__).parents[2] / "experiments" / "demo.py"
 
 

@@ -72,9 +72,16 @@ def test_reference_solutions_pass_and_broken_ones_do_not(bwrap, path):
   check_references(path, 5)
 
 
-@pytest.mark.slow
 @needs_data
-@pytest.mark.parametrize("path", FILES)
+@pytest.mark.parametrize(
+  "path",
+  [
+    pytest.param(path, marks=mark)
+    for path, mark in zip(
+      FILES, (pytest.mark.slow, pytest.mark.soak, pytest.mark.soak)
+    )
+  ],
+)
 def test_all_reference_solutions_pass_and_broken_ones_do_not(bwrap, path):
   check_references(path, None)
 
