@@ -125,6 +125,9 @@ class Batch:
   weights: Floats  # Weights of targets in the loss; 0 for slots without one.
   num_targets: Count = 1  # Targets with a weight, in the whole update.
   num_tokens: Count = 1  # Tokens that the model reads in it, with prompts.
+  # The k likeliest tokens of a teacher at each target; None without one.
+  teacher_logprobs: Floats | None = None  # [B, T, k]
+  teacher_ids: Ints | None = None  # [B, T, k]
   # The remaining fields are for RL.
   completions: Ints | None = None  # The completion p * G + g of each target.
   advantages: Floats | None = None

@@ -14,6 +14,7 @@ from typing import Any
 
 from r1jax import config
 from r1jax.data import (
+  conversations,
   custom,
   livecodebench,
   mixture,
@@ -29,6 +30,7 @@ PROBES = 16  # Examples of a generated dataset that are hashed.
 
 DATASETS = config.Table(
   {
+    "conversations": conversations.load,
     "livecodebench": livecodebench.load,
     "problems": problems.load,
     "reasoning_gym": reasoning_gym.load,
@@ -76,7 +78,7 @@ def load(name: str = "", **section) -> Sequence[Example]:
 
 
 def content_hash(dataset: Sequence[Example]) -> str:
-  """Returns a checksum of a dataset's examples.
+  """Returns a checksum of a dataset's examples, or of the files they are in.
 
   For a dataset that generates examples on demand, it covers the length and
   PROBES of the examples; the rest follows from the arguments in the config.
@@ -87,6 +89,8 @@ def content_hash(dataset: Sequence[Example]) -> str:
       for label, part in dataset.parts.items()
     }
     return _sha256(parts)
+  if isinstance(dataset, conversations.Conversations):
+    return dataset.checksum()
   whole = isinstance(dataset, list | tuple)
   stride = 1 if whole else max(len(dataset) // PROBES, 1)
   read = [dataset[i]._asdict() for i in range(0, len(dataset), stride)]
@@ -105,6 +109,7 @@ def draw(
   seed: int,
   step: int,
   attempt: int = 0,
+  shard: slice = slice(None),
 ) -> list[Example]:
   """Returns the `count` examples of a step from the shuffled, repeated dataset.
 
@@ -113,16 +118,20 @@ def draw(
   draw from a mixture has the mixture's proportions up to rounding; over many
   steps they are exact.
 
+  Only the `shard` of the `count` examples is read and returned.
+
   An `attempt` above 0 draws more examples for the same step, or others in their
   place. They come from another shuffle, so that the draws of other steps do not
   change.
   """
   if isinstance(dataset, mixture.Mixture):
-    return dataset.draw(count, seed=seed, step=step, attempt=attempt)
+    return dataset.draw(
+      count, seed=seed, step=step, attempt=attempt, shard=shard
+    )
   if attempt:
     seed = order.seed_of(seed, attempt)
   indices = order.shuffled(len(dataset), seed)
-  return [dataset[indices[step * count + i]] for i in range(count)]
+  return [dataset[indices[step * count + i]] for i in range(count)[shard]]
 
 
 def epochs(

@@ -92,7 +92,13 @@ class Mixture(Sequence[Example]):
     raise AssertionError("unreachable: the last end is the length")
 
   def draw(
-    self, count: int, *, seed: int, step: int, attempt: int = 0
+    self,
+    count: int,
+    *,
+    seed: int,
+    step: int,
+    attempt: int = 0,
+    shard: slice = slice(None),
   ) -> list[Example]:
     """Returns the `count` examples of a step, part after part; see `data.draw`.
 
@@ -105,10 +111,12 @@ class Mixture(Sequence[Example]):
     ):
       part_seed = order.seed_of(seed, label, attempt)
       drawn += [
-        part.dataset[_dataset_index(part, part_seed, index)]
-        for index in range(first, first + number)
+        (part, part_seed, index) for index in range(first, first + number)
       ]
-    return drawn
+    return [
+      part.dataset[_dataset_index(part, part_seed, index)]
+      for part, part_seed, index in drawn[shard]
+    ]
 
   def epochs(self, count: int, step: int) -> dict[str, float]:
     """Returns the number of epochs of each part before a step, by label."""

@@ -16,7 +16,8 @@ from jaxtyping import Bool, Int, Shaped
 
 from r1jax.types import Packed, Rollout
 
-Texts = Sequence[Sequence[int]] | np.ndarray  # Token ids, maybe padded.
+# Token ids, maybe padded.
+Texts = Sequence[Sequence[int] | np.ndarray] | np.ndarray
 
 
 class Placement(NamedTuple):
@@ -68,7 +69,8 @@ def pack(
   Every row belongs to one prompt, which its completions share; prompts have
   rows in proportion to their tokens. Completions go, the longest first, to the
   row of their prompt with most room, or else to the row with most room, so that
-  rows are about equally full.
+  rows are about equally full. If G is 1, no prompt is shared, and they go to
+  the row with the least room that suffices (best-fit decreasing).
 
   The result depends on the arguments alone. There is at least one microbatch.
 
@@ -139,7 +141,8 @@ def _assign(head, count, widths):
     own = owner == i // size
     left = room - whole[i] + head[i // size] * (own & shares)
     fits = left >= 0
-    row = np.argmax(np.where(fits, left + own * widths.max(), -1))
+    better = left + own * widths.max() if size > 1 else widths.max() - left
+    row = np.argmax(np.where(fits, better, -1))
     if not fits[row]:
       return None
     result[i], room[row] = row, left[row]

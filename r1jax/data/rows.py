@@ -80,16 +80,22 @@ def _element(text: str, position: int, where: str) -> tuple[Any, int]:
     return ValueError(f"{where}: not JSON: {error}"), end
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
+def import_pyarrow(path: Path):
+  """The module pyarrow; raises ValueError if it is not installed."""
   try:
     import pyarrow
+    import pyarrow.ipc
     import pyarrow.parquet
   except ImportError:
     raise ValueError(
       f"{path}: Parquet needs pyarrow, which is not installed; run: "
       "pip install 'r1jax[parquet]'"
     ) from None
-  number = 0
+  return pyarrow
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
+  pyarrow, number = import_pyarrow(path), 0
   with jsonl.open_binary(path) as file:
     try:
       for batch in pyarrow.parquet.ParquetFile(file).iter_batches():

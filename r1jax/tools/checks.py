@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from r1jax import config as configs
-from r1jax import data, rewards
+from r1jax import rewards
 from r1jax.data import chat, templates
 from r1jax.data import tokenizer as tokenizers
 from r1jax.models import transformer
@@ -35,7 +35,7 @@ from r1jax.tools.examination import (
   Context,
   Line,
 )
-from r1jax.training import grpo, inspection, measures, sft
+from r1jax.training import grpo, inspection, measures, sft, sft_batch
 
 SHARES = ("embed", "unembed", "dense", "moe", "mtp")  # Parts of the parameters.
 GIB = 2**30
@@ -289,31 +289,44 @@ def last_answer(text: str) -> str:
 
 def documents(context: Context) -> Iterator[Line]:
   """Checks the tokenizer and the first batches of SFT."""
-  c, first = context.config, 4
+  c, first, source = context.config, 4, "of tokenizer.path"
   settings = c.tokenizer.to_dict()
-  settings["documents"] = min(settings["documents"], 2000)
+  if "documents" in settings:
+    settings["documents"] = min(settings["documents"], 2000)
+    source = f"of {settings['documents']:,} documents"
   with tempfile.TemporaryDirectory() as folder:
-    tokenizer = tokenizers.load_or_fit(
-      (example.answer for example in context.dataset),
-      pathlib.Path(folder),
-      **settings,
+    tokenizer, _ = sft.make_tokenizer(
+      context.dataset, pathlib.Path(folder), **settings
     )
   inspection.check_vocabulary(tokenizer, context.architecture)
   eos = tokenizer.id_to_token(tokenizer.eos_ids[0])
   yield Line(
     OK,
-    f"a tokenizer of {settings['documents']:,} documents has "
-    f"{tokenizer.vocab_size} ids; EOS is {eos!r}",
+    f"a tokenizer {source} has {tokenizer.vocab_size} ids; EOS is {eos!r}",
   )
-  mesh, tokens, slots = make_mesh(data=1), 0, 0
+  mesh, tokens, slots, too_long = make_mesh(data=1), 0, 0, 0
   for step in range(first):
-    examples = data.draw(
-      context.dataset, c.batch_examples, seed=c.seed, step=step
+    own = sft_batch.read_texts(
+      context.dataset,
+      c.template,
+      tokenizer,
+      count=c.batch_examples,
+      seed=c.seed,
+      step=step,
     )
-    pieces = sft.demonstrations(examples, c.template, tokenizer)
-    batches = sft.make_batches(mesh, pieces, **c.rows)
+    texts, left_out = sft_batch.gather_fitting(own, max(c.rows.widths))
+    batches = sft_batch.make_batches(
+      mesh, texts, c.aggregation.to_dict(), **c.rows
+    )
     tokens += int(batches[0].num_tokens)
     slots += sum(batch.weights.size for batch in batches)
+    too_long += left_out
+  if too_long:
+    yield Line(
+      NOTE,
+      f"{too_long} texts of {first} batches are left out: they do not fit rows "
+      f"of {max(c.rows.widths):,} slots, the widest of rows.widths",
+    )
   read = c.num_steps * c.batch_examples
   yield Line(
     OK,

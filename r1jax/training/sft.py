@@ -1,7 +1,7 @@
 """The loop of supervised fine-tuning (SFT).
 
-It trains the base model of the demo from scratch. Cold start and distillation
-are the same loop with other data.
+Cold start, the SFT of R1, and distillation are this loop with other data. It
+also trains the base model of the demo from scratch.
 """
 
 import functools
@@ -10,24 +10,34 @@ import subprocess
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import ml_collections
-import numpy as np
-from jax.sharding import Mesh
 
 from r1jax import data, hf
-from r1jax.data import chat, packing, templates
+from r1jax.config import bind
+from r1jax.data import templates
 from r1jax.data import tokenizer as tokenizers
+from r1jax.losses.aggregation import completion_mean, token_mean
+from r1jax.losses.distillation import top_k_kl
 from r1jax.losses.sft import sft_loss
 from r1jax.models import transformer
 from r1jax.models.rows import mtp_targets
 from r1jax.models.weights import logical_axes
-from r1jax.parallel import offload, sharding
-from r1jax.parallel.mesh import make_mesh, row_shards
+from r1jax.parallel import offload
+from r1jax.parallel.mesh import make_mesh
 from r1jax.runtime import checkpoint, distributed, interrupt, metrics, profiler
 from r1jax.runtime.workdir import claim
 from r1jax.training import inspection, models
+from r1jax.training.distillation import logprobs_of, make_teacher
+from r1jax.training.held_back import evaluation
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.round_numbers import load_numbers
+from r1jax.training.sft_batch import (
+  gather_fitting,
+  make_batches,
+  read_ahead,
+  read_texts,
+)
 from r1jax.training.state import contents, restore_or_init
 from r1jax.training.update import init_state, make_update
 from r1jax.types import Batch, Example, Tokenizer, TrainState
@@ -45,6 +55,9 @@ def train(
   The run resumes from the newest checkpoint in the workdir if there is one. At
   the end, the model is exported to WORKDIR/model in Hugging Face layout.
 
+  Texts that are longer than the widest row are left out and counted; no text is
+  cut.
+
   Args:
     config: of the run; see `SECTIONS` and `FIELDS`.
     workdir: for checkpoints, metrics and all other output.
@@ -52,20 +65,17 @@ def train(
     sinks: of metrics, in addition to metrics.jsonl; see `metrics.SINKS`.
 
   Raises Interrupted after a signal, once a checkpoint is saved, and
-  ValueError for an invalid config or a workdir of another run.
+  ValueError for an invalid config, an example that has no texts, or a workdir
+  of another run.
   """
+  # The parts of the run.
   mesh = make_mesh(**config.mesh)
   inspection.check_rows(config.rows, mesh)
   dataset = data.load(**config.dataset.to_dict())
   claim(workdir, config.to_dict(), contents(config, dataset))
-  load = lambda: tokenizers.load_or_fit(
-    (example.answer for example in dataset),
-    pathlib.Path(workdir) / "tokenizer",
-    **config.tokenizer,
+  tokenizer, tokenizer_folder = make_tokenizer(
+    dataset, pathlib.Path(workdir) / "tokenizer", **config.tokenizer
   )
-  # The first host fits and writes the tokenizer, then all read it.
-  distributed.from_first(lambda: load() and None)
-  tokenizer = load()
   initial = models.initial(**config.model.to_dict())
   model = transformer.Transformer(initial.config)
   inspection.check_vocabulary(tokenizer, model.config)
@@ -79,9 +89,26 @@ def train(
     router_bias_speed=config.router_bias_speed,
     axes=logical_axes(model.config),
   )
+  longest = max(config.rows.widths)
+  to_batches = lambda texts: make_batches(
+    mesh, texts, config.aggregation.to_dict(), **config.rows
+  )
+  read = functools.partial(
+    read_texts, template=config.template, tokenizer=tokenizer
+  )
+  evaluate = evaluation(
+    functools.partial(objective, model, tokenizer.vocab_size, mtp=0, balance=0),
+    to_batches,
+    lambda *args, **draw: gather_fitting(read(*args, **draw), longest)[0],
+    **config.evaluation.to_dict(),
+  )
+  teach = make_teacher(mesh, tokenizer, **config.teacher)
   init = functools.partial(init_state, optimizer=optimizer)
   state, restored = restore_or_init(
     workdir, mesh, initial, init, config.offload
+  )
+  read_step = lambda step: read(
+    dataset, count=config.batch_examples, seed=config.seed, step=step
   )
   with (
     jax.set_mesh(mesh),
@@ -89,22 +116,29 @@ def train(
     profiler.Profiler(
       workdir, profile, unit="step", log=writer.console.note
     ) as tracer,
+    read_ahead(read_step, int(state.step), config.num_steps) as texts_by_step,
   ):
     inspection.report_mixture(dataset, writer.console)
+    too_long = 0
     try:
       while (step := int(state.step)) < config.num_steps:
         distributed.raise_if_interrupted()
         tracer.begin(step)
-        examples = data.draw(
-          dataset, config.batch_examples, seed=config.seed, step=step
-        )
-        pieces = demonstrations(examples, config.template, tokenizer)
-        batches = make_batches(mesh, pieces, **config.rows)
+        # Texts of the step, in rows.
+        texts, left_out = gather_fitting(next(texts_by_step), longest)
+        too_long += left_out
+        batches = map(teach, to_batches(texts))
         with interrupt.deferred():
+          # One update.
           state, numbers = update(state, batches)
           step += 1
+          # Metrics, evaluation and checkpoint, where due.
           if step % config.metrics_every == 0:
+            numbers |= data.epochs(dataset, config.batch_examples, step=step)
+            numbers["data/too_long"], too_long = too_long, 0
             report(writer, step, numbers, config.num_steps)
+          if evaluate.is_due(step):
+            writer.write(step, **evaluate(state.params))
           if step % config.checkpoint_every == 0:
             checkpoint.save(workdir, step, state)
     except interrupt.Interrupted:
@@ -117,7 +151,7 @@ def train(
         pathlib.Path(workdir) / "model",
         model.config,
         state.params,
-        tokenizer=pathlib.Path(workdir) / "tokenizer",
+        tokenizer=tokenizer_folder,
         provenance=dict(
           config=config.to_dict(), step=int(state.step), commit=commit()
         ),
@@ -126,10 +160,13 @@ def train(
   return state
 
 
-def objective(model, vocab_size, params, batch: Batch, *, mtp, balance):
+def objective(
+  model, vocab_size, params, batch: Batch, *, mtp, balance, distillation=0.0
+):
   """The loss of one microbatch and its metrics.
 
-      loss = next-token NLL + mtp * MTP loss + balance * balance loss
+      loss = (1 - distillation) * next-token NLL + distillation * KL
+             + mtp * MTP loss + balance * balance loss
 
   Args:
     model: the Flax module.
@@ -141,95 +178,74 @@ def objective(model, vocab_size, params, batch: Batch, *, mtp, balance):
     balance: weight of the sequence-wise balance loss (eq. 17), a mean over all
       tokens that the model reads; it is 1 if the load of experts is even. A
       sequence is a packed row, with all of its texts.
+    distillation: share of the KL of the student from the teacher, of which the
+      batch has the likeliest tokens; see `losses.distillation.top_k_kl`.
   """
 
-  def nll_of(hidden, targets, counted):
+  def nll_of(hidden, targets, weights):
     logprobs, _ = transformer.logprobs(
-      params, hidden, targets, vocab_size=vocab_size, counted=counted
+      params, hidden, targets, vocab_size=vocab_size, counted=weights > 0
     )
-    return sft_loss(logprobs, counted / batch.num_targets)
+    return sft_loss(logprobs, weights)
 
   packed = batch.packed
   forward = transformer.forward(model, params, packed, mtp=mtp > 0)
-  nll = nll_of(forward.hidden, packed.targets, batch.weights > 0)
+  nll = nll_of(forward.hidden, packed.targets, batch.weights)
   balance_loss = forward.balance_loss / batch.num_tokens
-  total = nll + balance * balance_loss
+  total = (1 - distillation) * nll + balance * balance_loss
   numbers = {
     "loss/nll": nll,
     "loss/balance": balance_loss,
     "router/load": forward.expert_load,
   }
+  if distillation:
+    logprobs = logprobs_of(
+      params, forward.hidden, batch.teacher_ids, vocab_size
+    )
+    kl = top_k_kl(logprobs, batch.teacher_logprobs)
+    numbers["loss/distillation"] = sft_loss(-kl, batch.weights)
+    total += distillation * numbers["loss/distillation"]
   if mtp:
     losses = []
     for depth, hidden in enumerate(forward.mtp_hidden, 1):
-      losses.append(nll_of(hidden, *mtp_targets(packed, depth)))
+      targets, same_text = mtp_targets(packed, depth)
+      weights = jnp.roll(batch.weights, -depth, axis=1)
+      losses.append(nll_of(hidden, targets, jnp.where(same_text, weights, 0)))
     numbers["loss/mtp"] = sum(losses) / len(losses)
     total += mtp * numbers["loss/mtp"]
   return total, numbers
 
 
-def demonstrations(
-  examples: Sequence[Example], template: str, tokenizer: Tokenizer
-) -> list[chat.Demonstration]:
-  """The prompt and target tokens of each example, in the template.
-
-  An example without a prompt is a document, of which all tokens are targets.
-  """
-  render = templates.find(template, tokenizer)
-  pairs = []
-  for prompt, answer, *_ in examples:
-    if prompt:
-      turns = templates.user_turn(prompt)
-      turns.append({"role": "assistant", "content": answer})
-      pairs += chat.demonstrations(turns, render, tokenizer)
-    else:
-      ids = [*tokenizer.encode(answer), tokenizer.eos_ids[0]]
-      pairs.append(chat.Demonstration([*tokenizer.prefix_ids], ids))
-  return pairs
-
-
-def make_batches(
-  mesh: Mesh,
-  demonstrations: Sequence[chat.Demonstration],
+def make_tokenizer(
+  dataset: Sequence[Example],
+  folder: pathlib.Path,
   *,
-  widths: Sequence[int],
-  shard_rows: int,
-) -> list[Batch]:
-  """The microbatches of an update, on the devices.
-
-  Only answers, with EOS, are targets of the loss.
+  path: str | None = None,
+  bos: bool | None = None,
+  documents: int = 0,
+  word_share: float = 0.0,
+) -> tuple[Tokenizer, pathlib.Path]:
+  """The tokenizer of a run, and the directory with its files.
 
   Args:
-    mesh: over which the rows are split.
-    demonstrations: prompt and target tokens.
-    widths: slots (tokens) of a row; see `batch.pack_prompts`.
-    shard_rows: rows of a microbatch in each part of the mesh.
+    dataset: of the run.
+    folder: where a tokenizer is written that is fitted to the dataset.
+    path: the directory of a tokenizer; None fits one.
+    bos: see `tokenizer.load`.
+    documents: the number of answers to fit a tokenizer to.
+    word_share: see `tokenizer.fit`.
   """
-  prompts, answers = zip(*demonstrations)
-  placements = packing.pack(
-    np.array([*map(len, prompts)]),
-    np.array([[len(answer)] for answer in answers]),
-    widths=widths,
-    rows=row_shards(mesh) * shard_rows,
+  if path is not None:
+    return tokenizers.load(path, bos=bos), pathlib.Path(path)
+  load = lambda: tokenizers.load_or_fit(
+    (example.answer for example in dataset),
+    folder,
+    documents=documents,
+    word_share=word_share,
   )
-  num_targets = np.int32(max(sum(x.count.sum() for x in placements), 1))
-  num_tokens = np.int32(max(sum(x.used.sum() for x in placements), 1))
-  batches = []
-  for placement in placements:
-    packed = packing.lay_out(
-      placement, prompts, answers, group_size=1, stride=max(widths)
-    )
-    weights = (packed.origin >= 0) / np.float32(num_targets)
-    packed, weights = sharding.rows_to_device(mesh, (packed, weights))
-    batches.append(
-      Batch(
-        packed=packed,
-        weights=weights,
-        num_targets=num_targets,
-        num_tokens=num_tokens,
-      )
-    )
-  return batches
+  # The first host fits and writes the tokenizer, then all read it.
+  distributed.from_first(lambda: load() and None)
+  return load(), folder
 
 
 def report(writer, step, numbers, num_steps) -> None:
@@ -263,16 +279,32 @@ def check(config: ml_collections.ConfigDict) -> None:
   templates.check(config.template)
   make_optimizer(**config.optimizer)
   offload.check(config.offload)
+  if ("path" in config.tokenizer) == ("documents" in config.tokenizer):
+    raise ValueError(
+      "config section 'tokenizer' has either 'path', of a tokenizer, or "
+      "'documents', to which one is fitted"
+    )
+  if bool(config.loss.get("distillation")) != ("path" in config.teacher):
+    raise ValueError(
+      "loss.distillation and the section 'teacher', with its path, need each "
+      f"other; they are {config.loss.get('distillation', 0.0)} and "
+      f"{config.teacher.to_dict()}"
+    )
+  if section := config.evaluation.get("dataset"):
+    bind("evaluation.dataset", section.to_dict(), data.DATASETS)
 
 
 SECTIONS = {
   "mesh": make_mesh,
   "model": models.MODELS,
-  "tokenizer": tokenizers.load_or_fit,
+  "tokenizer": make_tokenizer,
   "dataset": data.DATASETS,
   "rows": make_batches,
+  "aggregation": {"token_mean": token_mean, "completion_mean": completion_mean},
   "loss": objective,
   "optimizer": make_optimizer,
+  "evaluation": evaluation,
+  "teacher": make_teacher,
 }
 FIELDS = (
   "num_steps",

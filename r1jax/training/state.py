@@ -70,6 +70,7 @@ def contents(
 
   A resumed run may find it under another path.
   """
-  paths = {name: config[name].get("path") for name in ("model", "tokenizer")}
+  names = [name for name in ("model", "tokenizer", "teacher") if name in config]
+  paths = {name: config[name].get("path") for name in names}
   checksums = {k: hf.content_hash(path) for k, path in paths.items() if path}
   return {"dataset": data.content_hash(dataset)} | checksums

@@ -173,6 +173,25 @@ def test_what_does_not_fit_a_microbatch_goes_to_another():
   assert [x.width for x in sizes] == [40, 10]
 
 
+def test_texts_of_their_own_go_where_they_fit_best():
+  """In the rows with most room, the last would not fit."""
+  sizes = np.array([3, 4, 5, 6, 7, 2, 6])[:, None]
+  ones = np.ones(len(sizes), int)
+  (placement,) = packing.pack(ones, sizes, widths=[11], rows=3)
+  whole = sizes[placement.completion, 0]
+  rows = [sorted(whole[placement.row == row].tolist()) for row in range(3)]
+  assert sorted(rows) == [[2, 3, 6], [4, 7], [5, 6]]
+
+
+def test_best_fit_leaves_few_slots_empty():
+  drawn, widths = (
+    lengths(5_000, shape=(256, 1)),
+    [32_768 >> i for i in range(4)],
+  )
+  placements = packing.pack(np.ones(256, int), drawn, widths=widths, rows=8)
+  assert drawn.sum() / sum(x.rows * x.width for x in placements) > 0.95
+
+
 def test_texts_of_the_full_width_each_have_a_row():
   """Whichever of the prompts a row would rather share."""
   drawn = np.array([[3, 3, 3], [9, 9, 9], [3, 3, 2]])

@@ -261,6 +261,25 @@ def test_supervised_fine_tuning_is_examined_too():
   assert "a batch: " in text and "GiB of" in text
 
 
+def test_conversations_that_do_not_fit_a_row_are_noticed(tmp_path):
+  turns = lambda answer: [
+    dict(role="user", content="1 + 1"),
+    dict(role="assistant", content=answer),
+  ]
+  rows = [dict(messages=turns(answer)) for answer in ("2", "3" * 500)]
+  (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  c = config.load("experiments/demo_base.py", {"batch_examples": 2})
+  with c.unlocked():
+    c.dataset = dict(name="conversations", path=str(tmp_path))
+  lines = [*checks.documents(examination.Context(c))]
+  (note,) = [line for line in lines if line.verdict == examination.NOTE]
+  assert "4 texts of 4 batches are left out" in note.text
+  with c.unlocked():
+    c.tokenizer = dict(path=str(tmp_path))
+  with pytest.raises(ValueError, match="holds no tokenizer.model"):
+    [*checks.documents(examination.Context(c))]
+
+
 def test_the_last_answer_is_found_without_tags():
   assert checks.last_answer("1 + 1\nAnswer: 2") == "2"
   assert checks.last_answer("so\nit is 3\n") == "it is 3"

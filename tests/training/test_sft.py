@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from r1jax import data, hf
-from r1jax.data import tokenizer
+from r1jax.data import demonstrations, templates, tokenizer
 from r1jax.parallel.mesh import make_mesh
 from r1jax.runtime import checkpoint, metrics
-from r1jax.training import inspection, sft
+from r1jax.training import inspection, sft, sft_batch
 from r1jax.types import Example
 
 STEPS = 6
@@ -36,12 +36,23 @@ class Words:
     return ""
 
 
+def texts_of(examples, words, template="{question}"):
+  return sft_batch.read_texts(
+    examples, template, words, count=len(examples), seed=0, step=0
+  )
+
+
+def make_batches(texts, *, name="token_mean", **rows):
+  return sft_batch.make_batches(
+    make_mesh(data=1), texts, dict(name=name), **rows
+  )
+
+
 def make_batch(examples, words, *, width, rows):
   """The only microbatch of an update on these examples."""
-  pieces = sft.demonstrations(examples, "{question}", words)
-  (batch,) = sft.make_batches(
-    make_mesh(data=1), pieces, widths=(width,), shard_rows=rows
-  )
+  render = templates.find("{question}", words)
+  texts = [demonstrations.texts(x, render, words) for x in examples]
+  (batch,) = make_batches(sum(texts, []), widths=(width,), shard_rows=rows)
   return batch
 
 
@@ -85,15 +96,16 @@ def test_a_text_begins_with_what_the_tokenizer_puts_first():
 
 def test_a_prefill_is_read_and_the_rest_of_the_answer_imitated():
   template = "Q: {question}\nA: <think>"
-  opened, bare = sft.demonstrations(
-    [Example("ab", "<think>c</think>d"), Example("ab", "d")], template, Words()
-  )
-  encode = Words().encode
-  assert opened.prompt == encode("Q: ab\nA: <think>")
-  assert opened.completion == [*encode("c</think>d"), 2]
-  # An answer without a thought does not follow an opened one.
-  assert bare.prompt == encode("Q: ab\nA: ")
-  assert bare.completion == [*encode("d"), 2]
+  render = templates.find(template, Words())
+  for answer, read, learned in (
+    ("<think>c</think>d", "Q: ab\nA: <think>", "c</think>d"),
+    # An answer without a thought does not follow an opened one.
+    ("d", "Q: ab\nA: ", "d"),
+  ):
+    (text,) = demonstrations.texts(Example("ab", answer), render, Words())
+    assert text.tokens.tolist() == [*Words().encode(read + learned), 2]
+    expected = [0.0] * len(read) + [1.0] * (len(learned) + 1)
+    assert text.weights.tolist() == expected
 
 
 def test_bos_takes_a_place_in_the_window():
@@ -119,10 +131,8 @@ def test_a_document_longer_than_a_row_is_refused():
 
 
 def test_the_numbers_of_an_update_are_those_of_all_its_microbatches():
-  pieces = sft.demonstrations([Example("ab", "cde")] * 5, "{question}", Words())
-  batches = sft.make_batches(
-    make_mesh(data=1), pieces, widths=(16, 8), shard_rows=1
-  )
+  texts = texts_of([Example("ab", "cde")] * 5, Words())
+  batches = make_batches(texts, widths=(16, 8), shard_rows=1)
   assert [x.weights.shape for x in batches] == [(1, 16), (1, 16)]
   assert {int(x.num_targets) for x in batches} == {5 * 4}
   assert {int(x.num_tokens) for x in batches} == {5 * (2 + 4 - 1)}
@@ -156,6 +166,7 @@ def runs(base, compiled_once, tmp_path_factory):
         dataset=dict(name="sums", size=40),
         batch_examples=8,
         rows=dict(widths=(16, 8), shard_rows=4),
+        aggregation=dict(name="token_mean"),
         loss=dict(mtp=0.3, balance=0.01),
         router_bias_speed=0.01,
         offload=("optimizer",),
@@ -163,6 +174,7 @@ def runs(base, compiled_once, tmp_path_factory):
           learning_rate=0.03,
           weight_decay=0.1,
         ),
+        evaluation=dict(every=3, dataset=dict(name="sums", size=7), examples=5),
       )
     )
 
@@ -186,7 +198,7 @@ def test_a_resumed_run_is_the_straight_run_bit_for_bit(runs):
     for folder in (straight, parted)
   ]
   assert rows[0] == rows[1]
-  assert [row["step"] for row in rows[0]] == [2, 4, 6]
+  assert [row["step"] for row in rows[0]] == [2, 3, 4, 6, 6]
 
 
 def test_the_balance_loss_is_a_mean_over_all_tokens_that_are_read(toy):
@@ -210,19 +222,22 @@ def test_the_balance_loss_is_a_mean_over_all_tokens_that_are_read(toy):
 
 
 def test_every_number_of_a_row_is_in_the_table(runs):
-  names = {*metrics.read(runs[2])[-1]} - {"step", "time"}
+  names = {name for row in metrics.read(runs[2]) for name in row}
+  names -= {"step", "time"}
   assert not [name for name in names if metrics.describe(name) is None]
   assert names >= {"loss/nll", "loss/balance", "loss/mtp", "optim/lr"}
+  assert names >= {"eval/nll", "eval/texts", "data/epoch", "data/too_long"}
 
 
-def test_the_loss_falls(runs):
+def test_the_loss_falls_on_learned_and_on_held_back_texts(runs):
   rows = metrics.read(runs[2])
-  assert rows[-1]["loss/nll"] < 0.8 * rows[0]["loss/nll"]
-  assert rows[-1]["loss/mtp"] < rows[0]["loss/mtp"]
+  for name, most in ("loss/nll", 0.8), ("loss/mtp", 1.0), ("eval/nll", 0.8):
+    values = [row[name] for row in rows if name in row]
+    assert values[-1] < most * values[0], name
 
 
 def test_the_load_of_every_layer_is_told_in_shares(runs):
-  row = metrics.read(runs[2])[-1]
+  row = next(row for row in metrics.read(runs[2]) if row["step"] == 4)
   for layer in (0, 1):  # The MTP block's is the last.
     assert sum(row[f"router/load/{layer}"]) == pytest.approx(1.0)
   assert row["router/load_cv"] > 0

@@ -161,8 +161,25 @@ def of_sft(
     axes=logical_axes(sizes),
   )
   state = _state(config, mesh, sizes, optimizer)
-  read = {shape: batch(mesh, shape) for shape in shapes(config, mesh, fill)}
+  read = {
+    shape: batch(mesh, shape, **taught(config, mesh, shape))
+    for shape in shapes(config, mesh, fill)
+  }
   return _of_update(update, state, read, {}, mesh, sizes, fill)
+
+
+def taught(config: ConfigDict, mesh: Mesh, shape: Shape) -> dict[str, Any]:
+  """What a teacher adds to a microbatch; nothing without one.
+
+  The teacher itself, which is beside the state of training, is not planned.
+  """
+  if "path" not in config.teacher:
+    return {}
+  shape = (*shape, config.teacher.top_k)
+  return {
+    "teacher_logprobs": row_array(mesh, shape, jnp.float32),
+    "teacher_ids": row_array(mesh, shape, jnp.int32),
+  }
 
 
 def of_grpo(
