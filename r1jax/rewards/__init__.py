@@ -27,7 +27,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from r1jax import config
-from r1jax.rewards import accuracy, format, language, length, random, repetition
+from r1jax.rewards import (
+  accuracy,
+  format,
+  language,
+  length,
+  random,
+  readability,
+  repetition,
+)
 from r1jax.rewards.code import programs
 from r1jax.rewards.judges import judge, learned
 from r1jax.rewards.pool.pool import Call, GraderPool
@@ -97,13 +105,16 @@ REWARDS: dict[str, Reward] = {
     check=lambda examples: accuracy.check(examples),
   ),
   "overlong": Reward(length.overlong, probe=True),
+  "paragraphs": Reward(readability.paragraphs, probe=True),
   "preference": Reward(
     judge.group_reward, of_group=True, start=judge.start_groups
   ),
+  "prose": Reward(readability.prose),
   "random": Reward(random.reward, probe=True),
   "repetition": Reward(repetition.reward, probe=True),
   "safety": Reward(learned.safety, start=learned.start_safety),
   "tags": Reward(format.tags),
+  "thought": Reward(format.thought),
 }
 
 

@@ -70,6 +70,7 @@ def contents(
 
   A resumed run may find it under another path.
   """
-  paths = {name: config[name].get("path") for name in ("model", "tokenizer")}
+  sections = {name: config[name] or {} for name in ("model", "tokenizer")}
+  paths = {name: section.get("path") for name, section in sections.items()}
   checksums = {k: hf.content_hash(path) for k, path in paths.items() if path}
   return {"dataset": data.content_hash(dataset)} | checksums
