@@ -85,7 +85,8 @@ def get_config(variant="rules"):
   )
   c.grader = dict(num_workers=32, timeout=10.0)
   if variant == "judge":
-    c.rewards.judge = dict(weight=0.0, base_url="", model="deepseek-v3")
+    server = dict(base_url="http://localhost:8000/v1", model="deepseek-v3")
+    c.rewards.judge = dict(server, weight=1.0, deadline=600.0)
     c.keep.judge = 1.0
     del c.rewards.accuracy, c.keep.accuracy
   if variant == "tiny":

@@ -14,6 +14,8 @@ from typing import Any
 
 Path = str | os.PathLike
 FORMATS = ("jsonl", "parquet")
+# Folders in the workdir of a run that makes samples.
+KEPT, DROPPED = "kept", "dropped"
 
 
 def path_of(folder: Path, number: int, format: str) -> pathlib.Path:
@@ -42,9 +44,9 @@ def write(
     rows: to write, with the same keys.
     format: "jsonl" or "parquet".
 
-  Raises ValueError as `check` does.
+  Raises ValueError as `require` does.
   """
-  check(format)
+  require(format)
   data = _parquet(rows) if format == "parquet" else _jsonl(rows)
   file = path_of(folder, number, format)
   file.parent.mkdir(parents=True, exist_ok=True)
@@ -57,9 +59,14 @@ def write(
 
 
 def check(format: str) -> None:
-  """Raises ValueError for a format that does not exist or needs a package."""
+  """Raises ValueError for a format that does not exist."""
   if format not in FORMATS:
     raise ValueError(f"format is {format!r}; there is {', '.join(FORMATS)}")
+
+
+def require(format: str) -> None:
+  """Raises ValueError for a format that cannot be written here."""
+  check(format)
   if format == "parquet":
     _pyarrow()
 

@@ -249,12 +249,22 @@ def _reason(error: Exception) -> str:
 
 def _stop_message(command: str) -> str:
   """The last message of an interrupted run."""
-  # Imported late, so that wrong flags are reported without waiting for JAX.
-  from r1jax.runtime import checkpoint
-
   place = flags.FLAGS.workdir if flags.FLAGS.is_parsed() else None
-  step = None if place is None else checkpoint.latest_step(place)
-  if step is None:
+  saved = None if place is None else _saved(place)
+  if saved is None:
     return "stopped before the first checkpoint; nothing was saved"
   again = shlex.join([*command.split(), *sys.argv[1:]])
-  return f"stopped at step {step}; to resume, run the same command: {again}"
+  return f"stopped at {saved}; to resume, run the same command: {again}"
+
+
+def _saved(workdir: str) -> str | None:
+  """What a run has saved: "step 7" or "shard 3"; None for nothing."""
+  # Imported late, so that wrong flags are reported without waiting for JAX.
+  from r1jax.data import shards
+  from r1jax.runtime import checkpoint
+
+  if (step := checkpoint.latest_step(workdir)) is not None:
+    return f"step {step}"
+  folder = pathlib.Path(workdir) / shards.KEPT
+  count = max(shards.finished(folder, format) for format in shards.FORMATS)
+  return f"shard {count}" if count else None

@@ -23,36 +23,26 @@ import json
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
 from r1jax import config as configs
-from r1jax import data, hf, rewards
-from r1jax.data import chat, decontamination, shards, templates
-from r1jax.data import tokenizer as tokenizers
-from r1jax.hf.config import read_json
-from r1jax.models import transformer
+from r1jax import data, rewards
+from r1jax.data import decontamination, shards, templates, tokenizer
 from r1jax.parallel.mesh import make_mesh
-from r1jax.rewards import Scores
 from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import make_engine
-from r1jax.rollouts.grading import sample_graded
-from r1jax.runtime import distributed, interrupt, metrics, process
+from r1jax.runtime import distributed, interrupt, metrics
 from r1jax.runtime.workdir import claim
-from r1jax.training import inspection, models, samples
-from r1jax.training import teacher as teachers
+from r1jax.training import inspection, models, samples, sources, teacher
 from r1jax.training.samples import Sample
-from r1jax.training.state import contents, make_params
-from r1jax.types import Completion, Example
+from r1jax.training.state import contents
+from r1jax.types import Example
 
-KEPT, DROPPED, REPLIES = "kept", "dropped", "replies"  # Folders of a workdir.
+REPLIES = "replies"  # The folder of what a teacher says, in a workdir.
 SAMPLER = ("mesh", "model", "tokenizer", "sampling")  # Sections, or a teacher.
-
-# The completions of examples, group after group, and their rewards; None on
-# hosts that do not write. It takes the examples and the shard's number.
-Draw = Callable[[Sequence[Example], int], tuple[Sequence[Completion], Scores]]
 
 
 def train(
@@ -74,7 +64,7 @@ def train(
   """
   dataset = data.load(**config.dataset.to_dict())
   rewards.check(inspection.in_memory(dataset), **config.rewards.to_dict())
-  claim(workdir, config.to_dict(), contents(config, dataset))
+  claim(workdir, config.to_dict(), checksums(config, dataset))
   index = evaluation_index(**config.decontamination.to_dict())
   prompts = decontamination.choose(
     (dataset[position].prompt for position in range(len(dataset))), index
@@ -85,12 +75,13 @@ def train(
       f"repeat others, and {prompts.contaminated:,} stand in the sets of "
       "decontamination.against"
     )
+  shards.require(config.format)
   folder, size = pathlib.Path(workdir), config.prompts_per_shard
   total = -(-len(prompts.positions) // size)
   done = distributed.from_first(
-    lambda: shards.finished(folder / KEPT, config.format)
+    lambda: shards.finished(folder / shards.KEPT, config.format)
   )
-  made_by = provenance(config)
+  made_by = sources.provenance(config)
   with (
     GraderPool(**config.grader) as pool,
     metrics.Writer(workdir, step=done or None, sinks=sinks) as writer,
@@ -101,11 +92,11 @@ def train(
       f"prompts repeat others, {prompts.contaminated:,} stand in an evaluation "
       "set"
     )
-    draw = None
+    if done < total:
+      draw = make_draw(config, dataset, prompts, pool, folder, writer)
     for number in range(done, total):
       distributed.raise_if_interrupted()
       began = time.monotonic()
-      draw = draw or make_draw(config, dataset, prompts, pool, folder, writer)
       positions = prompts.positions[number * size : (number + 1) * size]
       examples = [dataset[position] for position in positions]
       completions, scores = draw(examples, number)
@@ -139,69 +130,14 @@ def make_draw(
   pool: GraderPool,
   folder: pathlib.Path,
   writer: metrics.Writer,
-) -> Draw:
-  """The function that samples and grades, by the engine or the teacher."""
-  spec, count = config.rewards.to_dict(), config.samples
+) -> sources.Draw:
+  """The function that samples and grades the examples of a shard."""
+  say = writer.console.phase
   if config.teacher is not None:
-    teacher = teachers.make_teacher(**config.teacher.to_dict())
-
-    def ask(examples, number):
-      if not distributed.is_first():
-        return None, None
-      writer.console.phase(f"waiting for {teacher.endpoint.model}")
-      completions = teachers.write_samples(
-        teacher,
-        examples,
-        count,
-        template=config.template,
-        cache=str(replies(folder, number)),
-      )
-      repeated = [example for example in examples for _ in range(count)]
-      scores = rewards.score(
-        repeated, completions, pool=pool, group_size=count, **spec
-      )
-      return completions, scores
-
-    return ask
-  mesh = make_mesh(**config.mesh)
-  tokenizer = tokenizers.load(**config.tokenizer)
-  if inspection.is_in_memory(dataset):
-    inspection.check_windows(
-      [dataset[position] for position in prompts.positions], tokenizer, config
-    )
-  initial = models.initial(**config.model, mtp=False)
-  model = transformer.Transformer(initial.config)
-  inspection.check_vocabulary(tokenizer, model.config)
-  engine = make_engine(
-    model,
-    tokenizer,
-    mesh,
-    chat.shared_tokens(config.template, tokenizer),
-    **config.sampling,
-  )
-  params = engine.prepare(make_params(mesh, initial))
-
-  def sample(examples, number):
-    rollout, grader = sample_graded(
-      engine,
-      params,
-      examples,
-      count,
-      tokenizer,
-      pool,
-      spec,
-      template=config.template,
-      max_tokens=engine.max_tokens,
-      seed=config.seed,
-      round=number,
-      progress=lambda done, tokens: writer.console.phase(
-        f"sampling, {done} done, {tokens:,} tokens"
-      ),
-    )
-    _, completions = grader.texts(rollout, read_all=True)
-    return completions, grader.scores()
-
-  return sample
+    cache = lambda number: str(replies(folder, number))
+    return sources.from_teacher(config, pool, cache, say)
+  known = prompts.positions if inspection.is_in_memory(dataset) else ()
+  return sources.from_model(config, [dataset[i] for i in known], pool, say)
 
 
 def rewritten(
@@ -217,8 +153,8 @@ def rewritten(
   The filter "rewritten" is met by those that the rewriter could rewrite.
   """
   kept = [sample for sample in graded if sample.kept]
-  completions = teachers.rewrite(
-    teachers.make_rewriter(**config.rewriter.to_dict()),
+  completions = teacher.rewrite(
+    teacher.make_rewriter(**config.rewriter.to_dict()),
     [(sample.example, sample.completion.text) for sample in kept],
     cache=str(replies(folder, number)),
   )
@@ -245,6 +181,22 @@ def rewritten(
   return result
 
 
+def replies(folder: pathlib.Path, number: int) -> pathlib.Path:
+  """The folder of a shard's replies, until the shard is written."""
+  return folder / REPLIES / f"{number:06}"
+
+
+def checksums(
+  config: ml_collections.ConfigDict, dataset: Sequence[Example]
+) -> dict[str, str]:
+  """Those of `contents`, and that of the shots of a teacher."""
+  sums = contents(config, dataset)
+  if config.teacher is not None:
+    shots = teacher.read_shots(config.teacher.get("shots"))
+    sums["shots"] = hashlib.sha256(json.dumps(shots).encode()).hexdigest()
+  return sums
+
+
 def write(
   config: ml_collections.ConfigDict,
   folder: pathlib.Path,
@@ -267,7 +219,7 @@ def write(
     **{"perf/tokens_per_s": numbers["data/tokens"] / max(seconds, 1e-9)},
   )
   writer.completions(samples.shown(graded, number + 1))
-  for name, kept in ((DROPPED, False), (KEPT, True)):
+  for name, kept in ((shards.DROPPED, False), (shards.KEPT, True)):
     rows = [samples.row(s, made_by) for s in graded if s.kept == kept]
     shards.write(folder / name, number, rows, config.format)
   shutil.rmtree(replies(folder, number), ignore_errors=True)
@@ -288,11 +240,6 @@ def finish(
   text = json.dumps(summary, indent=2) + "\n"
   (folder / "summary.json").write_text(text)
   return summary
-
-
-def replies(folder: pathlib.Path, number: int) -> pathlib.Path:
-  """The folder of a shard's replies, until the shard is written."""
-  return folder / REPLIES / f"{number:06}"
 
 
 def evaluation_index(
@@ -317,31 +264,6 @@ def keep(**least: float) -> None:
   """
 
 
-def provenance(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """What all samples of a run share: the model, the config, code and seed."""
-  settings = config.to_dict()
-  made = dict(
-    model="",
-    step=None,
-    config=hashlib.sha256(
-      json.dumps(settings, sort_keys=True, default=str).encode()
-    ).hexdigest()[:12],
-    code=process.versions()["r1jax"],
-    seed=config.seed,
-  )
-  if config.teacher is not None:
-    made["model"] = config.teacher.model
-  elif path := config.model.get("path"):
-    known = pathlib.Path(hf.directory(path)) / "provenance.json"
-    made["model"] = f"{path}@{hf.content_hash(path)[:12]}"
-    made["step"] = read_json(known).get("step") if known.exists() else None
-  else:
-    made["model"] = f"{config.model.preset_name}, fresh"
-  if config.rewriter is not None:
-    made["rewriter"] = config.rewriter.model
-  return made
-
-
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for sections that contradict each other."""
   for name in ("samples", "prompts_per_shard"):
@@ -360,24 +282,25 @@ def check(config: ml_collections.ConfigDict) -> None:
       raise ValueError(
         f"teacher is set, and so is {given[0]}: set one of them to None"
       )
-    teachers.make_teacher(**config.teacher.to_dict())
+    teacher.make_teacher(**config.teacher.to_dict())
     templates.QuestionOnly(config.template)
   templates.check(config.template)
   names = {term.name for term in rewards.check(**config.rewards.to_dict())}
   for name in config.keep:
     if name not in names:
       raise ValueError(configs.unknown("reward in keep", name, names))
-  for label, section in config.decontamination.against.items():
+  against = config.decontamination.to_dict()["against"]
+  for label, section in against.items():
     configs.bind(f"decontamination.against.{label}", section, data.DATASETS)
 
 
 SECTIONS = {
   "mesh": make_mesh,
   "model": models.MODELS,
-  "tokenizer": tokenizers.load,
+  "tokenizer": tokenizer.load,
   "sampling": make_engine,
-  "teacher": teachers.make_teacher,
-  "rewriter": teachers.make_rewriter,
+  "teacher": teacher.make_teacher,
+  "rewriter": teacher.make_rewriter,
   "dataset": data.DATASETS,
   "decontamination": evaluation_index,
   "rewards": rewards.score,

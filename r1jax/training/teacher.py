@@ -44,7 +44,7 @@ class Teacher(NamedTuple):
 
   endpoint: Endpoint
   system: str
-  shots: tuple[tuple[str, str], ...]  # (question, answer)
+  shots: str | None  # A file; see `read_shots`.
   max_failed: float
 
 
@@ -75,8 +75,7 @@ def make_teacher(
     max_failed: the share of a shard's samples that may have no reply; they are
       written as samples without text. With more, the run stops.
 
-  Raises ValueError for arguments that are none, and for a line of `shots` that
-  is no such conversation.
+  Raises ValueError for arguments that are none; `shots` is not read yet.
   """
   if not 0 <= max_failed <= 1:
     raise ValueError(f"teacher.max_failed must be 0 to 1, got {max_failed}")
@@ -90,16 +89,21 @@ def make_teacher(
       parameters=dict(parameters),
     ),
     system=system,
-    shots=() if shots is None else read_shots(shots),
+    shots=shots,
     max_failed=max_failed,
   )
 
 
-def read_shots(path: str) -> tuple[tuple[str, str], ...]:
-  """The questions and answers of a file of conversations.
+def read_shots(path: str | None) -> tuple[tuple[str, str], ...]:
+  """The questions and answers of a file of conversations; () without a path.
 
-  Raises FileNotFoundError, or ValueError with "path:line".
+  Raises FileNotFoundError, or ValueError with "path:line" for a line that is no
+  such conversation.
   """
+  if path is None:
+    return ()
+  if not path:
+    raise ValueError("teacher.shots is not set; give a file of conversations")
   shots = []
   for number, row in jsonl.read(path):
     match row.get("messages"):
@@ -138,10 +142,11 @@ def write_samples(
   Raises ValueError, in one line, if too many samples have no reply.
   """
   ask = templates.QuestionOnly(template).fill
+  shots = read_shots(teacher.shots)
   values = endpoint.ask(
     teacher.endpoint._replace(cache=cache),
     [
-      Request(teacher.system, ask(example.prompt), sample, teacher.shots)
+      Request(teacher.system, ask(example.prompt), sample, shots)
       for example in examples
       for sample in range(samples)
     ],

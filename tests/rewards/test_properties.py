@@ -22,9 +22,12 @@ RANGES = {
   "language": (0, 1, {}),
   "length": (-0.5, 0.5, {}),
   "overlong": (-1, 0, {"buffer": 8}),
+  "paragraphs": (0, 1, {"max_words": 3}),
+  "prose": (0, 1, {}),
   "random": (0, 1, {}),
   "repetition": (-1, 0, {}),
   "tags": (0, 1, {}),
+  "thought": (0, 1, {}),
 }
 CHECKED = dict(
   instruction_id_list=[
