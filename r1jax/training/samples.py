@@ -119,7 +119,7 @@ def row(sample: Sample, provenance: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def numbers(samples: Sequence[Sample]) -> dict[str, float]:
+def numbers(samples: Sequence[Sample]) -> dict[str, float | int]:
   """The metrics of a shard; see `runtime.metrics.names`."""
   kept = [sample for sample in samples if sample.kept]
   result = {"generate/samples": len(samples), "generate/kept": len(kept)}
