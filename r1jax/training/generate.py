@@ -127,7 +127,7 @@ def make_draw(
   config: ml_collections.ConfigDict,
   dataset: Sequence[Example],
   prompts: decontamination.Prompts,
-  pool: GraderPool,
+  pool: GraderPool | None,
   folder: pathlib.Path,
   writer: metrics.Writer,
 ) -> sources.Draw:
@@ -144,7 +144,7 @@ def rewritten(
   config: ml_collections.ConfigDict,
   graded: Sequence[Sample],
   index: decontamination.Index,
-  pool: GraderPool,
+  pool: GraderPool | None,
   folder: pathlib.Path,
   number: int,
 ) -> list[Sample]:

@@ -35,7 +35,7 @@ Draw = Callable[
 def from_model(
   config: ml_collections.ConfigDict,
   examples: Sequence[Example],
-  pool: GraderPool,
+  pool: GraderPool | None,
   say: Callable[[str], None],
 ) -> Draw:
   """A function that samples from the model of the config, and grades.
@@ -84,7 +84,7 @@ def from_model(
 
 def from_teacher(
   config: ml_collections.ConfigDict,
-  pool: GraderPool,
+  pool: GraderPool | None,
   cache: Callable[[int], str],
   say: Callable[[str], None],
 ) -> Draw:
