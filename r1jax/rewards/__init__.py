@@ -36,7 +36,7 @@ from r1jax.rewards import (
   readability,
   repetition,
 )
-from r1jax.rewards.code import programs
+from r1jax.rewards.code import compilation, programs, speed
 from r1jax.rewards.judges import judge, learned
 from r1jax.rewards.pool.pool import Call, GraderPool
 from r1jax.rewards.tasks import instructions
@@ -75,10 +75,7 @@ class Reward(NamedTuple):
 
 REWARDS: dict[str, Reward] = {
   "accuracy": Reward(
-    accuracy.reward,
-    pooled=True,
-    explain=accuracy.judge,
-    check=accuracy.check,
+    accuracy.reward, pooled=True, explain=accuracy.judge, check=accuracy.check
   ),
   "answered": Reward(accuracy.answered),
   "code": Reward(
@@ -86,6 +83,12 @@ REWARDS: dict[str, Reward] = {
     pooled=True,
     explain=programs.judge,
     check=lambda _, **arguments: programs.check(**arguments),
+  ),
+  "compiles": Reward(
+    compilation.reward,
+    pooled=True,
+    explain=compilation.judge,
+    check=lambda _, **arguments: compilation.check(**arguments),
   ),
   "cosine": Reward(
     length.cosine,
@@ -113,6 +116,7 @@ REWARDS: dict[str, Reward] = {
   "random": Reward(random.reward, probe=True),
   "repetition": Reward(repetition.reward, probe=True),
   "safety": Reward(learned.safety, start=learned.start_safety),
+  "speed": Reward(speed.group, of_group=True, pooled=True, check=speed.check),
   "tags": Reward(format.tags),
   "thought": Reward(format.thought),
 }

@@ -89,7 +89,8 @@ def score(name: str, rows, **kwargs) -> np.ndarray:
 
 
 def test_every_reward_that_needs_nothing_else_is_tried():
-  elsewhere = {"code", "helpfulness", "judge", "preference", "safety"}
+  elsewhere = {"code", "compiles", "helpfulness", "judge", "preference"}
+  elsewhere |= {"safety", "speed"}
   assert {*rewards.REWARDS} - elsewhere == {*RANGES}
 
 
