@@ -31,6 +31,7 @@ from typing import Any
 import ml_collections
 
 LOOPS = {  # Imported on use, so that no loop waits for the imports of another.
+  "code_tests": "r1jax.training.code_tests",
   "generate": "r1jax.training.generate",
   "grpo": "r1jax.training.grpo",
   "sft": "r1jax.training.sft",

@@ -81,6 +81,8 @@ METRICS: dict[str, tuple[str, str]] = {
   ),
   "generate/samples": ("", "samples of a shard"),
   "generate/kept": ("", "samples that met all filters"),
+  "generate/tests": ("", "tests of the problems of a shard"),
+  "generate/tests/*": ("", "generators, inputs, submissions behind the tests"),
   "generate/dropped/*": ("", "samples that did not meet a filter"),
   "generate/domain/*/samples": ("", "samples of a domain"),
   "generate/domain/*/kept": ("", "samples of a domain that were kept"),
