@@ -227,13 +227,13 @@ def numbers(
   rows: Sequence[Mapping[str, Any]], seconds: float
 ) -> dict[str, Any]:
   """The metrics of a shard; see `runtime.metrics.names`."""
-  total = lambda name: sum(row["provenance"][name] for row in rows)
+  made = [row["provenance"] for row in rows]
   return {
     "generate/samples": len(rows),
     "generate/kept": sum(bool(row["tests"]) for row in rows),
     "generate/tests": sum(len(row["tests"]) for row in rows),
     **{
-      f"generate/tests/{name}": total(name)
+      f"generate/tests/{name}": sum(one[name] for one in made)
       for name in ("generators", "inputs", "valid", "wrong", "caught")
     },
     "perf/step_time": seconds,
@@ -242,16 +242,17 @@ def numbers(
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """The content of summary.json, from the rows of metrics.jsonl."""
-  total = lambda name: sum(row.get(f"generate/{name}", 0) for row in rows)
-  names = ("tests/generators", "tests/inputs", "tests/valid", "tests/wrong")
-  return {
-    "problems": total("samples"),
-    "kept": total("kept"),
-    "tests": total("tests"),
-    **{
-      name.rpartition("/")[2]: total(name) for name in (*names, "tests/caught")
-    },
-  }
+  total = lambda name: sum(row.get(name, 0) for row in rows)
+  return dict(
+    problems=total("generate/samples"),
+    kept=total("generate/kept"),
+    tests=total("generate/tests"),
+    generators=total("generate/tests/generators"),
+    inputs=total("generate/tests/inputs"),
+    valid=total("generate/tests/valid"),
+    wrong=total("generate/tests/wrong"),
+    caught=total("generate/tests/caught"),
+  )
 
 
 def check(config: ml_collections.ConfigDict) -> None:

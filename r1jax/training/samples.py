@@ -1,6 +1,7 @@
 """Graded samples: which are kept, what is recorded of them, their numbers."""
 
 import collections
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,9 @@ from r1jax.data.decontamination import (
 from r1jax.rewards import Scores
 from r1jax.types import Completion, Example
 
-TABLE = ("samples", "kept", "tokens")  # Of each domain, in summary.json.
+TABLE = ("samples", "kept", "tokens")  # Of each domain, in metrics.
+DOMAIN = re.compile(r"generate/domain/(.+)/(\w+)")
+DROPPED = re.compile(r"generate/dropped/(.+)")
 
 
 class Sample(NamedTuple):
@@ -151,26 +154,24 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
   """
   totals = collections.Counter()
   for row in rows:
-    totals.update(
-      {k: v for k, v in row.items() if k.startswith("generate/") and v}
-    )
+    totals.update({k: v for k, v in row.items() if DOMAIN.match(k)})
+    totals.update({k: v for k, v in row.items() if DROPPED.match(k)})
+    for name in ("generate/samples", "generate/kept"):
+      totals[name] += row.get(name, 0)
   domains: dict[str, dict[str, Any]] = {}
   for key, value in sorted(totals.items()):
-    if key.startswith("generate/domain/"):
-      domain, _, name = key.removeprefix("generate/domain/").rpartition("/")
-      domains.setdefault(domain, dict.fromkeys(TABLE, 0))[name] = value
+    if found := DOMAIN.fullmatch(key):
+      domains.setdefault(found[1], {})[found[2]] = value
   for entry in domains.values():
     entry["mean_tokens"] = entry.pop("tokens") / max(entry["kept"], 1)
-  prefix = "generate/dropped/"
-  dropped = {
-    key.removeprefix(prefix): value
-    for key, value in sorted(totals.items())
-    if key.startswith(prefix)
-  }
   return dict(
     samples=totals["generate/samples"],
     kept=totals["generate/kept"],
-    dropped=dropped,
+    dropped={
+      found[1]: value
+      for key, value in sorted(totals.items())
+      if value and (found := DROPPED.fullmatch(key))
+    },
     domains=domains,
   )
 
