@@ -61,6 +61,11 @@ METRICS: dict[str, tuple[str, str]] = {
   "domain/*/length": ("tokens", "mean length of a domain's completions"),
   "domain/*/completions": ("", "completions of the domain in the round"),
   "reflection/*": ("", 'uses of a word like "wait", per completion'),
+  "language/mixed": (
+    "share",
+    "thoughts of which under 95% of the words are in one language",
+  ),
+  "language/*": ("share", "words of thoughts in a language (ISO 639-1)"),
   "sampling/logp_diff_mean": (
     "nats",
     "|trainer - sampler| log-probability, token mean",
