@@ -260,11 +260,13 @@ def _stop_message(command: str) -> str:
 def _saved(workdir: str) -> str | None:
   """What a run has saved: "step 7" or "shard 3"; None for nothing."""
   # Imported late, so that wrong flags are reported without waiting for JAX.
-  from r1jax.data import shards
+  from r1jax.data import shard_writer
   from r1jax.runtime import checkpoint
 
   if (step := checkpoint.latest_step(workdir)) is not None:
     return f"step {step}"
-  folder = pathlib.Path(workdir) / shards.KEPT
-  count = max(shards.finished(folder, format) for format in shards.FORMATS)
+  folder = pathlib.Path(workdir) / shard_writer.KEPT
+  count = max(
+    shard_writer.finished(folder, format) for format in shard_writer.FORMATS
+  )
   return f"shard {count}" if count else None

@@ -25,7 +25,7 @@ from typing import Any
 import ml_collections
 
 from r1jax import data
-from r1jax.data import shards
+from r1jax.data import shard_writer
 from r1jax.rewards.code import generators, programs
 from r1jax.rewards.code.sandbox import LANGUAGES, Limits
 from r1jax.rewards.judges import endpoint
@@ -33,7 +33,7 @@ from r1jax.rewards.judges.endpoint import Request
 from r1jax.rewards.judges.judge import enclosed
 from r1jax.runtime import distributed, interrupt, metrics, process
 from r1jax.runtime.workdir import claim
-from r1jax.training.teacher import make_rewriter
+from r1jax.training.external_teacher import make_rewriter
 from r1jax.types import Example
 
 REPLIES = "replies"  # The folder of a shard's replies, in a workdir.
@@ -83,7 +83,7 @@ def train(
     return {}
   folder, size = pathlib.Path(workdir), config.problems_per_shard
   total = -(-len(dataset) // size)
-  done = shards.finished(folder / shards.KEPT, "jsonl")
+  done = shard_writer.finished(folder / shard_writer.KEPT, "jsonl")
   made_by = provenance(config)
   with (
     metrics.Writer(workdir, step=done or None, sinks=sinks) as writer,
@@ -102,8 +102,10 @@ def train(
       with interrupt.deferred():
         writer.write(number + 1, **numbers(rows, time.monotonic() - began))
         dropped = [row for row in rows if not row["tests"]]
-        shards.write(folder / shards.DROPPED, number, dropped, "jsonl")
-        shards.write(folder / shards.KEPT, number, kept, "jsonl")
+        shard_writer.write(
+          folder / shard_writer.DROPPED, number, dropped, "jsonl"
+        )
+        shard_writer.write(folder / shard_writer.KEPT, number, kept, "jsonl")
         shutil.rmtree(cache, ignore_errors=True)
       writer.console.progress(number + 1, total, unit="shard", kept=len(kept))
   summary = summarise(metrics.read(folder))

@@ -30,13 +30,14 @@ import ml_collections
 
 from r1jax import config as configs
 from r1jax import data, rewards
-from r1jax.data import decontamination, shards, templates, tokenizer
+from r1jax.data import decontamination, shard_writer, templates, tokenizer
 from r1jax.parallel.mesh import make_mesh
 from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import make_engine
 from r1jax.runtime import distributed, interrupt, metrics
 from r1jax.runtime.workdir import claim
-from r1jax.training import inspection, models, samples, sources, teacher
+from r1jax.training import external_teacher as teachers
+from r1jax.training import inspection, models, samples, sources
 from r1jax.training.samples import Sample
 from r1jax.training.state import contents
 from r1jax.types import Example
@@ -75,11 +76,11 @@ def train(
       f"repeat others, and {prompts.contaminated:,} stand in the sets of "
       "decontamination.against"
     )
-  shards.require(config.format)
+  shard_writer.require(config.format)
   folder, size = pathlib.Path(workdir), config.prompts_per_shard
   total = -(-len(prompts.positions) // size)
   done = distributed.from_first(
-    lambda: shards.finished(folder / shards.KEPT, config.format)
+    lambda: shard_writer.finished(folder / shard_writer.KEPT, config.format)
   )
   made_by = sources.provenance(config)
   with (
@@ -153,8 +154,8 @@ def rewritten(
   The filter "rewritten" is met by those that the rewriter could rewrite.
   """
   kept = [sample for sample in graded if sample.kept]
-  completions = teacher.rewrite(
-    teacher.make_rewriter(**config.rewriter.to_dict()),
+  completions = teachers.rewrite(
+    teachers.make_rewriter(**config.rewriter.to_dict()),
     [(sample.example, sample.completion.text) for sample in kept],
     cache=str(replies(folder, number)),
   )
@@ -192,7 +193,7 @@ def checksums(
   """Those of `contents`, and that of the shots of a teacher."""
   sums = contents(config, dataset)
   if config.teacher is not None:
-    shots = teacher.read_shots(config.teacher.get("shots"))
+    shots = teachers.read_shots(config.teacher.get("shots"))
     sums["shots"] = hashlib.sha256(json.dumps(shots).encode()).hexdigest()
   return sums
 
@@ -219,9 +220,9 @@ def write(
     **{"perf/tokens_per_s": numbers["data/tokens"] / max(seconds, 1e-9)},
   )
   writer.completions(samples.shown(graded, number + 1))
-  for name, kept in ((shards.DROPPED, False), (shards.KEPT, True)):
+  for name, kept in ((shard_writer.DROPPED, False), (shard_writer.KEPT, True)):
     rows = [samples.row(s, made_by) for s in graded if s.kept == kept]
-    shards.write(folder / name, number, rows, config.format)
+    shard_writer.write(folder / name, number, rows, config.format)
   shutil.rmtree(replies(folder, number), ignore_errors=True)
 
 
@@ -269,7 +270,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   for name in ("samples", "prompts_per_shard"):
     if config[name] < 1:
       raise ValueError(f"{name} is {config[name]}; it must be at least 1")
-  shards.check(config.format)
+  shard_writer.check(config.format)
   given = [name for name in SAMPLER if config[name] is not None]
   if config.teacher is None and len(given) < len(SAMPLER):
     missing = [name for name in SAMPLER if name not in given]
@@ -282,7 +283,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       raise ValueError(
         f"teacher is set, and so is {given[0]}: set one of them to None"
       )
-    teacher.make_teacher(**config.teacher.to_dict())
+    teachers.make_teacher(**config.teacher.to_dict())
     templates.QuestionOnly(config.template)
   templates.check(config.template)
   names = {term.name for term in rewards.check(**config.rewards.to_dict())}
@@ -299,8 +300,8 @@ SECTIONS = {
   "model": models.MODELS,
   "tokenizer": tokenizer.load,
   "sampling": make_engine,
-  "teacher": teacher.make_teacher,
-  "rewriter": teacher.make_rewriter,
+  "teacher": teachers.make_teacher,
+  "rewriter": teachers.make_rewriter,
   "dataset": data.DATASETS,
   "decontamination": evaluation_index,
   "rewards": rewards.score,

@@ -19,8 +19,8 @@ from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import make_engine
 from r1jax.rollouts.grading import sample_graded
 from r1jax.runtime import distributed, process
+from r1jax.training import external_teacher as teachers
 from r1jax.training import inspection, models
-from r1jax.training import teacher as teachers
 from r1jax.training.state import make_params
 from r1jax.types import Completion, Example
 

@@ -70,7 +70,7 @@ def contents(
 
   A resumed run may find it under another path.
   """
-  sections = {name: config[name] or {} for name in ("model", "tokenizer")}
-  paths = {name: section.get("path") for name, section in sections.items()}
+  names = ("model", "tokenizer", "teacher")
+  paths = {name: (config.get(name) or {}).get("path") for name in names}
   checksums = {k: hf.content_hash(path) for k, path in paths.items() if path}
   return {"dataset": data.content_hash(dataset)} | checksums

@@ -8,7 +8,7 @@ from judge_server import cuts, fails, serving
 
 from r1jax import config as configs
 from r1jax import data, rewards
-from r1jax.data import shards
+from r1jax.data import shard_writer
 from r1jax.rewards.judges import endpoint
 from r1jax.training import code_tests
 from r1jax.types import Completion
@@ -77,14 +77,14 @@ def test_problems_with_tests_are_a_dataset_for_the_code_reward(
     wrong=3,
     caught=3,
   )
-  kept = tmp_path / "w" / shards.KEPT
-  assert shards.finished(kept, "jsonl") == 2
+  kept = tmp_path / "w" / shard_writer.KEPT
+  assert shard_writer.finished(kept, "jsonl") == 2
   examples = [
     example
     for number in range(2)
     for example in data.load(
       name="problems",
-      path=shards.path_of(kept, number, "jsonl"),
+      path=shard_writer.path_of(kept, number, "jsonl"),
       domain="code",
     )
   ]
@@ -115,7 +115,7 @@ def test_a_problem_whose_generators_are_useless_is_dropped(
   config.writer.attempts = 1
   summary = run(config, tmp_path / "w")
   assert summary["kept"] == 2 and summary["generators"] == 6
-  path = shards.path_of(tmp_path / "w" / shards.DROPPED, 0, "jsonl")
+  path = shard_writer.path_of(tmp_path / "w" / shard_writer.DROPPED, 0, "jsonl")
   (row,) = map(json.loads, path.read_text().splitlines())
   assert row["problem"] == "Add two numbers, and 1."
   assert row["tests"] == [] and row["provenance"]["generators"] == 0

@@ -11,7 +11,7 @@ import pytest
 
 from r1jax import config as configs
 from r1jax import data, rewards
-from r1jax.data import decontamination, jsonl, shards
+from r1jax.data import decontamination, jsonl, shard_writer
 from r1jax.rewards import Scores
 from r1jax.training import generate, samples
 from r1jax.training.samples import Sample
@@ -64,7 +64,7 @@ def files(workdir):
   """The bytes of all shards, by name."""
   return {
     f"{folder}/{path.name}": path.read_bytes()
-    for folder in (shards.KEPT, shards.DROPPED)
+    for folder in (shard_writer.KEPT, shard_writer.DROPPED)
     for path in sorted((workdir / folder).iterdir())
   }
 
@@ -72,7 +72,7 @@ def files(workdir):
 def rows(workdir, *folders):
   return [
     row
-    for folder in folders or (shards.KEPT, shards.DROPPED)
+    for folder in folders or (shard_writer.KEPT, shard_writer.DROPPED)
     for path in sorted((workdir / folder).glob("*.jsonl"))
     for _, row in jsonl.read(path)
   ]
@@ -86,17 +86,19 @@ def test_every_sample_is_written_once_and_a_stopped_run_writes_the_same(
   written = rows(tmp_path / "straight")
   ids = [row["id"] for row in written]
   assert len({*ids}) == len(ids) == straight["samples"] == 36
-  assert straight["kept"] == len(rows(tmp_path / "straight", shards.KEPT)) > 0
+  assert (
+    straight["kept"] == len(rows(tmp_path / "straight", shard_writer.KEPT)) > 0
+  )
   assert {row["provenance"]["prompt"] for row in written} == {
     *map(str, range(12))
   }
-  for row in rows(tmp_path / "straight", shards.KEPT):
+  for row in rows(tmp_path / "straight", shard_writer.KEPT):
     assert all(row["provenance"]["filters"].values())
     assert row["provenance"]["rewards"]["praise"] >= 0.01
     user, assistant = row["messages"]
     assert user["role"] == "user" and user["content"].endswith("?")
     assert assistant["role"] == "assistant" and "a" in assistant["content"]
-  for row in rows(tmp_path / "straight", shards.DROPPED):
+  for row in rows(tmp_path / "straight", shard_writer.DROPPED):
     assert not all(row["provenance"]["filters"].values())
 
   # The process dies before each of the six files has its name.
@@ -104,7 +106,10 @@ def test_every_sample_is_written_once_and_a_stopped_run_writes_the_same(
 
   def deadly(source, target):
     nonlocal calls
-    if pathlib.Path(target).parent.name in (shards.KEPT, shards.DROPPED):
+    if pathlib.Path(target).parent.name in (
+      shard_writer.KEPT,
+      shard_writer.DROPPED,
+    ):
       calls += 1
       if calls in deaths:
         raise MemoryError("killed")

@@ -3,7 +3,7 @@
     values = ask(Endpoint(base_url, model), requests, read)  # Starts at once.
     values()  # Waits for `read(request, reply)` of each request, or None.
 
-Judges ask for verdicts so; `training.teacher` asks for samples.
+Judges ask for verdicts so; `training.external_teacher` asks for samples.
 
 All requests of a process share a thread with an event loop, so that a deadline
 can cancel a request in any state. The timeouts of HTTP libraries apply to each

@@ -10,9 +10,10 @@ from judge_server import cuts, fails, hangs, resets, sends, serving
 
 from r1jax import config as configs
 from r1jax import data
-from r1jax.data import jsonl, shards
+from r1jax.data import jsonl, shard_writer
 from r1jax.rewards.judges import endpoint
-from r1jax.training import generate, teacher
+from r1jax.training import external_teacher as teacher
+from r1jax.training import generate
 from r1jax.types import Completion, Example
 
 pytest.importorskip("openai")
@@ -85,7 +86,7 @@ def run(config, workdir):
 def rows(workdir, *folders):
   return [
     row
-    for folder in folders or (shards.KEPT, shards.DROPPED)
+    for folder in folders or (shard_writer.KEPT, shard_writer.DROPPED)
     for path in sorted((workdir / folder).glob("*.jsonl"))
     for _, row in jsonl.read(path)
   ]
@@ -94,7 +95,7 @@ def rows(workdir, *folders):
 def files(workdir):
   return {
     f"{folder}/{path.name}": path.read_bytes()
-    for folder in (shards.KEPT, shards.DROPPED)
+    for folder in (shard_writer.KEPT, shard_writer.DROPPED)
     for path in sorted((workdir / folder).iterdir())
   }
 
@@ -157,7 +158,10 @@ def test_a_run_goes_on_with_what_has_not_come_yet(config, server, tmp_path):
   message = str(error.value)
   assert "\n" not in message
   assert "has not replied to 2 of 6 requests, first for 'toy:5'" in message
-  assert shards.finished(tmp_path / "stopped" / shards.KEPT, "jsonl") == 1
+  assert (
+    shard_writer.finished(tmp_path / "stopped" / shard_writer.KEPT, "jsonl")
+    == 1
+  )
 
   server.rule = good
   before = len(server.asked)
@@ -180,7 +184,7 @@ def test_a_share_of_samples_may_be_missing_if_the_config_says_so(
   assert summary["samples"] == 14 and summary["kept"] == 6
   (first, second) = (
     row
-    for row in rows(tmp_path / "w", shards.DROPPED)
+    for row in rows(tmp_path / "w", shard_writer.DROPPED)
     if not row["provenance"]["filters"]["ended"]
   )
   assert (first["id"], second["id"]) == ("1/toy:2#0", "1/toy:2#1")

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from r1jax.data import rows, shards
+from r1jax.data import rows, shard_writer
 
 ROWS = [
   {
@@ -16,7 +16,7 @@ ROWS = [
 ]
 
 
-@pytest.fixture(params=shards.FORMATS)
+@pytest.fixture(params=shard_writer.FORMATS)
 def format(request):
   if request.param == "parquet":
     pytest.importorskip("pyarrow")
@@ -24,27 +24,30 @@ def format(request):
 
 
 def read(folder, number, format):
-  return [row for _, row in rows.read(shards.path_of(folder, number, format))]
+  return [
+    row for _, row in rows.read(shard_writer.path_of(folder, number, format))
+  ]
 
 
 def test_rows_come_back_and_bytes_are_the_same(tmp_path, format):
   for name in ("a", "b"):
-    shards.write(tmp_path / name, 3, ROWS, format)
+    shard_writer.write(tmp_path / name, 3, ROWS, format)
   assert read(tmp_path / "a", 3, format) == ROWS
   first, second = (
-    shards.path_of(tmp_path / name, 3, format).read_bytes() for name in "ab"
+    shard_writer.path_of(tmp_path / name, 3, format).read_bytes()
+    for name in "ab"
   )
   assert first == second
 
 
 def test_a_shard_without_rows_is_a_shard(tmp_path, format):
-  shards.write(tmp_path, 0, [], format)
+  shard_writer.write(tmp_path, 0, [], format)
   assert read(tmp_path, 0, format) == []
-  assert shards.finished(tmp_path, format) == 1
+  assert shard_writer.finished(tmp_path, format) == 1
 
 
 def test_what_cannot_be_finished_leaves_the_old_file(tmp_path, monkeypatch):
-  shards.write(tmp_path, 0, ROWS[:1], "jsonl")
+  shard_writer.write(tmp_path, 0, ROWS[:1], "jsonl")
 
   def die(*_):
     raise KeyboardInterrupt
@@ -53,20 +56,20 @@ def test_what_cannot_be_finished_leaves_the_old_file(tmp_path, monkeypatch):
     patch.setattr(os, "replace", die)
     for number in (0, 1):
       with pytest.raises(KeyboardInterrupt):
-        shards.write(tmp_path, number, ROWS, "jsonl")
+        shard_writer.write(tmp_path, number, ROWS, "jsonl")
   assert read(tmp_path, 0, "jsonl") == ROWS[:1]
-  assert shards.finished(tmp_path, "jsonl") == 1
-  shards.write(tmp_path, 1, ROWS, "jsonl")
-  assert shards.finished(tmp_path, "jsonl") == 2
+  assert shard_writer.finished(tmp_path, "jsonl") == 1
+  shard_writer.write(tmp_path, 1, ROWS, "jsonl")
+  assert shard_writer.finished(tmp_path, "jsonl") == 2
 
 
 def test_shards_are_counted_up_to_the_first_that_is_missing(tmp_path):
   for number in (0, 1, 3):
-    shards.write(tmp_path, number, ROWS, "jsonl")
-  assert shards.finished(tmp_path, "jsonl") == 2
-  assert shards.finished(tmp_path / "nowhere", "jsonl") == 0
+    shard_writer.write(tmp_path, number, ROWS, "jsonl")
+  assert shard_writer.finished(tmp_path, "jsonl") == 2
+  assert shard_writer.finished(tmp_path / "nowhere", "jsonl") == 0
 
 
 def test_a_format_that_does_not_exist_is_refused(tmp_path):
   with pytest.raises(ValueError, match="'csv'; there is jsonl, parquet"):
-    shards.write(tmp_path, 0, ROWS, "csv")
+    shard_writer.write(tmp_path, 0, ROWS, "csv")
