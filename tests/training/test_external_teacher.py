@@ -1,7 +1,9 @@
 """Samples from a server that hangs, fails, cuts replies or sends nonsense."""
 
+import collections
 import contextlib
 import json
+import pathlib
 import threading
 
 import ml_collections
@@ -18,6 +20,8 @@ from r1jax.types import Completion, Example
 
 pytest.importorskip("openai")
 
+ROOT = pathlib.Path(__file__).parents[2]
+GSM8K = ROOT.parent / "shared" / "data" / "train" / "math_gsm8k_train.jsonl"
 GARBAGE = (
   "",
   "not json",
@@ -307,3 +311,61 @@ def test_traces_are_rewritten_and_graded_again(config, server, tmp_path):
 def test_what_the_arguments_of_a_teacher_are():
   with pytest.raises(ValueError, match="max_failed must be 0 to 1, got 2"):
     teacher.make_teacher(base_url="http://x", model="m", max_failed=2.0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GSM8K.exists(), reason="needs shared data")
+def test_gsm8k_from_a_server_that_fails_often(config, server, tmp_path):
+  """Every tenth request fails in one of six ways; a kill loses nothing."""
+  lines = GSM8K.read_text().splitlines()[:300]
+  lines.append(lines[7])  # Which repeats.
+  problems = tmp_path / "gsm8k.jsonl"
+  problems.write_text("\n".join(lines))
+  answers = {row["problem"]: row["answer"] for row in map(json.loads, lines)}
+  order = {problem: i for i, problem in enumerate(answers)}
+  lock, asked = threading.Lock(), collections.Counter()
+
+  def rule(request):
+    problem = request["messages"][-1]["content"]
+    with lock:
+      asked[problem] += 1
+      count = asked[problem]
+    answer = answers[problem] if order[problem] % 3 else "1/7"
+    thought = f"Try {count}. "
+    if order[problem] % 5 == 0:
+      thought += "\u6211\u4eec\u518d\u68c0\u67e5\u4e00\u904d\u3002" * 20
+    return f"<think>{thought}I add it up.</think>It is \\boxed{{{answer}}}."
+
+  server.rule = rule
+  ways = [fails(429, retry_after="0"), fails(500), cuts, resets, fails(408)]
+  ways.append(sends(GARBAGE[6]))
+  server.script = [
+    ways[i // 10 % len(ways)] if i % 10 == 0 else None for i in range(2_000)
+  ]
+  config.dataset = dict(name="problems", path=str(problems), domain="math")
+  config.teacher.attempts = 8
+  config.rewards.language = config.rewards.thought
+  config.keep.language = 0.9
+  config.prompts_per_shard = 64
+  write, written = shard_writer.write, []
+
+  def dies(folder, number, *rest):
+    written.append((folder.name, number))
+    if written.count((folder.name, number)) == 1 and number in (1, 3):
+      raise MemoryError("killed")
+    write(folder, number, *rest)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(shard_writer, "write", dies)
+    for _ in range(4):
+      with pytest.raises(MemoryError):
+        run(config, tmp_path / "w")
+    summary = run(config, tmp_path / "w")
+  assert summary["samples"] == 600 and summary["repeated_prompts"] == 1
+  assert len({*ids(tmp_path / "w")}) == 600
+  # No problem was asked for once more after a reply came.
+  assert set(asked.values()) == {2}
+  good = [i for i in range(300) if i % 3 and i % 5]
+  kept = rows(tmp_path / "w", shard_writer.KEPT)
+  assert sorted({int(row["id"].partition("/")[0]) for row in kept}) == good
+  assert len(kept) == 2 * len(good)
