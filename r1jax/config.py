@@ -8,9 +8,9 @@ loop maps sections to functions:
 If the value is a table of functions, the `name` in the section selects one; in
 a `Table`, the name may also be "my_module:function", from a module of the user.
 Without a `name`, the keys of the section are names in the table, or labels of
-subsections that have a `name` of their own. The module also lists the values
-that are not sections, in FIELDS, and defines `check(config)` for rules across
-sections.
+subsections that have a `name` of their own. A section in the module's OPTIONAL
+may be None. The module also lists the values that are not sections, in FIELDS,
+and defines `check(config)` for rules across sections.
 """
 
 import dataclasses
@@ -31,6 +31,8 @@ from typing import Any
 import ml_collections
 
 LOOPS = {  # Imported on use, so that no loop waits for the imports of another.
+  "code_tests": "r1jax.training.code_tests",
+  "generate": "r1jax.training.generate",
   "grpo": "r1jax.training.grpo",
   "sft": "r1jax.training.sft",
   "evaluate": "r1jax.training.evaluate",
@@ -137,6 +139,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   for key in known - plain.keys():
     raise ValueError(f"config key {key!r} is missing")
   for key, reader in sections.items():
+    if plain[key] is None and key in getattr(module, "OPTIONAL", ()):
+      continue
     if not isinstance(plain[key], dict):
       raise ValueError(f"config key {key!r} should be a section (a dict)")
     bind(key, plain[key], reader)

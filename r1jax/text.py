@@ -7,6 +7,18 @@ from typing import Any, NamedTuple
 # that the reward applies, but the completion could not be graded.
 DOES_NOT_APPLY = "does not apply"
 
+# Scripts without spaces between words, in which each character is a word.
+UNSPACED = (
+  "\u3005-\u3007"  # Iteration marks of Han.
+  "\u3041-\u3096\u309d-\u309f"  # Hiragana
+  "\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # Katakana
+  "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fa1f"  # Han
+  "\u0e01-\u0e3a\u0e40-\u0e4e"  # Thai
+  "\u0e81-\u0ebd\u0ec0-\u0ece"  # Lao
+  "\u1000-\u109f"  # Burmese
+  "\u1780-\u17d3"  # Khmer
+)
+
 
 class Example(NamedTuple):
   """A problem, and the data that its grader needs."""

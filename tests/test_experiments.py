@@ -42,6 +42,8 @@ def test_sections_are_keyword_arguments(path):
 @pytest.mark.parametrize("path", RUNS, ids=short)
 def test_models_can_be_built(path):
   c = config.load(path)
+  if c.get("model") is None:
+    return  # Another model does the work, behind an endpoint.
   model = transformer.Transformer(models.architecture(**c.model))
   params = jax.eval_shape(
     lambda key: transformer.init(model, key), jax.random.key(0)

@@ -27,8 +27,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from r1jax import config
-from r1jax.rewards import accuracy, format, language, length, random, repetition
-from r1jax.rewards.code import programs
+from r1jax.rewards import (
+  accuracy,
+  format,
+  language,
+  length,
+  random,
+  readability,
+  repetition,
+)
+from r1jax.rewards.code import compilation, programs, speed
 from r1jax.rewards.judges import judge, learned
 from r1jax.rewards.pool.pool import Call, GraderPool
 from r1jax.rewards.tasks import instructions
@@ -67,10 +75,7 @@ class Reward(NamedTuple):
 
 REWARDS: dict[str, Reward] = {
   "accuracy": Reward(
-    accuracy.reward,
-    pooled=True,
-    explain=accuracy.judge,
-    check=accuracy.check,
+    accuracy.reward, pooled=True, explain=accuracy.judge, check=accuracy.check
   ),
   "answered": Reward(accuracy.answered),
   "code": Reward(
@@ -78,6 +83,12 @@ REWARDS: dict[str, Reward] = {
     pooled=True,
     explain=programs.judge,
     check=lambda _, **arguments: programs.check(**arguments),
+  ),
+  "compiles": Reward(
+    compilation.reward,
+    pooled=True,
+    explain=compilation.judge,
+    check=lambda _, **arguments: compilation.check(**arguments),
   ),
   "cosine": Reward(
     length.cosine,
@@ -97,13 +108,17 @@ REWARDS: dict[str, Reward] = {
     check=lambda examples: accuracy.check(examples),
   ),
   "overlong": Reward(length.overlong, probe=True),
+  "paragraphs": Reward(readability.paragraphs, probe=True),
   "preference": Reward(
     judge.group_reward, of_group=True, start=judge.start_groups
   ),
+  "prose": Reward(readability.prose),
   "random": Reward(random.reward, probe=True),
   "repetition": Reward(repetition.reward, probe=True),
   "safety": Reward(learned.safety, start=learned.start_safety),
+  "speed": Reward(speed.group, of_group=True, pooled=True, check=speed.check),
   "tags": Reward(format.tags),
+  "thought": Reward(format.thought),
 }
 
 

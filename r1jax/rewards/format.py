@@ -54,6 +54,25 @@ def tags(example: Example, completion: Completion) -> float:
   return credit
 
 
+def thought(example: Example, completion: Completion) -> float:
+  """Returns 1.0 for <think>thought</think> and a summary, and 0.0 otherwise.
+
+  It is the output pattern of DeepSeek-R1 (arXiv:2501.12948, section 2.3.1): a
+  thought, then a text for the reader; the tags around an answer are no matter.
+  Each tag of the thought must occur exactly once, and neither part be blank.
+
+  Examples:
+    >>> thought(Example("1 + 1", "2"), Completion("<think> 1+1 </think> 2"))
+    1.0
+  """
+  del example
+  before, opened, rest = full_text(completion).partition("<think>")
+  inside, closed, summary = rest.partition("</think>")
+  alone = opened and closed and "<think>" not in inside + summary
+  alone = alone and "</think>" not in before + summary and not before.strip()
+  return float(bool(alone and inside.strip() and summary.strip()))
+
+
 def full_text(completion: Completion) -> str:
   """Returns the completion with the template's prefill before it, once."""
   text, prefill = completion.text, completion.prefill

@@ -83,6 +83,11 @@ SHARED = {
   "arabic": ("ar", "fa", "ur"),
   "devanagari": ("hi", "mr", "ne"),
 }
+LANGUAGES = (  # The codes of all languages that are told apart.
+  *(code for codes in SHARED.values() for code in codes),
+  *("ja", "zh"),
+  *(code for code, _ in SCRIPTS if len(code) == 2),
+)
 
 
 def reward(
@@ -99,17 +104,33 @@ def reward(
     completion: its thoughts are graded.
     target: the code (ISO 639-1) of the target language.
   """
-  target = target or example.metadata.get("language")
-  if target is None:
-    target = identify(prose(example.prompt))
-  target = target and target.split("-")[0].lower()
-  counts = count(prose(thinking(completion.text)), target)
+  target = target_of(example, target)
+  counts = count_thought(example, completion, target)
   total = sum(counts.values())
   if not total:
     return 0.0
   if target is None:  # The prompt has no words, so any one language will do.
     return max(counts.values()) / total
   return counts[target] / total
+
+
+def target_of(example: Example, target: str | None = None) -> str | None:
+  """Returns the code of the language that is asked for; see `reward`."""
+  target = target or example.metadata.get("language")
+  if target is None:
+    target = identify(prose(example.prompt))
+  return target and target.split("-")[0].lower()
+
+
+def count_thought(
+  example: Example, completion: Completion, target: str | None = None
+) -> Counter[str]:
+  """Returns the number of a thought's words in each language.
+
+  A thought that is too short to classify is in the target language.
+  """
+  target = target_of(example, target)
+  return count(prose(thinking(completion.text)), target)
 
 
 def thinking(text: str) -> str:

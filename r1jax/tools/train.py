@@ -253,15 +253,28 @@ def _reason(error: Exception) -> str:
 def _stop_message(command: str) -> str:
   """The last message of an interrupted run."""
   # Imported late, so that wrong flags are reported without waiting for JAX.
-  from r1jax.runtime import checkpoint
   from r1jax.training import pipeline
 
   place = flags.FLAGS.workdir if flags.FLAGS.is_parsed() else None
   stage = place and pipeline.under_way(pathlib.Path(place))
-  step = None if place is None else checkpoint.latest_step(stage or place)
-  if step is None and not stage:
+  saved = None if place is None else _saved(stage or place)
+  if saved is None and not stage:
     return "stopped before the first checkpoint; nothing was saved"
   at = f" in stage {stage.name}" if stage else ""
-  at += f" at step {step}" if step is not None else ""
+  at += f" at {saved}" if saved else ""
   again = shlex.join([*command.split(), *sys.argv[1:]])
   return f"stopped{at}; to resume, run the same command: {again}"
+
+
+def _saved(workdir: str | pathlib.Path) -> str | None:
+  """What a run has saved: "step 7" or "shard 3"; None for nothing."""
+  from r1jax.data import shard_writer
+  from r1jax.runtime import checkpoint
+
+  if (step := checkpoint.latest_step(workdir)) is not None:
+    return f"step {step}"
+  folder = pathlib.Path(workdir) / shard_writer.KEPT
+  count = max(
+    shard_writer.finished(folder, format) for format in shard_writer.FORMATS
+  )
+  return f"shard {count}" if count else None

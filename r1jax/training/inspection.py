@@ -120,13 +120,27 @@ def check_prompts(
 ) -> int:
   """The number of tokens of the longest prompt, template included.
 
-  It is 0 without examples. Raises ValueError if a prompt is longer than
-  `sampling.prompt_tokens` (beyond the template), or if a prompt and its
-  completion do not fit a row. The error names the first such example and the
-  setting that fits all.
+  It is 0 without examples. Raises ValueError as `check_windows` does, and if a
+  prompt and its completion do not fit a row.
   """
   if not examples:
     return 0
+  longest, id = check_windows(examples, tokenizer, config)
+  check_width(config, longest, of=f"{id}: its prompt of")
+  return longest
+
+
+def check_windows(
+  examples: Sequence[Example],
+  tokenizer: Tokenizer,
+  config: ml_collections.ConfigDict,
+) -> tuple[int, str]:
+  """The tokens of the longest prompt, template included, and its example's id.
+
+  Raises ValueError if a prompt is longer than `sampling.prompt_tokens` (beyond
+  the template). The error names the first such example and the setting that
+  fits all.
+  """
   shared = len(chat.shared_tokens(config.template, tokenizer))
   prompts = chat.encode_prompts(examples, config.template, tokenizer)
   sizes = [len(ids) - shared for ids in prompts]
@@ -138,9 +152,7 @@ def check_prompts(
       f"template, and sampling.prompt_tokens is {window}; set it to {longest} "
       f"or leave out the {len(at)} of {len(sizes)} problems that are longer"
     )
-  first = examples[sizes.index(longest)].id
-  check_width(config, shared + longest, of=f"{first}: its prompt of")
-  return shared + longest
+  return shared + longest, examples[sizes.index(longest)].id
 
 
 def check_steps(config: ml_collections.ConfigDict) -> None:

@@ -14,7 +14,7 @@ from r1jax import data, rewards
 from r1jax.data.packing import Placement
 from r1jax.rollouts.round import Round
 from r1jax.runtime import distributed, metrics
-from r1jax.training import inspection, measures, round_numbers
+from r1jax.training import inspection, languages, measures, round_numbers
 from r1jax.types import RLState
 
 # (metric, limit, meaning): a warning is printed once a metric exceeds its
@@ -86,6 +86,9 @@ class RunLog:
     reflections = distributed.all_gather(
       round_numbers.reflection_counts(round.completions)
     ).sum(axis=0)
+    spoken = None
+    if "language" in scores.parts:
+      spoken = distributed.all_gather(languages.count(*round[1:3])).sum(axis=0)
     if not distributed.is_first():
       return
     config, step = self._config, int(state.train.step)
@@ -98,6 +101,7 @@ class RunLog:
       f"reflection/{word}": count / len(completions)
       for word, count in zip(round_numbers.REFLECTION, reflections)
     }
+    numbers |= {} if spoken is None else languages.numbers(spoken)
     numbers |= round_numbers.packing_numbers(placed)
     by_domain = dict(reward=scores.total, length=rollout.lengths.reshape(-1))
     if "accuracy" in scores.parts:

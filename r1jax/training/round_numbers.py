@@ -1,6 +1,7 @@
 """Metrics of a round, computed from its arrays; see `runtime.metrics.names`."""
 
 import collections
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -10,6 +11,7 @@ from jaxtyping import Int
 from r1jax.data.packing import Placement
 from r1jax.models import flops as model_flops
 from r1jax.models.config import ModelConfig
+from r1jax.training import languages
 from r1jax.types import FINISH_STOP, Completion, Rollout
 
 # Words of reflection, from arXiv:2501.12948, appendix C.2, and from the demo.
@@ -171,23 +173,29 @@ def reflection_counts(
 def completion_rows(
   step, round, examples, completions, scores, advantages, group_size
 ) -> Iterator[dict]:
-  """Rows for two completions of the first four groups with known texts."""
+  """Rows for two completions of the first four groups with known texts.
+
+  Up to two more have thoughts of which a part is in another language.
+  """
   flat = advantages.reshape(-1)
   groups = range(0, len(completions), group_size)
   known = [start for start in groups if completions[start] is not None]
-  for start in known[:4]:
-    for i in range(start, start + 2):
-      yield {
-        "step": step,
-        "round": round,
-        "task": examples[i].domain.rpartition("/")[2],
-        "prompt": examples[i].prompt,
-        "completion": completions[i].text,
-        "answer": examples[i].answer,
-        "rewards": {k: float(v[i]) for k, v in scores.parts.items()},
-        "reward": float(scores.total[i]),
-        "advantage": float(flat[i]),
-        "feedback": scores.feedback[i] if scores.feedback else "",
-        "length": completions[i].num_tokens,
-        "finish": completions[i].finish,
-      }
+  shown = [i for start in known[:4] for i in range(start, start + 2)]
+  shares = scores.parts.get("language", ())
+  mixed = (i for i, share in enumerate(shares) if 0 < share < languages.MIXED)
+  mixed = (i for i in mixed if completions[i] is not None and i not in shown)
+  for i in [*shown, *itertools.islice(mixed, 2)]:
+    yield {
+      "step": step,
+      "round": round,
+      "task": examples[i].domain.rpartition("/")[2],
+      "prompt": examples[i].prompt,
+      "completion": completions[i].text,
+      "answer": examples[i].answer,
+      "rewards": {k: float(v[i]) for k, v in scores.parts.items()},
+      "reward": float(scores.total[i]),
+      "advantage": float(flat[i]),
+      "feedback": scores.feedback[i] if scores.feedback else "",
+      "length": completions[i].num_tokens,
+      "finish": completions[i].finish,
+    }

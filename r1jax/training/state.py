@@ -70,7 +70,7 @@ def contents(
 
   A resumed run may find it under another path.
   """
-  names = [name for name in ("model", "tokenizer", "teacher") if name in config]
-  paths = {name: config[name].get("path") for name in names}
+  names = ("model", "tokenizer", "teacher")
+  paths = {name: (config.get(name) or {}).get("path") for name in names}
   checksums = {k: hf.content_hash(path) for k, path in paths.items() if path}
   return {"dataset": data.content_hash(dataset)} | checksums

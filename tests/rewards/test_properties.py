@@ -22,9 +22,12 @@ RANGES = {
   "language": (0, 1, {}),
   "length": (-0.5, 0.5, {}),
   "overlong": (-1, 0, {"buffer": 8}),
+  "paragraphs": (0, 1, {"max_words": 3}),
+  "prose": (0, 1, {}),
   "random": (0, 1, {}),
   "repetition": (-1, 0, {}),
   "tags": (0, 1, {}),
+  "thought": (0, 1, {}),
 }
 CHECKED = dict(
   instruction_id_list=[
@@ -86,7 +89,8 @@ def score(name: str, rows, **kwargs) -> np.ndarray:
 
 
 def test_every_reward_that_needs_nothing_else_is_tried():
-  elsewhere = {"code", "helpfulness", "judge", "preference", "safety"}
+  elsewhere = {"code", "compiles", "helpfulness", "judge", "preference"}
+  elsewhere |= {"safety", "speed"}
   assert {*rewards.REWARDS} - elsewhere == {*RANGES}
 
 

@@ -79,3 +79,22 @@ def test_every_program_of_a_run_declares_its_loads():
     assert 0 < even.work["grouped"] <= 1 and 0 < zipf.work["grouped"] <= 1
     assert ("decoding" in even.trips) == (program.name == "decode")
     assert ("attention" in even.branches) == (program.name != "decode")
+
+
+def test_the_sampling_of_data_is_planned_without_a_trainer():
+  folder = ROOT / "experiments" / "r1"
+  c = config.load(str(folder / "rejection_sampling.py"))
+  report = command.plan(c, chips.topology("h200:8x64"))
+  assert [*report["programs"]] == ["reshard", "prefill", "decode"]
+  assert report["fits"] and not report["host_memory"]
+  # In bfloat16: the experts are split over 256 chips, all else is on each.
+  size = report["programs"]["decode"]["parts"]["rollout weights"]
+  routed = 58 * 256 * 3 * 7168 * 2048
+  assert size == pytest.approx(2 * (routed / 256 + 671.03e9 - routed), rel=0.02)
+  with pytest.raises(ValueError, match="'generate' has no rows for --lengths"):
+    command.plan(
+      c, chips.topology("h200:8x64"), lengths=lambda rng, size: np.ones(size)
+    )
+  c = config.load(str(folder / "cold_start_data.py:few_shot"))
+  with pytest.raises(ValueError, match="from a teacher; there is nothing"):
+    programs.of_generate(c, None)

@@ -307,3 +307,43 @@ def test_names_with_markup_and_mathematics_are_drawn_as_text():
   text = figures.svg(figures.figure(chart.panels), "p", name)
   assert text.count("</svg>") == 1
   assert "$\\frac{1&lt;/svg&gt;&amp;" in text
+
+
+def test_languages_are_drawn_and_mixed_completions_shown(tmp_path):
+  rows = [
+    {"step": 1, "language/en": 0.7, "language/zh": 0.3, "language/mixed": 0.5},
+    {"step": 2, "language/en": 1.0, "language/mixed": 0.0},
+    {"step": 3, "reward/language/mean": 0.9},
+  ]
+  _write_lines(tmp_path / "metrics.jsonl", rows)
+  shares = [0.0, 0.4, 0.96, 1.0, None, *(0.5 + i / 100 for i in range(9))]
+  completions = [
+    {"step": i, "task": "t", "prompt": "p", "completion": f"no. {i}. {text}"}
+    | {"answer": "", "rewards": {"language": share}}
+    for i, share in enumerate(shares)
+    for text in HOSTILE[:1]
+  ]
+  _write_lines(tmp_path / "completions.jsonl", completions)
+  run = command.read(tmp_path, "r")
+  mixed = command.mixed_completions([run])
+  assert [row[1] for row in mixed] == [1, 6, 8, 9, 11, 13]
+  assert mixed[0][3] == "40%"
+  page = command.build([tmp_path]).read_text("utf-8")
+  assert "<img" not in page and page.count("<script") == 2
+  section = page.partition('id="mixed"')[2].partition("</section>")[0]
+  assert section.count("<details>") == 6
+  assert "step 1, t: 40%" in section and "&lt;/script&gt;" in section
+
+  chart = {c.name: c for c in charts.charts({"r": run.curves})}["language"]
+  assert [panel.title for panel in chart.panels] == [
+    "consistency with the question",
+    "mixed thoughts",
+    "words in en",
+    "words in zh",
+  ]
+  drawn = figures.figure(chart.panels).axes[3].lines[0]
+  assert drawn.get_xydata().tolist() == [[1, 0.3], [2, 0.0]]
+
+
+def test_a_run_without_languages_has_no_section_of_them(page):
+  assert 'id="mixed"' not in page and 'id="language"' not in page

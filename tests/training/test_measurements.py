@@ -9,8 +9,8 @@ import pytest
 from r1jax.data.packing import pack_rollout
 from r1jax.models import flops
 from r1jax.models.presets import preset
-from r1jax.rewards import Scores
-from r1jax.training import evaluator, round_numbers
+from r1jax.rewards import Scores, language
+from r1jax.training import evaluator, languages, round_numbers
 from r1jax.types import (
   FINISH_LENGTH,
   FINISH_STOP,
@@ -136,6 +136,62 @@ def test_words_of_reflection_are_counted():
   got = dict(zip(round_numbers.REFLECTION, counts))
   assert (got["wait"], got["check"]) == (18, 9)  # Whole words.
   assert got["mistake"] == 0
+
+
+ENGLISH = "<think> The answer is what we are looking for here. </think> 2"
+CHINESE = "<think> 我们先把这两个数加起来，再检查一遍。 </think> 2"
+BOTH = "<think> The answer is what we want here. 我们再检查一遍。 </think> 2"
+SIGNS = "<think> 1 + 1 = 2 </think> 2"
+
+
+def spoken(*texts, prompt="What is it?"):
+  written = [text and Completion(text) for text in texts]
+  examples = [Example(prompt, "2")] * len(texts)
+  return languages.count(examples, written)
+
+
+def test_words_are_counted_by_the_language_of_thoughts():
+  counts = spoken(ENGLISH, CHINESE, BOTH, SIGNS, None)
+  by_language = dict(zip(language.LANGUAGES, counts))
+  assert by_language["en"] == 9 + 7 and by_language["zh"] == 16 + 7
+  assert counts[-2:].tolist() == [3, 1]  # Thoughts with words; mixed ones.
+  numbers = languages.numbers(counts)
+  assert numbers == {
+    "language/en": 16 / 39,
+    "language/zh": 23 / 39,
+    "language/mixed": 1 / 3,
+  }
+  # Hosts add up.
+  parts = spoken(ENGLISH, CHINESE) + spoken(BOTH, SIGNS, None)
+  assert parts.tolist() == counts.tolist()
+  assert languages.numbers(spoken(SIGNS, None)) == {}
+
+
+def test_some_completions_of_a_round_are_read():
+  many = spoken(*[ENGLISH] * 100)
+  assert many[-2] == languages.READ
+  assert spoken(*[ENGLISH, None] * 40)[-2] == languages.READ
+  assert spoken(*[ENGLISH] * 5)[-2] == 5
+
+
+def test_every_language_has_one_place():
+  assert len({*language.LANGUAGES}) == len(language.LANGUAGES)
+  assert {"en", "de", "zh", "ja", "ru", "ar", "hi", "ko", "th"} <= {
+    *language.LANGUAGES
+  }
+
+
+def test_mixed_completions_are_shown_too():
+  told = scores([1, 0, 0, 0, 0, 1, 0, 0, 0])
+  shares = np.array([0.5, 1, 0.4, 1, 1, 0.3, 0.0, 1, 0.2])
+  told.parts["language"] = shares
+  rows = round_numbers.completion_rows(
+    4, 2, EXAMPLES, WRITTEN, told, np.zeros((3, GROUP)), GROUP
+  )
+  assert [row["rewards"]["language"] for row in rows] == [
+    *(0.5, 1.0, 1.0, 1.0, 0.0, 1.0),
+    *(0.4, 0.3),  # Of those not shown yet, the first two.
+  ]
 
 
 def test_updates_of_a_round_are_averaged_and_maxima_are_not():

@@ -218,21 +218,21 @@ def name_for_program(value) -> str:
 
 
 def check(tests: dict, program: Program):
-  """Yields (number, whether it holds, message) of statements of the tests.
+  """Yields [number, whether it holds, message] of statements of the tests.
 
   It does so for each statement that counts as a test, and for others that fail.
   None in place of True or False means that the tests are at fault; the
   iteration then ends.
   """
   if (failure := program.receive()) is not None:
-    yield 0, None, f"before the program: {failure}"
+    yield [0, None, f"before the program: {failure}"]
     return
   failure = program.receive()
   namespace = {"__name__": "__main__"}
   try:
     exec(compile(tests["setup"], "setup", "exec"), namespace)
   except BaseException as error:
-    yield 0, None, f"before the tests: {describe(error)}"
+    yield [0, None, f"before the tests: {describe(error)}"]
     return
   for name, key in tests["names"].items():
     namespace[name] = Remote(program, key)
@@ -246,7 +246,7 @@ def check(tests: dict, program: Program):
     elif not counts:
       continue
     if counts or not holds:
-      yield number, holds, message
+      yield [number, holds, message]
 
 
 def _verdict(error: BaseException, independent: bool) -> bool | None:
@@ -264,12 +264,34 @@ def _verdict(error: BaseException, independent: bool) -> bool | None:
   return None if independent and not scarce else False
 
 
-def run_tests(control: int, read, prefix: str, source: str) -> None:
-  """Sends each report that `check` yields to the sandbox, then None."""
+def forbid_processes() -> None:
+  """From here on, this process can start no processes or threads."""
+  import resource
+
+  resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+
+
+def cpu_seconds(pid: int) -> float:
+  """Returns the CPU time of a process so far."""
+  import time
+
+  # The number of its CPU clock, as clock_getcpuclockid(3) makes it.
+  return time.clock_gettime(~pid << 3 | 2)
+
+
+def run_tests(
+  control: int, read, prefix: str, source: str, alone: bool
+) -> None:
+  """Sends each report that `check` yields to the sandbox, then None.
+
+  The program's CPU seconds so far are added to the report.
+  """
   (asked, ask), (answers, answer) = os.pipe(), os.pipe()
-  if not os.fork():
+  if not (pid := os.fork()):
     for fd in (control, ask, answers):
       os.close(fd)
+    if alone:
+      forbid_processes()
     try:
       serve(asked, answer, prefix, source)
     finally:
@@ -278,5 +300,5 @@ def run_tests(control: int, read, prefix: str, source: str) -> None:
   os.close(answer)
   # The tests are received after the fork, so that the program never has them.
   for report in check(decode(receive(read)), Program(answers, ask)):
-    send(control, encode(report))
+    send(control, encode([*report, cpu_seconds(pid)]))
   send(control, encode(None))

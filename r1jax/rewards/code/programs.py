@@ -68,6 +68,13 @@ class Verdict(NamedTuple):
   feedback: str  # The first failure; "" without one.
 
 
+class Result(NamedTuple):
+  """The verdict on a program, and what it took."""
+
+  verdict: Verdict
+  cpu_seconds: float  # Of all runs, without the build.
+
+
 class Outcome(NamedTuple):
   """The result of one test, or of a statement that prepares tests."""
 
@@ -75,6 +82,7 @@ class Outcome(NamedTuple):
   passes: bool
   message: str
   counts: bool = True  # False for statements that prepare tests.
+  cpu_seconds: float = 0.0  # Of the program so far.
 
 
 def check_arguments(
@@ -150,37 +158,65 @@ def judge(
   raises these.
   """
   limits = Limits(seconds=seconds, packages=tuple(packages))
+  return test(example, completion, sandbox, limits, partial=partial).verdict
+
+
+def test(
+  example: Example,
+  completion: Completion,
+  sandbox: str,
+  limits: Limits,
+  *,
+  partial: bool = False,
+) -> Result:
+  """Does what `judge` does, within `limits`, and measures the CPU time."""
   try:
-    return _judge(example, completion.text, partial, sandbox, limits)
+    return _test(example, completion.text, partial, sandbox, limits)
   except ValueError as error:
     message = " ".join(str(error).split())
     raise ValueError(f"{example.id}: {message}") from error
 
 
-def _judge(
-  example: Example, text: str, partial: bool, sandbox: str, limits: Limits
-) -> Verdict:
+def find(example: Example, text: str) -> tuple[str, str | None, str]:
+  """Returns the language, the program in a completion, and why there is none.
+
+  Raises ValueError for a language that there is not.
+  """
   language = example.metadata.get("language", "python")
   if language not in LANGUAGES:
     raise ValueError(f"unknown language {language!r}; have {[*LANGUAGES]}")
+  source = extract(text, LANGUAGES[language].tags)
+  if source is None:
+    return language, None, f"no closed block of {language} after </think>"
+  if len(source) > MAX_LENGTH:
+    return language, None, f"a program of more than {MAX_LENGTH} characters"
+  return language, source, ""
+
+
+def prefix_of(example: Example) -> str:
+  """Returns the prompt if it is the beginning of the program; "" if not."""
+  return _as_prefix(example.prompt, example.metadata.get("entry_point") or "")
+
+
+def _test(
+  example: Example, text: str, partial: bool, sandbox: str, limits: Limits
+) -> Result:
+  language, source, reason = find(example, text)
   tests = _read(example.metadata.get("tests"))
   if not tests or (isinstance(tests, str) and language != "python"):
     raise ValueError(f"no tests of {language} are {tests!r:.99}")
-  source = extract(text, LANGUAGES[language].tags)
   if source is None:
-    return Verdict(0.0, f"no closed block of {language} after </think>")
-  if len(source) > MAX_LENGTH:
-    return Verdict(0.0, f"a program of more than {MAX_LENGTH} characters")
+    return Result(Verdict(0.0, reason), 0.0)
   if isinstance(tests, str):
     entry_point = example.metadata.get("entry_point") or ""
-    prefix = _as_prefix(example.prompt, entry_point)
+    prefix = prefix_of(example)
     prepared, texts = unit_tests.prepare(tests, entry_point, prefix)
     counts = [each.counts for each in prepared.statements]
     names = [text for text, counted in zip(texts, counts) if counted]
     reports = run_tests(prefix, source, prepared, sandbox, limits)
     outcomes = (
-      Outcome(texts[number], passes, message, counts[number])
-      for number, passes, message in reports
+      Outcome(texts[number], passes, message, counts[number], cpu_seconds)
+      for number, passes, message, cpu_seconds in reports
     )
   else:
     names = [f"case {i + 1}" for i in range(len(tests))]
@@ -250,17 +286,18 @@ def extract(text: str, tags: Sequence[str]) -> str | None:
 
 def _count(
   outcomes: Iterator[Outcome], names: Sequence[str], partial: bool
-) -> Verdict:
+) -> Result:
   """Returns the verdict on the tests `names`; those that did not run failed.
 
   Each failed statement that prepares tests counts as one more failed test.
   """
   tested = passed = failed = 0
-  feedback = ""
+  feedback, cpu_seconds = "", 0.0
   with contextlib.closing(outcomes):
     try:
       for outcome in outcomes:
         tested += outcome.counts
+        cpu_seconds = outcome.cpu_seconds
         passed += outcome.counts and outcome.passes
         if not outcome.passes:
           failed += not outcome.counts
@@ -273,7 +310,7 @@ def _count(
       feedback = feedback or f"{name}: {error}"
   share = passed / (len(names) + failed)
   score = share if partial else float(share == 1.0)
-  return Verdict(score, feedback[:MAX_FEEDBACK])
+  return Result(Verdict(score, feedback[:MAX_FEEDBACK]), cpu_seconds)
 
 
 def _compare(runs: Iterator, expected: Sequence[str]) -> Iterator[Outcome]:
@@ -282,15 +319,17 @@ def _compare(runs: Iterator, expected: Sequence[str]) -> Iterator[Outcome]:
     build = next(runs)
     if build.status:
       raise Ended(f"cannot be built: {build.errors}")
+    cpu_seconds = 0.0
     for i, (output, run) in enumerate(zip(expected, runs)):
       name = f"case {i + 1}"
+      cpu_seconds += run.cpu_seconds
       if run.status:
         message = f"exit status {run.status}: {run.errors}"
-        yield Outcome(name, False, message)
+        yield Outcome(name, False, message, True, cpu_seconds)
       else:
         same = same_output(run.output, output.encode("utf-8", "surrogatepass"))
         message = f"printed {run.output[:SHOWN]!r}, not {output[:SHOWN]!r}"
-        yield Outcome(name, same, message)
+        yield Outcome(name, same, message, True, cpu_seconds)
 
 
 def same_output(printed: bytes, expected: bytes) -> bool:

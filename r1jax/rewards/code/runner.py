@@ -10,7 +10,12 @@ import builtins
 import os
 import sys
 
-from r1jax.rewards.code.checker import MAX_MESSAGE, describe, run_tests
+from r1jax.rewards.code.checker import (
+  MAX_MESSAGE,
+  describe,
+  forbid_processes,
+  run_tests,
+)
 from r1jax.rewards.code.prelude import provide
 from r1jax.rewards.code.values import decode, encode, receive, send
 
@@ -41,15 +46,19 @@ def open_streams(stdin: bytes) -> tuple[int, int]:
   return output, os.open(STREAMS[2], os.O_RDWR | EXCLUSIVE, 0o600)
 
 
-def run(start, receive_input, limit: int) -> tuple[int, bytes, str]:
-  """Returns exit status, output and last errors of `start` in a new process.
+def run(
+  start, receive_input, limit: int, alone: bool = False
+) -> tuple[int, bytes, str, float]:
+  """Returns status, output, last errors and CPU seconds of a new process.
 
   Args:
     start: a function that does not return.
     receive_input: returns the bytes of standard input.
     limit: the process is killed when it has printed more bytes than this.
+    alone: whether it can start no processes or threads.
 
-  Its child processes are killed when it ends.
+  Its child processes are killed when it ends. The CPU time is that of the
+  process and of those for which it has waited.
   """
   import select
 
@@ -62,6 +71,8 @@ def run(start, receive_input, limit: int) -> tuple[int, bytes, str]:
     for fd, file in enumerate(files):
       os.dup2(file, fd)
     os.closerange(3, 256)
+    if alone:
+      forbid_processes()
     start()
   end = os.pidfd_open(pid)
   poll = select.poll()
@@ -75,14 +86,15 @@ def run(start, receive_input, limit: int) -> tuple[int, bytes, str]:
     os.killpg(pid, SIGKILL)
   except OSError:
     pass  # All of them have ended.
-  _, status = os.waitpid(pid, 0)
+  _, status, usage = os.wait4(pid, 0)
+  cpu = usage.ru_utime + usage.ru_stime
   before = max(os.fstat(errors).st_size - MAX_MESSAGE, 0)
   message = os.pread(errors, MAX_MESSAGE, before).decode(errors="replace")
   for fd in (end, output, errors):
     os.close(fd)
   if size > limit:
-    return -SIGKILL, b"", f"more than {limit} bytes printed"
-  return os.waitstatus_to_exitcode(status), b"".join(pieces), message
+    return -SIGKILL, b"", f"more than {limit} bytes printed", cpu
+  return os.waitstatus_to_exitcode(status), b"".join(pieces), message, cpu
 
 
 def drain(fd: int, pieces: list, limit: int) -> int:
@@ -115,12 +127,13 @@ def run_cases(
   command: list,
   count: int,
   limit: int,
+  alone: bool,
 ) -> None:
   """Sends the result of the build, then of a run on each input.
 
   An empty command means Python. Inputs are received one by one, when needed.
   """
-  built = (0, b"", "")
+  built = (0, b"", "", 0.0)
   if command:
     start = lambda: os.execvp(command[0], command)
     with open(file, "wb") as stream:
@@ -132,12 +145,12 @@ def run_cases(
     try:
       code = compile(source, "program", "exec")
     except Exception as error:
-      built = (1, b"", describe(error))
+      built = (1, b"", describe(error), 0.0)
   send(control, encode(built))
   if not built[0]:
     receive_input = lambda: decode(receive(read))
     for _ in range(count):
-      send(control, encode(run(start, receive_input, limit)))
+      send(control, encode(run(start, receive_input, limit, alone)))
 
 
 # The entry point.

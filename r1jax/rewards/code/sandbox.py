@@ -60,6 +60,10 @@ class Limits(NamedTuple):
   disk_mib: int = 64  # Files in /tmp, without the input.
   output_mib: int = 8  # Standard output.
   packages: tuple[str, ...] = ()  # Packages that Python can import.
+  # Whether a program can start no processes or threads, so that its CPU time
+  # is all that it uses. It does not hold for builds, and for Node, which needs
+  # threads.
+  alone: bool = False
 
 
 class Language(NamedTuple):
@@ -69,6 +73,7 @@ class Language(NamedTuple):
   file: str = ""
   build: tuple[str, ...] = ()
   command: tuple[str, ...] = ()
+  check: tuple[str, ...] = ()  # Whether it can be built, where `build` is not.
   reserved_mib: int = 0  # Address space in addition to the limit.
   processes: int = 0  # Processes and threads in addition to the limit.
 
@@ -85,6 +90,7 @@ LANGUAGES = {
     ("javascript", "js", "node"),
     file="main.js",
     command=("node", "main.js"),
+    check=("node", "--check", "main.js"),
     reserved_mib=2048,
     processes=16,
   ),
@@ -101,6 +107,7 @@ class Run(NamedTuple):
   status: int  # The exit status, or minus the number of a signal.
   output: bytes  # Standard output.
   errors: str  # The end of standard error.
+  cpu_seconds: float  # Of its processes; those that it left alone may lack.
 
 
 # Prints each forbidden action that succeeds. Its input names a file of the
@@ -171,6 +178,7 @@ def run_cases(
 ) -> Iterator[Run]:
   """Yields the result of the build, then of a run on each input.
 
+  Without inputs, a program that needs no build is only checked for its syntax.
   If the build fails, nothing follows it. Raises `Ended` if the program exceeds
   its limits, RuntimeError if the sandbox cannot be started, and ValueError for
   an input of more than MAX_INPUT bytes.
@@ -190,10 +198,11 @@ def run_cases(
   work = dict(
     source=source,
     file=settings.file,
-    build=list(settings.build),
+    build=list(settings.build if inputs else settings.build or settings.check),
     command=list(settings.command),
     count=len(data),
     limit=limits.output_mib * 2**20,
+    alone=limits.alone and not settings.processes,
   )
   with _start(work, kind, limits, settings.reserved_mib) as connection:
     yield Run(*connection.receive())
@@ -226,21 +235,22 @@ class Tests(NamedTuple):
 
 def run_tests(
   prefix: str, source: str, tests: Tests, kind: str, limits: Limits
-) -> Iterator[tuple[int, bool, str]]:
-  """Yields (number, whether it holds, message) of statements of the tests.
+) -> Iterator[tuple[int, bool, str, float]]:
+  """Yields (number, whether it holds, message, CPU seconds) of statements.
 
   It does so for each statement that counts as a test, and for others that fail.
-  The program is the prefix, then the source; a source that is incomplete by
-  itself continues the prefix. Raises as `run_cases` does, and ValueError for
-  tests that cannot be run here.
+  The CPU time is that of the program so far. The program is the prefix, then
+  the source; one that is incomplete by itself continues the prefix. Raises as
+  `run_cases` does, and ValueError for tests that cannot be run here.
   """
-  with _start(dict(prefix=prefix, source=source), kind, limits) as connection:
+  work = dict(prefix=prefix, source=source, alone=limits.alone)
+  with _start(work, kind, limits) as connection:
     connection.send(values.encode(tests._asdict()))
     while (report := connection.receive()) is not None:
-      number, holds, message = report
+      number, holds, message, cpu_seconds = report
       if holds is None:
         raise ValueError(f"these tests cannot be run: {message}")
-      yield number, holds, message
+      yield number, holds, message, cpu_seconds
 
 
 class _Connection:

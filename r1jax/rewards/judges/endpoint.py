@@ -3,6 +3,8 @@
     values = ask(Endpoint(base_url, model), requests, read)  # Starts at once.
     values()  # Waits for `read(request, reply)` of each request, or None.
 
+Judges ask for verdicts so; `training.external_teacher` asks for samples.
+
 All requests of a process share a thread with an event loop, so that a deadline
 can cancel a request in any state. The timeouts of HTTP libraries apply to each
 read alone: a server that sends one byte per second never exceeds them.
@@ -24,9 +26,11 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")  # Of a request.
 
 BACKOFF = 0.5  # Seconds before the second attempt; doubles each time.
 CLOSING = 1.0  # Seconds to wait for connections to close.
@@ -52,22 +56,48 @@ class Endpoint(NamedTuple):
 class Request(NamedTuple):
   """The messages of a request; equal requests are sent once."""
 
-  system: str
+  system: str  # "" for none.
   user: str
   sample: int = 0  # Distinguishes several replies to the same messages.
+  # (user, assistant) turns of the conversation before `user`.
+  turns: tuple[tuple[str, str], ...] = ()
+
+  @property
+  def messages(self) -> list[dict[str, str]]:
+    """The messages of the API."""
+    message = lambda role, text: {"role": role, "content": _utf8(text)}
+    messages = [message("system", self.system)] if self.system else []
+    for user, assistant in self.turns:
+      messages += [message("user", user), message("assistant", assistant)]
+    return [*messages, message("user", self.user)]
+
+
+def text(completion: Any) -> str | None:
+  """Returns the text of the first choice; None if there is none."""
+  match completion:
+    case object(choices=[object(message=object(content=str(text))), *_]):
+      return text
+  return None
 
 
 def ask(
   endpoint: Endpoint,
   requests: Sequence[Request],
-  read: Callable[[Request, str], float | None],
-) -> Callable[[], list[float | None]]:
+  read: Callable[[Request, str], Value | None],
+  extract: Callable[[Any], str | None] = text,
+) -> Callable[[], list[Value | None]]:
   """Starts the requests in the background; call the result for their values.
 
   The value of a request is `read(request, reply)`. If that is None, or the
   request fails, it is sent again, up to `attempts` times and until its
   deadline; then its value is None. A warning sums up the failures. Only replies
   with a value are cached.
+
+  Args:
+    endpoint: answers.
+    requests: equal ones are sent once.
+    read: the value of a reply; None for a reply that cannot be read.
+    extract: the reply, as it is cached, of the API's completion; None without.
 
   Raises ValueError for an invalid endpoint, and ImportError without the
   `openai` package, even if there are no requests.
@@ -76,7 +106,7 @@ def ask(
     import openai  # Takes a second, and is optional.
   except ImportError as error:
     raise ImportError(
-      "judges need the openai package, which is not installed; "
+      "endpoints need the openai package, which is not installed; "
       'run: pip install "r1jax[judge]"'
     ) from error
   _check(endpoint, openai.resources.chat.AsyncCompletions.create)
@@ -84,7 +114,7 @@ def ask(
     return list
   with STARTING:
     loop = _loop(os.getpid())
-  asking = _ask_all(openai, endpoint, requests, read)
+  asking = _ask_all(openai, endpoint, requests, read, extract)
   return asyncio.run_coroutine_threadsafe(asking, loop).result
 
 
@@ -132,19 +162,28 @@ def _check(endpoint: Endpoint, create: Callable) -> None:
     ) from None
 
 
-async def _ask_all(openai, endpoint, requests, read) -> list[float | None]:
+async def _ask_all(
+  openai, endpoint, requests, read, extract
+) -> list[Any | None]:
   """Returns the values of all requests, and logs the failures."""
   loop = asyncio.get_running_loop()
   turns = _turns(loop, endpoint.base_url, endpoint.concurrency)
   failures: dict[Request, str] = {}  # The last error of each failed request.
 
-  async def settle(client, request: Request) -> float | None:
+  async def settle(client, request: Request) -> Any | None:
     async with turns:
       failures[request] = f"no reply within {endpoint.deadline:g} s"
       try:
         async with asyncio.timeout(endpoint.deadline) as limit:
           value = await _value(
-            openai, client, endpoint, request, read, limit.when(), failures
+            openai,
+            client,
+            endpoint,
+            request,
+            read,
+            extract,
+            limit.when(),
+            failures,
           )
       except TimeoutError:
         return None
@@ -180,8 +219,8 @@ async def _ask_all(openai, endpoint, requests, read) -> list[float | None]:
 
 
 async def _value(
-  openai, client, endpoint, request, read, end: float, failures: dict
-) -> float | None:
+  openai, client, endpoint, request, read, extract, end: float, failures: dict
+) -> Any | None:
   """Returns the value of a request, cached or requested; None if it fails."""
   key = _key(endpoint, request)
   file = endpoint.cache and pathlib.Path(endpoint.cache, key[:2], f"{key}.json")
@@ -199,12 +238,7 @@ async def _value(
     pause = wait * 2**attempt
     try:
       completion = await client.chat.completions.create(
-        model=endpoint.model,
-        messages=[
-          {"role": "system", "content": _utf8(request.system)},
-          {"role": "user", "content": _utf8(request.user)},
-        ],
-        **endpoint.parameters,
+        model=endpoint.model, messages=request.messages, **endpoint.parameters
       )
     except openai.APIStatusError as error:
       failures[request] = f"status {error.status_code} ({str(error)[:200]})"
@@ -215,21 +249,13 @@ async def _value(
     except Exception as error:  # Malformed replies raise errors of any type.
       failures[request] = f"{type(error).__name__} ({str(error)[:200]})"
       continue
-    reply = _text(completion)
+    reply = extract(completion)
     value = None if reply is None else read(request, reply)
     if value is not None:
       if file:
         _write_cache(file, endpoint, request, reply)
       return value
     failures[request] = "a reply that cannot be read"
-  return None
-
-
-def _text(completion: Any) -> str | None:
-  """Returns the text of the first choice; None if there is none."""
-  match completion:
-    case object(choices=[object(message=object(content=str(text))), *_]):
-      return text
   return None
 
 

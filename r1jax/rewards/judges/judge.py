@@ -263,13 +263,18 @@ def _bare(text: str) -> str:
 
 
 def _material(**texts: str) -> str:
+  """Returns the texts to judge, and what to do."""
+  return f"{enclosed(**texts)}\n\nGive your verdict as one JSON object."
+
+
+def enclosed(**texts: str) -> str:
   """Returns the texts, enclosed in tags that none of them can contain."""
   digest = hashlib.blake2b(json.dumps(texts).encode(), digest_size=8)
   code = digest.hexdigest()
   blocks = [
     f"<{name}-{code}>\n{text}\n</{name}-{code}>" for name, text in texts.items()
   ]
-  return "\n\n".join([*blocks, "Give your verdict as one JSON object."])
+  return "\n\n".join(blocks)
 
 
 def _is_contest(first: str, second: str) -> bool:

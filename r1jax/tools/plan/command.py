@@ -100,7 +100,10 @@ def measure(
 ) -> tuple[dict, dict[str, Compiled]]:
   """The report of `plan`, and the compiled programs by name."""
   mesh = planned_mesh(config, topology)
-  inspection.check_rows(config.rows, mesh)
+  if "rows" in config:
+    inspection.check_rows(config.rows, mesh)
+  elif lengths:
+    raise ValueError(f"the loop {config.loop!r} has no rows for --lengths")
   fill = simulate(config, row_shards(mesh), lengths) if lengths else None
   programs = PROGRAMS[config.loop](config, mesh, fill)
   by_name = {program.name: program for program in programs}
@@ -116,7 +119,9 @@ def measure(
     "warnings": slices.warnings(topology),
     "mesh": {name: size for name, size in mesh.shape.items() if size > 1},
     "memory_per_device": topology.memory(mesh.size),
-    "host_memory": host_memory(by_name["optimizer"]),
+    "host_memory": (
+      host_memory(by_name["optimizer"]) if "optimizer" in by_name else {}
+    ),
     "programs": {},
   }
   built = {}

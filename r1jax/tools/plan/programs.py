@@ -182,6 +182,25 @@ def taught(config: ConfigDict, mesh: Mesh, shape: Shape) -> dict[str, Any]:
   }
 
 
+def of_generate(
+  config: ConfigDict, mesh: Mesh, fill: Fill | None = None
+) -> list[Program]:
+  """The programs that sample on the mesh of the run; nothing is trained.
+
+  Raises ValueError if a teacher samples elsewhere.
+  """
+  del fill
+  if config.model is None:
+    raise ValueError("samples come from a teacher; there is nothing to plan")
+  sizes = models.architecture(**config.model, mtp=False)
+  dtype = config.model.get("dtype", "float32")
+  params = sharded_shapes(mesh, sizes, parameters(sizes, dtype))
+  as_round = ConfigDict(config.to_dict())
+  as_round.rollout_mesh, as_round.group_size = dict(mesh.shape), config.samples
+  sampled = rollouts.programs(as_round, mesh, sizes, params, {})
+  return [Program(**fields) for fields in sampled]
+
+
 def of_grpo(
   config: ConfigDict, mesh: Mesh, fill: Fill | None = None
 ) -> list[Program]:
@@ -333,6 +352,7 @@ def _other_experts(config, mesh, sizes) -> dict[str, Any]:
 
 
 PROGRAMS: dict[str, Callable[..., list[Program]]] = {
+  "generate": of_generate,
   "grpo": of_grpo,
   "sft": of_sft,
 }

@@ -32,10 +32,10 @@ def text(report: Mapping[str, Any]) -> str:
   lines.append("")
   for name, program in report["programs"].items():
     lines += [*_program(name, program, room), ""]
-  hosts = dict(report["host_memory"])
-  devices = hosts.pop("devices")
-  rows = [(f"to {phase}", size(x)) for phase, x in hosts.items()]
-  lines += [*_aligned(f"memory of a host with {devices} devices", rows), ""]
+  if hosts := dict(report["host_memory"]):
+    devices = hosts.pop("devices")
+    rows = [(f"to {phase}", size(x)) for phase, x in hosts.items()]
+    lines += [*_aligned(f"memory of a host with {devices} devices", rows), ""]
   if "fill" in report:
     lines += [*_fill(report["fill"]), ""]
   if "run" in report:

@@ -21,6 +21,7 @@ PHASES = {
 }  # fmt: skip
 MAX_LAYERS = 6  # The most heat maps of expert load per run.
 MAX_WORDS = 9  # The most words of reflection that get a panel.
+MAX_LANGUAGES = 7  # The most languages that get a panel.
 
 
 class Chart(NamedTuple):
@@ -103,6 +104,14 @@ def charts(runs: Runs) -> list[Chart]:
       "Words of reflection: mean occurrences per training completion. "
       + smooth,
       _reflection(runs),
+    ),
+    Chart(
+      "language", "Language",
+      "The language of thoughts: the mean share of words in the language of "
+      "the question (the reward, over all training completions); the share of "
+      "thoughts that mix languages, and the share of words in each language, "
+      "over some completions of each round. " + smooth,
+      _languages(runs),
     ),
     Chart(
       "reward", "Reward",
@@ -211,6 +220,37 @@ def _reflection(runs: Runs) -> tuple[Panel, ...]:
   ]
   words = sorted(used or words, key=lambda word: (-last(word), word))
   return _scalars(runs, words[:MAX_WORDS])
+
+
+def _languages(runs: Runs) -> tuple[Panel, ...]:
+  """Consistency, mixed thoughts, and the languages with the most words.
+
+  A language that does not occur in a round has no value there, which is 0.
+  """
+  words = [key for key, _ in _matching(runs, r"language/((?!mixed).+)")]
+  filled = {}
+  for name, metrics in runs.items():
+    here = [metrics[key].steps for key in words if key in metrics]
+    steps = np.unique(np.concatenate(here)) if here else np.array([], int)
+    filled[name] = dict(metrics)
+    for key in words if here else ():
+      values = np.zeros(len(steps))
+      if key in metrics:
+        at, known = metrics[key]
+        values[np.searchsorted(steps, at)] = known
+      filled[name][key] = Curve(steps, values)
+  most = lambda key: max(
+    m[key].values.mean() for m in filled.values() if key in m
+  )
+  words = sorted(words, key=lambda key: (-most(key), key))[:MAX_LANGUAGES]
+  return _scalars(
+    filled,
+    [
+      ("reward/language/mean", "consistency with the question"),
+      ("language/mixed", "mixed thoughts"),
+      *((key, f"words in {key.rpartition('/')[2]}") for key in words),
+    ],
+  )
 
 
 def _expert_loads(runs: Runs) -> tuple[Panel, ...]:

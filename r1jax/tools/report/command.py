@@ -27,6 +27,7 @@ from r1jax.tools.report.figures import Curve
 
 FIXED_COLUMNS = ("run", "step", "task", "prompt", "completion", "answer")
 LAST_COLUMNS = ("reward", "advantage", "length", "finish")
+MIXED, MAX_MIXED = 0.95, 6  # See `mixed_completions`.
 
 
 class Run(NamedTuple):
@@ -265,6 +266,26 @@ def other_metrics(runs: Sequence[Run], drawn: set[str]) -> list[tuple]:
   return rows
 
 
+def mixed_completions(runs: Sequence[Run]) -> list[tuple]:
+  """(run, step, task, share, prompt, completion) of thoughts that mix.
+
+  Those are of which a part, at most `MIXED`, is in the language of the
+  question: up to `MAX_MIXED` of each run, at even distances in training.
+  """
+  rows = []
+  for run in runs:
+    found = []
+    for row in run.completions:
+      share = (row.get("rewards") or {}).get("language")
+      if isinstance(share, float) and 0 < share < MIXED:
+        texts = (str(row.get(key, "")) for key in ("prompt", "completion"))
+        task = str(row.get("task", ""))
+        found.append((run.name, row["step"], task, f"{share:.0%}", *texts))
+    chosen = np.linspace(0, len(found) - 1, min(len(found), MAX_MIXED))
+    rows += [found[round(i)] for i in chosen]
+  return rows
+
+
 def _names(workdirs: Sequence[Path]) -> list[str]:
   """A name for each workdir, with as many parents as make it unique."""
   paths = [path.resolve() for path in workdirs]
@@ -306,6 +327,7 @@ def build(
     charts=page_charts,
     completions=completions_json(runs),
     num_completions=sum(len(run.completions) for run in runs),
+    mixed=mixed_completions(runs),
     config=config_rows(runs),
     others=other_metrics(
       runs, {key for c in chosen for panel in c.panels for key in panel.keys}
