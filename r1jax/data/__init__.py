@@ -13,7 +13,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from r1jax import config
-from r1jax.data import custom, mixture, order, problems, reasoning_gym, worked
+from r1jax.data import (
+  bilingual,
+  corpus,
+  custom,
+  general,
+  mixture,
+  order,
+  problems,
+  reasoning_gym,
+  worked,
+)
 from r1jax.types import Example
 
 PROBES = 16  # Examples of a generated dataset that are hashed.
@@ -21,6 +31,9 @@ PROBES = 16  # Examples of a generated dataset that are hashed.
 
 DATASETS = config.Table(
   {
+    "bilingual": bilingual.load,
+    "corpus": corpus.load,
+    "general": general.load,
     "problems": problems.load,
     "reasoning_gym": reasoning_gym.load,
     "worked": worked.load,

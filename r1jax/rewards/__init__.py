@@ -27,7 +27,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from r1jax import config
-from r1jax.rewards import accuracy, format, language, length, random, repetition
+from r1jax.rewards import (
+  accuracy,
+  format,
+  language,
+  length,
+  quality,
+  random,
+  repetition,
+)
 from r1jax.rewards.code import programs
 from r1jax.rewards.judges import judge, learned
 from r1jax.rewards.pool.pool import Call, GraderPool
@@ -100,6 +108,7 @@ REWARDS: dict[str, Reward] = {
   "preference": Reward(
     judge.group_reward, of_group=True, start=judge.start_groups
   ),
+  "quality": Reward(quality.reward, pooled=True),
   "random": Reward(random.reward, probe=True),
   "repetition": Reward(repetition.reward, probe=True),
   "safety": Reward(learned.safety, start=learned.start_safety),
