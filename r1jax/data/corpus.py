@@ -233,7 +233,13 @@ def think(
       step = " ".join(
         f"`{part}`" if part[0].isdigit() else part for part in step.split()
       )
-    if wording.words:
-      step = WORD.sub(lambda match: wording.words[match[1]], step)
-    text += (wording.then if text else wording.first) + step
+    text += wording.then if text else wording.first
+    text += in_words(step, wording)
   return text
+
+
+def in_words(step: str, wording: Wording) -> str:
+  """Returns a step in the words of a language."""
+  if not wording.words:
+    return step
+  return WORD.sub(lambda match: wording.words[match[1]], step)
