@@ -67,7 +67,10 @@ def test_weights_begin_at_random_norms_at_one_and_biases_at_zero():
   assert gap > 0.3 and np.abs(layers[0] - layers[1]).max() > 0.3
 
 
-@pytest.mark.parametrize("name", ["tiny_qwen2", "tiny_deepseek"])
+@pytest.mark.parametrize(
+  "name",
+  ["tiny_qwen2", pytest.param("tiny_deepseek", marks=pytest.mark.slow)],
+)
 def test_layers_use_weights_in_the_dtypes_of_to_compute_dtype(
   name, draw_params
 ):

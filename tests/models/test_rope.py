@@ -82,6 +82,7 @@ def test_products_of_rotated_vectors_depend_only_on_their_distance():
   assert np.abs(product(13, 4) - product(14, 4)).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_sines_are_computed_once_for_all_layers_and_heads():
   # XLA would rather make them in every fusion that turns queries or keys.

@@ -95,6 +95,7 @@ MIXED = [
 ]
 
 
+@pytest.mark.slow
 def test_each_slot_has_settings_of_its_own(engine, toy):
   """Together and alone; requests come while others are under way."""
   state = engine.add(engine.start(toy.params), MIXED[:3])

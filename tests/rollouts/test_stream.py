@@ -49,6 +49,7 @@ def most_probable(model, params, prompt, count):
   return ids[len(prompt) :]
 
 
+@pytest.mark.slow
 def test_a_greedy_stream_takes_the_most_probable_tokens(toy, make):
   made = make()
   for prompt in (PROMPT, [9]):

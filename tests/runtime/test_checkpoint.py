@@ -240,6 +240,7 @@ def restored(workdir, python):
   return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_an_unreadable_checkpoint_is_passed_over(tmp_path, python):
   def tree(step):
     return {"x": np.full((40, 50), step, np.float32), "y": np.zeros(3, "f4")}
@@ -358,6 +359,7 @@ def torture(workdir, times):
   assert not [name for name in left if "unreadable" in name]
 
 
+@pytest.mark.slow
 def test_killed_five_times_while_saving(tmp_path):
   torture(tmp_path, 5)
 

@@ -108,6 +108,7 @@ def test_bounds_are_the_nominal_speeds():
   assert (least.overlapped, least.serial) == (pytest.approx(2),) * 2
 
 
+@pytest.mark.slow
 def test_arguments_on_gpus_are_what_the_shardings_leave():
   c = experiment("r1_zero.py")
   found = command.plan(c, plan_chips.topology("h200:8x64"))
@@ -142,6 +143,7 @@ def test_the_memory_of_a_host_is_what_passes_through_it():
   assert kept["save"] == pytest.approx(share + stays, rel=0.01)
 
 
+@pytest.mark.slow
 def test_what_waits_in_the_hosts_memory_takes_none_of_the_devices():
   few = experiment("r1_zero.py", offload=("optimizer", "reference"))
   topology = plan_chips.topology("h200:8x64")
@@ -172,6 +174,7 @@ def test_a_cache_holds_a_latent_of_every_token_of_every_slot():
   assert parts["optimizer"] == pytest.approx(671e9 * 8 / 512, rel=0.03)
 
 
+@pytest.mark.slow
 def test_recorded_experts_are_split_over_all_devices():
   """A byte of each layer and choice; while rows wait, those of their tokens."""
   c = experiment("r1_zero.py")
@@ -229,6 +232,7 @@ def test_more_chips_of_a_mesh_axis_take_less_memory_each():
   assert many["activations"] == pytest.approx(few["activations"] / 4)
 
 
+@pytest.mark.slow
 def test_a_sweep_ranks_meshes_that_fit_the_devices():
   c = experiment("r1_zero.py:qwen_math_7b")
   topology = plan_chips.topology("h200:8x2")

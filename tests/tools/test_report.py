@@ -163,6 +163,7 @@ def page(workdir):
   return command.build([workdir]).read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing(page):
   markup = re.sub(r'<script type="application/json".*?</script>', "", page)
   outside = (

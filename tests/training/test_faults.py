@@ -74,7 +74,10 @@ def test_a_reader_that_leaves_stops_nothing(begin, straight, tmp_path):
 
 
 @pytest.mark.usefixtures("without_nohup")
-@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize(
+  "signum",
+  [signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)],
+)
 def test_a_stopped_run_goes_on_exactly(begin, straight, tmp_path, signum):
   (process,) = begin(1, tmp_path)
   wait_for(has_rows(tmp_path, 1))

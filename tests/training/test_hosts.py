@@ -80,6 +80,7 @@ def test_two_processes_replay_what_each_of_two_has_written(
     assert one["reflection/think"] > 0
 
 
+@pytest.mark.soak
 def test_four_processes_are_one_but_for_rounding(run, tmp_path):
   """A sum over four comes in another order."""
   alone, together = tmp_path / "alone", tmp_path / "together"

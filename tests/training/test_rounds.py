@@ -109,6 +109,7 @@ def test_an_evaluation_that_was_stopped_takes_place_on_the_next_start(
     go_on(1.0)
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_nothing_any_more_stops_and_says_what_to_do(
   make_config, monkeypatch, tmp_path
 ):

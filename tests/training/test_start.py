@@ -105,9 +105,8 @@ def model_of(gigabytes):
   )
 
 
-@pytest.mark.parametrize(
-  "gigabytes", [0.5, pytest.param(4, marks=pytest.mark.soak)]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("gigabytes", [0.5, 4])
 def test_four_processes_share_a_model(tmp_path, gigabytes):
   source, target = tmp_path / "model", tmp_path / "export"
   config = model_of(gigabytes)

@@ -139,6 +139,7 @@ def verdict(row: dict) -> float | None:
   return accuracy.reward(example, Completion(f"<think>so</think>{text}"))
 
 
+@pytest.mark.slow
 def test_answers_are_equal_in_every_way_they_are_written():
   missed = [
     row
