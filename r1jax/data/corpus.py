@@ -173,7 +173,7 @@ class Documents(Sequence[Example]):
     """Returns a general request and its answer."""
     shares = self._shares
     language = LANGUAGES[rng.random() < shares["chinese"]]
-    request = general.draw(rng, (language,), test=False)
+    request = general.draw(rng, (language,), split="train")
     faults = [f for f in general.FAULTS if rng.random() < shares["fault"]]
     answer = general.answer(request, faults, rng)
     if rng.random() >= shares["template_share"]:

@@ -13,6 +13,7 @@ from r1jax.data.split import in_test
 from r1jax.types import Example
 
 LANGUAGES = ("en", "zh")
+SPLITS = ("train", "test")
 FAULTS = ("name", "topic", "language", "sentence", "repeat", "short")
 MAX_DRAWS = 1000  # Draws without a request of the split.
 
@@ -218,11 +219,10 @@ class Requests(Sequence[Example]):
   def __init__(
     self, split: str, size: int, seed: int, languages: Sequence[str]
   ):
-    if split not in ("train", "test"):
-      raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    check_split(split)
     check_languages(languages)
-    self._is_test, self._size, self._seed = split == "test", size, seed
-    self._languages = tuple(languages)
+    self._split, self._size, self._seed = split, size, seed
+    self._languages = languages
 
   def __len__(self) -> int:
     return self._size
@@ -232,14 +232,20 @@ class Requests(Sequence[Example]):
       raise IndexError(f"index {index} of {self._size} requests")
     index %= self._size
     rng = random.Random(f"{self._seed}/{index}")
-    request = draw(rng, self._languages, test=self._is_test)
+    request = draw(rng, self._languages, split=self._split)
     return Example(
       prompt=request.text,
       answer=answer(request, (), rng),
       domain=f"general/{request.kind}",
-      id=f"{request.kind}/{'test' if self._is_test else 'train'}/{index}",
+      id=f"{request.kind}/{self._split}/{index}",
       metadata=request.metadata(),
     )
+
+
+def check_split(split: str) -> None:
+  """Raises ValueError unless the split is "train" or "test"."""
+  if split not in SPLITS:
+    raise ValueError(f"split must be 'train' or 'test', got {split!r}")
 
 
 def check_languages(languages: Sequence[str]) -> None:
@@ -265,9 +271,9 @@ class Request(NamedTuple):
     return self.fill(self.topic.request, self.language)
 
   @property
-  def is_test(self) -> bool:
-    """Whether it belongs to the test split."""
-    return in_test(f"general/{self.kind}", self.content)
+  def split(self) -> str:
+    """The split that it belongs to, in whatever language."""
+    return SPLITS[in_test(f"general/{self.kind}", self.content)]
 
   def fill(self, pair: tuple[str, str], language: str) -> str:
     """Returns the text of a pair in a language, with the name."""
@@ -288,9 +294,9 @@ class Request(NamedTuple):
 
 
 def draw(
-  rng: random.Random, languages: Sequence[str] = LANGUAGES, *, test: bool
+  rng: random.Random, languages: Sequence[str] = LANGUAGES, *, split: str
 ) -> Request:
-  """Returns a random request of the training or the test split."""
+  """Returns a random request of a split."""
   for _ in range(MAX_DRAWS):
     kind = rng.choice([*KINDS])
     topic = rng.choice(KINDS[kind])
@@ -298,7 +304,7 @@ def draw(
     language = rng.choice(languages)
     content = f"{name[0]}: {topic.request[0]}"
     request = Request(kind, topic, name, language, content)
-    if request.is_test == test:
+    if request.split == split:
       return request
   raise RuntimeError(f"no request of the split in {MAX_DRAWS} draws")
 
@@ -315,8 +321,8 @@ def answer(
       repeat    it says the same again
       short     it is cut after two words (three characters in Chinese)
 
-  Every fault lowers the reward `quality`; "repeat" is no fault of an answer
-  that is "short".
+  Every fault lowers the reward `quality`. An answer that is "short" does not
+  "repeat".
   """
   topic, name, language = request.topic, request.name, request.language
   if "topic" in faults:
@@ -329,7 +335,7 @@ def answer(
   text = request._replace(name=name).fill(topic.answer, language)
   text, mark = text[:-1], text[-1]
   if "short" in faults:
-    mark = ". 。".split()[LANGUAGES.index(language)]
+    mark = "。" if language == "zh" else "."
     cut = text[:3] if language == "zh" else " ".join(text.split()[:2])
     text = cut.rstrip(",，")
   elif "repeat" in faults:

@@ -108,7 +108,11 @@ REWARDS: dict[str, Reward] = {
   "preference": Reward(
     judge.group_reward, of_group=True, start=judge.start_groups
   ),
-  "quality": Reward(quality.reward, pooled=True),
+  "quality": Reward(
+    quality.reward,
+    pooled=True,
+    check=lambda examples: quality.check(examples),
+  ),
   "random": Reward(random.reward, probe=True),
   "repetition": Reward(repetition.reward, probe=True),
   "safety": Reward(learned.safety, start=learned.start_safety),

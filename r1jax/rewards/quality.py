@@ -13,7 +13,7 @@ from r1jax.rewards import language, repetition, words
 from r1jax.text import DOES_NOT_APPLY, Completion, Example
 
 DOMAIN = "general"
-MIN_WORDS, MAX_WORDS = 4, 24  # Of an answer; each Han character is a word.
+MIN_WORDS, MAX_WORDS = 4, 30  # Of an answer; each Han character is a word.
 ENDS = (".", "!", "?", "。", "！", "？")
 TAGS = ("<answer>", "</answer>")
 
@@ -23,10 +23,26 @@ def reward(example: Example, completion: Completion) -> float | str:
 
   It does not apply outside of the domain "general".
   """
-  if example.domain.partition("/")[0] != DOMAIN:
+  if not applies(example):
     return DOES_NOT_APPLY
   values = criteria(example, summary(completion.text)).values()
   return sum(values) / len(values)
+
+
+def applies(example: Example) -> bool:
+  """Whether an example is a general request."""
+  return example.domain.partition("/")[0] == DOMAIN
+
+
+def check(examples: Sequence[Example]) -> None:
+  """Raises ValueError for a general request without the metadata."""
+  for example in examples:
+    missing = {"language", "name", "ideas"} - example.metadata.keys()
+    if applies(example) and missing:
+      raise ValueError(
+        f"the metadata of example {example.id!r} lack {sorted(missing)}; take "
+        "the requests of the dataset 'general'"
+      )
 
 
 def summary(text: str) -> str:
@@ -48,7 +64,7 @@ def criteria(example: Example, answer: str) -> dict[str, float]:
       language    the share of its words in the language of the request
       sentence    it is a sentence: a capital or Han at its start, and an end
       fresh       no three words in a row occur twice
-      length      it has 4 to 24 words
+      length      it has 4 to 30 words
 
   Args:
     example: its metadata are "language" (ISO 639-1), "name", the spellings of

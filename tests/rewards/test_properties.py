@@ -22,6 +22,7 @@ RANGES = {
   "language": (0, 1, {}),
   "length": (-0.5, 0.5, {}),
   "overlong": (-1, 0, {"buffer": 8}),
+  "quality": (0, 1, {}),
   "random": (0, 1, {}),
   "repetition": (-1, 0, {}),
   "tags": (0, 1, {}),
@@ -51,6 +52,13 @@ EXAMPLES = [
   Example("1 + 1", '{"a": 1}', "logic", "3", CHECKED),
   Example("1 + 11 =", "12", "reasoning_gym/chain_sum", "4", CHECKED),
   Example("Combien ?", "Paris", "trivia", "5", CHECKED),
+  Example(
+    "Is it?",
+    "",
+    "general/self",
+    "6",
+    CHECKED | dict(language="en", name=["a"], ideas=[["x", "是"], ["1"]]),
+  ),
 ]
 PIECES = st.sampled_from(
   ["<think>", "</think>", "<answer>", "</answer>", r"\boxed{", "}", "{", "$"]
