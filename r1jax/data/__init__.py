@@ -14,8 +14,11 @@ from typing import Any
 
 from r1jax import config
 from r1jax.data import (
+  bilingual,
   conversations,
+  corpus,
   custom,
+  general,
   livecodebench,
   mixture,
   order,
@@ -30,7 +33,10 @@ PROBES = 16  # Examples of a generated dataset that are hashed.
 
 DATASETS = config.Table(
   {
+    "bilingual": bilingual.load,
     "conversations": conversations.load,
+    "corpus": corpus.load,
+    "general": general.load,
     "livecodebench": livecodebench.load,
     "problems": problems.load,
     "reasoning_gym": reasoning_gym.load,

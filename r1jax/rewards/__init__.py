@@ -32,6 +32,7 @@ from r1jax.rewards import (
   format,
   language,
   length,
+  quality,
   random,
   readability,
   repetition,
@@ -113,6 +114,11 @@ REWARDS: dict[str, Reward] = {
     judge.group_reward, of_group=True, start=judge.start_groups
   ),
   "prose": Reward(readability.prose),
+  "quality": Reward(
+    quality.reward,
+    pooled=True,
+    check=lambda examples: quality.check(examples),
+  ),
   "random": Reward(random.reward, probe=True),
   "repetition": Reward(repetition.reward, probe=True),
   "safety": Reward(learned.safety, start=learned.start_safety),

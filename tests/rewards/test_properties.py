@@ -24,6 +24,7 @@ RANGES = {
   "overlong": (-1, 0, {"buffer": 8}),
   "paragraphs": (0, 1, {"max_words": 3}),
   "prose": (0, 1, {}),
+  "quality": (0, 1, {}),
   "random": (0, 1, {}),
   "repetition": (-1, 0, {}),
   "tags": (0, 1, {}),
@@ -54,6 +55,13 @@ EXAMPLES = [
   Example("1 + 1", '{"a": 1}', "logic", "3", CHECKED),
   Example("1 + 11 =", "12", "reasoning_gym/chain_sum", "4", CHECKED),
   Example("Combien ?", "Paris", "trivia", "5", CHECKED),
+  Example(
+    "Is it?",
+    "",
+    "general/self",
+    "6",
+    CHECKED | dict(language="en", name=["a"], ideas=[["x", "是"], ["1"]]),
+  ),
 ]
 PIECES = st.sampled_from(
   ["<think>", "</think>", "<answer>", "</answer>", r"\boxed{", "}", "{", "$"]
