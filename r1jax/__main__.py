@@ -17,6 +17,7 @@ COMMANDS = {
   "train": ("r1jax.tools.train", "run or resume an experiment"),
   "chat": ("r1jax.tools.chat", "chat with a model"),
   "evaluate": ("r1jax.tools.evaluate", "evaluate a model on files of problems"),
+  "serve": ("r1jax.tools.serve.command", "serve a model to OpenAI's clients"),
   "report": ("r1jax.tools.report.command", "report runs as one HTML page"),
   "doctor": ("r1jax.tools.doctor", "check a config before it runs"),
   "plan": ("r1jax.tools.plan.command", "compile a config for a remote pod"),

@@ -30,6 +30,7 @@ from r1jax import config as configs
 from r1jax.data import chat, templates
 from r1jax.data import tokenizer as tokenizers
 from r1jax.runtime import process
+from r1jax.tools.thoughts import ThoughtStream
 
 
 @dataclasses.dataclass
@@ -78,39 +79,10 @@ def split_thought(texts: Iterable[str]) -> Iterator[tuple[bool, str]]:
   The thought is the start of an answer, from <think> to the first </think>,
   tags included. Text that may be the beginning of a tag is held back.
   """
-  held, thinking = "", None  # None: not yet known.
+  stream = ThoughtStream()
   for text in texts:
-    held += text
-    if thinking is None:
-      start = held.lstrip()
-      if start.startswith(templates.BEGIN_THOUGHT):
-        thinking = True
-      elif not templates.BEGIN_THOUGHT.startswith(start):
-        thinking = False
-      else:
-        continue
-    if thinking:
-      before, ended, after = held.partition(templates.END_THOUGHT)
-      if ended:
-        yield True, before + ended
-        held, thinking = after, False
-      else:
-        keep = _overlap(held, templates.END_THOUGHT)
-        cut = len(held) - keep
-        if cut:
-          yield True, held[:cut]
-        held = held[cut:]
-    if thinking is False and held:
-      yield False, held
-      held = ""
-  if held:
-    yield bool(thinking), held
-
-
-def _overlap(text: str, tag: str) -> int:
-  """The number of characters at the end of `text` that may begin `tag`."""
-  sizes = range(len(tag) - 1, 0, -1)
-  return next((size for size in sizes if text.endswith(tag[:size])), 0)
+    yield from stream.push(text)
+  yield from stream.flush()
 
 
 class Screen:

@@ -1,0 +1,1 @@
+"""A server of one model that OpenAI's clients talk to; see `command`."""
