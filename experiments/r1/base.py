@@ -62,6 +62,7 @@ def get_config():
   c.batch_examples = 48
   c.rows = dict(widths=(384,), shard_rows=2)
 
+  c.aggregation = dict(name="token_mean")
   c.loss = dict(mtp=0.1, balance=1e-4)
   c.router_bias_speed = 0.001
   c.offload = ()  # "optimizer" is kept in host memory.
@@ -77,4 +78,6 @@ def get_config():
     weight_decay=0.1,
     max_grad_norm=1.0,
   )
+  c.teacher = dict()  # None.
+  c.evaluation = dict(every=0)
   return c

@@ -114,11 +114,7 @@ REWARDS: dict[str, Reward] = {
     judge.group_reward, of_group=True, start=judge.start_groups
   ),
   "prose": Reward(readability.prose),
-  "quality": Reward(
-    quality.reward,
-    pooled=True,
-    check=lambda examples: quality.check(examples),
-  ),
+  "quality": Reward(quality.reward, pooled=True, check=quality.check),
   "random": Reward(random.reward, probe=True),
   "repetition": Reward(repetition.reward, probe=True),
   "safety": Reward(learned.safety, start=learned.start_safety),
