@@ -29,6 +29,7 @@ class Part:
   weight: float | int
   kept: Sequence[int]  # Indices of the examples that are used, ascending.
   counts: Mapping[str, int]  # Of examples by kind; see `pass_rates.select`.
+  first_round: int = 0  # That draws from it.
 
 
 def part_loader(load: Callable[..., Sequence[Example]]) -> Callable[..., Part]:
@@ -39,11 +40,14 @@ def part_loader(load: Callable[..., Sequence[Example]]) -> Callable[..., Part]:
     of the range are left out, for which the whole dataset is read once (see
     `r1jax.data.pass_rates`). None keeps all examples.
   min_pass_rate, max_pass_rate: the range, ends included.
+  first_round: the first round (in SFT, step) that draws from the part. The
+    others divide earlier ones among them.
   """
 
   def load_part(
     *,
     weight: float | int,
+    first_round: int = 0,
     pass_rates: str | None = None,
     min_pass_rate: float = 0.0,
     max_pass_rate: float = 1.0,
@@ -51,11 +55,13 @@ def part_loader(load: Callable[..., Sequence[Example]]) -> Callable[..., Part]:
   ) -> Part:
     if not isinstance(weight, int | float) or not 0 < weight < math.inf:
       raise ValueError(f"weight must be a number above 0, got {weight!r}")
-    dataset = load(**kwargs)
-    if pass_rates is None:
-      return Part(dataset, weight, range(len(dataset)), {})
-    kept, counts = _select(dataset, pass_rates, min_pass_rate, max_pass_rate)
-    return Part(dataset, weight, kept, counts)
+    if first_round < 0:
+      raise ValueError(f"first_round must be at least 0, got {first_round}")
+    dataset, counts = load(**kwargs), {}
+    kept: Sequence[int] = range(len(dataset))
+    if pass_rates is not None:
+      kept, counts = _select(dataset, pass_rates, min_pass_rate, max_pass_rate)
+    return Part(dataset, weight, kept, counts, first_round)
 
   # Configs are checked against the signature, so it needs the loader's names in
   # place of **kwargs.
@@ -75,8 +81,11 @@ class Mixture(Sequence[Example]):
     if not parts:
       raise ValueError("dataset.mixture names no dataset")
     self.parts = dict(parts)
-    weights = [part.weight for part in parts.values()]
-    self._weights = integer_weights(weights)
+    if all(part.first_round for part in parts.values()):
+      raise ValueError(
+        "every part of dataset.mixture has a first_round above 0: there is "
+        "nothing to draw from before"
+      )
     self._ends = [*itertools.accumulate(len(p.kept) for p in parts.values())]
 
   def __len__(self) -> int:
@@ -107,7 +116,7 @@ class Mixture(Sequence[Example]):
     """
     drawn = []
     for (label, part), (first, number) in zip(
-      self.parts.items(), quotas(self._weights, count, step)
+      self.parts.items(), self._quotas(count, step)
     ):
       part_seed = order.seed_of(seed, label, attempt)
       drawn += [
@@ -120,18 +129,40 @@ class Mixture(Sequence[Example]):
 
   def epochs(self, count: int, step: int) -> dict[str, float]:
     """Returns the number of epochs of each part before a step, by label."""
-    firsts = [first for first, _ in quotas(self._weights, count, step)]
+    firsts = [first for first, _ in self._quotas(count, step)]
     return {
       label: first / len(part.kept)
       for (label, part), first in zip(self.parts.items(), firsts)
     }
 
+  def _quotas(self, count: int, step: int) -> list[tuple[int, int]]:
+    """Returns (draws before the step, draws in the step) for each part.
+
+    Between two rounds in which parts enter, shares are those of `quotas`.
+    """
+    parts = [*self.parts.values()]
+    before, now = [0] * len(parts), [0] * len(parts)
+    starts = sorted({part.first_round for part in parts})
+    for start, end in zip(starts, [*starts[1:], math.inf]):
+      if start > step:
+        break
+      drawn = [i for i, part in enumerate(parts) if part.first_round <= start]
+      weights = integer_weights([parts[i].weight for i in drawn])
+      steps = int(min(step, end)) - start
+      for i, (first, number) in zip(drawn, quotas(weights, count, steps)):
+        before[i] += first
+        now[i] = number if step < end else 0
+    return [*zip(before, now)]
+
   def describe(self) -> list[str]:
     """Returns a line on each part: its share, size, and examples left out."""
+    total = sum(part.weight for part in self.parts.values())
     lines = []
-    for (label, part), weight in zip(self.parts.items(), self._weights):
-      line = f"{label}: {weight / sum(self._weights):.1%} of each round, from "
+    for label, part in self.parts.items():
+      line = f"{label}: {part.weight / total:.1%} of each round, from "
       line += f"{len(part.kept):,} examples"
+      if part.first_round:
+        line += f", from round {part.first_round:,} on"
       if part.counts:
         line += (
           "; left out {below:,} below and {above:,} above the range of pass "

@@ -38,11 +38,14 @@ FIELDS: dict[str, tuple[str, ...]] = {
   "tests": ("tests", "test_list", "test", "input_output"),
   "choices": ("choices", "options"),
 }
-# Domains that are graded by a field other than the answer.
+# Domains that are graded by a field other than the answer, or the prompt alone.
 UNANSWERED = {
   "code": "tests",
   "countdown": "target",
+  "general": "prompt",
+  "helpfulness": "prompt",
   "instructions": "instruction_id_list",
+  "safety": "prompt",
 }
 SPLITS = ("all", "train", "test")
 QUESTION = "{question}"

@@ -89,7 +89,8 @@ def sample_set(
 ) -> tuple[list[list[Completion]], dict[str, np.ndarray]] | None:
   """The completions [P][k] of a set, and their rewards [P, k] by name.
 
-  None on all hosts but the first.
+  Rewards that apply to none of them are left out. None on all hosts but the
+  first.
 
   Args:
     engine: samples the completions.
@@ -124,6 +125,7 @@ def sample_set(
     {
       name: np.where(scores.applies[name], values, np.nan).reshape(-1, samples)
       for name, values in scores.parts.items()
+      if scores.applies[name].any()
     },
   )
 

@@ -43,45 +43,71 @@ def measure(
   Args:
     examples: [P], the problems.
     completions: [P][k], their completions.
-    parts: [P, k] rewards by name, "accuracy" (1 or 0) among them. NaN where
-      grading failed counts as 0 in the accuracy, and not at all in others.
+    parts: [P, k] rewards by name. NaN where grading failed counts as 0 in the
+      accuracy, and not at all in others.
 
   Returns:
-    pass@1, the mean over all completions, and its standard error over problems
-    (NaN for one problem); pass@k, the share of problems solved at least once;
-    cons@k, the share of problems whose most frequent answer is correct; the
-    mean length in tokens; the shares of completions that are truncated and
-    unparsed; the mean of every other part, and its standard error; the share of
-    bare guesses; and pass@1 of the best style of working among styles with at
-    least 5% of the completions.
+    The mean length in tokens, the share of completions that are truncated, and
+    the mean of every part, with its standard error over problems (NaN for one
+    problem). The part "accuracy" (1 or 0) is reported as `accuracy_metrics`;
+    a set of requests without right answers has none.
   """
-  correct = np.nan_to_num(parts["accuracy"])
-  samples = correct.shape[1]
-  per_problem = correct.mean(axis=1)
   flat = [c for group in completions for c in group]
+  measured = {}
+  if "accuracy" in parts:
+    measured |= accuracy_metrics(examples, completions, parts["accuracy"])
+  measured |= {
+    "mean_length": np.mean([c.num_tokens for c in flat]),
+    "truncated": np.mean([c.finish == "length" for c in flat]),
+  }
+  for name in sorted(parts.keys() - {"accuracy"}):
+    mean, error = clustered_mean(parts[name])
+    measured |= {name: mean, f"{name}_stderr": error}
+  return measured
+
+
+def accuracy_metrics(
+  examples: Sequence[Example],
+  completions: Sequence[Sequence[Completion]],
+  correct: np.ndarray,
+) -> dict[str, float]:
+  """What k answers to each of P problems say of a model.
+
+  Args:
+    examples: [P], the problems.
+    completions: [P][k], their completions.
+    correct: [P, k], 1 or 0. NaN counts as 0.
+
+  Returns:
+    pass@1, the mean over all completions, and its standard error over problems;
+    pass@k, the share of problems solved at least once; cons@k, the share of
+    problems whose most frequent answer is correct; the share of completions
+    without an answer; the share of bare guesses; and pass@1 of the best style
+    of working among styles with at least 5% of the completions.
+  """
+  correct = np.nan_to_num(correct)
+  samples = correct.shape[1]
   answers = [[accuracy.extract(c) for c in group] for group in completions]
-  styles = np.array([worked.style(thought(c.text)) for c in flat])
+  styles = np.array(
+    [worked.style(thought(c.text)) for group in completions for c in group]
+  )
   by_style = {
     name: correct.reshape(-1)[styles == name].mean()
     for name in sorted(set(styles))
     if np.mean(styles == name) >= MIN_STYLE_SHARE
   }
-  others = {}
-  for name in parts.keys() - {"accuracy"}:
-    others[name], others[f"{name}_stderr"] = clustered_mean(parts[name])
+  pass_at_1, error = clustered_mean(correct)
   return {
-    "pass@1": per_problem.mean(),
-    "pass@1_stderr": clustered_mean(correct)[1],
+    "pass@1": pass_at_1,
+    "pass@1_stderr": error,
     f"pass@{samples}": correct.any(axis=1).mean(),
     f"cons@{samples}": np.mean(
       [consensus(*row) for row in zip(examples, answers, correct, strict=True)]
     ),
-    "mean_length": np.mean([c.num_tokens for c in flat]),
-    "truncated": np.mean([c.finish == "length" for c in flat]),
     "unparsed": np.mean([a is None for group in answers for a in group]),
     "guess_share": np.mean(styles == "guess"),
     "best_style_pass@1": max(by_style.values(), default=math.nan),
-  } | dict(sorted(others.items()))
+  }
 
 
 def clustered_mean(values: np.ndarray) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import pytest
 
 from r1jax import data, rewards
 from r1jax.data import general, pairs
-from r1jax.rewards import quality
+from r1jax.rewards import format, quality
 from r1jax.text import DOES_NOT_APPLY, Completion, Example
 
 KEYS = {"id", "prompt", "chosen", "rejected", "lang", "source"}
@@ -164,3 +164,16 @@ def test_an_unknown_split_or_language_is_refused():
     requests(languages=("en", "fr"))
   with pytest.raises(ValueError, match="'all'"):
     pairs.load(split="all", size=1, seed=0, fault=0.1)
+
+
+def test_thoughts_precede_answers_that_need_them():
+  plain = requests("train", 60)
+  thoughtful = general.load(split="train", size=60, seed=0, thoughts=True)
+  for one, other in zip(plain, thoughtful, strict=True):
+    assert one.prompt == other.prompt
+    if other.domain in ("general/greeting", "general/thanks"):
+      assert other.answer == one.answer
+    else:
+      assert format.thought(other, Completion(other.answer)) == 1
+      assert other.answer.endswith(f"</think> {one.answer}")
+    assert quality_of(other, other.answer) == 1

@@ -1,6 +1,7 @@
 """A mixture keeps its proportions, and every part its own order."""
 
 import collections
+import dataclasses
 import io
 import json
 import math
@@ -98,6 +99,37 @@ def test_a_parts_order_does_not_depend_on_other_parts():
   beside = Mixture({"b": part("b", SIZE, 3), "a": part("a", SIZE, 4)})
   short = drawn(beside, "a", 9)
   assert drawn(alone, "a", 9)[: len(short)] == short
+
+
+def test_a_part_enters_at_its_first_round():
+  whole = Mixture(
+    {
+      "a": part("a", SIZE, 3),
+      "late": dataclasses.replace(part("late", SIZE, 1), first_round=5),
+    }
+  )
+  numbers = [
+    collections.Counter(e.domain for e in data.draw(whole, 8, seed=0, step=i))
+    for i in range(9)
+  ]
+  assert numbers == [{"a": 8}] * 5 + [{"a": 6, "late": 2}] * 4
+  a, late = (drawn(whole, label, 9) for label in ("a", "late"))
+  assert len({*a}) == len(a) == 5 * 8 + 4 * 6  # No example repeats.
+  assert len({*late}) == len(late) == 8
+  assert whole.epochs(8, 9) == {"a": 64 / SIZE, "late": 8 / SIZE}
+  assert "from round 5 on" in whole.describe()[1]
+
+
+def test_a_negative_first_round_is_refused():
+  load = mixture.part_loader(lambda: [])
+  with pytest.raises(ValueError, match="first_round must be at least 0"):
+    load(weight=1, first_round=-1)
+
+
+def test_some_part_is_there_from_the_beginning():
+  late = dataclasses.replace(part("a", SIZE, 1), first_round=1)
+  with pytest.raises(ValueError, match="nothing to draw from before"):
+    Mixture({"a": late})
 
 
 def test_leaving_examples_out_keeps_the_order_of_the_others():

@@ -296,11 +296,27 @@ def test_a_model_is_evaluated_by_a_run_of_its_own(
   assert sampled == ["countdown"]
 
 
-def test_an_evaluation_without_accuracy_is_refused(tiny_config):
+@pytest.mark.slow
+def test_requests_without_a_right_answer_have_other_metrics(
+  tiny_config, tmp_path
+):
+  requests = dict(name="general", split="test", size=30, seed=0)
   with tiny_config.unlocked():
-    del tiny_config.rewards["accuracy"]
-  with pytest.raises(ValueError, match="rewards.accuracy is missing"):
-    config.check(tiny_config)
+    tiny_config.problems.sets.general = dict(
+      dataset=requests, samples=2, count=1
+    )
+    tiny_config.rewards = dict(
+      reasoning_gym=dict(accuracy=1.0, language=0.0),
+      general=dict(quality=1.0, language=0.0),
+    )
+  config.check(tiny_config)
+  got = evaluate.train(tiny_config, str(tmp_path))
+  assert got["greeting"].keys() == {
+    *("mean_length", "truncated", "quality", "quality_stderr"),
+    *("language", "language_stderr"),
+  }
+  assert got["chain_sum"].keys() > {"pass@1", "language"}
+  assert "quality" not in got["chain_sum"]
 
 
 def test_a_dataset_of_one_task_is_a_set_named_by_its_label(tmp_path):
