@@ -25,10 +25,13 @@ model with these changes.
 `distill.py:qwen_1_5b_logits` is ours: half of the loss is the KL from a teacher
 with the same tokenizer, at `teacher.path`, such as the student of 32B.
 
-Not run.
+Not run but tiny: `distill.py:tiny` trains a base of `experiments/r1/base.py` on
+the samples of `experiments/r1/sft.py:tiny`, on a CPU.
 """
 
-from ml_collections import ConfigDict
+import importlib.resources
+
+from ml_collections import ConfigDict, FieldReference
 
 # Name: (preset, peak learning rate, mesh.fsdp, mesh.tensor)
 STUDENTS = {
@@ -48,13 +51,15 @@ DOMAINS = {
   "general": 177_812,
 }
 LOGITS = "_logits"  # Ends the variant with a teacher.
-VARIANTS = (*STUDENTS, f"qwen_1_5b{LOGITS}")
+VARIANTS = (*STUDENTS, f"qwen_1_5b{LOGITS}", "tiny")
 
 
 def get_config(variant="qwen_1_5b"):
   """The config of the run; the caller sets the paths."""
   if variant not in VARIANTS:
     raise ValueError(f"unknown variant {variant!r}; there is {VARIANTS}")
+  if variant == "tiny":
+    return tiny()
   name, rate, fsdp, tensor = STUDENTS[variant.removesuffix(LOGITS)]
 
   c = ConfigDict()
@@ -98,4 +103,26 @@ def get_config(variant="qwen_1_5b"):
   c.evaluation = dict(
     every=500, dataset=dict(name="conversations", path=""), examples=512
   )
+  return c
+
+
+def tiny():
+  """The config of a tiny student; the caller sets the path of its samples."""
+  c = get_config()
+  c.template = "r1_zero"
+  c.mesh = dict(data=-1)
+  path = FieldReference(str(importlib.resources.files("r1jax") / "base_r1"))
+  c.model = dict(name="pretrained", path=path)
+  c.tokenizer = dict(path=path)
+  requests = dict(split="train", size=2_000, seed=0, thoughts=True)
+  c.dataset = dict(
+    mixture=dict(
+      reasoning=dict(name="conversations", path="", weight=3),
+      general=dict(requests, weight=1),
+    )
+  )
+  c.batch_examples, c.num_steps, c.metrics_every = 32, 250, 1
+  c.rows = dict(widths=(512,), shard_rows=2)
+  c.optimizer.update(learning_rate=1e-3, decay_steps=250)
+  c.evaluation = dict(every=0)
   return c

@@ -76,7 +76,7 @@ def test_a_variant_that_does_not_exist_is_refused():
 
 
 def test_students_have_positions_for_the_texts_of_the_paper():
-  for variant in module(ROOT / "experiments" / "distill.py").VARIANTS:
+  for variant in module(ROOT / "experiments" / "distill.py").STUDENTS:
     c = config.load(f"{ROOT / 'experiments' / 'distill.py'}:{variant}")
     assert models.architecture(**c.model).max_length >= 32_768, variant
 

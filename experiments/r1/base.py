@@ -22,13 +22,22 @@ R1-Zero can therefore become right and keep to the format, while its thoughts
 stay mixed: that is left to the later stages, and so is the quality of general
 answers. No problem or request of a test split is in the corpus. The mixture is
 ours; the paper starts from DeepSeek-V3-Base.
+
+`base.py:qwen2` and `:llama` are the bases of two dense students, with the
+tokenizer of the first, and a tenth of its steps.
 """
+
+import importlib.resources
 
 from ml_collections import ConfigDict
 
+VARIANTS = ("deepseek", "qwen2", "llama")
 
-def get_config():
+
+def get_config(variant="deepseek"):
   """The config of the run."""
+  if variant not in VARIANTS:
+    raise ValueError(f"unknown variant {variant!r}; there is {VARIANTS}")
   c = ConfigDict()
   c.loop = "sft"
   c.seed = 0
@@ -40,7 +49,7 @@ def get_config():
   c.cpu_devices = 1  # One copy of the weights; matmuls use all cores.
   c.mesh = dict(data=-1)
   c.model = dict(
-    name="fresh", preset_name="tiny_deepseek", seed=0, vocab_size=512
+    name="fresh", preset_name=f"tiny_{variant}", seed=0, vocab_size=512
   )
   c.tokenizer = dict(documents=20_000, word_share=0.002)
   c.dataset = dict(
@@ -80,4 +89,11 @@ def get_config():
   )
   c.teacher = dict()  # None.
   c.evaluation = dict(every=0)
+  if variant != "deepseek":
+    c.num_steps = 400
+    c.tokenizer = dict(path=str(importlib.resources.files("r1jax") / "base_r1"))
+    c.loss = dict(mtp=0.0, balance=0.0)
+    c.router_bias_speed = 0.0
+    c.optimizer.update(warmup_steps=20, decay_steps=400)
+    del c.optimizer.restart_rate, c.optimizer.restart_steps
   return c

@@ -16,8 +16,8 @@ examples (`:few_shot`, of any model behind an endpoint), and direct prompting
 Ours, because the paper gives no values: 4 samples of a prompt, the thresholds
 of `keep`, and what the model that rewrites is asked.
 
-`:tiny` keeps traces of the demo's base model on a CPU, in half a minute. The
-others are not run.
+`:tiny` keeps traces of a model like that of `experiments/r1/zero.py` on a CPU.
+The others are not run.
 """
 
 import importlib.resources
@@ -95,17 +95,27 @@ def get_config(variant="traces"):
     tasks = dict(
       chain_sum=dict(min_terms=4, max_terms=6, min_digits=1, max_digits=1),
       spell_backward=dict(min_word_len=5, max_word_len=6),
+      countdown=dict(
+        min_numbers=3,
+        max_numbers=3,
+        min_value=1,
+        max_value=16,
+        min_target=1,
+        max_target=48,
+        operators=("+", "-"),
+      ),
     )
-    problems = dict(name="reasoning_gym", tasks=tasks, seed=0)
     c.cpu_devices = 4
     c.mesh = dict(data=-1)
-    path.set(str(importlib.resources.files("r1jax") / "base"))
+    path.set(str(importlib.resources.files("r1jax") / "base_r1"))
     c.model = dict(name="pretrained", path=path)
     c.sampling.update(
-      num_slots=64, decode_steps=8, prompt_tokens=144, max_tokens=160
+      num_slots=96, decode_steps=8, prompt_tokens=144, max_tokens=176
     )
-    c.dataset = dict(problems, split="train", size=64)
-    c.decontamination.against = dict(test=dict(problems, split="test", size=64))
-    c.prompts_per_shard = 24
+    # No problem for testing is among them, but all share the same wording.
+    c.dataset = dict(
+      name="bilingual", tasks=tasks, split="train", size=768, seed=0
+    )
+    c.prompts_per_shard = 192
     c.grader = dict(num_workers=2, timeout=5.0)
   return c

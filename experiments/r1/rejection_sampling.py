@@ -17,7 +17,7 @@ paragraph, and no more than half of all sequences of 20 words repeated.
 
 `:judge` is for problems that rules cannot grade: a model behind an endpoint
 compares the answer with the reference (DeepSeek-V3 in the paper). `:tiny`
-samples from the demo's base model on a CPU, in half a minute.
+samples from the base of `experiments/r1/base.py` on a CPU.
 
 MODEL is a directory of Hugging Face layout, with its tokenizer. Not run but
 tiny.
@@ -93,20 +93,30 @@ def get_config(variant="rules"):
     tasks = dict(
       chain_sum=dict(min_terms=4, max_terms=6, min_digits=1, max_digits=1),
       spell_backward=dict(min_word_len=5, max_word_len=6),
+      countdown=dict(
+        min_numbers=3,
+        max_numbers=3,
+        min_value=1,
+        max_value=16,
+        min_target=1,
+        max_target=48,
+        operators=("+", "-"),
+      ),
     )
-    problems = dict(name="reasoning_gym", tasks=tasks, seed=0)
     c.template = "r1_zero"
     c.cpu_devices = 4
     c.mesh = dict(data=-1)
-    path.set(str(importlib.resources.files("r1jax") / "base"))
+    path.set(str(importlib.resources.files("r1jax") / "base_r1"))
     c.model = dict(name="pretrained", path=path)
     c.sampling.update(
-      num_slots=64, decode_steps=8, prompt_tokens=144, max_tokens=160
+      num_slots=96, decode_steps=8, prompt_tokens=144, max_tokens=176
     )
-    c.dataset = dict(problems, split="train", size=64)
-    c.decontamination.against = dict(test=dict(problems, split="test", size=64))
+    # No problem for testing is among them, but all share the same wording.
+    c.dataset = dict(
+      name="bilingual", tasks=tasks, split="train", size=1_536, seed=0
+    )
     c.samples = 4
-    c.prompts_per_shard = 24
+    c.prompts_per_shard = 192
     c.format = "jsonl"
     c.grader = dict(num_workers=2, timeout=5.0)
   return c

@@ -2,7 +2,8 @@ r"""The SFT on 800,000 samples (stage 4), from the base anew.
 
     r1jax train --config=experiments/r1/sft.py --workdir=runs/r1/dev3 \
         --config.model.path=BASE --config.tokenizer.path=BASE \
-        --config.dataset.mixture.math.path=FOLDER ...
+        --config.dataset.mixture.reasoning.path=runs/r1/samples/kept \
+        --config.dataset.mixture.general.path=FOLDER
 
     r1jax plan --config=experiments/r1/sft.py --topology=v5p:8x8x8
 
@@ -16,8 +17,8 @@ from 5e-5 to 5e-6 along a cosine; texts of up to 32,768 tokens.
 
 Ours, because the paper gives no values: two epochs, AdamW with the pre-training
 values of V3, no warm-up, a loss that is the mean over tokens, the losses of
-V3's pre-training for its MTP blocks and for balance, and the mesh. Each domain
-has its share of the samples, so that every one is read twice.
+V3's pre-training for its MTP blocks and for balance, and the mesh. Both parts
+have their share of the samples, so that every one is read twice.
 
 Published result (Table 3): 78.1% on AIME 2024. Not run but tiny.
 
@@ -30,14 +31,8 @@ import importlib.resources
 from ml_collections import ConfigDict, FieldReference
 
 VARIANTS = ("paper", "tiny")
-# Domain: samples of the paper.
-DOMAINS = {
-  "math": 395_285,
-  "code": 211_129,
-  "stem": 10_124,
-  "logic": 10_395,
-  "general": 177_812,
-}
+# Samples of the paper: mathematics, code, STEM and logic; and others.
+SAMPLES = dict(reasoning=395_285 + 211_129 + 10_124 + 10_395, general=177_812)
 
 
 def get_config(variant="paper"):
@@ -49,7 +44,7 @@ def get_config(variant="paper"):
   c.seed = 0
   c.template = "deepseek_r1"
   c.batch_examples = 128
-  c.num_steps = 2 * sum(DOMAINS.values()) // c.batch_examples
+  c.num_steps = 2 * sum(SAMPLES.values()) // c.batch_examples
   c.metrics_every = 10
   c.checkpoint_every = 200
 
@@ -66,7 +61,7 @@ def get_config(variant="paper"):
   )
   c.tokenizer = dict(path=path)
   part = lambda count: dict(name="conversations", path="", weight=count)
-  c.dataset = dict(mixture={k: part(count) for k, count in DOMAINS.items()})
+  c.dataset = dict(mixture={k: part(count) for k, count in SAMPLES.items()})
   c.rows = dict(widths=(32_768, 16_384, 8_192), shard_rows=1)
 
   c.aggregation = dict(name="token_mean")
@@ -84,9 +79,7 @@ def get_config(variant="paper"):
     max_grad_norm=1.0,
   )
   c.teacher = dict()  # None.
-  c.evaluation = dict(
-    every=500, dataset=dict(name="conversations", path=""), examples=512
-  )
+  c.evaluation = dict(every=0)
   if variant == "tiny":
     c.template = "r1_zero"
     c.mesh = dict(data=-1)
@@ -102,5 +95,4 @@ def get_config(variant="paper"):
     c.batch_examples, c.num_steps = 32, 250
     c.rows = dict(widths=(512,), shard_rows=2)
     c.optimizer.update(learning_rate=5e-4, decay_steps=250)
-    c.evaluation = dict(every=0)
   return c

@@ -7,7 +7,8 @@ the template of the paper and accuracy and format rewards of equal weight, as in
 `experiments/demo.py`, whose settings these are. The base is that of
 `experiments/r1/base.py`, and the problems are in English and Chinese, half of
 them in each. Nothing rewards thoughts in one language: the reward `language`
-has weight 0 and is only measured.
+has weight 0 and is only measured. `--config.model.path` chooses another base,
+as of a student that is trained by RL alone.
 
 Expected result: accuracy rises as in the demo, while the language consistency
 stays where the base has it, between 0.5 and 0.95; not run yet.
@@ -15,12 +16,12 @@ stays where the base has it, between 0.5 and 0.95; not run yet.
 
 import importlib.resources
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 def get_config():
   """The config of the run."""
-  base = str(importlib.resources.files("r1jax") / "base_r1")
+  base = FieldReference(str(importlib.resources.files("r1jax") / "base_r1"))
   tasks = dict(
     chain_sum=dict(min_terms=4, max_terms=6, min_digits=1, max_digits=1),
     spell_backward=dict(min_word_len=5, max_word_len=6),

@@ -3,10 +3,15 @@
     r1jax train --config=experiments/r1/pipeline.py:tiny --workdir=runs/r1
 
 Every stage is an experiment of its own, in the folder WORKDIR/STAGE. What it
-reads from other stages is named in its inputs:
+reads from other stages, or from elsewhere, is named in its inputs:
 
+    c.given = dict(base="DIRECTORY")
     c.stages = (
-      dict(name="cold_start", config="experiments/r1/cold_start.py"),
+      dict(
+        name="cold_start",
+        config="experiments/r1/cold_start.py",
+        inputs={"model.path": "given/base"},
+      ),
       dict(
         name="reasoning_rl",
         config="experiments/r1/reasoning_rl.py",
@@ -24,7 +29,6 @@ alone does not cause that.
 """
 
 import gc
-import hashlib
 import json
 import os
 import pathlib
@@ -40,9 +44,11 @@ from r1jax import config as configs
 from r1jax.runtime import distributed, process
 from r1jax.runtime import workdir as workdirs
 from r1jax.runtime.console import Console, duration
+from r1jax.training import artefacts
 
 OUTPUTS = ("model", "kept", "results.json")  # What later stages may read.
-RECORD, STAGES = "artefact.json", "pipeline.json"
+STAGES = "pipeline.json"
+GIVEN = "given"  # Stands for an earlier stage in inputs from elsewhere.
 
 
 class Stage(NamedTuple):
@@ -50,18 +56,21 @@ class Stage(NamedTuple):
 
   name: str  # Of its folder in the workdir.
   config: str  # File of the experiment, as "experiments/r1/sft.py:tiny".
-  # Key of the config, and the path below the workdir that it is set to.
+  # Key of the config, and what it is set to: the path of an output below the
+  # workdir, or "given/NAME" for a path that the config of the pipeline names.
   inputs: Mapping[str, str] = {}
   overrides: Mapping[str, Any] = {}  # Other values of the config, by key.
 
 
-def read_stages(stages: Sequence[Mapping[str, Any]]) -> list[Stage]:
+def read_stages(
+  stages: Sequence[Mapping[str, Any]], given: Mapping[str, str]
+) -> list[Stage]:
   """The stages of a config, in their order.
 
   Raises ValueError for a stage that is incomplete or occurs twice, or whose
-  input is not made by an earlier stage.
+  input is neither given nor made by an earlier stage.
   """
-  result, names = [], []
+  result, names = [], [GIVEN]
   for number, fields in enumerate(stages, 1):
     for key in fields:
       if key not in Stage._fields:
@@ -85,10 +94,11 @@ def read_stages(stages: Sequence[Mapping[str, Any]]) -> list[Stage]:
           f"stage {stage.name!r}: {key} = {path!r}: "
           + configs.unknown("earlier stage", maker, names)
         )
-      if output not in OUTPUTS:
+      known = given if maker == GIVEN else OUTPUTS
+      if output not in known:
         raise ValueError(
           f"stage {stage.name!r}: {key} = {path!r}: "
-          + configs.unknown("output", output, OUTPUTS)
+          + configs.unknown("output", output, known)
         )
     names.append(stage.name)
     result.append(stage)
@@ -108,22 +118,26 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> None:
   state, and ValueError for what is wrong with a stage.
   """
   workdirs.claim(workdir, {"loop": config.loop})
-  stages, root = read_stages(config.stages), pathlib.Path(workdir)
+  root, given = pathlib.Path(workdir), config.given.to_dict()
+  stages = read_stages(config.stages, given)
   console = Console(quiet=not distributed.is_first())
   names = [stage.name for stage in stages]
   if distributed.is_first():
-    _write(root / STAGES, names)
+    artefacts.write(root / STAGES, names)
   for number, stage in enumerate(stages, 1):
     if config.only and stage.name != config.only:
       continue
     distributed.raise_if_interrupted()
-    settings = load(stage, root)
-    reason = distributed.from_first(lambda s=stage: prepare(s, root))
+    paths = place_inputs(stage, root, given)
+    settings = load(stage, paths)
+    reason = distributed.from_first(
+      lambda s=stage, paths=paths: prepare(s, paths, root)
+    )
     if reason is None:
       console.note(f"stage {number} of {len(stages)}, {stage.name}: finished")
       continue
     console.note(f"stage {number} of {len(stages)}, {stage.name}: {reason}")
-    console.note(f"  {command(stage, root)}")
+    console.note(f"  {command(stage, paths, root)}")
     began = time.monotonic()
     run(settings, root, stage.name)
     seconds = time.monotonic() - began
@@ -133,11 +147,30 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> None:
     console.note(table(root))
 
 
-def command(stage: Stage, root: pathlib.Path) -> str:
+def place_inputs(
+  stage: Stage, root: pathlib.Path, given: Mapping[str, str]
+) -> dict[str, pathlib.Path]:
+  """Where the inputs of a stage are, by the key of its config.
+
+  Raises ValueError for a path that is not given.
+  """
+  places = {}
+  for key, path in stage.inputs.items():
+    maker, _, output = path.partition("/")
+    if maker == GIVEN and not given[output]:
+      raise ValueError(
+        f"given.{output} is not set, which the stage {stage.name!r} reads as "
+        f"{key}; use --config.given.{output}=PATH"
+      )
+    places[key] = pathlib.Path(given[output]) if maker == GIVEN else root / path
+  return places
+
+
+def command(
+  stage: Stage, paths: Mapping[str, pathlib.Path], root: pathlib.Path
+) -> str:
   """The command that runs the stage alone."""
-  values = {
-    key: str(root / path) for key, path in stage.inputs.items()
-  } | stage.overrides
+  values = {**paths, **stage.overrides}
   flags = [f"--config.{key}={value}" for key, value in values.items()]
   place = f"--workdir={root / stage.name}"
   return shlex.join(
@@ -151,17 +184,19 @@ def under_way(root: pathlib.Path) -> pathlib.Path | None:
   None if there is none, or if the workdir is not that of a pipeline.
   """
   for name in stage_names(root) if (root / STAGES).exists() else ():
-    record = read(root / name)
+    record = artefacts.read(root / name)
     if record and "outputs" not in record:
       return root / name
   return None
 
 
-def load(stage: Stage, root: pathlib.Path) -> ml_collections.ConfigDict:
+def load(
+  stage: Stage, paths: Mapping[str, pathlib.Path]
+) -> ml_collections.ConfigDict:
   """The config of a stage, with its inputs; it is checked."""
-  paths = {key: str(root / path) for key, path in stage.inputs.items()}
+  values = stage.overrides | {key: str(path) for key, path in paths.items()}
   try:
-    settings = configs.load(stage.config, {**stage.overrides, **paths})
+    settings = configs.load(stage.config, values)
     configs.check(settings)
   except ValueError as error:
     raise ValueError(f"stage {stage.name!r}: {error}") from error
@@ -183,7 +218,9 @@ def run(
   gc.collect()
 
 
-def prepare(stage: Stage, root: pathlib.Path) -> str | None:
+def prepare(
+  stage: Stage, paths: Mapping[str, pathlib.Path], root: pathlib.Path
+) -> str | None:
   """Records what makes a stage's folder; returns why it is to be run.
 
   None if the stage has finished. An outdated folder is renamed first.
@@ -191,17 +228,24 @@ def prepare(stage: Stage, root: pathlib.Path) -> str | None:
   Raises ValueError if an input is missing.
   """
   folder = root / stage.name
+  before = artefacts.read(folder)
   inputs = {}
   for key, path in stage.inputs.items():
-    if not (root / path).exists():
-      maker, _, _ = path.partition("/")
-      raise ValueError(
-        f"stage {stage.name!r} reads {root / path}, which does not exist; run "
-        f"the stage {maker!r} first, or delete {root / maker} to run it again"
-      )
     maker, _, output = path.partition("/")
-    known = read(root / maker).get("outputs", {}).get(output)
-    inputs[key] = {"path": path} | checksum(root / path, known)
+    if not paths[key].exists():
+      remedy = (
+        f"set --config.given.{output}"
+        if maker == GIVEN
+        else f"run the stage {maker!r} first, or delete {root / maker} to run "
+        "it again"
+      )
+      raise ValueError(
+        f"stage {stage.name!r} reads {paths[key]}, which does not exist; "
+        f"{remedy}"
+      )
+    known = artefacts.read(root / maker).get("outputs", {}).get(output)
+    known = known or before.get("inputs", {}).get(key)
+    inputs[key] = {"path": path} | artefacts.checksum(paths[key], known)
   settings = configs.load(stage.config, stage.overrides).to_dict()
   record = {
     "stage": stage.name,
@@ -210,10 +254,9 @@ def prepare(stage: Stage, root: pathlib.Path) -> str | None:
     "inputs": inputs,
     "code": process.versions(),
   }
-  before = read(folder)
   reason = "not run before"
   if before:
-    changes = differences(before, record)
+    changes = artefacts.differences(before, record)
     if not changes and "outputs" in before:
       return None
     reason = "resumes" if not changes else f"run anew: {'; '.join(changes)}"
@@ -226,7 +269,7 @@ def prepare(stage: Stage, root: pathlib.Path) -> str | None:
       os.replace(folder, kept)
       reason += f"; what it made before is in {kept}"
   folder.mkdir(parents=True, exist_ok=True)
-  _write(folder / RECORD, record)
+  artefacts.write(folder / artefacts.RECORD, record)
   return reason
 
 
@@ -240,77 +283,15 @@ def finish(stage: Stage, root: pathlib.Path, seconds: float) -> None:
   """
   folder = root / stage.name
   outputs = {
-    name: checksum(folder / name)
+    name: artefacts.checksum(folder / name)
     for name in OUTPUTS
     if (folder / name).exists()
   }
-  record = read(folder) | {"outputs": outputs, "seconds": round(seconds, 1)}
-  _write(folder / RECORD, record)
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-  """What has changed between two records, in words; [] if nothing has.
-
-  Periods and limits of a stage, and the way in which it is computed, may
-  change on a resume (see `workdir.claim`); here they make another artefact.
-  """
-  changes = [
-    *workdirs.describe_changes(before["config"], now["config"]).values()
-  ]
-  was = {key: each["sha256"] for key, each in before["inputs"].items()}
-  for key, each in now["inputs"].items():
-    if was.get(key) != each["sha256"]:
-      changes.append(f"its input {each['path']} ({key}) has changed")
-  for key in before["inputs"].keys() - now["inputs"].keys():
-    changes.append(f"it reads no {key} any more")
-  return changes
-
-
-def read(folder: pathlib.Path) -> dict[str, Any]:
-  """The record of a stage; {} if it was never begun.
-
-  Raises ValueError for a damaged record.
-  """
-  file = folder / RECORD
-  if not file.exists():
-    return {}
-  try:
-    return json.loads(file.read_bytes())
-  except ValueError as error:
-    raise ValueError(
-      f"{file} is damaged ({error}); delete {folder} to run the stage again"
-    ) from None
-
-
-def checksum(
-  path: pathlib.Path, known: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-  """SHA-256, size and time of a file, or of all files below a folder.
-
-  The SHA-256 covers contents, and names relative to the path.
-
-  Args:
-    path: of the file or folder.
-    known: what this function returned earlier. Files of the same total size
-      that have not been written since are not read again.
-  """
-  files = [path]
-  if path.is_dir():
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-  stats = [file.stat() for file in files]
-  facts = {
-    "files": len(files),
-    "bytes": sum(stat.st_size for stat in stats),
-    "modified_ns": max((stat.st_mtime_ns for stat in stats), default=0),
+  record = artefacts.read(folder) | {
+    "outputs": outputs,
+    "seconds": round(seconds, 1),
   }
-  if known and facts == {key: known.get(key) for key in facts}:
-    return dict(known)
-  digest = hashlib.sha256()
-  for file in files:
-    with open(file, "rb") as stream:
-      content = hashlib.file_digest(stream, "sha256").hexdigest()
-    digest.update(f"{file.relative_to(path)} {content}\n".encode())
-  return {"sha256": digest.hexdigest()} | facts
+  artefacts.write(folder / artefacts.RECORD, record)
 
 
 def table(root: pathlib.Path) -> str:
@@ -322,7 +303,7 @@ def table(root: pathlib.Path) -> str:
   width = max(map(len, names))
   lines = [f"{'stage':{width}}  state       time      outputs"]
   for name in names:
-    record = read(root / name)
+    record = artefacts.read(root / name)
     state = "waiting" if not record else "stopped"
     time_taken, outputs = "", ""
     if "outputs" in record:
@@ -348,12 +329,14 @@ def stage_names(root: pathlib.Path) -> list[str]:
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for stages that do not fit each other."""
-  stages = read_stages(config.stages)
+  # Paths may be set later.
+  paths = {name: path or name for name, path in config.given.items()}
+  stages = read_stages(config.stages, paths)
   names = [stage.name for stage in stages]
   if config.only and config.only not in names:
     raise ValueError(configs.unknown("stage", config.only, names))
   for stage in stages:
-    settings = load(stage, pathlib.Path("WORKDIR"))
+    settings = load(stage, place_inputs(stage, pathlib.Path("WORKDIR"), paths))
     if settings.get("cpu_devices") != config.cpu_devices:
       raise ValueError(
         f"stage {stage.name!r} has cpu_devices {settings.get('cpu_devices')}, "
@@ -361,12 +344,9 @@ def check(config: ml_collections.ConfigDict) -> None:
       )
 
 
-def _write(file: pathlib.Path, value: Any) -> None:
-  """Replaces a JSON file atomically."""
-  draft = file.with_name(file.name + ".tmp")
-  draft.write_text(json.dumps(value, indent=2) + "\n")
-  os.replace(draft, file)
+def given(**paths: str) -> None:
+  """The config section: files and folders from elsewhere, by name."""
 
 
-SECTIONS: dict[str, Any] = {}
+SECTIONS = {"given": given}
 FIELDS = ("stages", "only", "cpu_devices")

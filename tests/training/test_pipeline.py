@@ -9,7 +9,7 @@ import pytest
 
 from r1jax import config as configs
 from r1jax.runtime import interrupt
-from r1jax.training import pipeline
+from r1jax.training import artefacts, pipeline
 
 EXPERIMENT = """
 from ml_collections import ConfigDict
@@ -61,17 +61,17 @@ def toy(monkeypatch):
 
 @pytest.fixture
 def make(tmp_path, toy):
-  """`make(*stages, only="")`: the config of a pipeline of toys."""
+  """`make(*stages, only="", given={})`: the config of a pipeline of toys."""
   file = tmp_path / "toy_experiment.py"
   file.write_text(EXPERIMENT)
 
-  def make(*stages, only=""):
+  def make(*stages, only="", given={}):
     config = tmp_path / "pipeline_experiment.py"
     config.write_text(
       "from ml_collections import ConfigDict\n"
       "def get_config():\n"
       f"  return ConfigDict(dict(loop='pipeline', cpu_devices=1, "
-      f"only={only!r}, stages={stages!r}))\n"
+      f"only={only!r}, given={given!r}, stages={stages!r}))\n"
     )
     return configs.load(str(config))
 
@@ -107,6 +107,42 @@ def test_each_stage_reads_what_earlier_ones_made(make, toy, tmp_path):
   assert toy.runs == ["base", "zero", "student"]
   weights = lambda name: (tmp_path / f"r1/{name}/model/weights").read_text()
   assert [*map(weights, toy.runs)] == ["a0", "a0b0", "a0c0"]
+
+
+def test_a_stage_reads_what_is_given(make, toy, tmp_path, capsys):
+  """From elsewhere; a change of it runs the stage again."""
+  outside = tmp_path / "outside"
+  outside.mkdir()
+  (outside / "weights").write_text("x")
+  begin = stage(make, "base") | dict(inputs={"model.path": "given/start"})
+  config = make(begin, given=dict(start=str(outside)))
+  for expected in ("xa0", "xa0", "yya0"):
+    if expected == "yya0":
+      (outside / "weights").write_text("yy")
+    run(config, tmp_path / "r1")
+    weights = tmp_path / "r1" / "base" / "model" / "weights"
+    assert weights.read_text() == expected
+  assert toy.runs == ["base", "base"]
+  text = capsys.readouterr().out
+  assert "its input given/start (model.path) has changed" in text
+  assert f"--config.model.path={outside}" in text
+
+
+@pytest.mark.parametrize(
+  "given, message",
+  [
+    (dict(start=""), "given.start is not set, which the stage 'base' reads"),
+    (dict(strat="a"), "unknown output 'start'; did you mean 'strat'"),
+    (
+      dict(start="/none"),
+      "reads /none, which does not exist; set --config.giv",
+    ),
+  ],
+)
+def test_what_is_not_given_is_named(make, toy, tmp_path, given, message):
+  begin = stage(make, "base") | dict(inputs={"model.path": "given/start"})
+  with pytest.raises(ValueError, match=message):
+    run(make(begin, given=given), tmp_path / "r1")
 
 
 def test_a_finished_stage_is_not_run_again(make, toy, tmp_path, capsys):
@@ -169,7 +205,7 @@ def test_a_stopped_pipeline_ends_as_the_straight_one(
   assert pipeline.under_way(tmp_path / "stopped") is None
   outputs = lambda place, name: {
     key: value["sha256"]
-    for key, value in pipeline.read(tmp_path / place / name)["outputs"].items()
+    for key, value in artefacts.read(tmp_path / place / name)["outputs"].items()
   }
   for name in ("base", "zero", "student"):
     assert outputs("stopped", name) == outputs("straight", name) != {}
@@ -177,7 +213,7 @@ def test_a_stopped_pipeline_ends_as_the_straight_one(
 
 def test_a_record_says_what_made_the_artefact(make, toy, tmp_path):
   run(make(*three(make)), tmp_path / "r1")
-  base, zero = (pipeline.read(tmp_path / "r1" / n) for n in ("base", "zero"))
+  base, zero = (artefacts.read(tmp_path / "r1" / n) for n in ("base", "zero"))
   assert zero["config"]["letter"] == "b" and zero["config"]["seed"] == 0
   assert zero["code"].keys() == {"r1jax", "jax"}
   made, taken = base["outputs"]["model"], zero["inputs"]["model.path"]

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from r1jax.runtime.console import duration
 from r1jax.tools.report import command
-from r1jax.training import pipeline
+from r1jax.training import artefacts, pipeline
 
 PAGE = "report.html"
 # (title, metric, factor, format, what it is)
@@ -138,7 +138,7 @@ def read_results(file: Path) -> dict[str, dict[str, float]]:
 
 def _model(root: Path, name: str) -> str:
   """The stage whose model a stage has evaluated; its own name if unknown."""
-  taken = pipeline.read(root / name).get("inputs", {}).get("model.path", {})
+  taken = artefacts.read(root / name).get("inputs", {}).get("model.path", {})
   return taken.get("path", name).partition("/")[0]
 
 
@@ -168,7 +168,7 @@ def _cell(
 
 
 def _row(root: Path, name: str) -> Row:
-  record = pipeline.read(root / name)
+  record = artefacts.read(root / name)
   finished = "outputs" in record
   state = "finished" if finished else "stopped" if record else "waiting"
   report = None
