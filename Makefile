@@ -23,13 +23,14 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-base r1-base golden test lint soak soak-list report clean venv
-.PHONY: plan plans test-cluster test-tpu venv-tpu notebooks docs venv-docs
+.PHONY: help demo demo-base r1 r1-base golden test lint soak soak-list report clean
+.PHONY: venv plan plans test-cluster test-tpu venv-tpu notebooks docs venv-docs
 
 help:
 	@echo "make demo       R1-Zero from the shipped base model, then a report"
 	@echo "make demo-base  that base model, from nothing"
-	@echo "make r1-base    the base model of all stages of R1, from nothing"
+	@echo "make r1         all stages of R1 and two students, then a report"
+	@echo "make r1-base    the base model that they start from, from nothing"
 	@echo "make test       the tests"
 	@echo "make lint       style"
 	@echo "make golden     writes the numbers of the demo's first round anew"
@@ -52,6 +53,11 @@ demo-base: venv
 	  --workdir=runs/demo_base
 	@cp runs/demo_base/model/* r1jax/base/
 	@echo "it is what r1jax/base ships now"
+
+r1: venv
+	@$(RUN) -m r1jax train --config=experiments/r1/pipeline.py:tiny \
+	  --workdir=runs/r1
+	@$(RUN) -m r1jax report runs/r1
 
 r1-base: venv
 	@$(RUN) -m r1jax train --config=experiments/r1/base.py \
