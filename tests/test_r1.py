@@ -1,6 +1,5 @@
 """All stages of R1 run in order, whenever they are killed."""
 
-import json
 import os
 import pathlib
 import random
@@ -23,18 +22,23 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def command(workdir):
-  config = "--config=experiments/r1/pipeline.py:smoke"
-  return [
-    *(sys.executable, "-m", "r1jax", "train", config),
-    f"--workdir={workdir}",
-  ]
+COMMAND = (
+  *(sys.executable, "-m", "r1jax", "train", "--workdir=r1"),
+  "--config=experiments/r1/pipeline.py:smoke",
+)
 
 
-def finish(workdir):
+def folder(path):
+  """A folder in which the command runs: paths of two of them are the same."""
+  path.mkdir()
+  (path / "experiments").symlink_to(ROOT / "experiments")
+  return path
+
+
+def finish(place):
   done = subprocess.run(
-    command(workdir),
-    cwd=ROOT,
+    COMMAND,
+    cwd=place,
     env=ENVIRONMENT,
     capture_output=True,
     text=True,
@@ -44,11 +48,11 @@ def finish(workdir):
   return done.stdout
 
 
-def kill_after(workdir, reached, signal_number=signal.SIGKILL):
+def kill_after(place, reached, signal_number=signal.SIGKILL):
   """Starts the pipeline, and sends it a signal once `reached()`."""
   process = subprocess.Popen(
-    command(workdir),
-    cwd=ROOT,
+    COMMAND,
+    cwd=place,
     env=ENVIRONMENT,
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
@@ -61,8 +65,9 @@ def kill_after(workdir, reached, signal_number=signal.SIGKILL):
   process.wait(timeout=120)
 
 
-def outputs(workdir):
+def outputs(place):
   """The checksum of all that every stage made, by stage and name."""
+  workdir = place / "r1"
   return {
     stage: {
       name: output["sha256"]
@@ -75,28 +80,30 @@ def outputs(workdir):
 @pytest.mark.demo
 def test_a_pipeline_that_is_killed_goes_on_where_it_was(tmp_path):
   """In the middle of its reasoning RL."""
-  checkpoints = tmp_path / "r1" / "reasoning_rl" / "checkpoints"
-  kill_after(tmp_path / "r1", checkpoints.exists)
-  before = json.loads((tmp_path / "r1/zero/artefact.json").read_text())
-  text = finish(tmp_path / "r1")
+  place = folder(tmp_path / "killed")
+  kill_after(place, (place / "r1" / "reasoning_rl" / "checkpoints").exists)
+  before = artefacts.read(place / "r1" / "zero")
+  text = finish(place)
   assert "zero: finished" in text and "reasoning_rl: resumes" in text
-  assert json.loads((tmp_path / "r1/zero/artefact.json").read_text()) == before
-  made = outputs(tmp_path / "r1")
+  assert artefacts.read(place / "r1" / "zero") == before
+  made = outputs(place)
   assert all(made.values()), made
-  again = finish(tmp_path / "r1")
+  again = finish(place)
   assert again.count(": finished") == len(made)
 
 
 @pytest.mark.soak
 def test_ten_kills_end_in_the_artefacts_of_a_straight_run(tmp_path):
-  finish(tmp_path / "straight")
+  straight = folder(tmp_path / "straight")
+  killed = folder(tmp_path / "killed")
+  finish(straight)
   rng = random.Random(0)
   for i in range(10):
     end = time.monotonic() + rng.uniform(10, 90)
     kill_after(
-      tmp_path / "killed",
+      killed,
       lambda end=end: time.monotonic() > end,
       (signal.SIGKILL, signal.SIGTERM)[i % 2],
     )
-  finish(tmp_path / "killed")
-  assert outputs(tmp_path / "killed") == outputs(tmp_path / "straight")
+  finish(killed)
+  assert outputs(killed) == outputs(straight)
