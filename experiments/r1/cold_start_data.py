@@ -112,9 +112,10 @@ def get_config(variant="traces"):
     c.sampling.update(
       num_slots=96, decode_steps=8, prompt_tokens=144, max_tokens=176
     )
-    # No problem for testing is among them, but all share the same wording.
-    c.dataset = dict(
-      name="bilingual", tasks=tasks, split="train", size=768, seed=0
+    problems = dict(name="bilingual", tasks=tasks, seed=0)
+    c.dataset = dict(problems, split="train", size=768)
+    c.decontamination.against = dict(
+      test=dict(problems, split="test", size=768)
     )
     c.prompts_per_shard = 192
     c.grader = dict(num_workers=2, timeout=5.0)

@@ -111,9 +111,10 @@ def get_config(variant="rules"):
     c.sampling.update(
       num_slots=96, decode_steps=8, prompt_tokens=144, max_tokens=176
     )
-    # No problem for testing is among them, but all share the same wording.
-    c.dataset = dict(
-      name="bilingual", tasks=tasks, split="train", size=1_536, seed=0
+    problems = dict(name="bilingual", tasks=tasks, seed=0)
+    c.dataset = dict(problems, split="train", size=1_536)
+    c.decontamination.against = dict(
+      test=dict(problems, split="test", size=768)
     )
     c.samples = 4
     c.prompts_per_shard = 192
