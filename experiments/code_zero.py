@@ -83,6 +83,7 @@ def get_config(variant="feedback"):
   c.mtp = "frozen"
   c.reference_every = 400
   c.router_bias_speed = 0.0
+  c.teacher = dict()  # None.
   c.offload = ()  # "optimizer" or "reference" are kept in host memory.
   c.peak_flops = None  # FLOPs per second of a device, for perf/mfu.
   c.optimizer = dict(

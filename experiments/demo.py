@@ -103,6 +103,7 @@ def get_config(variant="zero"):
   c.mtp = "frozen"
   c.reference_every = 22
   c.router_bias_speed = 0.0  # The balancing biases are frozen in RL.
+  c.teacher = dict()  # None.
   c.offload = ()  # "optimizer" or "reference" are kept in host memory.
   c.peak_flops = None  # FLOPs per second of a device, for perf/mfu.
   c.optimizer = dict(

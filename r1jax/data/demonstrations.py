@@ -46,11 +46,14 @@ def texts(
   a prompt is a document, all of which is learned. EOS is learned after every
   answer and document.
 
-  Raises ValueError for messages that the template cannot render.
+  Raises ValueError for messages that the template cannot render, or that have
+  no answer.
   """
   messages, weight = example.metadata.get("messages"), 1.0
   if messages is not None:
     weight = example.metadata.get("weight", 1.0)
+    if all(message["role"] != "assistant" for message in messages):
+      raise ValueError("the conversation has no answer")
   elif example.prompt:
     answer = {"role": "assistant", "content": example.answer}
     messages = [*templates.user_turn(example.prompt), answer]

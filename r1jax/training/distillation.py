@@ -1,7 +1,8 @@
-"""The teacher of logit distillation: a model whose distribution is imitated.
+"""The teacher of a distillation: a model whose distribution is imitated.
 
-It marks each microbatch with its k likeliest tokens at every target. The loss
-then needs no second model; see `losses.distillation.top_k_kl`.
+In SFT it marks each microbatch with its k likeliest tokens at every target. The
+loss then needs no second model; see `losses.distillation.top_k_kl`. In RL it
+adds to the advantages of what the policy has sampled.
 """
 
 import functools
@@ -13,9 +14,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from r1jax.losses.distillation import on_policy_advantages
 from r1jax.models import transformer
 from r1jax.ops.logprobs import LOGITS, mask_padding
 from r1jax.training import inspection, models
+from r1jax.training.policy import policy_forward
 from r1jax.training.state import make_params
 from r1jax.types import Batch, Params, Tokenizer
 
@@ -48,16 +51,69 @@ def make_teacher(
     raise ValueError(
       f"teacher.top_k is {top_k}; it must be in 1..{tokenizer.vocab_size:,}"
     )
+  model, params = load(mesh, tokenizer, path, dtype)
+  mark = jax.jit(functools.partial(teach, model, tokenizer.vocab_size, top_k))
+  return functools.partial(mark, params)
+
+
+def make_guide(
+  mesh: Mesh,
+  tokenizer: Tokenizer,
+  temperature: float,
+  /,
+  *,
+  path: str | None = None,
+  weight: float = 1.0,
+  dtype: Any = "bfloat16",
+) -> Callable[[Batch], Batch] | None:
+  """A function that adds a teacher's advantages to a microbatch of RL.
+
+  With rewards of weight 0 this is on-policy distillation: the loss then follows
+  the gradient of the KL of the policy from the teacher. See
+  `losses.distillation.on_policy_advantages`.
+
+  Args:
+    mesh: over which the teacher is split.
+    tokenizer: of the policy, and of the teacher.
+    temperature: of the policy, and of the teacher.
+    path: the Hugging Face directory of the teacher; None for no teacher, for
+      which the result is None.
+    weight: of the teacher's advantages, which are in nats.
+    dtype: of the teacher's parameters and activations.
+  """
+  if path is None:
+    return None
+  model, params = load(mesh, tokenizer, path, dtype)
+  guide = functools.partial(
+    guided, model, tokenizer.vocab_size, temperature, weight
+  )
+  return functools.partial(jax.jit(guide), params)
+
+
+def guided(
+  model: transformer.Transformer,
+  vocab_size: int,
+  temperature: float,
+  weight: float,
+  params: Params,
+  batch: Batch,
+) -> Batch:
+  """The batch with `weight` times the teacher's advantages added to its own."""
+  forward = policy_forward(model, vocab_size, temperature, params, batch.packed)
+  more = on_policy_advantages(batch.sampler_logprobs, forward.logprobs)
+  more = jnp.where(batch.weights > 0, weight * more, 0.0)
+  return batch.replace(advantages=batch.advantages + more)
+
+
+def load(
+  mesh: Mesh, tokenizer: Tokenizer, path: str, dtype: Any
+) -> tuple[transformer.Transformer, Params]:
+  """The teacher in a directory, and its parameters on the devices."""
   initial = models.pretrained(
     False, path=path, dtype=dtype, compute_dtype=dtype
   )
   inspection.check_vocabulary(tokenizer, initial.config)
-  model, params = (
-    transformer.Transformer(initial.config),
-    make_params(mesh, initial),
-  )
-  mark = jax.jit(functools.partial(teach, model, tokenizer.vocab_size, top_k))
-  return functools.partial(mark, params)
+  return transformer.Transformer(initial.config), make_params(mesh, initial)
 
 
 def teach(

@@ -43,6 +43,7 @@ from r1jax.training.batch import (
   trained_completions,
   weigh_batches,
 )
+from r1jax.training.distillation import make_guide
 from r1jax.training.evaluator import Evaluator, evaluation
 from r1jax.training.log import RunLog
 from r1jax.training.optimizer import make_optimizer
@@ -173,6 +174,8 @@ def train(
               weighed = weigh_batches(
                 batches, tokens, mask, advantages, **config.aggregation
               )
+              if run.guide is not None:
+                weighed = map(run.guide, weighed)
               new, metrics_of_update = run.update(new, weighed)
               measured.append(sharding.to_host(metrics_of_update))
           state = state.replace(train=new)
@@ -320,6 +323,8 @@ def check(config: ml_collections.ConfigDict) -> None:
       "loss.correction needs old = 'trainer'; with 'sampler', the ratio "
       "already uses the log-probabilities of the sampler"
     )
+  if "path" not in config.teacher and config.teacher:
+    raise ValueError("section 'teacher' has no path; give one, or leave it {}")
   inspection.check_steps(config)
   inspection.check_sampling(config.sampling)
   templates.check(config.template)
@@ -347,6 +352,7 @@ SECTIONS = {
   "dynamic_sampling": dynamic_sampling,
   "optimizer": make_optimizer,
   "evaluation": evaluation,
+  "teacher": make_guide,
 }
 FIELDS = (
   "num_steps",

