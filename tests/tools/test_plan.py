@@ -340,7 +340,7 @@ def test_a_mesh_that_does_not_fit_is_refused(name, overrides, topology, match):
 def test_a_loop_without_a_plan_is_refused():
   c = experiment("demo.py")
   c.unlock()
-  c.loop = "evaluate"
+  c.loop = "pipeline"
   with pytest.raises(ValueError, match="unknown loop to plan 'evaluate'"):
     command.plan(c, plan_chips.topology("h200:8x1"))
 
