@@ -341,7 +341,7 @@ def test_a_loop_without_a_plan_is_refused():
   c = experiment("demo.py")
   c.unlock()
   c.loop = "pipeline"
-  with pytest.raises(ValueError, match="unknown loop to plan 'evaluate'"):
+  with pytest.raises(ValueError, match="unknown loop to plan 'pipeline'"):
     command.plan(c, plan_chips.topology("h200:8x1"))
 
 
