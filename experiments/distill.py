@@ -110,6 +110,7 @@ def tiny():
   """The config of a tiny student; the caller sets the path of its samples."""
   c = get_config()
   c.template = "r1_zero"
+  c.cpu_devices = 4
   c.mesh = dict(data=-1)
   path = FieldReference(str(importlib.resources.files("r1jax") / "base_r1"))
   c.model = dict(name="pretrained", path=path)
@@ -122,7 +123,7 @@ def tiny():
     )
   )
   c.batch_examples, c.num_steps, c.metrics_every = 32, 250, 1
-  c.rows = dict(widths=(512,), shard_rows=2)
+  c.rows = dict(widths=(512,), shard_rows=1)
   c.optimizer.update(learning_rate=1e-3, decay_steps=250)
   c.evaluation = dict(every=0)
   return c

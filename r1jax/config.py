@@ -32,11 +32,12 @@ import ml_collections
 
 LOOPS = {  # Imported on use, so that no loop waits for the imports of another.
   "code_tests": "r1jax.training.code_tests",
+  "evaluate": "r1jax.training.evaluate",
   "generate": "r1jax.training.generate",
   "grpo": "r1jax.training.grpo",
-  "sft": "r1jax.training.sft",
-  "evaluate": "r1jax.training.evaluate",
   "pipeline": "r1jax.training.pipeline",
+  "reward_model": "r1jax.training.reward_model",
+  "sft": "r1jax.training.sft",
 }
 
 

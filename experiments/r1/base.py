@@ -90,6 +90,8 @@ def get_config(variant="deepseek"):
   c.teacher = dict()  # None.
   c.evaluation = dict(every=0)
   if variant != "deepseek":
+    c.cpu_devices = 4
+    c.rows.shard_rows = 1
     c.num_steps = 400
     c.tokenizer = dict(path=str(importlib.resources.files("r1jax") / "base_r1"))
     c.loss = dict(mtp=0.0, balance=0.0)

@@ -82,6 +82,7 @@ def get_config(variant="paper"):
   c.evaluation = dict(every=0)
   if variant == "tiny":
     c.template = "r1_zero"
+    c.cpu_devices = 4
     c.mesh = dict(data=-1)
     path.set(str(importlib.resources.files("r1jax") / "base_r1"))
     c.model = dict(name="pretrained", path=path)
@@ -93,6 +94,6 @@ def get_config(variant="paper"):
       )
     )
     c.batch_examples, c.num_steps = 32, 250
-    c.rows = dict(widths=(512,), shard_rows=2)
+    c.rows = dict(widths=(512,), shard_rows=1)
     c.optimizer.update(learning_rate=5e-4, decay_steps=250)
   return c

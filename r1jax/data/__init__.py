@@ -22,6 +22,8 @@ from r1jax.data import (
   livecodebench,
   mixture,
   order,
+  pairs,
+  preferences,
   problems,
   reasoning_gym,
   worked,
@@ -38,6 +40,8 @@ DATASETS = config.Table(
     "corpus": corpus.load,
     "general": general.load,
     "livecodebench": livecodebench.load,
+    "pairs": pairs.load,
+    "preferences": preferences.load,
     "problems": problems.load,
     "reasoning_gym": reasoning_gym.load,
     "worked": worked.load,
@@ -95,8 +99,8 @@ def content_hash(dataset: Sequence[Example]) -> str:
       for label, part in dataset.parts.items()
     }
     return _sha256(parts)
-  if isinstance(dataset, conversations.Conversations):
-    return dataset.checksum()
+  if checksum := getattr(dataset, "checksum", None):  # Of its files.
+    return checksum()
   whole = isinstance(dataset, list | tuple)
   stride = 1 if whole else max(len(dataset) // PROBES, 1)
   read = [dataset[i]._asdict() for i in range(0, len(dataset), stride)]

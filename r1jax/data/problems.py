@@ -43,9 +43,9 @@ UNANSWERED = {
   "code": "tests",
   "countdown": "target",
   "general": "prompt",
-  "helpfulness": "prompt",
+  "harmless": "prompt",
+  "helpful": "prompt",
   "instructions": "instruction_id_list",
-  "safety": "prompt",
 }
 SPLITS = ("all", "train", "test")
 QUESTION = "{question}"

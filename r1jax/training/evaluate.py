@@ -27,6 +27,7 @@ from r1jax.runtime.workdir import claim
 from r1jax.training import inspection, models
 from r1jax.training.evaluator import Problems, by_task, sample_set
 from r1jax.training.measures import measure
+from r1jax.training.scorer import with_models
 from r1jax.training.state import contents, make_params
 from r1jax.types import Completion, Params, Tokenizer
 
@@ -74,7 +75,7 @@ def train(
       sets,
       tokenizer,
       pool,
-      parts=config.rewards.to_dict(),
+      parts=with_models(config.rewards.to_dict(), mesh),
       template=config.template,
       seed=config.seed,
       console=writer.console,

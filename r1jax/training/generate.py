@@ -32,6 +32,7 @@ from r1jax import config as configs
 from r1jax import data, rewards
 from r1jax.data import decontamination, shard_writer, templates, tokenizer
 from r1jax.parallel.mesh import make_mesh
+from r1jax.rewards.judges import learned
 from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import make_engine
 from r1jax.runtime import distributed, interrupt, metrics
@@ -285,6 +286,12 @@ def check(config: ml_collections.ConfigDict) -> None:
       )
     teachers.make_teacher(**config.teacher.to_dict())
     templates.QuestionOnly(config.template)
+  for path in learned.paths_of(config.rewards.to_dict()):
+    if config.model is None or config.rewriter is not None:
+      raise ValueError(
+        f"a reward model ({path}) grades samples of the model alone, without "
+        "a teacher or a rewriter"
+      )
   templates.check(config.template)
   names = {term.name for term in rewards.check(**config.rewards.to_dict())}
   for name in config.keep:

@@ -15,6 +15,7 @@ from r1jax.hf import config as configs
 from r1jax.models import transformer
 from r1jax.models.config import RUNTIME_FIELDS, ModelConfig, replace
 from r1jax.models.presets import preset
+from r1jax.models.weights import logical_axes
 from r1jax.runtime.console import Console
 from r1jax.types import Params
 
@@ -29,6 +30,12 @@ class Initial(NamedTuple):
   # make(shardings) returns the parameters on the devices; no host holds all of
   # them. make(None) returns them on this host.
   make: Callable[[Any], Params]
+  more_axes: Mapping[str, Any] = {}  # Of parameters beside the transformer's.
+
+  @property
+  def axes(self) -> Any:
+    """The logical axes of every parameter."""
+    return logical_axes(self.config) | self.more_axes
 
 
 def pretrained(

@@ -22,6 +22,7 @@ from r1jax.rollouts.round import Round, make_sample
 from r1jax.training import inspection, models, policy
 from r1jax.training.distillation import make_guide
 from r1jax.training.optimizer import make_optimizer
+from r1jax.training.scorer import with_models
 from r1jax.training.state import make_params, restore_or_init
 from r1jax.training.update import Update, make_update
 from r1jax.types import Batch, Example, Params, RLState, Tokenizer
@@ -55,7 +56,7 @@ class Run(NamedTuple):
       self.dataset,
       self.tokenizer,
       pool,
-      rewards=config.rewards.to_dict(),
+      rewards=with_models(config.rewards.to_dict(), self.mesh),
       template=config.template,
       seed=config.seed,
       prompts_per_round=config.prompts_per_round,

@@ -21,6 +21,7 @@ from r1jax.rollouts.grading import sample_graded
 from r1jax.runtime import distributed, process
 from r1jax.training import external_teacher as teachers
 from r1jax.training import inspection, models
+from r1jax.training.scorer import with_models
 from r1jax.training.state import make_params
 from r1jax.types import Completion, Example
 
@@ -46,10 +47,8 @@ def from_model(
     pool: grades.
     say: shows the progress of a shard.
   """
-  mesh, tokenizer = (
-    make_mesh(**config.mesh),
-    tokenizers.load(**config.tokenizer),
-  )
+  mesh = make_mesh(**config.mesh)
+  tokenizer = tokenizers.load(**config.tokenizer)
   if examples:
     inspection.check_windows(examples, tokenizer, config)
   initial = models.initial(**config.model, mtp=False)
@@ -58,6 +57,7 @@ def from_model(
   shared = chat.shared_tokens(config.template, tokenizer)
   engine = make_engine(model, tokenizer, mesh, shared, **config.sampling)
   params = engine.prepare(make_params(mesh, initial))
+  graded = with_models(config.rewards.to_dict(), mesh)
 
   def draw(examples, number):
     rollout, grader = sample_graded(
@@ -67,7 +67,7 @@ def from_model(
       config.samples,
       tokenizer,
       pool,
-      config.rewards.to_dict(),
+      graded,
       template=config.template,
       max_tokens=engine.max_tokens,
       seed=config.seed,

@@ -8,8 +8,8 @@ import ml_collections
 from jax.sharding import Mesh
 
 from r1jax import data, hf
-from r1jax.models.weights import logical_axes
 from r1jax.parallel import offload, sharding
+from r1jax.rewards.judges import learned
 from r1jax.runtime import checkpoint
 from r1jax.training.models import Initial
 from r1jax.types import Example, Params, RLState, TrainState
@@ -39,8 +39,7 @@ def restore_or_init(
   Raises ValueError for a checkpoint of another model; see
   `checkpoint.restore`.
   """
-  axes = logical_axes(initial.config)
-  shapes = sharding.eval_shape(mesh, axes, init, initial.shapes)
+  shapes = sharding.eval_shape(mesh, initial.axes, init, initial.shapes)
   shapes = offload.to_host(shapes, offloaded)
   state = checkpoint.restore(workdir, shapes)
   step = None
@@ -58,9 +57,9 @@ def restore_or_init(
 
 def make_params(mesh: Mesh, initial: Initial) -> Params:
   """The parameters of a model, read or made in the shards of the mesh."""
-  axes = logical_axes(initial.config)
+  shardings = sharding.tree_shardings(mesh, initial.axes, initial.shapes)
   with jax.set_mesh(mesh):
-    return initial.make(sharding.tree_shardings(mesh, axes, initial.shapes))
+    return initial.make(shardings)
 
 
 def contents(
@@ -72,5 +71,7 @@ def contents(
   """
   names = ("model", "tokenizer", "teacher")
   paths = {name: (config.get(name) or {}).get("path") for name in names}
+  for path in learned.paths_of(config.to_dict().get("rewards") or {}):
+    paths[f"reward model {path}"] = path
   checksums = {k: hf.content_hash(path) for k, path in paths.items() if path}
   return {"dataset": data.content_hash(dataset)} | checksums

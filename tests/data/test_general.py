@@ -10,8 +10,6 @@ from r1jax.data import general, pairs
 from r1jax.rewards import format, quality
 from r1jax.text import DOES_NOT_APPLY, Completion, Example
 
-KEYS = {"id", "prompt", "chosen", "rejected", "lang", "source"}
-
 
 def requests(split="train", size=600, seed=0, **options):
   return data.load("general", split=split, size=size, seed=seed, **options)
@@ -126,13 +124,11 @@ def test_the_chosen_answer_of_a_pair_is_the_better_one():
   texts = {example.prompt: example for example in requests(size=4000, seed=5)}
   margins, shared = [], []
   for row in dataset:
-    assert row.keys() == KEYS
-    [message] = row["prompt"]
-    if example := texts.get(message["content"]):
-      assert message["role"] == "user"
-      assert row["lang"] == example.metadata["language"]
-      chosen = quality_of(example, row["chosen"])
-      margins.append(chosen - quality_of(example, row["rejected"]))
+    assert row.metadata["messages"] == [dict(role="user", content=row.prompt)]
+    if example := texts.get(row.prompt):
+      assert row.metadata["language"] == example.metadata["language"]
+      chosen = quality_of(example, row.answer)
+      margins.append(chosen - quality_of(example, row.metadata["rejected"]))
       shared.append(chosen < 1)
   assert len(margins) > 500
   assert min(margins) > 0.05
@@ -145,7 +141,7 @@ def test_pairs_are_functions_of_seed_and_index():
   assert one[5] == pairs.load(seed=0, **options)[5] == one[5 - 10**9]
   assert sum(one[i] == other[i] for i in range(50)) < 5
   tests = {e.prompt for e in requests("test", 1200)}
-  assert {one[i]["prompt"][0]["content"] for i in range(200)} <= tests
+  assert {one[i].prompt for i in range(200)} <= tests
 
 
 def test_every_fault_is_in_pairs_and_the_worse_answer_has_more():

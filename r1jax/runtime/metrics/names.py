@@ -28,6 +28,9 @@ METRICS: dict[str, tuple[str, str]] = {
   "loss/nll": ("nats", "next-token loss, mean over the tokens it counts"),
   "loss/mtp": ("nats", "the same for later tokens, by the MTP blocks"),
   "loss/distillation": ("nats", "KL of the student from its teacher, mean"),
+  "loss/preference": ("nats", "loss of a reward model, mean over examples"),
+  "preference/accuracy": ("share", "examples on which it is right"),
+  "preference/score": ("", "mean score of the responses"),
   "loss/balance": (
     "",
     "load-balancing loss of the experts, mean over tokens; 1 is even",
@@ -135,6 +138,12 @@ METRICS: dict[str, tuple[str, str]] = {
   "reward_infra/crash_count": ("", "grades that raised, or died"),
   "eval/nll": ("nats", "next-token loss of held-back texts, as loss/nll"),
   "eval/texts": ("", "number of those texts"),
+  "eval/preference/accuracy": ("share", "right on held-back preferences"),
+  "eval/preference/baseline": (
+    "share",
+    "the longer response, or the commoner label, would be right",
+  ),
+  "eval/preference/examples": ("", "number of those preferences"),
   "eval/*/pass@1": (
     "share",
     "correct samples of a problem, mean over problems",
