@@ -95,7 +95,9 @@ def train(
     kind=kind,
     longest=max(config.rows.widths),
   )
-  held_back = HeldBack(model, kind, to_batches, read, **config.evaluation)
+  held_back = HeldBack(
+    model, kind, to_batches, read, **config.evaluation.to_dict()
+  )
   init = functools.partial(init_state, optimizer=optimizer)
   state, restored = restore_or_init(
     workdir, mesh, initial, init, config.offload

@@ -12,7 +12,9 @@ from r1jax.models.moe import rebalance
 from r1jax.models.weights import is_router_bias
 from r1jax.parallel import offload, sharding
 from r1jax.training.optimizer import is_zero, learning_rate_metric
-from r1jax.types import Batch, Params, TrainState
+from r1jax.types import Params, TrainState
+
+Microbatch = Any  # What the loss takes, such as a `Batch`.
 
 
 def init_state(
@@ -41,7 +43,7 @@ class Update(NamedTuple):
   apply: Callable
 
   def __call__(
-    self, state: TrainState, batches: Iterable[Batch]
+    self, state: TrainState, batches: Iterable[Microbatch]
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     """The state after one step on the microbatches, and its metrics."""
     gradients, total = self.zeros(state.params), None
@@ -91,7 +93,7 @@ def make_update(
     return constrain(jax.tree.map(jnp.zeros_like, params))
 
   @functools.partial(jax.jit, donate_argnames="gradients")
-  def add(params: Params, gradients: Params, batch: Batch):
+  def add(params: Params, gradients: Params, batch: Microbatch):
     (value, metrics), more = value_and_grad(params, batch)
     total = jax.tree.map(jnp.add, gradients, constrain(more))
     return constrain(total), metrics | {"loss/total": value}

@@ -93,9 +93,9 @@ def test_the_policy_comes_to_write_as_its_teacher(
   config.teacher = dict(path=teacher, weight=1.0, dtype="float32")
   grpo.check(config)
   grpo.train(config, str(tmp_path), sinks=())
-  rows = [r for r in metrics.read(tmp_path) if "reward/praise" in r]
+  rows = [r for r in metrics.read(tmp_path) if "reward/praise/mean" in r]
   first, last = (
-    np.mean([r["reward/praise"] for r in x]) for x in (rows[:2], rows[-2:])
+    np.mean([r["reward/praise/mean"] for r in x]) for x in (rows[:2], rows[-2:])
   )
   assert last > first + 0.3
 

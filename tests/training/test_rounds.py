@@ -11,7 +11,7 @@ from r1jax import data, hf, rewards
 from r1jax.data import tokenizer
 from r1jax.data.mixture import Mixture, Part
 from r1jax.runtime import checkpoint, interrupt, metrics
-from r1jax.training import grpo, inspection, models
+from r1jax.training import evaluator, grpo, inspection, models
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
