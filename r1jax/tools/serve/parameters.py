@@ -72,8 +72,8 @@ def read(fields: Fields, *, chat: bool, vocab_size: int) -> Parameters:
   n = fields.integer("n", 1, 1, CHOICES)
   if fields.integer("best_of", n, 1, CHOICES) != n:
     raise ApiError("best_of must equal n", param="best_of")
-  temperature = fields.number("temperature", 1.0, 0, 100)
-  top_p = fields.number("top_p", 1.0, 0, 1)
+  temperature = fields.number("temperature", 1.0, 0.0, 100.0)
+  top_p = fields.number("top_p", 1.0, 0.0, 1.0)
   if top_p == 0:
     raise refusal("top_p", 0, "above 0")
   top_k = fields.integer("top_k", 0, -1, 2**31 - 1)
