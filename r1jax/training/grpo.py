@@ -45,6 +45,7 @@ from r1jax.training.batch import (
 )
 from r1jax.training.distillation import make_guide
 from r1jax.training.evaluator import Evaluator, evaluation
+from r1jax.training.export import export
 from r1jax.training.log import RunLog
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.run import Run, set_up, token_limit
@@ -67,7 +68,8 @@ def train(
 ) -> RLState:
   """The final state of a run of `config.num_steps` updates.
 
-  The run resumes from the newest checkpoint in the workdir if there is one.
+  The run resumes from the newest checkpoint in the workdir if there is one. At
+  the end, the model is exported to WORKDIR/model in Hugging Face layout.
 
   Args:
     config: of the run; see `SECTIONS` and `FIELDS`.
@@ -204,6 +206,9 @@ def train(
       save(workdir, state, wait=True)
       raise
     save(workdir, state, wait=True)
+    with interrupt.deferred():
+      tokenizer = config.tokenizer.path
+      export(workdir, config, run.model.config, state.train, tokenizer)
     log.summarise(step)
   return state
 

@@ -6,14 +6,13 @@ also trains the base model of the demo from scratch.
 
 import functools
 import pathlib
-import subprocess
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
-from r1jax import data, hf
+from r1jax import data
 from r1jax.config import bind
 from r1jax.data import templates
 from r1jax.data import tokenizer as tokenizers
@@ -29,6 +28,7 @@ from r1jax.runtime import checkpoint, distributed, interrupt, metrics, profiler
 from r1jax.runtime.workdir import claim
 from r1jax.training import inspection, models
 from r1jax.training.distillation import logprobs_of, make_teacher
+from r1jax.training.export import export
 from r1jax.training.held_back import evaluation
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.round_numbers import load_numbers
@@ -147,15 +147,7 @@ def train(
       raise
     with interrupt.deferred():
       checkpoint.save(workdir, int(state.step), state, wait=True)
-      hf.save(
-        pathlib.Path(workdir) / "model",
-        model.config,
-        state.params,
-        tokenizer=tokenizer_folder,
-        provenance=dict(
-          config=config.to_dict(), step=int(state.step), commit=commit()
-        ),
-      )
+      export(workdir, config, model.config, state, tokenizer_folder)
     writer.console.note(f"the model is in {workdir}/model")
   return state
 
@@ -256,21 +248,6 @@ def report(writer, step, numbers, num_steps) -> None:
   writer.console.progress(
     step, num_steps, unit="step", nll=float(numbers["loss/nll"])
   )
-
-
-def commit() -> str | None:
-  """The git commit of this package's source tree; None outside of git."""
-  folder = pathlib.Path(__file__).parent
-  try:
-    result = subprocess.run(
-      ["git", "-C", str(folder), "rev-parse", "HEAD"],
-      capture_output=True,
-      text=True,
-      timeout=10,
-    )
-  except (OSError, subprocess.TimeoutExpired):
-    return None
-  return result.stdout.strip() or None
 
 
 def check(config: ml_collections.ConfigDict) -> None:
