@@ -29,8 +29,8 @@ conversations of other domains. The students are six runs of
 part of the package, with synthetic problems and requests. It ends with two
 dense students, each beside the same student trained by RL alone.
 
-`:smoke` is the same with two steps of each stage, to show that everything runs,
-in a few minutes.
+`:smoke` has two steps of each stage, one student and one evaluation: in a few
+minutes it shows that everything runs.
 """
 
 import importlib.resources
@@ -38,7 +38,7 @@ import importlib.resources
 from ml_collections import ConfigDict
 
 VARIANTS = ("paper", "tiny", "smoke")
-FOLDER = "experiments/r1"
+R1 = "experiments/r1"
 
 
 def get_config(variant="paper"):
@@ -76,7 +76,6 @@ def stage(name, config, inputs, overrides=None):
 
 def paper():
   """The stages at the size of the paper."""
-  r1 = "experiments/r1"
   both = lambda path: dict(model=path, tokenizer=path)
   base, problems = both("given/base"), "given/problems"
   test = {"evaluation.test": problems}
@@ -88,27 +87,27 @@ def paper():
     ),
     stage(
       "cold_start_data",
-      f"{r1}/cold_start_data.py",
+      f"{R1}/cold_start_data.py",
       both("zero/model") | dict(dataset=problems),
     ),
     stage(
       "cold_start",
-      f"{r1}/cold_start.py",
+      f"{R1}/cold_start.py",
       base | dict(dataset="cold_start_data/kept"),
     ),
     stage(
       "reasoning_rl",
-      f"{r1}/reasoning_rl.py",
+      f"{R1}/reasoning_rl.py",
       both("cold_start/model") | test | dict(dataset=problems),
     ),
     stage(
       "samples",
-      f"{r1}/rejection_sampling.py",
+      f"{R1}/rejection_sampling.py",
       both("reasoning_rl/model") | dict(dataset=problems),
     ),
     stage(
       "sft",
-      f"{r1}/sft.py",
+      f"{R1}/sft.py",
       base
       | {
         "dataset.mixture.reasoning": "samples/kept",
@@ -117,17 +116,17 @@ def paper():
     ),
     stage(
       "helpfulness",
-      f"{r1}/reward_model.py:helpfulness",
+      f"{R1}/reward_model.py:helpfulness",
       both("sft/model") | dict(dataset="given/pairs"),
     ),
     stage(
       "safety",
-      f"{r1}/reward_model.py:safety",
+      f"{R1}/reward_model.py:safety",
       both("sft/model") | dict(dataset="given/labels"),
     ),
     stage(
       "all_scenarios",
-      f"{r1}/all_scenarios.py",
+      f"{R1}/all_scenarios.py",
       both("sft/model")
       | test
       | {
@@ -143,87 +142,83 @@ def paper():
 
 def tiny(smoke):
   """The stages at the size of a laptop, or of a test if `smoke`."""
-  r1 = "experiments/r1"
   base = dict(model="given/base")
   # What makes a stage of the smoke test short.
   short = {"sampling.max_tokens": 32} if smoke else {}
   few = {"num_steps": 2, "evaluation.problems": 1} if smoke else {}
   steps = {"num_steps": 2} if smoke else {}
-  shards = {"dataset.size": 24} if smoke else {}
+  shards = {"dataset.size": 48} if smoke else {}
   tested = {
     f"problems.sets.{name}.count": 1 for name in ("problems", "general")
   }
 
   def trained(name, config, inputs, overrides):
     """A stage that makes a model, and the evaluation of that model."""
-    return (
-      stage(name, config, inputs, overrides),
-      stage(
-        f"{name}_results",
-        f"{r1}/evaluation.py:tiny",
-        dict(model=f"{name}/model"),
-        short | tested if smoke else {},
-      ),
-    )
-
-  return (
-    stage(
-      "base_results",
-      f"{r1}/evaluation.py:tiny",
-      base,
+    made = stage(name, config, inputs, overrides)
+    evaluated = stage(
+      f"{name}_results",
+      f"{R1}/evaluation.py:tiny",
+      dict(model=f"{name}/model"),
       short | tested if smoke else {},
-    ),
-    *trained("zero", f"{r1}/zero.py", base, short | few),
+    )
+    once = smoke and name != "all_scenarios"
+    return (made,) if once else (made, evaluated)
+
+  base_results = stage("base_results", f"{R1}/evaluation.py:tiny", base)
+  students = ("qwen2",) if smoke else ("qwen2", "llama")
+  return (
+    *(() if smoke else (base_results,)),
+    *trained("zero", f"{R1}/zero.py", base, short | few),
     stage(
       "cold_start_data",
-      f"{r1}/cold_start_data.py:tiny",
+      f"{R1}/cold_start_data.py:tiny",
       dict(model="zero/model"),
       short | shards,
     ),
     *trained(
       "cold_start",
-      f"{r1}/cold_start.py:tiny",
+      f"{R1}/cold_start.py:tiny",
       base | dict(dataset="cold_start_data/kept"),
       steps,
     ),
     *trained(
       "reasoning_rl",
-      f"{r1}/reasoning_rl.py:tiny",
+      f"{R1}/reasoning_rl.py:tiny",
       dict(model="cold_start/model"),
       short | few,
     ),
     stage(
       "samples",
-      f"{r1}/rejection_sampling.py:tiny",
+      f"{R1}/rejection_sampling.py:tiny",
       dict(model="reasoning_rl/model"),
       short | shards,
     ),
     *trained(
       "sft",
-      f"{r1}/sft.py:tiny",
+      f"{R1}/sft.py:tiny",
       base | {"dataset.mixture.reasoning": "samples/kept"},
       steps,
     ),
     stage(
       "helpfulness",
-      f"{r1}/reward_model.py:tiny",
+      f"{R1}/reward_model.py:tiny",
       dict(model="sft/model"),
       steps,
     ),
     *trained(
       "all_scenarios",
-      f"{r1}/all_scenarios.py:tiny",
+      f"{R1}/all_scenarios.py:tiny",
       dict(model="sft/model")
       | {"rewards.general.helpfulness": "helpfulness/model"},
       short | few,
     ),
     *(
       each
-      for student in ("qwen2", "llama")
+      for student in students
       for each in (
         stage(
           f"{student}_base",
-          f"{r1}/base.py:{student}",
+          f"{R1}/base.py:{student}",
           dict(tokenizer="given/base"),
           steps,
         ),
@@ -236,7 +231,7 @@ def tiny(smoke):
         ),
         *trained(
           f"{student}_zero",
-          f"{r1}/zero.py",
+          f"{R1}/zero.py",
           dict(model=f"{student}_base/model"),
           short | few if smoke else {"num_steps": 44, "evaluation.every": 44},
         ),

@@ -16,6 +16,10 @@ Ours, because the paper gives no values: AdamW with the pre-training values of
 V3 without weight decay, a constant rate, no margin, and the mesh. The paper
 does not say which checkpoint they start from; MODEL is the one of the SFT.
 
+`:judged` is helpfulness from the answers that a judge has compared in
+`experiments/r1/preference_data.py`; a pair differs by more than one slight
+verdict.
+
 Not run but tiny: `:tiny` learns pairs of answers to the general requests of
 `experiments/r1/base.py`, of which the rule `quality` knows the better one.
 """
@@ -24,7 +28,7 @@ import importlib.resources
 
 from ml_collections import ConfigDict, FieldReference
 
-VARIANTS = ("helpfulness", "safety", "tiny")
+VARIANTS = ("helpfulness", "judged", "safety", "tiny")
 
 
 def get_config(variant="helpfulness"):
@@ -52,6 +56,8 @@ def get_config(variant="helpfulness"):
   )
   c.tokenizer = dict(path=path)
   c.dataset = dict(name="preferences", path="")
+  if variant == "judged":
+    c.dataset = dict(name="judged_pairs", path="", margin=1.0)
   c.rows = dict(widths=(8_192, 4_096, 2_048, 1_024), shard_rows=2)
 
   c.loss = dict(name="bradley_terry", margin=0.0)

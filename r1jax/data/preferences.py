@@ -58,7 +58,7 @@ class Preferences(Sequence[Example]):
   def __getitem__(self, index: int) -> Example:
     row = self._rows[index]
     try:
-      return _example(row, self._domain)
+      return example_of(row, self._domain)
     except ValueError as error:
       raise ValueError(f"{row.where}: {error}") from None
 
@@ -67,7 +67,7 @@ class Preferences(Sequence[Example]):
     return self._rows.checksum()
 
 
-def _example(row: Row, domain: str) -> Example:
+def example_of(row: Row, domain: str = "") -> Example:
   """Returns a row as an example; raises ValueError if it is none."""
   # In Parquet, a field that a row lacks is null.
   fields = {k: v for k, v in row.fields.items() if v is not None}
