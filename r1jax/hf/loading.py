@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from r1jax.hf import config as configs
-from r1jax.hf import layout
+from r1jax.hf import gguf_files, layout
 from r1jax.hf.arrays import LazyArray, split
 from r1jax.hf.layout import Box, Piece, boxed, sizes
 from r1jax.hf.tensors import NamedTensors, open_folder
@@ -40,7 +40,8 @@ def load(
   """The config and the parameters of the model in a directory.
 
   Args:
-    path: directory of a DeepSeek-V3, DeepSeek-V2, Qwen2 or Llama model.
+    path: directory of a DeepSeek-V3, DeepSeek-V2, Qwen2 or Llama model, or a
+      GGUF file of one of the latter two.
     dtype: of the parameters: float32, bfloat16 or float16, in any form that
       `jnp.dtype` accepts. The balancing bias is always float32.
     sharding: see `read`.
@@ -101,10 +102,15 @@ def open_model(
   If config.json announces MTP layers but the files hold none of their tensors,
   as transformers writes them, the returned config has no MTP layers.
   """
-  folder = configs.directory(path)
   dtype = jnp.dtype(float_name(dtype))
-  config = configs.read(folder)
-  tensors = open_folder(folder, configs.float8_block(folder))
+  if gguf_files.is_gguf(path):
+    folder = pathlib.Path(path)
+    config = configs.parse(gguf_files.settings(folder), str(path))
+    tensors = gguf_files.open_file(folder)
+  else:
+    folder = configs.directory(path)
+    config = configs.read(folder)
+    tensors = open_folder(folder, configs.float8_block(folder))
   mtp_layers, known = layout.mtp_layers(config), set()
   if not mtp or not any(name.startswith(mtp_layers) for name in tensors):
     known = {name for name in tensors if name.startswith(mtp_layers)}

@@ -2,15 +2,18 @@
 
     r1jax convert --source=WORKDIR --target=DIRECTORY
     r1jax convert --source=DIRECTORY --target=OTHER --dtype=bfloat16
+    r1jax convert --source=FILE.gguf --target=DIRECTORY
 
-The source is the workdir of a run, of which the newest checkpoint is read, or a
-directory in Hugging Face layout, including float8. The target gets Hugging Face
-layout and the tokenizer of the source; r1jax, transformers and inference
-servers can load it. When the source is a directory, only one tensor is in
-memory at a time; when it is a run, all parameters are.
+The source is the workdir of a run, of which the newest checkpoint is read, a
+directory in Hugging Face layout, including float8, or a GGUF file. The target
+gets Hugging Face layout and the tokenizer of the source; r1jax, transformers
+and inference servers can load it. When the source is a run, all parameters are
+in memory; otherwise only one tensor is at a time.
 """
 
+import functools
 import pathlib
+import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -19,7 +22,7 @@ from absl import flags
 
 from r1jax import hf
 from r1jax.hf import config as configs
-from r1jax.hf import tokenizer_files
+from r1jax.hf import gguf_files, tokenizer_files
 from r1jax.models.config import ModelConfig
 from r1jax.models.weights import sizes
 from r1jax.runtime import checkpoint
@@ -41,10 +44,12 @@ class Source(NamedTuple):
 
 
 def find(path: pathlib.Path, *, dtype: str | None, mtp: bool) -> Source:
-  """The model in a run's workdir, or in a directory of Hugging Face layout.
+  """The model of a run, a directory in Hugging Face layout, or a GGUF file.
 
-  Raises ValueError if `path` is neither.
+  Raises ValueError if `path` is none of these.
   """
+  if gguf_files.is_gguf(path):
+    return in_file(path, dtype=dtype)
   settings = configs.read_json(hf.directory(path) / "config.json")
   if "architectures" in settings:
     return in_directory(path, settings, dtype=dtype, mtp=mtp)
@@ -73,6 +78,20 @@ def in_directory(
   for key in digests:
     del provenance[key]
   return Source(config, arrays, path, provenance or None)
+
+
+def in_file(path: pathlib.Path, *, dtype: str | None) -> Source:
+  """The model in a GGUF file."""
+  config, arrays = hf.open_model(path, dtype=dtype or "float32")
+  return Source(config, arrays, pathlib.Path(unpacked(path).name), None)
+
+
+@functools.cache
+def unpacked(path: pathlib.Path) -> tempfile.TemporaryDirectory:
+  """A folder with the tokenizer of a GGUF file, until this process ends."""
+  folder = tempfile.TemporaryDirectory(prefix="r1jax_tokenizer_")
+  gguf_files.write_tokenizer(path, pathlib.Path(folder.name))
+  return folder
 
 
 def in_workdir(

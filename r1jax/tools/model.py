@@ -21,6 +21,7 @@ from r1jax import hf
 from r1jax.data import chat
 from r1jax.data import tokenizer as tokenizers
 from r1jax.hf import config as configs
+from r1jax.hf import gguf_files
 from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
 from r1jax.models.rows import pack_rows
@@ -283,7 +284,7 @@ def load(
   dtype: str | None = None,
   cpu_devices: int = 1,
 ) -> Model:
-  """The model in a directory of Hugging Face layout, or of a run.
+  """The model in a directory of Hugging Face layout, of a run, or a GGUF file.
 
   Examples:
     >>> import r1jax
@@ -292,8 +293,8 @@ def load(
 
   Args:
     path: a directory that `Model.save`, transformers or a release has written,
-      or the workdir of a run, whose newest checkpoint is read. None for the
-      base model that is part of the package.
+      the workdir of a run, whose newest checkpoint is read, or a GGUF file of
+      Llama or Qwen2. None for the base model that is part of the package.
     dtype: of weights and computation; None for float32 on a CPU and bfloat16
       on an accelerator.
     cpu_devices: the most CPU cores that rows are split over; each holds the
@@ -305,12 +306,15 @@ def load(
   process.start(cpu_devices)
   if dtype is None:
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-  settings = configs.read_json(hf.directory(path) / "config.json")
-  if "architectures" in settings:
+  file = gguf_files.is_gguf(path)
+  if file or "architectures" in configs.read_json(
+    hf.directory(path) / "config.json"
+  ):
     sizes, params = models.load(
       "pretrained", path=str(path), dtype=dtype, compute_dtype=dtype
     )
-    source = convert.Source(sizes, params, path, None)
+    files = pathlib.Path(convert.unpacked(path).name) if file else path
+    source = convert.Source(sizes, params, files, None)
   else:
     source = convert.find(path, dtype=dtype, mtp=True)
   if source.tokenizer is None:
