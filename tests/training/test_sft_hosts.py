@@ -1,6 +1,7 @@
 """Two processes share the texts of a step, and train as one."""
 
 import json
+import pathlib
 import sys
 
 import jax
@@ -49,7 +50,7 @@ def test_two_processes_are_one_but_for_rounding(command, tmp_path):
   """They pack the same texts in another order."""
   # The command of a run of GRPO has a model beside its config.
   (config,) = [x for x in command if x.startswith("--config=")]
-  text = open(config.removeprefix("--config=")).read()
+  text = pathlib.Path(config.removeprefix("--config=")).read_text()
   base = text.split("path='", 1)[1].split("'", 1)[0]
   turns = lambda i: [
     dict(role="user", content=f"{i}?"),
@@ -77,5 +78,5 @@ def test_two_processes_are_one_but_for_rounding(command, tmp_path):
       )
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-    *map(checkpoint.load_params, (alone, together)),
+    *(checkpoint.load_params(path, "params") for path in (alone, together)),
   )
