@@ -1,4 +1,7 @@
-"""The model that a run leaves: WORKDIR/model, in Hugging Face layout."""
+"""The model that a run leaves: WORKDIR/model, in Hugging Face layout.
+
+A run that has trained an adapter leaves WORKDIR/adapter, too, in that of PEFT.
+"""
 
 import pathlib
 import subprocess
@@ -7,6 +10,7 @@ import ml_collections
 
 from r1jax import hf
 from r1jax.models.config import ModelConfig
+from r1jax.training import lora
 from r1jax.types import TrainState
 
 
@@ -16,6 +20,7 @@ def export(
   model: ModelConfig,
   state: TrainState,
   tokenizer: str | pathlib.Path,
+  frozen: lora.Frozen,
 ) -> None:
   """Writes the model of a run. All processes of a job must call it.
 
@@ -25,11 +30,15 @@ def export(
     model: config of the model.
     state: with its parameters.
     tokenizer: the directory whose tokenizer is copied.
+    frozen: the model of an adapter.
   """
+  if frozen.lora is not None:
+    folder = pathlib.Path(workdir) / "adapter"
+    lora.save(folder, frozen.lora, state.params, config.model.path)
   hf.save(
     pathlib.Path(workdir) / "model",
     model,
-    state.params,
+    frozen.full(state.params),
     tokenizer=tokenizer,
     provenance=dict(
       config=config.to_dict(), step=int(state.step), commit=commit()

@@ -110,9 +110,10 @@ def train(
         tracer.begin(number)
 
         # Sample a group of completions for every prompt.
+        whole = run.whole(state)
         if replay is None:
           with log.phase("syncing"):
-            weights = run.engine.prepare(state.train.params)
+            weights = run.engine.prepare(whole.train.params)
             jax.block_until_ready(weights)
           with log.phase("sampling"):
             limit = token_limit(config, step)
@@ -160,12 +161,13 @@ def train(
         if config.old == "trainer" or run.use_reference:
           with log.phase("scoring"):
             updates = policy.add_logprobs(
-              run.score, updates, state, old=config.old
+              run.score, updates, whole, old=config.old
             )
         if config.kl_reward.coefficient:
           total = total - kl_penalties(config, updates, total.shape)
           advantages = make_advantages(total, **config.advantage)
 
+        del whole
         # Take one clipped step per minibatch.
         with interrupt.deferred():
           with log.phase("learning"):
@@ -178,15 +180,19 @@ def train(
               )
               if run.guide is not None:
                 weighed = map(run.guide, weighed)
+              weighed = run.frozen.batches(weighed)
               new, metrics_of_update = run.update(new, weighed)
               measured.append(sharding.to_host(metrics_of_update))
           state = state.replace(train=new)
           step = int(new.step)
-          if run.use_reference and step % config.reference_every == 0:
+          refreshed = run.use_reference and run.frozen.lora is None
+          if refreshed and step % config.reference_every == 0:
             state = policy.refresh_reference(
               run.model.config, config.offload, state
             )
-          log.write(round, scores, advantages, measured, placed, state)
+          log.write(
+            round, scores, advantages, measured, placed, run.whole(state)
+          )
           if dump:
             records.dump(
               workdir,
@@ -208,7 +214,9 @@ def train(
     save(workdir, state, wait=True)
     with interrupt.deferred():
       tokenizer = config.tokenizer.path
-      export(workdir, config, run.model.config, state.train, tokenizer)
+      export(
+        workdir, config, run.model.config, state.train, tokenizer, run.frozen
+      )
     log.summarise(step)
   return state
 
@@ -234,7 +242,7 @@ def evaluate_and_save(
     if due or step % run.config.checkpoint_every == 0:
       save(workdir, state)
     if due:
-      evaluator.evaluate(step, state.train.params)
+      evaluator.evaluate(step, run.whole(state).train.params)
 
 
 def save(workdir: str, state: RLState, *, wait: bool = False) -> None:
@@ -330,6 +338,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     )
   if "path" not in config.teacher and config.teacher:
     raise ValueError("section 'teacher' has no path; give one, or leave it {}")
+  inspection.check_adapter(config)
   inspection.check_steps(config)
   inspection.check_sampling(config.sampling)
   templates.check(config.template)

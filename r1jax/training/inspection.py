@@ -104,6 +104,22 @@ def check_dataset(
   check_width(config, longest)
 
 
+def check_adapter(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for what a run of LoRA cannot do."""
+  if config.model.name != "lora":
+    return
+  if config.router_bias_speed:
+    raise ValueError(
+      "router_bias_speed must be 0 with model.name 'lora': the router stays"
+    )
+  every = config.get("reference_every")
+  if every is not None and every < config.num_steps:
+    raise ValueError(
+      f"reference_every is {every}, but the reference of an adapter is always "
+      f"its model; set it to num_steps, {config.num_steps}"
+    )
+
+
 def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:
   """Raises ValueError if the tokenizer has ids that the model lacks."""
   if max(tokenizer.vocab_size - 1, *tokenizer.eos_ids) >= model.vocab_size:

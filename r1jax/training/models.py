@@ -5,18 +5,20 @@ MODELS is the table of the functions that describe one.
 
 import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
+from r1jax import config as configs
 from r1jax import hf
-from r1jax.hf import config as configs
+from r1jax.hf import config as released
 from r1jax.models import transformer
 from r1jax.models.config import RUNTIME_FIELDS, ModelConfig, replace
 from r1jax.models.presets import preset
 from r1jax.models.weights import logical_axes
 from r1jax.runtime.console import Console
+from r1jax.training import lora
 from r1jax.types import Params
 
 LARGE = 1_000_000_000  # Bytes of parameters from which on loading is shown.
@@ -30,12 +32,10 @@ class Initial(NamedTuple):
   # make(shardings) returns the parameters on the devices; no host holds all of
   # them. make(None) returns them on this host.
   make: Callable[[Any], Params]
-  more_axes: Mapping[str, Any] = {}  # Of parameters beside the transformer's.
-
-  @property
-  def axes(self) -> Any:
-    """The logical axes of every parameter."""
-    return logical_axes(self.config) | self.more_axes
+  axes: Any  # The logical axes of each parameter.
+  # Of an adapter: what it is, and the model that it adapts.
+  adapter: lora.Lora | None = None
+  base: "Initial | None" = None
 
 
 def pretrained(
@@ -75,6 +75,7 @@ def pretrained(
     with_execution(config, compute_dtype=compute_dtype, **how),
     jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays),
     functools.partial(_read, arrays),
+    logical_axes(config),
   )
 
 
@@ -126,6 +127,62 @@ def fresh(
     config,
     jax.eval_shape(init),
     lambda shardings: jax.jit(init, out_shardings=shardings)(),
+    logical_axes(config),
+  )
+
+
+def adapted(
+  mtp: bool,
+  /,
+  *,
+  path: str,
+  rank: int,
+  alpha: float,
+  targets: Sequence[str] = (*lora.ATTENTION, *lora.DENSE),
+  seed: int = 0,
+  dtype: Any = "bfloat16",
+  compute_dtype: Any = "float32",
+  preset_name: str | None = None,
+  how: Mapping[str, Any] = {},
+) -> Initial:
+  """A low-rank adapter of a model that stays as it is; see `training.lora`.
+
+  Args:
+    mtp: whether to keep the MTP blocks, which are not adapted.
+    path: the directory of the model.
+    rank: of A and B.
+    alpha: A B is multiplied by alpha / rank.
+    targets: names of the arrays that are adapted, in `lora.TARGETS`.
+    seed: of A.
+    dtype: of the parameters of the model; the adapter is float32.
+    compute_dtype: see `pretrained`, also for the next two.
+    preset_name: that the model must match.
+    how: the model runs.
+
+  Raises ValueError for a rank below 1, or an unknown target.
+  """
+  if rank < 1:
+    raise ValueError(f"model.rank is {rank}; it must be at least 1")
+  for name in targets:
+    if name not in lora.TARGETS:
+      raise ValueError(configs.unknown("target of LoRA", name, lora.TARGETS))
+  base = pretrained(
+    mtp,
+    path=path,
+    dtype=dtype,
+    compute_dtype=compute_dtype,
+    preset_name=preset_name,
+    how=how,
+  )
+  adapter = lora.Lora(base.config, rank, float(alpha), tuple(targets))
+  init = functools.partial(lora.init, adapter, seed)
+  return Initial(
+    base.config,
+    jax.eval_shape(init),
+    lambda shardings: jax.jit(init, out_shardings=shardings)(),
+    lora.logical_axes(adapter),
+    adapter,
+    base,
   )
 
 
@@ -142,7 +199,7 @@ def with_execution(config: ModelConfig, **how) -> ModelConfig:
   return replace(config, **how)
 
 
-MODELS = {"pretrained": pretrained, "fresh": fresh}
+MODELS = {"pretrained": pretrained, "fresh": fresh, "lora": adapted}
 
 
 def initial(name: str, *, mtp: bool = True, **section) -> Initial:
@@ -171,7 +228,7 @@ def architecture(name: str, *, mtp: bool = True, **section) -> ModelConfig:
   if section.get("preset_name"):
     sizes = preset(section["preset_name"])
   else:
-    sizes = configs.read(section["path"])
+    sizes = released.read(section["path"])
   if section.get("vocab_size"):
     sizes = replace(sizes, vocab_size=section["vocab_size"])
   if not mtp:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -21,9 +21,10 @@ from r1jax.rollouts.engine import Engine, make_engine
 from r1jax.rollouts.round import Round, make_sample
 from r1jax.training import inspection, models, policy
 from r1jax.training.distillation import make_guide
+from r1jax.training.lora import NOTHING, Frozen
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.scorer import with_models
-from r1jax.training.state import make_params, restore_or_init
+from r1jax.training.state import make_frozen, make_params, restore_or_init
 from r1jax.training.update import Update, make_update
 from r1jax.types import Batch, Example, Params, RLState, Tokenizer
 
@@ -43,6 +44,7 @@ class Run(NamedTuple):
   update: Update
   use_reference: bool
   guide: Callable[[Batch], Batch] | None  # See `distillation.make_guide`.
+  frozen: Frozen  # The model of an adapter; see `training.lora`.
 
   def make_sample(
     self,
@@ -71,10 +73,24 @@ class Run(NamedTuple):
       policy.init_rl_state,
       self.model.config,
       self.optimizer,
-      self.use_reference,
+      self.use_reference and self.frozen.lora is None,
     )
     return restore_or_init(
       workdir, self.mesh, self.initial, init, self.config.offload
+    )
+
+  def whole(self, state: RLState) -> RLState:
+    """The state with the parameters of the whole policy, and its reference.
+
+    They differ from those of `state` if an adapter is trained: the model under
+    it is the reference.
+    """
+    if self.frozen.lora is None:
+      return state
+    params = self.frozen.full(state.train.params)
+    return state.replace(
+      train=state.train.replace(params=params),
+      reference=self.frozen.base if self.use_reference else None,
     )
 
   def base_params(self, state: RLState) -> Params:
@@ -83,13 +99,15 @@ class Run(NamedTuple):
     The reference has them until it is replaced for the first time. Afterwards,
     and in a run without a reference, they are read or made again.
     """
+    if self.frozen.lora is not None:
+      return self.frozen.base
     if self.use_reference and not int(state.reference_step):
       return offload.to_device(state.reference)
     return make_params(self.mesh, self.initial)
 
 
 def set_up(config: ml_collections.ConfigDict) -> Run:
-  """The parts of a run; no parameters are read but those of a teacher.
+  """The parts of a run; of parameters, only those that stay are read.
 
   Raises ValueError for parts that do not fit each other.
   """
@@ -102,7 +120,10 @@ def set_up(config: ml_collections.ConfigDict) -> Run:
   model = transformer.Transformer(initial.config)
   inspection.check_vocabulary(tokenizer, model.config)
   rewards.check(inspection.in_memory(dataset), **config.rewards.to_dict())
-  optimizer, score, update = make_steps(config, model, tokenizer)
+  frozen = make_frozen(mesh, initial)
+  optimizer, score, update = make_steps(
+    config, model, tokenizer, frozen, initial.axes
+  )
   return Run(
     config=config,
     mesh=mesh,
@@ -124,6 +145,7 @@ def set_up(config: ml_collections.ConfigDict) -> Run:
     guide=make_guide(
       mesh, tokenizer, config.sampling.temperature, **config.teacher
     ),
+    frozen=frozen,
   )
 
 
@@ -143,9 +165,21 @@ def token_limit(config: ml_collections.ConfigDict, step: int) -> int:
 
 
 def make_steps(
-  config: ml_collections.ConfigDict, model: transformer.Transformer, tokenizer
+  config: ml_collections.ConfigDict,
+  model: transformer.Transformer,
+  tokenizer: Tokenizer,
+  frozen: Frozen = NOTHING,
+  axes: Any = None,
 ) -> tuple[optax.GradientTransformation, Callable, Update]:
-  """The optimizer, and the functions `score` and `update`."""
+  """The optimizer, and the functions `score` and `update`.
+
+  Args:
+    config: of the run.
+    model: the policy.
+    tokenizer: of the policy.
+    frozen: the model of an adapter.
+    axes: logical axes of what is trained; None for those of the model.
+  """
   settings, trains = config.optimizer.to_dict(), config.mtp == "train"
   if config.mtp == "frozen":
     settings["frozen"] = (*settings.get("frozen", ()), "mtp")
@@ -167,9 +201,9 @@ def make_steps(
     **config.loss.to_dict(),
   )
   update = make_update(
-    loss,
+    frozen.loss(loss),
     optimizer,
     router_bias_speed=config.router_bias_speed,
-    axes=logical_axes(model.config),
+    axes=axes or logical_axes(model.config),
   )
   return optimizer, policy.make_score(forward), update

@@ -56,7 +56,7 @@ def with_head(initial: Initial) -> Initial:
   return initial._replace(
     shapes=initial.shapes | {"score": head},
     make=make,
-    more_axes={"score": (None,)},
+    axes=initial.axes | {"score": (None,)},
   )
 
 

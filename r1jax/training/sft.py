@@ -21,7 +21,6 @@ from r1jax.losses.distillation import top_k_kl
 from r1jax.losses.sft import sft_loss
 from r1jax.models import transformer
 from r1jax.models.rows import mtp_targets
-from r1jax.models.weights import logical_axes
 from r1jax.parallel import offload
 from r1jax.parallel.mesh import make_mesh
 from r1jax.runtime import checkpoint, distributed, interrupt, metrics, profiler
@@ -38,7 +37,7 @@ from r1jax.training.sft_batch import (
   read_ahead,
   read_texts,
 )
-from r1jax.training.state import contents, restore_or_init
+from r1jax.training.state import contents, make_frozen, restore_or_init
 from r1jax.training.update import init_state, make_update
 from r1jax.types import Batch, Example, Tokenizer, TrainState
 
@@ -83,11 +82,12 @@ def train(
   loss = functools.partial(
     objective, model, tokenizer.vocab_size, **config.loss
   )
+  frozen = make_frozen(mesh, initial)
   update = make_update(
-    loss,
+    frozen.loss(loss),
     optimizer,
     router_bias_speed=config.router_bias_speed,
-    axes=logical_axes(model.config),
+    axes=initial.axes,
   )
   longest = max(config.rows.widths)
   to_batches = lambda texts: make_batches(
@@ -130,7 +130,7 @@ def train(
         batches = map(teach, to_batches(texts))
         with interrupt.deferred():
           # One update.
-          state, numbers = update(state, batches)
+          state, numbers = update(state, frozen.batches(batches))
           step += 1
           # Metrics, evaluation and checkpoint, where due.
           if step % config.metrics_every == 0:
@@ -138,7 +138,7 @@ def train(
             numbers["data/too_long"], too_long = too_long, 0
             report(writer, step, numbers, config.num_steps)
           if evaluate.is_due(step):
-            writer.write(step, **evaluate(state.params))
+            writer.write(step, **evaluate(frozen.full(state.params)))
           if step % config.checkpoint_every == 0:
             checkpoint.save(workdir, step, state)
     except interrupt.Interrupted:
@@ -147,7 +147,7 @@ def train(
       raise
     with interrupt.deferred():
       checkpoint.save(workdir, int(state.step), state, wait=True)
-      export(workdir, config, model.config, state, tokenizer_folder)
+      export(workdir, config, model.config, state, tokenizer_folder, frozen)
     writer.console.note(f"the model is in {workdir}/model")
   return state
 
@@ -253,6 +253,7 @@ def report(writer, step, numbers, num_steps) -> None:
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for sections that contradict each other."""
   inspection.check_rows(config.rows)
+  inspection.check_adapter(config)
   templates.check(config.template)
   make_optimizer(**config.optimizer)
   offload.check(config.offload)

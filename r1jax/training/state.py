@@ -11,6 +11,7 @@ from r1jax import data, hf
 from r1jax.parallel import offload, sharding
 from r1jax.rewards.judges import learned
 from r1jax.runtime import checkpoint
+from r1jax.training.lora import NOTHING, Frozen
 from r1jax.training.models import Initial
 from r1jax.types import Example, Params, RLState, TrainState
 
@@ -60,6 +61,13 @@ def make_params(mesh: Mesh, initial: Initial) -> Params:
   shardings = sharding.tree_shardings(mesh, initial.axes, initial.shapes)
   with jax.set_mesh(mesh):
     return initial.make(shardings)
+
+
+def make_frozen(mesh: Mesh, initial: Initial) -> Frozen:
+  """The model of an adapter, read in the shards of the mesh, if it is one."""
+  if initial.base is None:
+    return NOTHING
+  return Frozen(initial.adapter, make_params(mesh, initial.base))
 
 
 def contents(
