@@ -87,6 +87,11 @@ def plan(
   """
   if config.loop not in PROGRAMS:
     raise ValueError(configs.unknown("loop to plan", config.loop, PROGRAMS))
+  if config.model and config.model.name == "lora":
+    raise ValueError(
+      "the training of an adapter is not planned; an upper bound is that of "
+      "its model: set model.name to 'pretrained'"
+    )
   return measure(config, topology, only, lengths, log, largest)[0]
 
 
@@ -248,6 +253,11 @@ def sweep(
   """The ranking of all meshes (see `ranked`), and plans of the best three."""
   if config.loop not in PROGRAMS:
     raise ValueError(configs.unknown("loop to plan", config.loop, PROGRAMS))
+  if config.model and config.model.name == "lora":
+    raise ValueError(
+      "the training of an adapter is not planned; an upper bound is that of "
+      "its model: set model.name to 'pretrained'"
+    )
   devices = len(chips.devices(topology))
   ranking = meshes.ranked(config, topology, devices, lengths)
   plans = []
