@@ -343,9 +343,6 @@ def test_a_loop_without_a_plan_is_refused():
   c.loop = "pipeline"
   with pytest.raises(ValueError, match="unknown loop to plan 'pipeline'"):
     command.plan(c, plan_chips.topology("h200:8x1"))
-
-
-def test_an_adapter_is_not_planned_as_if_it_were_its_model():
   with pytest.raises(ValueError, match="training of an adapter is not planned"):
     command.plan(experiment("lora.py"), plan_chips.topology("h200:8x1"))
 
