@@ -166,8 +166,8 @@ def train(
         if config.kl_reward.coefficient:
           total = total - kl_penalties(config, updates, total.shape)
           advantages = make_advantages(total, **config.advantage)
+        del whole  # Of an adapter, a copy of the model.
 
-        del whole
         # Take one clipped step per minibatch.
         with interrupt.deferred():
           with log.phase("learning"):
