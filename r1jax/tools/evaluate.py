@@ -3,11 +3,15 @@
     r1jax evaluate --model=DIRECTORY --workdir=runs/math \\
         --tasks=math500=math500.jsonl,aime24=aime24.jsonl
 
-The model is a directory in Hugging Face layout or the workdir of a run. A task
-is the name of a published evaluation and a file of its problems: JSON lines, a
-JSON array or Parquet, which may be compressed (.gz). The name decides how a
-question is asked and how many completions of it are sampled, by the convention
-of the DeepSeek-R1 paper or another. `--samples` and `--count` make it quicker.
+The model is a directory in Hugging Face layout, the workdir of a run, or a GGUF
+file. With `--base_url=URL`, it is the name of a model behind an endpoint that
+speaks as OpenAI's.
+
+A task is the name of a published evaluation and a file of its problems: JSON
+lines, a JSON array or Parquet, which may be compressed (.gz). The name decides
+how a question is asked and how many completions of it are sampled, by the
+convention of the DeepSeek-R1 paper or another. `--samples` and `--count` make
+it quicker.
 
     WORKDIR/results.json      pass@1 with its standard error, pass@k, cons@k,
                               lengths, and more, of each task
@@ -26,14 +30,20 @@ from r1jax.data import benchmarks
 from r1jax.runtime import process
 
 SETTINGS = (  # Flags that a workdir is for.
-  *("model", "tasks", "convention", "samples", "count", "template"),
+  *("model", "base_url", "tasks", "convention", "samples", "count"),
+  "template",
   *("temperature", "top_p", "max_tokens", "seed"),
 )
 
 
 def define_flags() -> None:
   """Defines the flags that `main` reads."""
-  flags.DEFINE_string("model", None, "A directory in Hugging Face layout.")
+  flags.DEFINE_string(
+    "model", None, "A directory in Hugging Face layout, or a name; see above."
+  )
+  flags.DEFINE_string(
+    "base_url", None, "Of an OpenAI-compatible server, such as .../v1."
+  )
   flags.DEFINE_list(
     "tasks", None, f"NAME=FILE, ...: of {', '.join(benchmarks.BENCHMARKS)}."
   )
@@ -82,17 +92,39 @@ def main() -> None:
     count=flag.count,
   )
   # Imported late, so that wrong flags are reported without waiting for JAX.
-  from r1jax.data import chat
   from r1jax.rewards.pool.pool import GraderPool
   from r1jax.runtime.console import Console
   from r1jax.runtime.workdir import claim, prepare
-  from r1jax.tools import model as models
   from r1jax.training import evaluate
 
   problems = evaluate.problem_sets(sets=sets)
   settings = {name: flag[name].value for name in SETTINGS}
   prepare(flag.workdir)
   claim(flag.workdir, settings, evaluate.checksums(problems))
+  parts = dict(accuracy=1.0, format=0.0, language=0.0)
+  console = Console()
+  with GraderPool(num_workers=flag.workers, timeout=10.0) as pool:
+    draw = (
+      at_endpoint(pool, parts)
+      if flag.base_url
+      else in_memory(problems, pool, parts, console)
+    )
+    evaluate.evaluate_sets(
+      flag.workdir, problems, draw, parts=parts, console=console
+    )
+  print(pathlib.Path(flag.workdir) / evaluate.RESULTS)
+
+
+def in_memory(problems, pool, parts, console):
+  """Samples from the model in a directory or a file; see `evaluate.Draw`.
+
+  Raises ValueError for a prompt that does not fit the model.
+  """
+  from r1jax.data import chat
+  from r1jax.tools import model as models
+  from r1jax.training import evaluate
+
+  flag = flags.FLAGS
   model = models.load(flag.model, cpu_devices=process.cores())
   template = flag.template or model.template
   prompts = [
@@ -114,20 +146,37 @@ def main() -> None:
     temperature=flag.temperature,
     top_p=flag.top_p,
   )
-  with GraderPool(num_workers=flag.workers, timeout=10.0) as pool:
-    evaluate.evaluate_sets(
-      flag.workdir,
-      engine,
-      lambda: model.params,
-      problems,
-      model.tokenizer,
-      pool,
-      parts=dict(accuracy=1.0, format=0.0, language=0.0),
-      template=template,
-      seed=flag.seed,
-      console=Console(),
-    )
-  print(pathlib.Path(flag.workdir) / evaluate.RESULTS)
+  return evaluate.with_engine(
+    engine,
+    lambda: model.params,
+    model.tokenizer,
+    pool,
+    parts=parts,
+    template=template,
+    seed=flag.seed,
+    console=console,
+  )
+
+
+def at_endpoint(pool, parts):
+  """Samples from a model behind an endpoint; see `evaluate.Draw`."""
+  from r1jax.training import evaluate, external_teacher
+
+  flag = flags.FLAGS
+  if flag.template:
+    raise ValueError("--template: the server of --base_url has its own")
+  teacher = external_teacher.make_teacher(
+    base_url=flag.base_url,
+    model=flag.model,
+    deadline=3_600.0,
+    parameters=dict(
+      temperature=flag.temperature,
+      top_p=flag.top_p,
+      max_tokens=flag.max_tokens,
+    ),
+  )
+  replies = pathlib.Path(flag.workdir) / "replies"
+  return evaluate.with_endpoint(teacher, pool, parts=parts, replies=replies)
 
 
 def sections(

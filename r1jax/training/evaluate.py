@@ -4,6 +4,7 @@ Every completion is kept with its rewards, so that other metrics can be computed
 later without sampling again.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -24,14 +25,26 @@ from r1jax.rollouts.engine import Engine, make_engine
 from r1jax.runtime import distributed, metrics
 from r1jax.runtime.console import Console
 from r1jax.runtime.workdir import claim
-from r1jax.training import inspection, models
-from r1jax.training.evaluator import Problems, by_task, sample_set
+from r1jax.training import external_teacher, inspection, models
+from r1jax.training.evaluator import (
+  Problems,
+  by_problem,
+  by_task,
+  sample_set,
+)
+from r1jax.training.external_teacher import Teacher
 from r1jax.training.measures import measure
 from r1jax.training.scorer import with_models
 from r1jax.training.state import contents, make_params
 from r1jax.types import Completion, Params, Tokenizer
 
 RESULTS = "results.json"
+# The completions [P][k] of a set and their rewards [P, k] by name, from the set
+# and its number; None on all hosts but the first.
+Draw = Callable[
+  [Problems, int],
+  tuple[list[list[Completion]], dict[str, np.ndarray]] | None,
+]
 
 
 def train(
@@ -68,17 +81,19 @@ def train(
     metrics.Writer(workdir, sinks=sinks) as writer,
     GraderPool(**config.grader) as pool,
   ):
-    results = evaluate_sets(
-      workdir,
+    parts = with_models(config.rewards.to_dict(), mesh)
+    draw = with_engine(
       engine,
       lambda: make_params(mesh, initial),
-      sets,
       tokenizer,
       pool,
-      parts=with_models(config.rewards.to_dict(), mesh),
+      parts=parts,
       template=config.template,
       seed=config.seed,
       console=writer.console,
+    )
+    results = evaluate_sets(
+      workdir, sets, draw, parts=parts, console=writer.console
     )
     rows = {
       f"eval/{task}/{key}": value
@@ -91,15 +106,10 @@ def train(
 
 def evaluate_sets(
   workdir: str | pathlib.Path,
-  engine: Engine,
-  make: Callable[[], Params],
   sets: Sequence[Problems],
-  tokenizer: Tokenizer,
-  pool: GraderPool,
+  draw: Draw,
   *,
   parts: Mapping[str, Any],
-  template: str,
-  seed: int,
   console: Console,
 ) -> dict[str, dict[str, float]]:
   """The metrics of every set; only the first host gets them.
@@ -111,14 +121,9 @@ def evaluate_sets(
 
   Args:
     workdir: of the evaluation.
-    engine: samples the completions.
-    make: makes the parameters of the policy, if any set is to be sampled.
     sets: of problems.
-    tokenizer: of the policy.
-    pool: grades the completions.
+    draw: samples and grades a set, given its number.
     parts: the rewards, as in a config.
-    template: name of the template around each question.
-    seed: of the samples.
     console: shows progress and results.
 
   Raises Interrupted after a signal, between two sets, and ValueError for
@@ -129,7 +134,6 @@ def evaluate_sets(
   done = distributed.from_first(
     lambda: [asked.name for asked in sets if _items(root, asked.name).exists()]
   )
-  params = None
   for index, asked in enumerate(sets):
     if asked.name in done:
       continue
@@ -138,22 +142,7 @@ def evaluate_sets(
       f"{asked.name}: {len(asked.examples):,} problems, {asked.samples} "
       "completions each"
     )
-    if params is None:
-      params = engine.prepare(make())
-    graded = sample_set(
-      engine,
-      params,
-      asked,
-      tokenizer,
-      pool,
-      parts,
-      template=template,
-      seed=seed,
-      round=index,
-      progress=lambda done, tokens: console.phase(
-        f"evaluating, {done} completions, {tokens:,} tokens"
-      ),
-    )
+    graded = draw(asked, index)
     if graded is not None:
       write_items(_items(root, asked.name), asked, *graded)
   if not distributed.is_first():
@@ -176,6 +165,83 @@ def evaluate_sets(
   draft.write_text(json.dumps(results, indent=2, default=float) + "\n")
   os.replace(draft, root / RESULTS)
   return results
+
+
+def with_engine(
+  engine: Engine,
+  make: Callable[[], Params],
+  tokenizer: Tokenizer,
+  pool: GraderPool,
+  *,
+  parts: Mapping[str, Any],
+  template: str,
+  seed: int,
+  console: Console,
+) -> Draw:
+  """Samples sets with our engine.
+
+  Args:
+    engine: samples the completions.
+    make: makes the parameters of the policy, if any set is to be sampled.
+    tokenizer: of the policy.
+    pool: grades the completions.
+    parts: the rewards, as in a config.
+    template: name of the template around each question.
+    seed: of the samples.
+    console: shows progress.
+  """
+  prepared = functools.cache(lambda: engine.prepare(make()))
+
+  def draw(asked, index):
+    return sample_set(
+      engine,
+      prepared(),
+      asked,
+      tokenizer,
+      pool,
+      parts,
+      template=template,
+      seed=seed,
+      round=index,
+      progress=lambda done, tokens: console.phase(
+        f"evaluating, {done} completions, {tokens:,} tokens"
+      ),
+    )
+
+  return draw
+
+
+def with_endpoint(
+  teacher: Teacher,
+  pool: GraderPool,
+  *,
+  parts: Mapping[str, Any],
+  replies: pathlib.Path,
+) -> Draw:
+  """Samples sets from a model behind an OpenAI-compatible endpoint.
+
+  Args:
+    teacher: the model.
+    pool: grades the completions.
+    parts: the rewards, as in a config.
+    replies: a folder for what the server says, which is not asked again.
+  """
+
+  def draw(asked, index):
+    completions = external_teacher.write_samples(
+      teacher,
+      asked.examples,
+      asked.samples,
+      template=templates.QUESTION,
+      cache=str(replies / asked.name),
+    )
+    examples = [e for e in asked.examples for _ in range(asked.samples)]
+    scores = rewards.score(
+      examples, completions, pool=pool, group_size=asked.samples, **parts
+    )
+    return by_problem(completions, scores, asked.samples)
+
+  return draw
 
 
 def problem_sets(*, sets: Mapping[str, Mapping[str, Any]]) -> list[Problems]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from r1jax import data, rewards
+from r1jax.rewards import Scores
 from r1jax.rewards.pool.pool import GraderPool
 from r1jax.rollouts.engine import Engine
 from r1jax.rollouts.grading import sample_graded
@@ -120,8 +121,18 @@ def sample_set(
   if not distributed.is_first():
     return None
   _, texts = grader.texts(rollout, read_all=True)
+  return by_problem(texts, scores, samples)
+
+
+def by_problem(
+  completions: Sequence[Completion], scores: Scores, samples: int
+) -> tuple[list[list[Completion]], dict[str, np.ndarray]]:
+  """The completions [P][k], and those rewards [P, k] that apply to any."""
   return (
-    [texts[i : i + samples] for i in range(0, len(texts), samples)],
+    [
+      [*completions[i : i + samples]]
+      for i in range(0, len(completions), samples)
+    ],
     {
       name: np.where(scores.applies[name], values, np.nan).reshape(-1, samples)
       for name, values in scores.parts.items()

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import serving
 
 EVALUATE = ("-m", "r1jax", "evaluate")
 
@@ -55,6 +56,31 @@ def test_tasks_are_evaluated_and_a_second_start_adds_what_is_missing(
   other = python(*arguments(files, "--temperature=0.9"))
   assert other.returncode == 2
   assert "belongs to another config: temperature was 0.6" in other.stderr
+
+
+@pytest.mark.slow
+def test_a_model_behind_an_endpoint_is_evaluated_alike(files, python):
+  """Behind our own server; what it has said is not asked again."""
+  pytest.importorskip("uvicorn")
+  from r1jax.tools import model
+
+  with serving.running(model.load("r1jax/base", cpu_devices=1)) as server:
+    more = ("--model=demo", f"--base_url={server.url}")
+    done = python(*arguments(files, *more))
+    assert done.returncode == 0, done.stderr
+    results = json.loads((files / "run" / "results.json").read_text())
+    assert 0 < results["gsm8k"]["mean_length"] <= 24
+    lines = (files / "run/items/gsm8k.jsonl").read_text().splitlines()
+    assert len(lines) == 6
+    text = json.loads(lines[0])["completion"]["text"]
+    assert "<think>" in text  # As the server keeps thoughts apart.
+  (files / "run" / "items" / "math500.jsonl").unlink()
+  # The server is gone, and not needed.
+  again = python(*arguments(files, *more))
+  assert again.returncode == 0, again.stderr
+  assert json.loads((files / "run" / "results.json").read_text()) == results
+  wrong = python(*arguments(files, *more, "--template=plain"))
+  assert "--template: the server of --base_url has its own" in wrong.stderr
 
 
 @pytest.mark.parametrize(
