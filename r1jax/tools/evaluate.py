@@ -85,6 +85,8 @@ def main() -> None:
     raise ValueError(f"--temperature={flag.temperature}: it must be at least 0")
   if not 0 < flag.top_p <= 1:
     raise ValueError(f"--top_p={flag.top_p}: it must be in (0, 1]")
+  if flag.base_url and flag.template:
+    raise ValueError("--template: the server of --base_url has its own")
   sets = sections(
     flag.tasks,
     convention=flag.convention,
@@ -163,8 +165,6 @@ def at_endpoint(pool, parts):
   from r1jax.training import evaluate, external_teacher
 
   flag = flags.FLAGS
-  if flag.template:
-    raise ValueError("--template: the server of --base_url has its own")
   teacher = external_teacher.make_teacher(
     base_url=flag.base_url,
     model=flag.model,
