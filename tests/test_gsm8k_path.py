@@ -15,6 +15,7 @@ from r1jax.data.split import in_test
 from r1jax.losses.aggregation import completion_mean
 from r1jax.models import transformer
 from r1jax.models.presets import PRESETS, preset
+from r1jax.models.weights import logical_axes
 from r1jax.parallel.mesh import make_mesh
 from r1jax.rollouts.engine import Engine, make_engine
 from r1jax.runtime import metrics
@@ -52,7 +53,7 @@ def toy(monkeypatch, random_params):
     sizes = preset(preset_name, vocab_size=vocab_size)
     params = random_params(sizes, seed)
     place = lambda shardings: jax.device_put(params, shardings)
-    return models.Initial(sizes, params, place)
+    return models.Initial(sizes, params, place, logical_axes(sizes))
 
   monkeypatch.setitem(PRESETS, "toy", TOY)
   monkeypatch.setitem(models.MODELS, "fresh", fresh)

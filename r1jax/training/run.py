@@ -167,7 +167,7 @@ def token_limit(config: ml_collections.ConfigDict, step: int) -> int:
 def make_steps(
   config: ml_collections.ConfigDict,
   model: transformer.Transformer,
-  tokenizer: Tokenizer,
+  tokenizer: Any,
   frozen: Frozen = NOTHING,
   axes: Any = None,
 ) -> tuple[optax.GradientTransformation, Callable, Update]:
@@ -176,7 +176,7 @@ def make_steps(
   Args:
     config: of the run.
     model: the policy.
-    tokenizer: of the policy.
+    tokenizer: of the policy, of which the `vocab_size` is needed.
     frozen: the model of an adapter.
     axes: logical axes of what is trained; None for those of the model.
   """
