@@ -342,7 +342,10 @@ def write_results(file: pathlib.Path, numbers: Mapping[str, float]) -> None:
   """Writes the last evaluation, as a set named "preference"."""
   if not distributed.is_first():
     return
-  results = {name.rpartition("/")[2]: value for name, value in numbers.items()}
+  results = {
+    name.removeprefix("eval/").replace("/", "_"): value
+    for name, value in numbers.items()
+  }
   draft = file.with_suffix(".tmp")
   draft.write_text(json.dumps({"preference": results}, indent=2) + "\n")
   os.replace(draft, file)

@@ -71,8 +71,30 @@ def test_a_reward_without_a_table_of_its_own_gets_one():
   }
   made = stages.tables({"base": RESULTS, "r1": general})
   assert [table.title for table in made] == ["Accuracy", "Length", "Quality"]
-  assert made[-1].rows == [("general", ["–", "0.250 ± 0.125"])]
-  assert made[0].rows[0] == ("sums", ["50.0 ± 3.0", "–"])
+  assert made[-1].models == ["r1"]  # The others were not asked.
+  assert made[-1].rows == [("general", ["0.250 ± 0.125"])]
+  assert made[0].models == ["base"]
+  assert made[0].rows[0] == ("sums", ["50.0 ± 3.0"])
+
+
+def test_a_column_is_named_by_what_was_measured(workdir):
+  """A model that is given, and a reward model that begins from another."""
+  for name, path, output in (
+    ("student", "given/base", "results.json"),
+    ("judge", "zero/model", "model"),
+  ):
+    folder = workdir / name
+    folder.mkdir()
+    taken = {**RECORD["inputs"]["model.path"], "path": path}
+    made = {output: RECORD["outputs"]["results.json"]}
+    record = RECORD | {"inputs": {"model.path": taken}, "outputs": made}
+    (folder / "artefact.json").write_text(json.dumps(record))
+    (folder / "results.json").write_text(json.dumps(RESULTS))
+  names = ["zero", "score_zero", "student", "judge"]
+  (workdir / "pipeline.json").write_text(json.dumps(names))
+  page = stages.build(workdir).read_text()
+  columns = re.findall(r'<th scope="col">(zero|base|judge)</th>', page)
+  assert columns[:3] == ["zero", "base", "judge"]
 
 
 def test_results_that_are_malformed_are_named(workdir):

@@ -92,9 +92,14 @@ def trained(make, compiled_once, tmp_path_factory):
 def test_it_learns_what_is_preferred(trained):
   _, _, folder, _ = trained
   results = json.loads((folder / "results.json").read_text())["preference"]
-  assert results["accuracy"] > 0.9 and results["examples"] == 20
-  assert 0 <= results["accuracy_stderr"] < 0.1
-  assert results["baseline"] == pytest.approx(0.5)  # They are equally long.
+  assert (
+    results["preference_accuracy"] > 0.9
+    and results["preference_examples"] == 20
+  )
+  assert 0 <= results["preference_accuracy_stderr"] < 0.1
+  assert results["preference_baseline"] == pytest.approx(
+    0.5
+  )  # They are equally long.
   rows = metrics.read(folder)
   losses = [row["loss/preference"] for row in rows if "loss/preference" in row]
   assert losses[0] == pytest.approx(np.log(2), rel=0.05)  # Of a head near 0.
@@ -205,7 +210,7 @@ def test_safety_learns_labels_of_whole_responses(make, tmp_path):
   configs.check(config)
   reward_model.train(config, str(tmp_path), sinks=())
   results = json.loads((tmp_path / "results.json").read_text())["preference"]
-  assert results["accuracy"] > results["baseline"] + 0.2
+  assert results["preference_accuracy"] > results["preference_baseline"] + 0.2
   settings, _ = scorer.read_head(str(tmp_path / "model"))
   assert settings == {"template": "{question}", "whole": True}
 

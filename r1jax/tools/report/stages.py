@@ -104,12 +104,19 @@ def tables(
   made = []
   for title, metric, factor, form, caption in (
     *TABLES,
-    *((name.capitalize(), name, 1.0, ".3f", "mean reward") for name in others),
+    *((_title(name), name, 1.0, ".3f", "mean") for name in others),
   ):
+    has = lambda model, task, metric=metric: metric in model.get(task, {})
+    columns = {
+      name: model
+      for name, model in results.items()
+      if any(has(model, task) for task in tasks)
+    }
+    models = [*columns.values()]
     rows = {
       task: [model.get(task, {}) for model in models]
       for task in tasks
-      if any(metric in model.get(task, {}) for model in models)
+      if any(has(model, task) for model in models)
     }
     trained = [task for task in rows if not task.endswith("+1")]
     if len(trained) > 1:
@@ -119,8 +126,12 @@ def tables(
         task: [_cell(numbers, metric, factor, form) for numbers in row]
         for task, row in rows.items()
       }
-      made.append(Table(title, caption, [*results], [*cells.items()]))
+      made.append(Table(title, caption, [*columns], [*cells.items()]))
   return made
+
+
+def _title(metric: str) -> str:
+  return metric.capitalize().replace("_", " ")
 
 
 def read_results(file: Path) -> dict[str, dict[str, float]]:
@@ -137,9 +148,13 @@ def read_results(file: Path) -> dict[str, dict[str, float]]:
 
 
 def _model(root: Path, name: str) -> str:
-  """The stage whose model a stage has evaluated; its own name if unknown."""
-  taken = artefacts.read(root / name).get("inputs", {}).get("model.path", {})
-  return taken.get("path", name).partition("/")[0]
+  """The model that a stage has measured: its own, or that of another stage."""
+  record = artefacts.read(root / name)
+  taken = record.get("inputs", {}).get("model.path", {}).get("path", name)
+  if "model" in record.get("outputs", {}):
+    return name
+  maker, _, output = taken.partition("/")
+  return output if maker == pipeline.GIVEN else maker
 
 
 def _mean(
