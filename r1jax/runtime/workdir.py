@@ -220,9 +220,9 @@ def claim(
       workdir,
       "; ".join(rounding),
     )
-  _write(path / "config.json", new)
-  _write(path / _CONTENTS, dict(contents))
-  _write(path / _MACHINE, machine)
+  write_json(path / "config.json", new)
+  write_json(path / _CONTENTS, dict(contents))
+  write_json(path / _MACHINE, machine)
   (path / _ACCEPTED).unlink(missing_ok=True)
 
 
@@ -309,7 +309,7 @@ def _read(file: pathlib.Path, default: Mapping[str, Any]) -> dict[str, Any]:
   return value
 
 
-def _write(file: pathlib.Path, value: Any) -> None:
+def write_json(file: pathlib.Path, value: Any) -> None:
   """Replaces a JSON file atomically."""
   draft = file.with_name(file.name + ".tmp")
   draft.write_text(json.dumps(value, indent=2) + "\n")

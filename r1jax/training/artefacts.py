@@ -5,7 +5,6 @@ A record is the content of FOLDER/artefact.json; see `training.pipeline`.
 
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -78,10 +77,3 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   for key in before["inputs"].keys() - now["inputs"].keys():
     changes.append(f"it reads no {key} any more")
   return changes
-
-
-def write(file: pathlib.Path, value: Any) -> None:
-  """Replaces a JSON file atomically."""
-  draft = file.with_name(file.name + ".tmp")
-  draft.write_text(json.dumps(value, indent=2) + "\n")
-  os.replace(draft, file)

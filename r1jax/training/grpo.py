@@ -95,7 +95,7 @@ def train(
     ) as writer,
     profiler.Profiler(workdir, profile, log=writer.console.note) as tracer,
   ):
-    log = RunLog(config, writer, run.engine, run.dataset)
+    log = RunLog(config, writer, run.engine, run.dataset, run.whole)
     evaluator = Evaluator(config, writer, run.engine, run.tokenizer, pool)
     sample = run.make_sample(pool, log.sampled)
     without_signal = 0  # Number of successive rounds without any signal.
@@ -190,9 +190,7 @@ def train(
             state = policy.refresh_reference(
               run.model.config, config.offload, state
             )
-          log.write(
-            round, scores, advantages, measured, placed, run.whole(state)
-          )
+          log.write(round, scores, advantages, measured, placed, state)
           if dump:
             records.dump(
               workdir,

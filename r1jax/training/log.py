@@ -30,9 +30,10 @@ ALERTS = (
 class RunLog:
   """Times the phases of a run, writes its metrics, and shows its progress."""
 
-  def __init__(self, config, writer, engine, dataset):
+  def __init__(self, config, writer, engine, dataset, whole):
     self._config, self._writer = config, writer
     self._engine, self._dataset = engine, dataset
+    self._whole = whole  # See `Run.whole`.
     self._seconds = collections.Counter()
     self._warm, self._warned, self._num_sync_bytes = set(), set(), None
     self._round_began = time.monotonic()
@@ -177,7 +178,7 @@ class RunLog:
   def _sync_bytes(self, state: RLState) -> int:
     """The bytes that a device receives to reshard weights for the sampler."""
     if self._num_sync_bytes is None:  # It is the same in every round.
-      self._num_sync_bytes = self._engine.moved(state.train.params)
+      self._num_sync_bytes = self._engine.moved(self._whole(state).train.params)
     return self._num_sync_bytes
 
   def _warn(self, numbers: Mapping) -> None:

@@ -123,7 +123,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> None:
   console = Console(quiet=not distributed.is_first())
   names = [stage.name for stage in stages]
   if distributed.is_first():
-    artefacts.write(root / STAGES, names)
+    workdirs.write_json(root / STAGES, names)
   for number, stage in enumerate(stages, 1):
     if config.only and stage.name != config.only:
       continue
@@ -269,7 +269,7 @@ def prepare(
       os.replace(folder, kept)
       reason += f"; what it made before is in {kept}"
   folder.mkdir(parents=True, exist_ok=True)
-  artefacts.write(folder / artefacts.RECORD, record)
+  workdirs.write_json(folder / artefacts.RECORD, record)
   return reason
 
 
@@ -291,7 +291,7 @@ def finish(stage: Stage, root: pathlib.Path, seconds: float) -> None:
     "outputs": outputs,
     "seconds": round(seconds, 1),
   }
-  artefacts.write(folder / artefacts.RECORD, record)
+  workdirs.write_json(folder / artefacts.RECORD, record)
 
 
 def table(root: pathlib.Path) -> str:

@@ -30,12 +30,11 @@ class Responses:
   weights: Float[Array, "B"]
 
 
-def read(example: Example, text: str, whole: bool) -> str:
+def read(text: str, whole: bool) -> str:
   """What a reward model reads of a response: the whole text, or its summary.
 
   A text without </think> is its own summary.
   """
-  del example
   return text if whole else text.rpartition("</think>")[2].strip()
 
 
@@ -84,7 +83,7 @@ def responses_of(
   messages = facts.get("messages") or templates.user_turn(example.prompt)
   try:
     return [
-      (ids_of(messages, read(example, text, whole), template, tokenizer), label)
+      (ids_of(messages, read(text, whole), template, tokenizer), label)
       for text, label in texts
     ]
   except ValueError as error:

@@ -14,9 +14,6 @@ A config of RL names the model by its path:
 """
 
 import functools
-import json
-import math
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -36,8 +33,9 @@ from r1jax.models import transformer
 from r1jax.parallel import offload, sharding
 from r1jax.parallel.mesh import make_mesh
 from r1jax.runtime import checkpoint, distributed, interrupt, metrics, profiler
-from r1jax.runtime.workdir import claim
+from r1jax.runtime.workdir import claim, write_json
 from r1jax.training import inspection, models, scorer
+from r1jax.training.measures import clustered_mean
 from r1jax.training.optimizer import make_optimizer
 from r1jax.training.reward_batch import Responses, make_batches, responses_of
 from r1jax.training.sft_batch import read_ahead
@@ -316,14 +314,10 @@ class HeldBack:
     if not self._kind.pairs:
       common = np.mean(baseline)
       baseline = [max(common, 1 - common)] * len(baseline)
-    error = lambda values: float(
-      np.std(values, ddof=1) / math.sqrt(len(values))
-      if len(values) > 1
-      else math.nan
-    )
+    accuracy, error = clustered_mean(np.array(right, float)[:, None])
     return {
-      "eval/preference/accuracy": float(np.mean(right)),
-      "eval/preference/accuracy_stderr": error(np.array(right, float)),
+      "eval/preference/accuracy": accuracy,
+      "eval/preference/accuracy_stderr": error,
       "eval/preference/baseline": float(np.mean(baseline)),
       "eval/preference/examples": len(right),
     }
@@ -346,9 +340,7 @@ def write_results(file: pathlib.Path, numbers: Mapping[str, float]) -> None:
     name.removeprefix("eval/").replace("/", "_"): value
     for name, value in numbers.items()
   }
-  draft = file.with_suffix(".tmp")
-  draft.write_text(json.dumps({"preference": results}, indent=2) + "\n")
-  os.replace(draft, file)
+  write_json(file, {"preference": results})
 
 
 def check(config: ml_collections.ConfigDict) -> None:

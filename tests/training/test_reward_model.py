@@ -217,10 +217,9 @@ def test_safety_learns_labels_of_whole_responses(make, tmp_path):
 
 def test_a_thought_is_read_only_by_a_model_of_whole_responses():
   text = "<think> secret </think> the answer"
-  example = Example("a", text)
-  assert reward_batch.read(example, text, whole=False) == "the answer"
-  assert reward_batch.read(example, text, whole=True) == text
-  assert reward_batch.read(example, "plain", whole=False) == "plain"
+  assert reward_batch.read(text, whole=False) == "the answer"
+  assert reward_batch.read(text, whole=True) == text
+  assert reward_batch.read("plain", whole=False) == "plain"
 
 
 @pytest.mark.slow
